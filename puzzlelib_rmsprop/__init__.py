@@ -1,0 +1,33 @@
+"""Graves' RMSProp as a drop-in optimizer for PuzzleLib nets, PyCUDA arrays and NumPy arrays.
+
+Importing this package loads no compiler and touches no GPU.
+
+Example:
+    >>> from puzzlelib_rmsprop import RMSPropGraves
+    >>> RMSPropGraves(learnRate=0.001).alpha
+    0.95
+"""
+
+from . import errors, gpuarray
+from . import hooks as Hooks
+from .config import Config
+from .hooks import Hook, WeightDecay
+from .nodeinfo import NodeInfo
+from .optimizer import Optimizer
+from .rmsprop_graves import RMSPropGraves
+from .variable import Variable
+
+__all__ = [
+    "Config",
+    "Hook",
+    "Hooks",
+    "NodeInfo",
+    "Optimizer",
+    "RMSPropGraves",
+    "Variable",
+    "WeightDecay",
+    "errors",
+    "gpuarray",
+]
+
+__version__ = "0.1.0"

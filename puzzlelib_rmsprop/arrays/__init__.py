@@ -1,0 +1,70 @@
+"""What memory is this? One file per family of arrays; a new family is one file and a line in ``FAMILIES``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError, VariableError
+from .cpu_array import CPUArray, CPUArrayFamily
+from .family import Family
+from .flat import SharedArray
+from .numpy_array import NumpyFamily
+from .puzzlelib_cpu import PuzzleLibCPUFamily
+
+__all__ = ["FAMILIES", "CPUArray", "Family", "SharedArray", "check", "family_of", "refuse_overlap"]
+
+FAMILIES: tuple[type[Family], ...] = (CPUArrayFamily, NumpyFamily, PuzzleLibCPUFamily)
+
+
+def family_of(array: Any) -> Family:
+    """The family that ``array`` belongs to.
+
+    Raises:
+        ArrayError: when it is of none.
+    """
+    for kind in FAMILIES:
+        family = kind.of(array)
+        if family is not None:
+            return family
+    raise ArrayError(
+        f"arrays must be puzzlelib_rmsprop's, NumPy's or PuzzleLib's; got {type(array).__module__}."
+        f"{type(array).__qualname__}. Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
+    )
+
+
+def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
+    """Checks that no two arrays share memory; each is (what to call it, address, number of bytes).
+
+    Raises:
+        ArrayError: names the two that do.
+    """
+    last_name, last_end = "", 0
+    for name, address, nbytes in sorted((array for array in arrays if array[2]), key=lambda array: array[1]):
+        if address < last_end:
+            raise ArrayError(f"{name} overlaps {last_name} in memory, by {min(last_end - address, nbytes)} bytes or more")
+        last_name, last_end = name, address + nbytes
+
+
+def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Checks that the kernels can work on one array of the variable ``name`` in place.
+
+    Raises:
+        VariableError: its family, dtype or shape is another.
+        ArrayError: it is of no known kind, read-only, not contiguous.
+    """
+    try:
+        own = family_of(array)
+    except ArrayError as error:
+        raise ArrayError(f"variable {name!r}: its {what}: {error}") from None
+    if own != family:
+        raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
+    if array.dtype != dtype:
+        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}")
+    if tuple(array.shape) != shape:
+        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {tuple(array.shape)}")
+    fault = own.fault(array)
+    if fault is not None:
+        raise ArrayError(f"variable {name!r}: its {what} {fault}")

@@ -1,0 +1,64 @@
+"""The library's own CPU array: an ``ndarray`` on which PuzzleLib's array methods work too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError
+from .family import HostFamily
+
+__all__ = ["CPUArray", "CPUArrayFamily"]
+
+
+class CPUArray(np.ndarray):
+    """A NumPy array with PuzzleLib's ``get``, ``set`` and ``ptr``; everything else is NumPy's.
+
+    Made by :mod:`puzzlelib_rmsprop.gpuarray` (``to_gpu``, ``empty``, ``zeros``). Any shape and dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import gpuarray
+        >>> a = gpuarray.to_gpu(np.arange(3, dtype=np.float32))
+        >>> (a + 1).get()
+        array([1., 2., 3.], dtype=float32)
+    """
+
+    @property
+    def ptr(self) -> int:
+        """Address of the first element, in bytes."""
+        return self.ctypes.data
+
+    def get(self) -> np.ndarray:
+        """The content, copied into a plain ``ndarray`` of the same shape and dtype."""
+        return np.array(self, copy=True, subok=False)
+
+    def set(self, ary: Any) -> None:
+        """Copies ``ary`` (an array of the same shape; its dtype is converted) into this one.
+
+        Raises:
+            ArrayError: when the shapes differ, or the dtypes are of different kinds.
+        """
+        content = np.asarray(ary)
+        if content.shape != self.shape:
+            raise ArrayError(f"set() needs an array of shape {self.shape}; got {content.shape}")
+        if not np.can_cast(content.dtype, self.dtype, "same_kind"):
+            raise ArrayError(f"set() cannot convert {content.dtype} to {self.dtype}")
+        np.copyto(self, content, casting="same_kind")
+
+
+class CPUArrayFamily(HostFamily):
+    """:class:`CPUArray`."""
+
+    name = "puzzlelib_rmsprop.CPUArray"
+
+    @classmethod
+    def of(cls, array: Any) -> CPUArrayFamily | None:
+        return cls() if isinstance(array, CPUArray) else None
+
+    def host(self, array: Any) -> np.ndarray:
+        return array
+
+    def wrap(self, content: np.ndarray) -> CPUArray:
+        return content.view(CPUArray)

@@ -1,0 +1,138 @@
+"""What the optimizer asks of an array, whatever memory it holds. One subclass, in one file, per family of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError
+
+__all__ = ["Family", "HostFamily"]
+
+
+class Family:
+    """Operations on the arrays of one family. Two families are equal when one net may hold arrays of both.
+
+    Attributes:
+        name: what error messages call it.
+        kernels: the module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on its memory: ``"cpu"``.
+        alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
+    """
+
+    name: str
+    kernels: str
+    alignment: int
+
+    @classmethod
+    def of(cls, array: Any) -> Family | None:
+        """The family that ``array`` belongs to, or None where it is not of this kind."""
+        raise NotImplementedError
+
+    def fault(self, array: Any) -> str | None:
+        """Why the kernels cannot work on ``array`` in place, or None where they can."""
+        raise NotImplementedError
+
+    def address(self, array: Any) -> int:
+        """Address of the first element, in bytes."""
+        raise NotImplementedError
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new array of zeros."""
+        raise NotImplementedError
+
+    def fill_zero(self, array: Any) -> None:
+        """Sets every element to zero."""
+        raise NotImplementedError
+
+    def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
+        """The elements of a 1-d ``flat`` from ``offset`` on, as an array of ``shape`` that shares their memory."""
+        raise NotImplementedError
+
+    def copy(self, target: Any, source: Any) -> None:
+        """Copies ``source`` into ``target``, both of this family and of one shape and dtype."""
+        raise NotImplementedError
+
+    def add_scaled(self, target: Any, source: Any, factor: float) -> None:
+        """``target += factor * source``, in place; 16-bit arrays are computed in float32 and rounded once."""
+        raise NotImplementedError
+
+    def get(self, array: Any) -> np.ndarray:
+        """The content, in a new NumPy array."""
+        raise NotImplementedError
+
+    def set(self, array: Any, content: np.ndarray) -> None:
+        """Copies a NumPy array of the same shape into ``array``, converting to its dtype."""
+        raise NotImplementedError
+
+
+class HostFamily(Family):
+    """Arrays around a NumPy array. A subclass says how to get at it (:meth:`host`) and how to wrap one (:meth:`wrap`)."""
+
+    kernels = "cpu"
+    alignment = 1
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.name == getattr(other, "name", None)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
+
+    def host(self, array: Any) -> np.ndarray:
+        """The NumPy array inside, not a copy."""
+        raise NotImplementedError
+
+    def wrap(self, content: np.ndarray) -> Any:
+        """An array of this family around ``content``, not around a copy."""
+        raise NotImplementedError
+
+    def fault(self, array: Any) -> str | None:
+        host = self.host(array)
+        if not host.flags.c_contiguous:
+            return f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}"
+        if not host.flags.writeable:
+            return "must be writeable; it is read-only"
+        if not host.flags.aligned:
+            return f"must be aligned to its dtype {host.dtype}; it starts at an odd address"
+        if not host.dtype.isnative:
+            return f"must be in the machine's byte order; its dtype is {host.dtype.str}"
+        return None
+
+    def address(self, array: Any) -> int:
+        return self.host(array).ctypes.data
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self.wrap(np.zeros(shape, dtype))
+
+    def fill_zero(self, array: Any) -> None:
+        self.host(array).fill(0)
+
+    def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
+        size = int(np.prod(shape, dtype=np.int64))
+        return self.wrap(self.host(flat)[offset : offset + size].reshape(shape))
+
+    def copy(self, target: Any, source: Any) -> None:
+        np.copyto(self.host(target), self.host(source))
+
+    def add_scaled(self, target: Any, source: Any, factor: float) -> None:
+        from ..kernels.cpu import addScaled  # here, because it loads the compiler
+
+        for array in (target, source):
+            fault = self.fault(array)
+            if fault is not None:
+                raise ArrayError(f"add_scaled: the array {fault}")
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise ArrayError(
+                f"add_scaled needs two arrays of one shape and dtype; got {target.shape}, {target.dtype} and "
+                f"{source.shape}, {source.dtype}"
+            )
+        addScaled(self.address(target), self.address(source), target.size, factor, np.dtype(target.dtype))
+
+    def get(self, array: Any) -> np.ndarray:
+        return np.array(self.host(array), copy=True, subok=False)
+
+    def set(self, array: Any, content: np.ndarray) -> None:
+        host = self.host(array)
+        if content.shape != host.shape:
+            raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {host.shape}")
+        np.copyto(host, content, casting="same_kind")

@@ -1,0 +1,73 @@
+"""Many arrays in one buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError
+from .cpu_array import CPUArrayFamily
+from .family import Family
+
+__all__ = ["SharedArray"]
+
+
+class SharedArray:
+    """One flat buffer that holds several named arrays, as PuzzleLib's ``SharedArray``. It starts as zeros, gaps too.
+
+    Args:
+        dtype: of the buffer and of every array in it.
+        family: the family of arrays to make it from; the library's own by default.
+
+    Attributes:
+        ary: the flat buffer, 1-d, once built.
+        offsets: name -> index of its first element in ``ary``, once built.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import gpuarray
+        >>> shared = gpuarray.SharedArray(np.float32)
+        >>> shared.register((2, 3), np.float32, "W")
+        >>> shared.register((3,), np.float32, "b")
+        >>> shared.build()
+        >>> shared.ary.shape, shared["W"].shape
+        ((9,), (2, 3))
+    """
+
+    def __init__(self, dtype: Any = np.float32, family: Family | None = None) -> None:
+        self.dtype = np.dtype(dtype)
+        self.family = family if family is not None else CPUArrayFamily()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.offsets: dict[str, int] = {}
+        self.blocks: dict[str, Any] = {}
+        self.ary: Any = None
+
+    def register(self, shape: tuple[int, ...], dtype: Any, name: str) -> None:
+        """Asks for an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a name twice."""
+        if np.dtype(dtype) != self.dtype:
+            raise ArrayError(f"{name!r} must be of the buffer's dtype {self.dtype}; got {np.dtype(dtype)}")
+        if name in self.shapes:
+            raise ArrayError(f"{name!r} is registered already")
+        if self.ary is not None:
+            raise ArrayError(f"{name!r} cannot be registered: the buffer is built already")
+        self.shapes[name] = tuple(shape)
+
+    def build(self) -> None:
+        """Makes the buffer and the arrays in it, in the order they were registered."""
+        self.offsets, size = layout(self.shapes, self.dtype, self.family.alignment)
+        self.ary = self.family.zeros((size,), self.dtype)
+        self.blocks = {name: self.family.view(self.ary, self.offsets[name], shape) for name, shape in self.shapes.items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self.blocks[name]
+
+
+def layout(shapes: dict[str, tuple[int, ...]], dtype: np.dtype, alignment: int) -> tuple[dict[str, int], int]:
+    """Where each array starts in a flat buffer, and the buffer's size, in elements; ``alignment`` is in bytes."""
+    step = max(1, alignment // dtype.itemsize)
+    offsets, size = {}, 0
+    for name, shape in shapes.items():
+        offsets[name] = size
+        size += -(-int(np.prod(shape, dtype=np.int64)) // step) * step
+    return offsets, size

@@ -1,0 +1,27 @@
+"""Plain NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .family import HostFamily
+
+__all__ = ["NumpyFamily"]
+
+
+class NumpyFamily(HostFamily):
+    """``numpy.ndarray`` itself; a subclass (a masked array, a matrix) means something else by its memory."""
+
+    name = "numpy.ndarray"
+
+    @classmethod
+    def of(cls, array: Any) -> NumpyFamily | None:
+        return cls() if type(array) in (np.ndarray, np.memmap) else None
+
+    def host(self, array: Any) -> np.ndarray:
+        return array
+
+    def wrap(self, content: np.ndarray) -> np.ndarray:
+        return content

@@ -1,0 +1,65 @@
+"""Every exception the library raises on purpose.
+
+All derive from :class:`Error`; each also derives from the built-in exception a caller would expect, so
+``except ValueError`` keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArrayError",
+    "CheckpointError",
+    "CheckpointWarning",
+    "ConfigError",
+    "CostError",
+    "DependencyError",
+    "Error",
+    "HyperParameterError",
+    "ModuleError",
+    "SetupError",
+    "VariableError",
+]
+
+
+class Error(Exception):
+    """Base of every exception of this library."""
+
+
+class ConfigError(Error, ValueError):
+    """A setting of :data:`puzzlelib_rmsprop.Config` is unknown or has a value outside its range."""
+
+
+class DependencyError(Error, ImportError):
+    """A package that the call needs is not installed; the message says which one and how to get it."""
+
+
+class HyperParameterError(Error, ValueError):
+    """A hyper-parameter (learnRate, alpha, momRate, epsilon, rate) is of the wrong type or out of range."""
+
+
+class SetupError(Error, RuntimeError):
+    """Calls in the wrong order, or a net that the optimizer cannot be set up on."""
+
+
+class VariableError(Error, ValueError):
+    """One variable does not fit: its gradient, dtype, shape, rate or name. The message names it."""
+
+
+class ArrayError(Error, ValueError):
+    """An array cannot be used: unknown type, read-only, not contiguous, or overlapping another."""
+
+
+class CheckpointError(Error, ValueError):
+    """A file does not fit the optimizer or net, or cannot be read or written. Nothing was changed."""
+
+
+class CheckpointWarning(UserWarning):
+    """A file holds something that the optimizer has no place for; it was left unread."""
+
+
+class ModuleError(Error, ValueError):
+    """A module or container of :mod:`puzzlelib_rmsprop.nets` was built or called wrongly."""
+
+
+class CostError(Error, ValueError):
+    """A cost of :mod:`puzzlelib_rmsprop.nets` was given data that does not fit."""

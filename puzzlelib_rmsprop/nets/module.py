@@ -1,0 +1,246 @@
+"""The base of modules and containers: variables by name, forward and backward, files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import gpuarray
+from ..checkpoint import new_groups, opened
+from ..errors import CheckpointError, ModuleError
+from ..variable import Variable
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["Module"]
+
+
+class Module:
+    """Base class of modules; PuzzleLib's class of that name, as far as an optimizer needs it.
+
+    A module maps an array to an array: ``data = module(inData)``. After that ``module.backward(grad)`` leaves the
+    gradient of its input in ``module.grad`` and those of its parameters in its variables.
+
+    Args:
+        name: what the module is called within a container.
+
+    Attributes:
+        vars: name -> :class:`~puzzlelib_rmsprop.Variable`; each variable's data is an attribute of that name as well.
+        inData, data: the last input and output.
+        grad: the last gradient of the input.
+        train: False makes :meth:`backward` leave the parameters' gradients alone.
+        calctype: the dtype that the module works in, see :meth:`calcMode`.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+        self.vars: dict[str, Variable] = {}
+        self.inData: Any = None
+        self.data: Any = None
+        self.grad: Any = None
+        self.train = True
+        self.calctype: Any = np.float32
+
+    # ------------------------------------------------------------------------------------------ variables
+
+    def setVar(self, name: str, var: Variable) -> None:
+        """Puts a variable under ``name``, and its data under the attribute of that name."""
+        setattr(self, name, var.data)
+        self.vars[name] = var
+
+    def getVar(self, name: str) -> Variable:
+        """The variable of that name. Raises ModuleError where there is none."""
+        try:
+            return self.vars[name]
+        except KeyError:
+            raise ModuleError(f"{self} has no variable {name!r}; it has {', '.join(self.vars) or 'none'}") from None
+
+    def getVarTable(self) -> dict[Variable, list[str]]:
+        """Every variable with all of its names: several where parts of a net share it."""
+        table: dict[Variable, list[str]] = {}
+        for name, var in self._namedVars(""):
+            table.setdefault(var, []).append(name)
+        return table
+
+    def _namedVars(self, prefix: str) -> Iterator[tuple[str, Variable]]:
+        for name, var in self.vars.items():
+            yield prefix + name, var
+
+    def zeroGradParams(self) -> None:
+        """Sets the gradient of every variable to zero."""
+        for var in self.getVarTable():
+            if not var.hasUpdater and var.grad is not None:
+                var.grad.fill(0)
+
+    def numOfParams(self) -> int:
+        """The number of parameters; shared ones count once."""
+        return sum(var.data.size for var in self.getVarTable())
+
+    # ------------------------------------------------------------------------------- forward and backward
+
+    def __call__(self, data: Any) -> Any:
+        """Runs the module forward. Raises ModuleError where the data does not fit."""
+        self._checkArray("data", data)
+        self.checkDataShape(tuple(data.shape))
+        self.data, self.inData = None, data
+        self.updateData(data)
+        return self.data
+
+    def backward(
+        self, grad: Any, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0
+    ) -> None:
+        """Runs the module backward; ``grad`` is the gradient of its output, of the output's shape.
+
+        Args:
+            grad: in PuzzleLib's sign, of minus the loss, where it comes from a cost.
+            updParamGrads: set the gradients of the parameters.
+            updGrad: set ``self.grad``.
+            scale, momentum: a parameter's gradient becomes ``scale * gradient + momentum * what was there``.
+
+        Raises:
+            ModuleError: before a forward run, or where ``grad`` does not fit.
+        """
+        if self.data is None:
+            raise ModuleError(f"{self}: backward() needs a forward run first: call the module on data")
+        self._checkArray("grad", grad)
+        if tuple(grad.shape) != tuple(self.data.shape):
+            raise ModuleError(f"{self}: grad must be of the output's shape {tuple(self.data.shape)}; got {tuple(grad.shape)}")
+        self.grad = None
+        if updGrad:
+            self.updateGrad(grad)
+        if updParamGrads and self.train:
+            self.accGradParams(grad, scale=scale, momentum=momentum)
+
+    def updateData(self, data: Any) -> None:
+        """Sets ``self.data``; what a subclass writes."""
+        raise NotImplementedError
+
+    def updateGrad(self, grad: Any) -> None:
+        """Sets ``self.grad``; what a subclass writes."""
+        raise NotImplementedError
+
+    def accGradParams(self, grad: Any, scale: float = 1.0, momentum: float = 0.0) -> None:
+        """Sets the parameters' gradients; what a subclass with parameters writes."""
+
+    def checkDataShape(self, shape: tuple[int, ...]) -> None:
+        """Raises ModuleError for an input of a shape that does not fit."""
+
+    def _checkArray(self, what: str, array: Any) -> None:
+        if not isinstance(array, gpuarray.GPUArray):
+            raise ModuleError(f"{self}: {what} must be made with gpuarray.to_gpu; got {type(array).__name__}")
+        if array.dtype != self.calctype:
+            raise ModuleError(f"{self}: {what} must be of dtype {np.dtype(self.calctype)}; got {array.dtype}")
+
+    # --------------------------------------------------------------------------------------------- modes
+
+    def trainMode(self) -> None:
+        """Lets :meth:`backward` set the parameters' gradients (the mode at first)."""
+        self.train = True
+        self.reset()
+
+    def evalMode(self) -> None:
+        """Makes :meth:`backward` leave them alone."""
+        self.train = False
+        self.reset()
+
+    def calcMode(self, T: Any) -> None:
+        """Works in another dtype from now on: converts the parameters and their gradients. Set up optimizers anew."""
+        if T not in [dtype for dtype, _ in gpuarray.dtypesSupported()]:
+            raise ModuleError(f"{self}: calcMode needs one of numpy's float16, float32, float64; got {T!r}")
+        for name, var in list(self.vars.items()):
+            if var.data.dtype != T:  # a variable shared with another module may be converted already
+                var.data = gpuarray.to_gpu(var.data.get().astype(T))
+                var.grad = None if var.grad is None else gpuarray.to_gpu(var.grad.get().astype(T))
+            self.setVar(name, var)
+        self.calctype = T
+
+    def reset(self) -> None:
+        """Forgets the arrays of the last run."""
+        self.inData, self.data, self.grad = None, None, None
+
+    # --------------------------------------------------------------------------------------------- files
+
+    def save(
+        self, hdf: str | os.PathLike[str] | h5py.Group | None = None, name: str | None = None, compress: str | None = "gzip"
+    ) -> bytes | None:
+        """Saves the parameters in PuzzleLib's module format.
+
+        Args:
+            hdf: a path, whose file appears or is replaced only once it is complete; an open ``h5py`` file or group,
+                which is left open; or None, to get the file's bytes back.
+            name: what the net is called in the file; its own name, or nothing, by default.
+            compress: HDF5 compression of the parameters, or None.
+
+        Raises:
+            CheckpointError: the file cannot be written, or has parameters already.
+        """
+        if hdf is None:
+            import h5py
+
+            name_in_memory = os.path.join(tempfile.gettempdir(), "net.hdf")  # names it only; nothing is written there
+            with h5py.File(name_in_memory, "w", driver="core", backing_store=False) as file:
+                self.save(file, name, compress)
+                file.flush()
+                return file.id.get_file_image()
+        with opened(hdf, "w") as parent, new_groups(parent, ["params", "links"]) as (params, links):
+            index: dict[Variable, int] = {}
+            for link, var in self._namedVars(self._fileName(name)):
+                if var not in index:
+                    index[var] = len(index)
+                    params.create_dataset(str(index[var]), data=var.data.get(), compression=compress)
+                links[link] = index[var]
+        return None
+
+    def load(self, hdf: str | os.PathLike[str] | h5py.Group | bytes, name: str | None = None) -> None:
+        """Loads what :meth:`save` wrote, or PuzzleLib. Everything is checked before anything is changed.
+
+        Args:
+            hdf: a path, an open ``h5py`` file or group, or a file's bytes.
+            name: what the net is called in the file.
+
+        Raises:
+            CheckpointError: the file does not fit; names the variable and says why.
+        """
+        if isinstance(hdf, bytes):
+            import io
+
+            import h5py
+
+            try:
+                file = h5py.File(io.BytesIO(hdf), "r")
+            except OSError as error:
+                raise CheckpointError(f"these {len(hdf)} bytes are no HDF5 file: {error}") from error
+            with file:
+                self.load(file, name)
+            return
+        found: dict[Variable, np.ndarray] = {}
+        with opened(hdf, "r") as parent:
+            where = parent.file.filename
+            for link, var in self._namedVars(self._fileName(name)):
+                if var not in found:
+                    found[var] = _parameter(parent, where, link, var)
+        for var, content in found.items():
+            var.data.set(content)
+
+    def _fileName(self, name: str | None) -> str:
+        return f"{name if name is not None else self.name or ''}."
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}" + (f" {self.name!r}" if self.name is not None else "")
+
+
+def _parameter(parent: Any, where: str, link: str, var: Variable) -> np.ndarray:
+    try:
+        content = parent["params"][str(parent["links"][link][()])][()]
+    except (KeyError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{where} has no parameter {link!r}: {error}") from error
+    if content.shape != var.data.shape:
+        raise CheckpointError(f"{link!r} must be of shape {var.data.shape}; {where} has {content.shape}")
+    if not np.can_cast(content.dtype, var.data.dtype, "safe"):
+        raise CheckpointError(f"{link!r} is {var.data.dtype}; {where} has {content.dtype}, which does not fit without loss")
+    return content

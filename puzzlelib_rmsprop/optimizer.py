@@ -1,0 +1,523 @@
+"""The base of optimizers: which arrays there are, in what order they are updated, and what is saved.
+
+A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:meth:`Optimizer.updateVar`).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import checkpoint
+from .arrays import Family, SharedArray, check, family_of, refuse_overlap
+from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
+from .kernels import PARAM_DTYPES
+from .variable import Variable
+
+if TYPE_CHECKING:
+    import h5py
+
+    from .nodeinfo import NodeInfo
+
+__all__ = ["Optimizer", "Slot"]
+
+
+@dataclass(eq=False)
+class Slot:
+    """One variable as the optimizer knows it: the arrays it was checked with, and its state."""
+
+    names: list[str]
+    var: Any
+    data: Any
+    grad: Any
+    state: dict[str, Any] = field(default_factory=dict)
+    offset: int = 0  # of its first element in the flat buffers; global mode only
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.data.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        return int(self.data.size)
+
+
+class Optimizer:
+    """Base class of optimizers; PuzzleLib's class of that name.
+
+    The order of calls: ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and
+    ``update()``. One optimizer belongs to one thread at a time; different optimizers may update at the same time.
+
+    Args:
+        nodeinfo: the group of processes to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); needs global state.
+
+    Attributes:
+        t: number of updates so far.
+        learnRate: the learning rate; assigning it acts from the next update on.
+        attrs: names of the attributes that are saved, see :meth:`setAttr`.
+        module: the net that :meth:`setupOn` was called with.
+        states: local mode: first name of a variable -> its state; global mode: dtype -> the flat state.
+        hooks: what :meth:`addHook` added.
+        globalState: whether the mode is global.
+        globalVar: dtype -> :class:`Variable` of the flat parameters and gradients; global mode only.
+        shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
+        customVars: first names of the variables that have their own updater.
+        nodeinfo: as given.
+
+    Example:
+        A whole optimizer. Gradients are in PuzzleLib's sign, so the step is added.
+
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import Optimizer, Variable, gpuarray
+        >>> class SGD(Optimizer):
+        ...     def __init__(self, learnRate=1e-2, nodeinfo=None):
+        ...         super().__init__(nodeinfo)
+        ...         self.setAttr("learnRate", learnRate)
+        ...     def updateVar(self, var, state, stream=None):
+        ...         var.data += self.learnRate * var.learnRate * var.grad
+        >>> from puzzlelib_rmsprop.nets import Linear
+        >>> net = Linear(3, 2)
+        >>> optimizer = SGD()
+        >>> optimizer.setupOn(net, useGlobalState=True)
+        >>> optimizer.update()
+        >>> optimizer.t
+        1
+    """
+
+    def __init__(self, nodeinfo: NodeInfo | None = None) -> None:
+        self.t = 0
+        self.learnRate: float = 0.0
+        self.attrs: set[str] = {"t", "learnRate"}
+        self.hooks: list[Callable[..., None]] = []
+        self.nodeinfo = nodeinfo
+        self._unbind()
+
+    def _unbind(self) -> None:
+        """Forgets the net and everything made for it."""
+        self.module: Any = None
+        self.states: dict[Any, dict[str, Any]] = {}
+        self.globalState = False
+        self.globalVar: dict[np.dtype, Variable] = {}
+        self.shParams: dict[np.dtype, SharedArray] = {}
+        self.shGrads: dict[np.dtype, SharedArray] = {}
+        self.customVars: list[str] = []
+        self.family: Family | None = None
+        self._slots: list[Slot] = []
+        self._state_arrays: list[Any] = []
+        self._runs: list[Slot] | None = None
+        self._rates: list[tuple[float, float, float]] = []
+
+    # -------------------------------------------------------------------------------- attributes and hooks
+
+    def setAttr(self, name: str, attr: Any) -> None:
+        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array."""
+        setattr(self, name, attr)
+        self.attrs.add(name)
+
+    def getAttrDict(self) -> dict[str, Any]:
+        """Every registered attribute with its value."""
+        return {name: getattr(self, name) for name in sorted(self.attrs)}
+
+    def addHook(self, hook: Callable[..., None]) -> None:
+        """Adds ``hook(var, state, stream)``, run on every variable before each update, frozen ones included.
+
+        In both modes a hook gets the net's own variables one by one, with their own state. (In PuzzleLib's global mode
+        it gets the flat buffer, without rates or names.)
+
+        Raises:
+            SetupError: when ``hook`` cannot be called.
+        """
+        if not callable(hook):
+            raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+        self.hooks.append(hook)
+
+    # --------------------------------------------------------------------------------------------- set-up
+
+    def setupOn(self, mod: Any, useGlobalState: bool = False) -> None:
+        """Binds the optimizer to a net, with fresh state. Called again, on this net or another, it starts clean.
+
+        Everything is checked before anything is changed. Hyper-parameters and hooks stay.
+
+        Args:
+            mod: the net: anything with ``getVarTable()`` (Variable -> list of its names), ``getVar(name)`` and
+                ``setVar(name, variable)``.
+            useGlobalState: False keeps every variable in its own memory. True moves all parameters of a dtype into one
+                flat buffer and all their gradients into another, variables in the order of their first names, and
+                points the net's own variables at views of them.
+
+        Raises:
+            SetupError: the net lacks a method or has no variables, or a nodeinfo lacks global state.
+            VariableError: a variable does not fit; names it.
+            ArrayError: an array cannot be used, or two overlap; names the variables.
+        """
+        slots, custom, family = self._inspect(mod, useGlobalState)
+        fresh: dict[str, Any] = {"module": mod, "globalState": bool(useGlobalState), "customVars": custom}
+        if useGlobalState:
+            slots.sort(key=lambda slot: slot.names[0])
+            fresh.update(self._flatten(mod, slots, family))
+        before = {**vars(self)}
+        self._unbind()
+        vars(self).update(fresh, family=family, _slots=slots)
+        try:
+            self._setup_states(slots)
+        except BaseException:
+            vars(self).update(before)
+            raise
+        self.t = 0
+
+    def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
+        """Reads the net's variables and checks all of them; changes nothing."""
+        for method in ("getVarTable", "getVar", "setVar"):
+            if not callable(getattr(mod, method, None)):
+                raise SetupError(f"setupOn needs a net with a method {method}(); got {type(mod).__qualname__}")
+        if self.nodeinfo is not None and not useGlobalState:
+            raise SetupError("an optimizer with a nodeinfo needs global state: setupOn(net, useGlobalState=True)")
+
+        slots: list[Slot] = []
+        custom: list[str] = []
+        family: Family | None = None
+        seen: set[str] = set()
+        for var, names in mod.getVarTable().items():
+            _check_names(mod, var, names, seen)
+            if getattr(var, "hasUpdater", False):
+                if self.nodeinfo is not None:
+                    raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
+                custom.append(names[0])
+                continue
+            slot = Slot(list(names), var, var.data, var.grad)
+            family = _check_arrays(slot, family)
+            slots.append(slot)
+        if not seen:
+            raise SetupError(f"the net ({type(mod).__qualname__}) has no variables to train")
+        if family is not None:
+            refuse_overlap(_extents(slots, family))
+        return slots, custom, family
+
+    def _flatten(self, mod: Any, slots: list[Slot], family: Family | None) -> dict[str, Any]:
+        """Moves the variables into flat buffers, one at a time, and points the net at them."""
+        params: dict[np.dtype, SharedArray] = {}
+        grads: dict[np.dtype, SharedArray] = {}
+        for slot in slots:
+            for buffers in (params, grads):
+                buffer = buffers.setdefault(slot.dtype, SharedArray(slot.dtype, family))
+                buffer.register(slot.shape, slot.dtype, slot.names[0])
+        for buffer in (*params.values(), *grads.values()):
+            buffer.build()
+        for slot in slots:
+            name, var = slot.names[0], slot.var
+            assert family is not None
+            data, grad = params[slot.dtype][name], grads[slot.dtype][name]
+            family.copy(data, slot.data)
+            family.copy(grad, slot.grad)
+            var.data, var.grad = data, grad
+            try:
+                for each in slot.names:
+                    mod.setVar(each, var)
+            except BaseException:
+                # what was moved before is whole where it is; this one goes back
+                var.data, var.grad = slot.data, slot.grad
+                raise
+            slot.data, slot.grad, slot.offset = data, grad, params[slot.dtype].offsets[name]
+        flat = {d: Variable(params[d].ary, name=str(d), grad=grads[d].ary) for d in params}
+        if self.nodeinfo is not None:
+            for var in flat.values():
+                self.nodeinfo.broadcastBuffer("data", getattr(var.data, "gpudata", var.data))
+        return {"shParams": params, "shGrads": grads, "globalVar": flat}
+
+    def _setup_states(self, slots: list[Slot]) -> None:
+        if not self.globalState:
+            for slot in slots:
+                slot.state = self.states[slot.names[0]] = self.setupState(slot.var)
+        else:
+            for dtype, var in self.globalVar.items():
+                self.states[dtype] = self.setupState(var)
+            self._share_states()
+        self._state_arrays = [array for state in self.states.values() for array in state.values()]
+
+    def _share_states(self) -> None:
+        """Global mode: gives each variable its view of the flat state."""
+        for slot in self._slots:
+            flat = self.states[slot.dtype]
+            slot.state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in flat.items()}
+
+    def _total(self, slot: Slot) -> int:
+        return int(self.globalVar[slot.dtype].data.size)
+
+    # ------------------------------------------------------------------------------------------ iteration
+
+    def zeroGradParams(self) -> None:
+        """Sets every gradient to zero, except those of variables with their own updater.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+        """
+        self._refresh()
+        if self.family is None:
+            return
+        for var in self.globalVar.values() if self.globalState else [slot.var for slot in self._slots]:
+            self.family.fill_zero(var.grad)
+
+    def update(self, useStreams: bool = False, sync: bool = True) -> None:
+        """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
+
+        A variable with its own updater is updated last, by ``var.update(self.learnRate)``.
+
+        Args:
+            useStreams: let variables be updated on streams of their own. On the CPU there are none: an update has
+                ended when the call returns.
+            sync: wait for those streams before returning.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
+                In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
+        """
+        self._refresh()
+        runs = self._current_runs()
+        self.t += 1
+        try:
+            if self.hooks:
+                for slot in self._slots:
+                    for hook in self.hooks:
+                        hook(slot.var, slot.state, None)
+                # a hook may have replaced an array or set a rate
+                self._refresh()
+                runs = self._current_runs()
+            if self.nodeinfo is not None:
+                for var in self.globalVar.values():
+                    self.nodeinfo.sumTensor("grad", var.grad)
+            self._step(runs)
+        except BaseException:
+            self.t -= 1
+            raise
+        for name in self.customVars:
+            self.module.getVar(name).update(self.learnRate)
+
+    def _step(self, runs: list[Slot]) -> None:
+        """Updates everything once; a subclass that can do it in one call overrides this."""
+        for run in runs:
+            if run.var.learnRate > 0.0:
+                self.updateVar(run.var, run.state, None)
+
+    def _refresh(self) -> None:
+        """Follows what the user did to the net since the last call, or refuses it."""
+        if self.module is None:
+            raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
+        get = self.module.getVar
+        moved = []
+        for slot in self._slots:
+            var = get(slot.names[0])
+            if var is not slot.var or var.data is not slot.data or var.grad is not slot.grad:
+                moved.append((slot, self._follow(slot, var)))
+        if moved:
+            assert self.family is not None
+            new = dict(moved)
+            refuse_overlap(_extents([new.get(slot, slot) for slot in self._slots], self.family))
+            for slot, now in moved:
+                slot.var, slot.data, slot.grad = now.var, now.data, now.grad
+            self._runs = None
+        arrays = [array for state in self.states.values() for array in state.values()]
+        if len(arrays) != len(self._state_arrays) or any(map(operator.is_not, arrays, self._state_arrays)):
+            if self.globalState:
+                self._share_states()
+            self._state_arrays = arrays
+            self._runs = None
+
+    def _follow(self, slot: Slot, var: Any) -> Slot:
+        """What a variable is now, where its arrays were replaced since it was checked."""
+        name = slot.names[0]
+        if self.globalState:
+            what = "variable" if var is not slot.var else "data" if var.data is not slot.data else "gradient"
+            raise VariableError(
+                f"variable {name!r}: its {what} was replaced after setupOn, so it no longer lies in the flat buffer; "
+                f"write into the array in place, or call setupOn again"
+            )
+        new = Slot(slot.names, var, var.data, var.grad, slot.state)
+        _check_arrays(new, self.family)
+        if new.shape != slot.shape or new.dtype != slot.dtype:
+            raise VariableError(
+                f"variable {name!r}: replaced after setupOn by one of shape {new.shape} and dtype {new.dtype}, where its "
+                f"state is for {slot.shape} and {slot.dtype}; call setupOn again"
+            )
+        return new
+
+    def _current_runs(self) -> list[Slot]:
+        """What one call of :meth:`updateVar` each updates, rebuilt only when it has to be.
+
+        Local mode: every variable. Global mode: the longest stretches of the flat buffers whose variables have the
+        same rates; the whole buffer, when no variable has rates of its own.
+        """
+        rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
+        if self._runs is None or rates != self._rates:
+            for slot, each in zip(self._slots, rates, strict=True):
+                _check_rates(slot.names[0], *each)
+            if self.globalState:
+                self._runs = self._stretches(rates)
+            elif self._runs is None:
+                self._runs = list(self._slots)
+            self._rates = rates
+        return self._runs
+
+    def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
+        runs = []
+        for dtype, flat in self.globalVar.items():
+            members = [(slot, rate) for slot, rate in zip(self._slots, rates, strict=True) if slot.dtype == dtype]
+            starts = [i for i, (_, rate) in enumerate(members) if i == 0 or rate != members[i - 1][1]]
+            for start, end in zip(starts, [*starts[1:], len(members)], strict=True):
+                low = members[start][0].offset
+                high = members[end][0].offset if end < len(members) else flat.data.size
+                runs.append(self._stretch(dtype, flat, low, int(high), members[start][1]))
+        return runs
+
+    def _stretch(self, dtype: np.dtype, flat: Variable, low: int, high: int, rates: tuple[float, float, float]) -> Slot:
+        if (low, high) == (0, flat.data.size):
+            var, state = flat, self.states[dtype]
+        else:
+            data, grad = (_part(array, low, (high - low,), flat.data.size) for array in (flat.data, flat.grad))
+            var = Variable(data, name=f"{dtype}[{low}:{high}]", grad=grad)
+            state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
+        var.learnRate, var.momRate, var.wc = rates
+        return Slot([var.name], var, var.data, var.grad, state, low)
+
+    # ------------------------------------------------------------------------------- what a subclass writes
+
+    def setupState(self, var: Any) -> dict[str, Any]:
+        """The state for a variable, or for a flat buffer: name -> array of the shape of ``var.data``. Default: none."""
+        return {}
+
+    def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
+        """Takes one step on ``var.data``, from ``var.grad`` and ``state``, element by element.
+
+        Called once a variable in local mode. In global mode ``var`` is a stretch of a flat buffer whose variables share
+        ``learnRate`` and ``momRate``, so the same code serves both.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define updateVar(self, var, state, stream=None)")
+
+    # ----------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
+        """Saves attributes and state to HDF5, in PuzzleLib's groups ``<name>.attrs`` and ``<name>.states``.
+
+        Args:
+            hdf: a path, whose file appears or is replaced only once it is complete; or an open ``h5py`` file or group,
+                which is written into and left open.
+            name: prefix of the groups, for several optimizers in one file. Default: none.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            CheckpointError: the file cannot be written, or has groups of that name already.
+        """
+        self._refresh()
+        states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
+        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState)
+
+    def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
+        """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
+
+        Everything is checked before anything is changed.
+
+        Args:
+            hdf: a path, or an open ``h5py`` file or group, which is left open.
+            name: prefix of the groups.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            CheckpointError: the file does not fit; names the variable and says why.
+        """
+        self._refresh()
+        attrs, states = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+        before = self.getAttrDict()
+        try:
+            for key, value in attrs.items():
+                setattr(self, key, value)
+        except Exception as error:
+            for key, value in before.items():
+                setattr(self, key, value)
+            raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
+        for slot, state in zip(self._slots, states, strict=True):
+            for entity, content in state.items():
+                family_of(slot.state[entity]).set(slot.state[entity], content)
+
+    def _places(self) -> list[checkpoint.Place]:
+        return [
+            checkpoint.Place(
+                slot.names,
+                slot.shape,
+                slot.dtype,
+                slot.offset,
+                {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in slot.state.items()},
+            )
+            for slot in self._slots
+        ]
+
+
+def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
+    if not names or not all(isinstance(name, str) for name in names):
+        raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
+    for name in names:
+        if name in seen:
+            raise VariableError(f"variable {name!r}: two variables of the net have this name")
+        seen.add(name)
+        try:
+            found = mod.getVar(name)
+        except Exception as error:
+            raise VariableError(f"variable {name!r} is in getVarTable(), but getVar() does not find it: {error}") from error
+        if found is not var:
+            raise VariableError(f"variable {name!r}: getVarTable() and getVar() give different objects")
+
+
+def _check_arrays(slot: Slot, family: Family | None) -> Family:
+    """Checks one variable's data and gradient against the net's family, if it is known yet; returns it."""
+    name = slot.names[0]
+    if slot.grad is None:
+        raise VariableError(f"variable {name!r} has no gradient; make it with withgrad=True, or give it an updater")
+    if family is None:
+        try:
+            family = family_of(slot.data)
+        except ArrayError as error:
+            raise ArrayError(f"variable {name!r}: its data: {error}") from None
+    dtype = np.dtype(slot.data.dtype) if hasattr(slot.data, "dtype") else None
+    if dtype is not None and dtype not in PARAM_DTYPES:
+        raise VariableError(f"variable {name!r}: dtype must be {', '.join(map(str, PARAM_DTYPES))}; got {dtype}")
+    shape = tuple(getattr(slot.data, "shape", ()))
+    for what, array in (("data", slot.data), ("gradient", slot.grad)):
+        check(name, what, array, family, dtype or np.dtype(np.float32), shape)
+    return family
+
+
+def _extents(slots: list[Slot], family: Family) -> Iterator[tuple[str, int, int]]:
+    for slot in slots:
+        yield f"variable {slot.names[0]!r}: its data", family.address(slot.data), int(slot.data.nbytes)
+        yield f"variable {slot.names[0]!r}: its gradient", family.address(slot.grad), int(slot.grad.nbytes)
+
+
+def _check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
+    for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
+        try:
+            good = math.isfinite(value) and value >= least
+        except TypeError:
+            good = False
+        if not good:
+            rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
+            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {value!r}")
+
+
+def _part(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
+    """A variable's part of a flat state array; anything that is not one element per parameter is shared whole."""
+    if getattr(array, "shape", None) != (total,):
+        return array
+    return family_of(array).view(array, offset, shape)
+
+
+def _content(array: Any) -> np.ndarray:
+    return family_of(array).get(array)

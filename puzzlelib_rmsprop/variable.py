@@ -1,0 +1,105 @@
+"""A parameter of a net, with its gradient and its own rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .arrays import family_of
+from .config import Config
+from .errors import SetupError
+
+__all__ = ["Variable"]
+
+
+class Variable:
+    """A parameter, its gradient, and what the optimizer needs to know of it; PuzzleLib's class of that name.
+
+    The rates are live: assigning one acts from the next ``optimizer.update()`` on, in local and in global mode.
+
+    Args:
+        data: the parameter: an array of any shape, float16, float32 or float64.
+        name: a name; by default a running number.
+        withgrad: make a gradient of zeros where ``grad`` is not given (not in ``Config.globalEvalMode``).
+        grad: the gradient, an array of the family, shape and dtype of ``data``.
+        updater: ``updater(variable, learnRate)`` updates the variable in the optimizer's place. Such a variable has
+            no gradient and no state, and keeps its own memory in global mode.
+        postUpdater: ``postUpdater(variable)``, run by :meth:`postUpdate`. As in PuzzleLib, the optimizer does not call
+            it: your loop does, when you want it.
+
+    Attributes:
+        learnRate, momRate: factors on the optimizer's ``learnRate`` and ``momRate``; 1.0 at first. A variable whose
+            ``learnRate`` is not above 0 is frozen: neither it nor its state changes.
+        wc: factor on the rate of :class:`~puzzlelib_rmsprop.WeightDecay`; 0.0, no decay, at first.
+
+    Raises:
+        ArrayError: when ``data`` is no array that the library knows.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import Variable, gpuarray
+        >>> bias = Variable(gpuarray.zeros(3), name="b")
+        >>> bias.learnRate = 2.0
+        >>> bias.grad.get()
+        array([0., 0., 0.], dtype=float32)
+    """
+
+    index = 0
+
+    def __init__(
+        self,
+        data: Any,
+        name: str | None = None,
+        withgrad: bool = True,
+        grad: Any = None,
+        updater: Callable[[Variable, float], None] | None = None,
+        postUpdater: Callable[[Variable], None] | None = None,
+    ) -> None:
+        family = family_of(data)
+        if name is None:
+            name = str(Variable.index)
+            Variable.index += 1
+        self.name = name
+        self.data = data
+        self.updater = updater
+        self.postUpdater = postUpdater
+        if grad is None and withgrad and updater is None and not Config.globalEvalMode:
+            grad = family.zeros(data.shape, np.dtype(data.dtype))
+        self.grad = grad
+        self.learnRate, self.momRate = 1.0, 1.0
+        self.wc = 0.0
+
+    @property
+    def hasUpdater(self) -> bool:
+        """Whether the variable is updated by its own ``updater``."""
+        return self.updater is not None
+
+    @property
+    def hasPostUpdater(self) -> bool:
+        """Whether there is something for :meth:`postUpdate` to run."""
+        return self.postUpdater is not None
+
+    def update(self, learnRate: float) -> None:
+        """Runs the ``updater``. Raises SetupError where there is none."""
+        if self.updater is None:
+            raise SetupError(f"variable {self.name!r} has no updater")
+        self.updater(self, learnRate)
+
+    def postUpdate(self) -> None:
+        """Runs the ``postUpdater``. Raises SetupError where there is none."""
+        if self.postUpdater is None:
+            raise SetupError(f"variable {self.name!r} has no postUpdater")
+        self.postUpdater(self)
+
+    def set(self, variable: Variable) -> None:
+        """Copies another variable's data, and its gradient where both have one, into this one's arrays."""
+        pairs = [(self.data, variable.data)]
+        if self.grad is not None and variable.grad is not None:
+            pairs.append((self.grad, variable.grad))
+        for target, source in pairs:
+            family_of(target).set(target, family_of(source).get(source))
+
+    def __repr__(self) -> str:
+        return f"Variable({self.name!r}, shape={tuple(self.data.shape)}, dtype={np.dtype(self.data.dtype)})"
