@@ -228,7 +228,8 @@ def _converted(key: str, dataset: h5py.Dataset, current: Any) -> Any:
     try:
         return type(current)(value)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"attribute {key!r} must be of type {type(current).__name__}; the file has {value!r}") from error
+        kind = type(current).__name__
+        raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {value!r}") from error
 
 
 class _States:

@@ -38,18 +38,16 @@ class _Config:
         >>> Config.numThreads = 1
     """
 
-    Backend = Backend
-
-    backend: Backend
-    deviceIdx: int
-    globalEvalMode: bool
-    numThreads: int
-
     def __init__(self) -> None:
         self.backend = Backend.auto
         self.deviceIdx = 0
         self.globalEvalMode = False
         self.numThreads = _cores()
+
+    @property
+    def Backend(self) -> type[Backend]:
+        """The enumeration, as PuzzleLib's ``Config.Backend``."""
+        return Backend
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "backend":

@@ -19,7 +19,7 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise HyperParameterError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
-    if not least <= value < below:
+    if not least <= float(value) < below:
         above = "" if below == math.inf else f" and below {below:g}"
         raise HyperParameterError(f"{name} must be a finite number, at least {least:g}{above}; got {value!r}{hint}")
     return float(value)

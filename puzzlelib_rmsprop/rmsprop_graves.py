@@ -148,7 +148,7 @@ class _Packed:
             by_dtype.setdefault(run.dtype, []).append(run)
         refuse_overlap(extents)
         for dtype, alike in by_dtype.items():
-            rows = [cpu.Row(*(family.address(array) for _, array in _buffers(run)), run.size) for run in alike]
+            rows = [cpu.Row._make((*(family.address(array) for _, array in _buffers(run)), run.size)) for run in alike]
             self._tables.append((cpu.Table(dtype, rows), alike))
 
     def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:

@@ -79,11 +79,12 @@ class Cost:
         """Raises CostError for data that does not fit; what a subclass writes."""
 
     def _check(self, pred: Any, target: Any) -> None:
+        own = type(self).__name__
         for what, array in (("pred", pred), ("target", target)):
             if not isinstance(array, gpuarray.GPUArray):
-                raise CostError(f"{type(self).__name__}: {what} must be made with gpuarray.to_gpu; got {type(array).__name__}")
+                raise CostError(f"{own}: {what} must be made with gpuarray.to_gpu; got {type(array).__name__}")
         if pred.ndim == 0 or pred.shape[0] == 0:
-            raise CostError(f"{type(self).__name__}: pred must have samples; its shape is {pred.shape}")
+            raise CostError(f"{own}: pred must have samples; its shape is {pred.shape}")
         self.checkDataShape(pred, target)
 
 

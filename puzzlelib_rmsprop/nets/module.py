@@ -108,8 +108,8 @@ class Module:
         if self.data is None:
             raise ModuleError(f"{self}: backward() needs a forward run first: call the module on data")
         self._checkArray("grad", grad)
-        if tuple(grad.shape) != tuple(self.data.shape):
-            raise ModuleError(f"{self}: grad must be of the output's shape {tuple(self.data.shape)}; got {tuple(grad.shape)}")
+        if grad.shape != self.data.shape:
+            raise ModuleError(f"{self}: grad must be of the output's shape {self.data.shape}; got {grad.shape}")
         self.grad = None
         if updGrad:
             self.updateGrad(grad)
