@@ -223,9 +223,11 @@ def _converted(key: str, dataset: h5py.Dataset, current: Any) -> Any:
         value = value.decode()
     if isinstance(current, np.ndarray):
         return np.array(value, current.dtype)
-    if current is None or isinstance(value, str):
+    if current is None:
         return value
     try:
+        if isinstance(value, str) != isinstance(current, str):
+            raise TypeError("text and numbers do not convert")
         return type(current)(value)
     except (TypeError, ValueError) as error:
         kind = type(current).__name__

@@ -1,0 +1,431 @@
+"""Files: ours and PuzzleLib's, local and global, into either mode; and what must not happen to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
+from puzzlelib_rmsprop.checkpoint import atomicFile
+from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from tests.golden import DATA, KINDS, NAMES, Replay
+from tests.standins import Net
+from tests.tolerances import assert_close
+
+BUFFERS = ("mg", "ms", "delta")
+
+
+def net_of(arrays, shapes, dtype="float32", seed=0):
+    rng = np.random.default_rng(seed)
+    return Net({name: arrays.var(rng.standard_normal(shape).astype(dtype)) for name, shape in shapes.items()})
+
+
+def trained(arrays, globalState, shapes, dtype="float32", steps=3, seed=0):
+    net = net_of(arrays, shapes, dtype, seed)
+    optimizer = RMSPropGraves(learnRate=1e-2)
+    optimizer.setupOn(net, globalState)
+    step(arrays, optimizer, steps, seed)
+    return optimizer
+
+
+def step(arrays, optimizer, steps=1, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        for name in sorted(optimizer.module.vars):
+            grad = optimizer.module.getVar(name).grad
+            arrays.put(grad, rng.standard_normal(grad.shape))
+        optimizer.update()
+
+
+def content(arrays, optimizer):
+    return {slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        for entity in BUFFERS:
+            assert np.array_equal(first[name][entity], second[name][entity]), f"{name}: {entity}"
+
+
+SHAPES = {"b.W": (4, 3), "b.b": (3,), "a.W": (2, 4), "a.b": (5,)}
+
+
+# -------------------------------------------------------------------------------------- PuzzleLib's files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_puzzlelib_checkpoints_load_and_go_on(kind, globalState):
+    replay = Replay(kind, globalState)
+    for _ in range(60):
+        replay.step()
+    # a fresh process: a new net and optimizer, everything from PuzzleLib's files
+    fresh = Replay(kind, globalState)
+    fresh.net.load(DATA / f"module_{kind}.hdf")
+    fresh.optimizer.load(DATA / f"optimizer_{kind}.hdf")
+    assert fresh.optimizer.t == 60
+    assert fresh.optimizer.learnRate == 1e-3
+    for name in NAMES:
+        for entity in BUFFERS:
+            # both after sixty steps, each with its own rounding on the way
+            assert_close(replay.state(name)[entity], fresh.state(name)[entity], 1e-4, f"{name}: {entity}")
+    errors = [(replay.step(), fresh.step()) for _ in range(20)]
+    assert np.allclose(*zip(*errors, strict=True), rtol=1e-5, atol=0)
+
+
+def test_puzzlelib_cuda_checkpoint(globalState, tmp_path):
+    # its CUDA backend: another spelling of the key, and variables aligned to 16 bytes with whatever lay between
+    optimizer = trained(Own, False, SHAPES)
+    names = sorted(SHAPES)
+    with h5py.File(tmp_path / "cuda.hdf", "w") as file:
+        file.create_group(".attrs").create_dataset("t", data=3)
+        for entity in BUFFERS:
+            parts = []
+            for name in names:
+                flat = optimizer.states[name][entity].get().ravel()
+                parts += [flat, np.full(-flat.size % 4, np.nan, np.float32)]
+            file[f".states/float32.{entity}"] = np.concatenate(parts)
+    fresh = RMSPropGraves()
+    fresh.setupOn(net_of(Own, SHAPES), globalState)
+    fresh.load(tmp_path / "cuda.hdf")
+    assert_same(content(Own, fresh), content(Own, optimizer))
+
+
+class Own:
+    """The library's own arrays, for tests that need no other family."""
+
+    @staticmethod
+    def var(values):
+        return Variable(gpuarray.to_gpu(values))
+
+    @staticmethod
+    def get(array):
+        return array.get()
+
+    @staticmethod
+    def put(array, values):
+        array[...] = values
+
+
+# -------------------------------------------------------------------------------------------- our files
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("saved", [False, True], ids=["from-local", "from-global"])
+@pytest.mark.parametrize("loaded", [False, True], ids=["to-local", "to-global"])
+def test_resume_is_bit_for_bit(arrays, dtype, saved, loaded, tmp_path):
+    optimizer = trained(arrays, saved, SHAPES, dtype)
+    optimizer.learnRate = 0.5
+    optimizer.save(tmp_path / "run.hdf")
+    params = {name: arrays.get(optimizer.module.getVar(name).data) for name in SHAPES}
+
+    fresh = RMSPropGraves(alpha=0.1, momRate=0.2, epsilon=0.3)
+    fresh.setupOn(net_of(arrays, SHAPES, dtype, seed=9), loaded)
+    for name, param in params.items():
+        arrays.put(fresh.module.getVar(name).data, param)
+    fresh.load(tmp_path / "run.hdf")
+    assert fresh.getAttrDict() == optimizer.getAttrDict()
+    assert_same(content(arrays, fresh), content(arrays, optimizer))
+    step(arrays, optimizer, 4, seed=1)
+    step(arrays, fresh, 4, seed=1)
+    assert_same(content(arrays, fresh), content(arrays, optimizer))
+    for name in SHAPES:
+        ends = [arrays.get(each.module.getVar(name).data) for each in (optimizer, fresh)]
+        assert np.array_equal(*ends), name
+
+
+def test_groups_are_puzzlelibs(tmp_path):
+    local, flat = trained(Own, False, SHAPES), trained(Own, True, SHAPES)
+    local.save(tmp_path / "local.hdf", name="opt")
+    flat.save(tmp_path / "flat.hdf")
+    with h5py.File(tmp_path / "local.hdf") as file:
+        assert set(file) == {"opt.attrs", "opt.states", "opt.layout"}
+        assert set(file["opt.attrs"]) == {"t", "learnRate", "alpha", "momRate", "epsilon"}
+        assert file["opt.attrs/t"][()] == 3
+        assert set(file["opt.states"]) == {f"{name}.{entity}" for name in SHAPES for entity in BUFFERS}
+        assert file["opt.states/b.W.mg"].shape == (4, 3)
+    with h5py.File(tmp_path / "flat.hdf") as file:
+        # both spellings that PuzzleLib's backends look for, of one dataset
+        for entity in BUFFERS:
+            one, other = (file[f".states/{key}.{entity}"] for key in ("float32", "<class 'numpy.float32'>"))
+            assert one == other
+            assert one.shape == (sum(int(np.prod(shape)) for shape in SHAPES.values()),)
+
+
+def test_saving_replaces_a_file_and_closes_it(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    path = tmp_path / "run.hdf"
+    for _ in range(2):
+        optimizer.save(str(path))
+        step(Own, optimizer)
+    with h5py.File(path, "r+") as file:  # open handles elsewhere would refuse this
+        assert file[".attrs/t"][()] == 4
+    assert os.listdir(tmp_path) == ["run.hdf"]
+
+
+def test_an_open_file_is_left_open_and_may_hold_several(tmp_path):
+    first, second = trained(Own, False, SHAPES), trained(Own, True, SHAPES, seed=1)
+    with h5py.File(tmp_path / "both.hdf", "w") as file:
+        first.save(file, name="first")
+        second.save(file.create_group("inner"), name="second")
+        assert file
+        file["mine"] = 1
+    others = [RMSPropGraves(), RMSPropGraves()]
+    for other in others:
+        other.setupOn(net_of(Own, SHAPES))
+    with h5py.File(tmp_path / "both.hdf", "r") as file:
+        others[0].load(file, name="first")
+        others[1].load(file["inner"], name="second")
+        assert file["mine"][()] == 1
+    assert_same(content(Own, others[0]), content(Own, first))
+    assert_same(content(Own, others[1]), content(Own, second))
+
+
+def test_a_different_order_and_other_tied_names(tmp_path):
+    shared = Own.var(np.ones((2, 2), np.float32))
+    net = Net({"z": Own.var(np.ones(3, np.float32)), "enc.W": shared, "dec.W": shared})
+    for globalState in (False, True):
+        optimizer = RMSPropGraves()
+        optimizer.setupOn(net, globalState)
+        step(Own, optimizer, 2)
+        optimizer.save(tmp_path / "tied.hdf")
+        turned = Own.var(np.ones((2, 2), np.float32))
+        other = RMSPropGraves()
+        other.setupOn(Net({"dec.W": turned, "z": Own.var(np.ones(3, np.float32)), "enc.W": turned}), not globalState)
+        other.load(tmp_path / "tied.hdf")
+        states = {slot.names[0]: slot.state for slot in other._slots}
+        for entity in BUFFERS:
+            saved = next(slot.state for slot in optimizer._slots if slot.var is shared)
+            assert np.array_equal(states["dec.W"][entity], saved[entity])
+
+
+def test_attributes_of_every_kind(tmp_path):
+    class Mine(RMSPropGraves):
+        def __init__(self):
+            super().__init__()
+            for name, value in (("epoch", 3), ("tag", "a"), ("on", True), ("table", np.arange(3))):
+                self.setAttr(name, value)
+
+    optimizer, other = Mine(), Mine()
+    for each in (optimizer, other):
+        each.setupOn(net_of(Own, SHAPES))
+    optimizer.setAttr("epoch", 7)
+    optimizer.setAttr("tag", "b/ü")
+    optimizer.setAttr("on", False)
+    optimizer.setAttr("table", np.array([5, 6, 7]))
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert (other.epoch, other.tag, other.on, other.table.tolist()) == (7, "b/ü", False, [5, 6, 7])
+    assert type(other.epoch) is int
+    assert type(other.on) is bool
+
+
+def test_names_with_slashes(tmp_path):
+    shapes = {"a/b.W": (2,), "c": (3,)}
+    optimizer = trained(Own, False, shapes)
+    optimizer.save(tmp_path / "run.hdf")
+    other = RMSPropGraves()
+    other.setupOn(net_of(Own, shapes), True)
+    other.load(tmp_path / "run.hdf")
+    assert_same(content(Own, other), content(Own, optimizer))
+
+
+# ---------------------------------------------------------------------------------- files that do not fit
+
+
+def loaded_into(path, shapes=SHAPES, globalState=False, dtype="float32"):
+    """Loads into a trained optimizer and, when that fails, checks that it is as it was."""
+    optimizer = trained(Own, globalState, shapes, dtype, seed=5)
+    before, attrs = content(Own, optimizer), optimizer.getAttrDict()
+    try:
+        optimizer.load(path)
+    except Exception:
+        assert_same(content(Own, optimizer), before)
+        assert optimizer.getAttrDict() == attrs
+        raise
+    return optimizer
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["from-local", "from-global"])
+def test_what_does_not_fit_is_named_and_changes_nothing(saved, globalState, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, saved, SHAPES).save(path)
+    with pytest.raises(CheckpointError, match="'new.W'.*has no 'mg'"):
+        loaded_into(path, SHAPES | {"new.W": (2,)}, globalState)
+    with pytest.raises(CheckpointError, match=r"'b\.W'.*\(4, 7\).*\(4, 3\)"):
+        loaded_into(path, SHAPES | {"b.W": (4, 7)}, globalState)
+    trained(Own, saved, SHAPES, "float64").save(path)
+    with pytest.raises(CheckpointError, match="is float32 here.*float64.*without loss"):
+        loaded_into(path, globalState=globalState)
+
+
+def test_a_puzzlelib_global_file_of_another_net_is_refused(globalState):
+    with pytest.raises(CheckpointError, match=r"\(489,\).*fc0\.W.*take 490 or 492 elements"):
+        loaded_into(DATA / "optimizer_global.hdf", {"fc0.W": (490,)}, globalState)
+
+
+def test_narrower_state_is_widened(globalState, tmp_path):
+    path = tmp_path / "half.hdf"
+    with h5py.File(path, "w") as file:
+        for entity in BUFFERS:
+            file[f".states/W.{entity}"] = np.array([1.5, 2.5], np.float16)
+    optimizer = loaded_into(path, {"W": (2,)}, globalState, dtype="float16")
+    (slot,) = optimizer._slots
+    assert slot.state["ms"].dtype == np.float32
+    assert slot.state["ms"].tolist() == [1.5, 2.5]
+
+
+def test_what_the_file_has_besides_is_told(tmp_path):
+    path = tmp_path / "run.hdf"
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.setAttr("extra", 1)
+    optimizer.save(path)
+    small = {name: SHAPES[name] for name in ("a.W", "a.b")}
+    with (
+        pytest.warns(CheckpointWarning, match="attribute 'extra'"),
+        pytest.warns(CheckpointWarning, match="without a variable.*b.W.delta"),
+    ):
+        loaded_into(path, small)
+
+
+def damaged(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop(".states"), "has no group '.states'"),
+        (lambda f: f[".states"].pop("a.W.ms"), "'a.W'.*has no 'ms'"),
+        (lambda f: f[".attrs"].pop("alpha") and f[".attrs"].create_dataset("alpha", data=2.0), "alpha.*got 2.0"),
+        (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data="x"), "'t' must be of type int"),
+        (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data=[1, 2]), "'t' must be of type int"),
+        (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="{"), "'.layout' is damaged"),
+        (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="[]"), "'.layout' is damaged"),
+        (
+            lambda f: f.pop(".layout") and f.create_dataset(".layout", data=json.dumps({"format": 99, "variables": []})),
+            "is of format 99.*upgrade",
+        ),
+    ],
+    ids=["no-states", "one-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
+)
+def test_damaged_files(change, message, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    damaged(path, change)
+    with pytest.raises(CheckpointError, match=message):
+        loaded_into(path)
+
+
+def test_files_that_are_none(tmp_path):
+    garbage = tmp_path / "garbage.hdf"
+    garbage.write_bytes(b"not HDF5" * 100)
+    truncated = tmp_path / "truncated.hdf"
+    trained(Own, False, SHAPES).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:3000])
+    for path in (garbage, truncated, tmp_path / "absent.hdf", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot read"):
+            loaded_into(path)
+    for wrong in (3, None, b"bytes"):
+        with pytest.raises(CheckpointError, match="must be a path or an open h5py"):
+            loaded_into(wrong)
+    with h5py.File(truncated, "w") as file:
+        pass
+    with pytest.raises(CheckpointError, match="is closed"):
+        loaded_into(file)
+
+
+# ------------------------------------------------------------------------------------ saving that fails
+
+
+def test_an_open_file_that_has_the_groups_is_left_as_it_was(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    with h5py.File(tmp_path / "run.hdf", "w") as file:
+        optimizer.save(file)
+        step(Own, optimizer)
+        with pytest.raises(CheckpointError, match="already has a group '.attrs'"):
+            optimizer.save(file)
+        assert file[".attrs/t"][()] == 3
+
+
+def test_an_attribute_that_cannot_be_saved_costs_nothing(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    path = tmp_path / "run.hdf"
+    optimizer.save(path)
+    before = path.read_bytes()
+    optimizer.setAttr("odd", object())
+    with pytest.raises(CheckpointError, match="'odd' cannot be saved"):
+        optimizer.save(path)
+    assert path.read_bytes() == before
+    with h5py.File(tmp_path / "open.hdf", "w") as file:
+        with pytest.raises(CheckpointError, match="'odd' cannot be saved"):
+            optimizer.save(file)
+        assert list(file) == []
+    assert sorted(os.listdir(tmp_path)) == ["open.hdf", "run.hdf"]
+
+
+def test_no_place_to_write(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    with pytest.raises(CheckpointError, match="cannot write.*absent"):
+        optimizer.save(tmp_path / "absent" / "run.hdf")
+    with pytest.raises(CheckpointError, match="it is a folder"):
+        optimizer.save(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    # as much of one as a test may fill: the process's own limit on the size of a file
+    code = f"""
+import resource, signal, sys
+from tests.test_checkpoint import Own, trained
+from puzzlelib_rmsprop.errors import CheckpointError
+optimizer = trained(Own, False, {{"W": (100_000,)}})
+optimizer.save({str(tmp_path / "run.hdf")!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    optimizer.save({str(tmp_path / "run.hdf")!r})
+except CheckpointError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "refused: cannot write" in done.stdout, done.stderr
+    assert os.listdir(tmp_path) == ["run.hdf"]
+    loaded_into(tmp_path / "run.hdf", {"W": (100_000,)})
+
+
+def test_a_killed_save_keeps_the_old_file(tmp_path):
+    # PuzzleLib truncates the file before it writes: killed there, it leaves nothing
+    path = tmp_path / "run.hdf"
+    code = f"""
+from tests.test_checkpoint import Own, trained
+optimizer = trained(Own, False, {{"W": (300_000,)}})
+optimizer.save({str(path)!r})
+print("saved", flush=True)
+while True:
+    optimizer.save({str(path)!r})
+"""
+    for delay in (0.0, 0.003, 0.011, 0.02):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "saved\n"
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        loaded_into(path, {"W": (300_000,)})
+
+
+def test_atomic_file_writes_through_a_link(tmp_path):
+    target, link = tmp_path / "target.hdf", tmp_path / "link.hdf"
+    target.touch()
+    link.symlink_to(target)
+    with atomicFile(link) as file:
+        file["x"] = 1
+    assert link.is_symlink()
+    with h5py.File(target) as file:
+        assert file["x"][()] == 1
