@@ -41,14 +41,17 @@ class Slot:
 
     @property
     def dtype(self) -> np.dtype:
+        """Of data and gradient."""
         return np.dtype(self.data.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of data, gradient and state."""
         return tuple(self.data.shape)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return int(self.data.size)
 
 

@@ -1,5 +1,6 @@
 """PuzzleLib's trainings, replayed on the library's own net: what test_golden.py and test_checkpoint.py share."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ class Replay:
         self.golden = np.load(DATA / f"net_{kind}.npz")
         sizes = self.golden["sizes"].tolist()
         self.net = Sequential()
-        for i, (insize, outsize) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (insize, outsize) in enumerate(itertools.pairwise(sizes)):
             self.net.append(Linear(insize, outsize, name=f"fc{i}"))
             if i < len(sizes) - 2:
                 self.net.append(Activation(relu))

@@ -1,0 +1,323 @@
+"""Trains a small net on the 1,797 handwritten digits that scikit-learn ships.
+
+    python examples/train_digits.py --plot digits.png
+    python examples/train_digits.py --checkpoint digits.hdf     # and after Ctrl-C or a crash:
+    python examples/train_digits.py --resume digits.hdf
+
+Each 8x8 digit is 64 numbers; half of the training digits are shifted by a pixel at random, all get a little noise, and
+the learning rate falls along half a cosine. Every random number is drawn from (seed, epoch, batch), so a resumed run
+continues bit for bit. The last line printed is the accuracy on test digits that were never used before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from puzzlelib_rmsprop import RMSPropGraves, errors, gpuarray
+from puzzlelib_rmsprop.checkpoint import atomicFile, opened
+from puzzlelib_rmsprop.nets import Activation, CrossEntropy, Linear, Sequential, relu
+
+try:
+    from sklearn.datasets import load_digits
+    from tqdm import tqdm
+except ImportError as error:
+    sys.exit(f"{error.name} is missing; install what the examples need: pip install 'puzzlelib_rmsprop[examples]'")
+
+LEARN_RATE = 1e-3
+LAYERS = (64, 256, 128, 10)
+TEST, VALIDATION = 360, 180
+NOISE = 0.1
+
+
+# --------------------------------------------------------------------------------------------- the data
+
+
+@dataclass
+class Digits:
+    """Images (n, 64) float32 from 0 to 1 and labels (n,) int32, split at random."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def load(seed: int) -> Digits:
+    images, labels = load_digits(return_X_y=True)
+    images, labels = (images / 16).astype(np.float32), labels.astype(np.int32)
+    order = np.random.default_rng(seed).permutation(len(images))
+    cuts = np.split(order, [TEST, TEST + VALIDATION])
+    test, validation, train = ((images[part], labels[part]) for part in cuts)
+    return Digits(train, validation, test)
+
+
+def augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Half of the images shifted by up to a pixel each way, all with noise."""
+    padded = np.pad(images.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(1, 2))
+    down, right = rng.integers(0, 3, (2, len(images)))
+    shifted = windows[np.arange(len(images)), down, right].reshape(-1, 64)
+    images = np.where(rng.random((len(images), 1)) < 0.5, shifted, images)
+    return images + NOISE * rng.standard_normal(images.shape, dtype=np.float32)
+
+
+def batches(data: tuple[np.ndarray, np.ndarray], size: int, seed: int, epoch: int):
+    """The epoch's batches; each is the same whenever it is drawn."""
+    images, labels = data
+    order = np.random.default_rng([seed, epoch]).permutation(len(images))
+    for number, start in enumerate(range(0, len(images), size)):
+        part = order[start : start + size]
+        rng = np.random.default_rng([seed, epoch, number])
+        yield augmented(images[part], rng), labels[part]
+
+
+# --------------------------------------------------------------------------------------------- the net
+
+
+def build(seed: int) -> Sequential:
+    np.random.seed(seed)
+    net = Sequential()
+    for number, (insize, outsize) in enumerate(itertools.pairwise(LAYERS)):
+        if number:
+            net.append(Activation(relu))
+        net.append(Linear(insize, outsize, initscheme="he", name=f"fc{number}"))
+    return net
+
+
+def measure(net: Sequential, data: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Loss and accuracy of the net on a whole set."""
+    cost = CrossEntropy()
+    scores, labels = net(gpuarray.to_gpu(data[0])), gpuarray.to_gpu(data[1])
+    loss, _ = cost(scores, labels)
+    return loss, cost.accuracy(scores, labels)
+
+
+def learn_rate(epoch: int, epochs: int) -> float:
+    return LEARN_RATE * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+# ------------------------------------------------------------------------------------------- the training
+
+
+@dataclass
+class Run:
+    """Where a training is: what a checkpoint holds besides the net and the optimizer."""
+
+    seed: int
+    epochs: int
+    batch_size: int
+    epoch: int = 0
+    batch: int = 0  # of the epoch, already done
+    loss_sum: float = 0.0  # over the epoch so far
+    right: int = 0
+    seen: int = 0
+    history: dict[str, list[float]] = field(
+        default_factory=lambda: {"loss": [], "accuracy": [], "val_loss": [], "val_accuracy": []}
+    )
+
+
+def save(path: str, run: Run, net: Sequential, optimizer: RMSPropGraves) -> None:
+    with atomicFile(path) as file:
+        net.save(file)
+        optimizer.save(file)
+        file["run"] = json.dumps(asdict(run))
+
+
+def resume(path: str, args: argparse.Namespace) -> Run:
+    with opened(path, "r") as file:
+        if "run" not in file:
+            raise errors.CheckpointError(f"{path} is no checkpoint of this script: it has no 'run'")
+        run = Run(**json.loads(file["run"][()]))
+    for name in ("seed", "batch_size"):
+        asked = getattr(args, name)
+        if asked is not None and asked != getattr(run, name):
+            raise errors.CheckpointError(
+                f"{path} is a run with --{name.replace('_', '-')} {getattr(run, name)}, not {asked}"
+            )
+    run.epochs = args.epochs or run.epochs
+    return run
+
+
+class Interrupt:
+    """Turns the first Ctrl-C into a wish to stop, to be granted between two batches; the second acts at once."""
+
+    def __init__(self) -> None:
+        self.wished = False
+        signal.signal(signal.SIGINT, self._wish)
+
+    def _wish(self, *_: object) -> None:
+        self.wished = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def train(run: Run, net: Sequential, optimizer: RMSPropGraves, digits: Digits, checkpoint: str | None) -> bool:
+    """Trains from where ``run`` is; returns whether it got to the end."""
+    cost, interrupt = CrossEntropy(), Interrupt()
+    per_epoch = -(-len(digits.train[0]) // run.batch_size)
+    with tqdm(total=run.epochs * per_epoch, initial=run.epoch * per_epoch + run.batch, unit="batch", disable=None) as bar:
+        while run.epoch < run.epochs:
+            optimizer.learnRate = learn_rate(run.epoch, run.epochs)
+            bar.set_description(f"epoch {run.epoch + 1}/{run.epochs}")
+            for number, (images, labels) in enumerate(batches(digits.train, run.batch_size, run.seed, run.epoch)):
+                if number < run.batch:
+                    continue
+                scores, target = net(gpuarray.to_gpu(images)), gpuarray.to_gpu(labels)
+                loss, grad = cost(scores, target)
+                optimizer.zeroGradParams()
+                net.backward(grad)
+                optimizer.update()
+                run.batch += 1
+                run.loss_sum += loss * len(labels)
+                run.right += round(cost.accuracy(scores, target) * len(labels))
+                run.seen += len(labels)
+                bar.update()
+                bar.set_postfix(loss=f"{run.loss_sum / run.seen:.3f}", accuracy=f"{run.right / run.seen:.3f}", refresh=False)
+                if interrupt.wished:
+                    return False
+            val_loss, val_accuracy = measure(net, digits.validation)
+            row = (run.loss_sum / run.seen, run.right / run.seen, val_loss, val_accuracy)
+            for name, value in zip(run.history, row, strict=True):
+                run.history[name].append(value)
+            run.epoch, run.batch, run.loss_sum, run.right, run.seen = run.epoch + 1, 0, 0.0, 0, 0
+            line = "epoch %2d/%d  loss %.3f  accuracy %.3f  validation loss %.3f  accuracy %.3f"
+            bar.write(line % (run.epoch, run.epochs, *row), file=sys.stdout)
+            if checkpoint:
+                save(checkpoint, run, net, optimizer)
+    return True
+
+
+def plot(path: str, run: Run, test_accuracy: float) -> None:
+    """Loss and accuracy against the epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = range(1, len(run.history["loss"]) + 1)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    left.plot(epochs, run.history["loss"], label="training (shifted, with noise)")
+    left.plot(epochs, run.history["val_loss"], label="validation")
+    left.set(title="Loss", xlabel="epoch", ylabel="cross entropy", yscale="log")
+    right.plot(epochs, run.history["accuracy"], label="training (shifted, with noise)")
+    right.plot(epochs, run.history["val_accuracy"], label="validation")
+    right.axhline(test_accuracy, color="gray", linestyle="--", label=f"test, at the end: {test_accuracy:.4f}")
+    right.set(title="Accuracy", xlabel="epoch", ylabel="share of digits", ylim=(min(0.9, *run.history["accuracy"], 1), 1))
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"Handwritten digits, RMSPropGraves, seed {run.seed}")
+    figure.savefig(path, dpi=120)
+
+
+# ------------------------------------------------------------------------------------------ the comparison
+
+
+def compare(run: Run, digits: Digits) -> float | None:
+    """The same run with PyTorch's RMSprop; returns its test accuracy, or None where torch is missing."""
+    try:
+        import torch
+    except ImportError:
+        print("PyTorch is not installed: nothing to compare with (pip install torch)")
+        return None
+    layers: list[torch.nn.Module] = []
+    for number, module in enumerate(m for m in build(run.seed).graph if isinstance(m, Linear)):
+        if number:
+            layers.append(torch.nn.ReLU())
+        linear = torch.nn.Linear(*module.W.shape)
+        linear.weight.data = torch.from_numpy(module.W.get().T.copy())
+        linear.bias.data = torch.from_numpy(module.b.get())
+        layers.append(linear)
+    net = torch.nn.Sequential(*layers)
+    # PyTorch adds epsilon to the root, where Graves adds it to the variance within
+    optimizer = torch.optim.RMSprop(
+        net.parameters(), lr=LEARN_RATE, alpha=0.95, eps=math.sqrt(1e-4), momentum=0.9, centered=True
+    )
+    for epoch in range(run.epochs):
+        optimizer.param_groups[0]["lr"] = learn_rate(epoch, run.epochs)
+        for images, labels in batches(digits.train, run.batch_size, run.seed, epoch):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(net(torch.from_numpy(images)), torch.from_numpy(labels).long())
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        best = net(torch.from_numpy(digits.test[0])).argmax(1).numpy()
+    return float((best == digits.test[1]).mean())
+
+
+# -------------------------------------------------------------------------------------------- command line
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+
+    def positive(text: str) -> int:
+        value = int(text)
+        if value < 1:
+            raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+        return value
+
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--global-state", dest="global_state", action="store_true", help="flat buffers (the default)")
+    mode.add_argument("--local-state", dest="global_state", action="store_false", help="every variable in its own memory")
+    parser.set_defaults(global_state=True)
+    parser.add_argument("--epochs", type=positive, help="passes over the training digits (default: 30, or the checkpoint's)")
+    parser.add_argument("--batch-size", type=positive, help="digits in a batch (default: 32)")
+    parser.add_argument("--seed", type=int, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="save net, optimizer and progress there after each epoch")
+    parser.add_argument("--resume", metavar="PATH", help="continue from a checkpoint, and go on saving there")
+    parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
+    parser.add_argument(
+        "--compare", action="store_true", help="train the same with PyTorch's RMSprop, where it is installed"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = arguments()
+    run = resume(args.resume, args) if args.resume else Run(args.seed or 0, args.epochs or 30, args.batch_size or 32)
+    checkpoint = args.checkpoint or args.resume
+    digits, net = load(run.seed), build(run.seed)
+    optimizer = RMSPropGraves(learnRate=LEARN_RATE)
+    optimizer.setupOn(net, useGlobalState=args.global_state)
+    if args.resume:
+        net.load(args.resume)
+        optimizer.load(args.resume)
+    print(f"{net.numOfParams():,} parameters; {len(digits.train[0]):,} digits to train on, seed {run.seed}")
+
+    start = time.perf_counter()
+    finished = train(run, net, optimizer, digits, checkpoint)
+    seconds = time.perf_counter() - start
+    _, accuracy = measure(net, digits.test)
+    if not finished:
+        checkpoint = checkpoint or "digits-interrupted.hdf"
+        save(checkpoint, run, net, optimizer)
+        print(f"interrupted in epoch {run.epoch + 1}; continue with --resume {checkpoint}")
+    if args.plot and run.history["loss"]:
+        plot(args.plot, run, accuracy)
+        print(f"curves: {os.path.abspath(args.plot)}")
+    if args.compare and finished:
+        start = time.perf_counter()
+        peer = compare(run, digits)
+        if peer is not None:
+            print(f"PyTorch RMSprop, same net, digits and batches: test accuracy {peer:.4f}", end="")
+            print(f" in {time.perf_counter() - start:.1f} s; here {accuracy:.4f} in {seconds:.1f} s")
+    print(f"test accuracy: {accuracy:.4f}")
+    return 0 if finished else 130
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except errors.Error as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,147 @@
+"""What users do to a process: threads, forks, several at once, an interpreter that ends. Each in a process of its own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PRELUDE = """
+import numpy as np
+from puzzlelib_rmsprop import Config, RMSPropGraves, Variable, gpuarray
+from puzzlelib_rmsprop.kernels import cpu
+from tests.reference import Reference
+from tests.standins import Net
+Config.numThreads = 3
+SIZE = 3 * cpu.ELEMENTS_PER_THREAD + 11
+
+class Training:
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        param, self.grad = rng.standard_normal((2, SIZE)).astype(np.float32)
+        self.var = Variable(gpuarray.to_gpu(param), grad=gpuarray.to_gpu(self.grad))
+        self.expected = Reference(param, dtype=np.float32)
+        self.optimizer = RMSPropGraves()
+        self.optimizer.setupOn(Net(W=self.var))
+    def step(self):
+        self.optimizer.update()
+        self.expected.step(self.grad)
+    def right(self):
+        return np.array_equal(self.var.data, self.expected.param)
+"""
+
+
+def run(code, *options, env=None, timeout=300):
+    return subprocess.run(
+        [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def test_updates_from_several_threads_at_once():
+    done = run("""
+        import threading
+        trainings = [Training(seed) for seed in range(4)]
+        gate = threading.Barrier(4)
+        def work(training):
+            gate.wait()
+            for _ in range(5):
+                training.step()
+        threads = [threading.Thread(target=work, args=(training,)) for training in trainings]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        print([training.right() for training in trainings])
+    """)
+    assert done.stdout == "[True, True, True, True]\n", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_fork_after_an_update():
+    # a data loader's worker: forked from a process whose helper threads exist, and which may train itself
+    done = run("""
+        import os, warnings
+        training = Training(0)
+        training.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads, of which NumPy has some
+            child = os.fork()
+        training.step()
+        if child == 0:
+            training.step()
+            os._exit(0 if training.right() else 1)
+        print(training.right(), os.waitpid(child, 0)[1])
+    """)
+    assert done.stdout == "True 0\n", done.stderr
+
+
+def test_multiprocessing_workers():
+    done = run("""
+        import multiprocessing
+        def work(seed):
+            training = Training(seed)
+            training.step()
+            return bool(training.right())
+        if __name__ == "__main__":
+            Training(9).step()
+            import warnings
+            warnings.simplefilter("ignore", DeprecationWarning)
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                print(pool.map(work, range(4)))
+    """)
+    assert done.stdout == "[True, True, True, True]\n", done.stderr
+
+
+def test_update_while_the_interpreter_ends():
+    done = run("""
+        import atexit, threading
+        training = Training(0)
+        def last():
+            training.step()
+            print(training.right())
+        # after concurrent.futures has shut its threads down
+        threading._register_atexit(lambda: None)
+        atexit.register(last)
+    """)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_no_threads_for_small_arrays():
+    done = run("""
+        import threading
+        var = Variable(gpuarray.zeros(cpu.ELEMENTS_PER_THREAD))
+        optimizer = RMSPropGraves()
+        optimizer.setupOn(Net(W=var))
+        optimizer.update()
+        small = threading.active_count()
+        Training(0).step()
+        print(small, threading.active_count() > 1)
+    """)
+    assert done.stdout == "1 True\n", done.stderr
+
+
+def test_compiled_code_is_kept_between_processes(tmp_path):
+    code = """
+        Training(0).step()
+        print(sum(cpu._graves_kernel.stats.cache_hits.values()), sum(cpu._graves_kernel.stats.cache_misses.values()))
+    """
+    counts = [run(code, env={"NUMBA_CACHE_DIR": str(tmp_path)}).stdout for _ in range(2)]
+    assert counts == ["0 1\n", "1 0\n"]
+
+
+def test_no_folder_to_keep_compiled_code_in(tmp_path):
+    # numba refuses to cache where no folder can be written; the kernel must run all the same
+    file = tmp_path / "file"
+    file.touch()
+    done = run(
+        """
+        training = Training(0)
+        training.step()
+        print(training.right())
+        """,
+        env={"NUMBA_CACHE_DIR": str(file / "below")},
+    )
+    assert done.stdout == "True\n", done.stderr
