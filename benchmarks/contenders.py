@@ -111,13 +111,12 @@ def tensorflow(params: Arrays, grads: Arrays) -> Callable:
     variables = [[tf.Variable(param)] + [tf.Variable(np.zeros_like(param)) for _ in range(3)] for param in params]
     tensors = [tf.constant(grad) for grad in grads]
     apply = tf.raw_ops.ResourceApplyCenteredRMSProp
-    lr, rho, mom, eps = (tf.constant(x, tf.float32) for x in (LEARN_RATE, ALPHA, MOMENTUM, EPSILON))
+    hyper = {"lr": LEARN_RATE, "rho": ALPHA, "momentum": MOMENTUM, "epsilon": EPSILON}
+    hyper = {name: tf.constant(value, tf.float32) for name, value in hyper.items()}
 
     def step() -> None:
         for (var, mg, ms, delta), grad in zip(variables, tensors, strict=True):
-            apply(
-                var=var.handle, mg=mg.handle, ms=ms.handle, mom=delta.handle, lr=lr, rho=rho, momentum=mom, epsilon=eps, grad=grad
-            )  # fmt: skip
+            apply(var=var.handle, mg=mg.handle, ms=ms.handle, mom=delta.handle, grad=grad, **hyper)
 
     return with_read(step, lambda: [row[0].numpy() for row in variables])
 

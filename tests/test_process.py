@@ -32,9 +32,9 @@ class Training:
 """
 
 
-def run(code, *options, env=None, timeout=300):
+def run(code, before="", env=None, timeout=100):
     return subprocess.run(
-        [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(code)],
+        [sys.executable, "-c", before + PRELUDE + textwrap.dedent(code)],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -132,16 +132,18 @@ def test_compiled_code_is_kept_between_processes(tmp_path):
     assert counts == ["0 1\n", "1 0\n"]
 
 
-def test_no_folder_to_keep_compiled_code_in(tmp_path):
+def test_no_folder_to_keep_compiled_code_in():
     # numba refuses to cache where no folder can be written; the kernel must run all the same
-    file = tmp_path / "file"
-    file.touch()
+    before = """
+from numba.core import caching
+next(item for name, item in vars(caching).items() if name.lstrip("_") == "CacheImpl")._locator_classes = []
+"""
     done = run(
         """
         training = Training(0)
         training.step()
         print(training.right())
         """,
-        env={"NUMBA_CACHE_DIR": str(file / "below")},
+        before=before,
     )
     assert done.stdout == "True\n", done.stderr
