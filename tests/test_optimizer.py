@@ -304,6 +304,14 @@ def test_weight_decay_acts_in_both_modes(arrays, globalState, dtype):
     case.check(tolerance=2e-3 if dtype == "float16" else None)
 
 
+@pytest.mark.parametrize("wc", [0.0, -1.0])
+def test_no_weight_decay_unless_wc_is_above_zero(arrays, wc):
+    var = arrays.var(np.array([np.inf, 2.0], np.float32))
+    var.wc = wc
+    WeightDecay(0.5)(var, {})
+    assert not arrays.get(var.grad).any()
+
+
 def test_weight_decay_for_gradients_of_the_loss():
     def trained(sign, **kwargs):
         var = Variable(gpuarray.to_gpu(np.ones(4, np.float32)))
