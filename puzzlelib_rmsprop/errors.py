@@ -13,6 +13,7 @@ __all__ = [
     "ConfigError",
     "CostError",
     "DependencyError",
+    "DeviceError",
     "Error",
     "HyperParameterError",
     "ModuleError",
@@ -31,6 +32,10 @@ class ConfigError(Error, ValueError):
 
 class DependencyError(Error, ImportError):
     """A package that the call needs is not installed; the message says which one and how to get it."""
+
+
+class DeviceError(Error, RuntimeError):
+    """A GPU, its context or its compiler refuses what was asked of it."""
 
 
 class HyperParameterError(Error, ValueError):

@@ -58,4 +58,4 @@ class WeightDecay(Hook):
         if var.grad is None:
             raise VariableError(f"variable {var.name!r}: weight decay needs a gradient, and it has none")
         factor = self.rate * var.wc
-        family_of(var.grad).add_scaled(var.grad, var.data, factor if self.gradOfLoss else -factor)
+        family_of(var.grad).add_scaled(var.grad, var.data, factor if self.gradOfLoss else -factor, stream)

@@ -17,7 +17,6 @@ import numpy as np
 from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
-from .kernels import PARAM_DTYPES
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -299,18 +298,18 @@ class Optimizer:
             if self.nodeinfo is not None:
                 for var in self.globalVar.values():
                     self.nodeinfo.sumTensor("grad", var.grad)
-            self._step(runs)
+            self._step(runs, None)
         except BaseException:
             self.t -= 1
             raise
         for name in self.customVars:
             self.module.getVar(name).update(self.learnRate)
 
-    def _step(self, runs: list[Slot]) -> None:
+    def _step(self, runs: list[Slot], stream: Any) -> None:
         """Updates everything once; a subclass that can do it in one call overrides this."""
         for run in runs:
             if run.var.learnRate > 0.0:
-                self.updateVar(run.var, run.state, None)
+                self.updateVar(run.var, run.state, stream)
 
     def _refresh(self) -> None:
         """Follows what the user did to the net since the last call, or refuses it."""
@@ -490,8 +489,8 @@ def _check_arrays(slot: Slot, family: Family | None) -> Family:
         except ArrayError as error:
             raise ArrayError(f"variable {name!r}: its data: {error}") from None
     dtype = np.dtype(slot.data.dtype) if hasattr(slot.data, "dtype") else None
-    if dtype is not None and dtype not in PARAM_DTYPES:
-        raise VariableError(f"variable {name!r}: dtype must be {', '.join(map(str, PARAM_DTYPES))}; got {dtype}")
+    if dtype is not None and dtype.name not in family.dtypes:
+        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}")
     shape = tuple(getattr(slot.data, "shape", ()))
     for what, array in (("data", slot.data), ("gradient", slot.grad)):
         check(name, what, array, family, dtype or np.dtype(np.float32), shape)

@@ -9,11 +9,10 @@ import numpy as np
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import VariableError
 from .hyper import HyperParameter
-from .kernels import PARAM_DTYPES, state_dtype
+from .kernels import state_dtype
 from .optimizer import Optimizer, Slot
 
 if TYPE_CHECKING:
-    from .kernels.cpu import Table
     from .nodeinfo import NodeInfo
 
 __all__ = ["RMSPropGraves"]
@@ -110,12 +109,12 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
-        self._launch(_Packed([run], family_of(var.data)))
+        self._launch(_Packed([run], family_of(var.data)), stream)
 
-    def _step(self, runs: list[Slot]) -> None:
+    def _step(self, runs: list[Slot], stream: Any) -> None:
         if type(self).updateVar is not RMSPropGraves.updateVar:
             # a subclass has a rule, or something around the rule, of its own
-            super()._step(runs)
+            super()._step(runs, stream)
             return
         active = [run for run in runs if run.var.learnRate > 0.0]
         if not active or self.family is None:
@@ -123,22 +122,20 @@ class RMSPropGraves(Optimizer):
         packed = self._packed
         if packed is None or packed.source is not runs or packed.runs != active:
             packed = self._packed = _Packed(active, self.family, runs)
-        self._launch(packed)
+        self._launch(packed, stream)
 
-    def _launch(self, packed: _Packed) -> None:
+    def _launch(self, packed: _Packed, stream: Any) -> None:
         sign = -1.0 if self.gradOfLoss else 1.0
-        packed.update(sign * self.learnRate, self.alpha, self.momRate, self.epsilon)
+        packed.update(stream, sign * self.learnRate, self.alpha, self.momRate, self.epsilon)
 
 
 class _Packed:
     """Variables checked and put into tables, one a dtype, so that a step is one call a dtype."""
 
     def __init__(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> None:
-        from .kernels import cpu  # here, because it loads the compiler
-
         self.runs = runs
         self.source = source
-        self._tables: list[tuple[Table, list[Slot]]] = []
+        self._tables: list[tuple[Any, list[Slot]]] = []
         extents = []
         by_dtype: dict[np.dtype, list[Slot]] = {}
         for run in runs:
@@ -147,14 +144,19 @@ class _Packed:
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
             by_dtype.setdefault(run.dtype, []).append(run)
         refuse_overlap(extents)
+        kernels = family.kernels()  # loads the compiler
         for dtype, alike in by_dtype.items():
-            rows = [cpu.Row._make((*(family.address(array) for _, array in _buffers(run)), run.size)) for run in alike]
-            self._tables.append((cpu.Table(dtype, rows), alike))
+            rows = [kernels.Row(*(family.address(array) for _, array in _buffers(run)), run.size) for run in alike]
+            self._tables.append((kernels.Table(dtype, rows), alike))
+        self._factors: list[list[tuple[float, float]]] = [[] for _ in self._tables]
 
-    def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
-        for table, runs in self._tables:
-            table.setRates([(learnRate * run.var.learnRate, momRate * run.var.momRate) for run in runs])
-            table.update(alpha, epsilon)
+    def update(self, stream: Any, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
+        for number, (table, runs) in enumerate(self._tables):
+            factors = [(run.var.learnRate, run.var.momRate) for run in runs]
+            if factors != self._factors[number]:
+                table.setRates(factors)
+                self._factors[number] = factors
+            table.update(learnRate, alpha, momRate, epsilon, stream)
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:
@@ -168,8 +170,8 @@ def _check(run: Slot, family: Family) -> None:
     missing = {"mg", "ms", "delta"} - set(run.state)
     if missing:
         raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")
-    if run.dtype not in PARAM_DTYPES:
-        raise VariableError(f"variable {name!r}: dtype must be {', '.join(map(str, PARAM_DTYPES))}; got {run.dtype}")
+    if run.dtype.name not in family.dtypes:
+        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {run.dtype}")
     for what, array in _buffers(run):
         dtype = run.dtype if what in ("data", "gradient") else state_dtype(run.dtype)
         check(name, what, array, family, dtype, run.shape)

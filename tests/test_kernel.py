@@ -44,8 +44,7 @@ def run(param, grads, offset=0, **hyper):
     table = cpu.Table(dtype, [cpu.Row(*(buffer.ctypes.data for buffer in buffers.values()), size)])
     for grad in grads:
         buffers["grad"][:] = grad
-        table.setRates([(hyper["learnRate"], hyper["momRate"])])
-        table.update(hyper["alpha"], hyper["epsilon"])
+        table.update(hyper["learnRate"], hyper["alpha"], hyper["momRate"], hyper["epsilon"])
     for guarded in guards:
         assert np.isnan(guarded[: 32 + offset]).all(), "the kernel wrote in front of an array"
         assert np.isnan(guarded[32 + offset + size :]).all(), "the kernel wrote past an array's end"

@@ -13,10 +13,11 @@ from .family import Family
 from .flat import SharedArray
 from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
+from .pycuda_array import PyCUDAFamily
 
 __all__ = ["FAMILIES", "CPUArray", "Family", "SharedArray", "check", "family_of", "refuse_overlap"]
 
-FAMILIES: tuple[type[Family], ...] = (CPUArrayFamily, NumpyFamily, PuzzleLibCPUFamily)
+FAMILIES: tuple[type[Family], ...] = (CPUArrayFamily, NumpyFamily, PyCUDAFamily, PuzzleLibCPUFamily)
 
 
 def family_of(array: Any) -> Family:
@@ -30,7 +31,7 @@ def family_of(array: Any) -> Family:
         if family is not None:
             return family
     raise ArrayError(
-        f"arrays must be puzzlelib_rmsprop's, NumPy's or PuzzleLib's; got {type(array).__module__}."
+        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got {type(array).__module__}."
         f"{type(array).__qualname__}. Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
     )
 

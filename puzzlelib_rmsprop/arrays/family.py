@@ -16,13 +16,17 @@ class Family:
 
     Attributes:
         name: what error messages call it.
-        kernels: the module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on its memory: ``"cpu"``.
+        dtypes: names of the dtypes that parameters may have.
         alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
     """
 
     name: str
-    kernels: str
+    dtypes: tuple[str, ...]
     alignment: int
+
+    def kernels(self) -> Any:
+        """The module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on this memory; loads its compiler."""
+        raise NotImplementedError
 
     @classmethod
     def of(cls, array: Any) -> Family | None:
@@ -41,8 +45,8 @@ class Family:
         """A new array of zeros."""
         raise NotImplementedError
 
-    def fill_zero(self, array: Any) -> None:
-        """Sets every element to zero."""
+    def fill_zero(self, array: Any, stream: Any = None) -> None:
+        """Sets every element to zero; on a GPU in the order of ``stream``, without waiting."""
         raise NotImplementedError
 
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
@@ -53,9 +57,23 @@ class Family:
         """Copies ``source`` into ``target``, both of this family and of one shape and dtype."""
         raise NotImplementedError
 
-    def add_scaled(self, target: Any, source: Any, factor: float) -> None:
-        """``target += factor * source``, in place; 16-bit arrays are computed in float32 and rounded once."""
-        raise NotImplementedError
+    def add_scaled(self, target: Any, source: Any, factor: float, stream: Any = None) -> None:
+        """``target += factor * source``, in place; 16-bit arrays are computed in float32 and rounded once.
+
+        Raises:
+            ArrayError: the two differ in shape or dtype, or cannot be worked on in place.
+        """
+        for array in (target, source):
+            fault = self.fault(array)
+            if fault is not None:
+                raise ArrayError(f"add_scaled: the array {fault}")
+        if target.shape != source.shape or target.dtype != source.dtype:
+            raise ArrayError(
+                f"add_scaled needs two arrays of one shape and dtype; got {target.shape}, {target.dtype} and "
+                f"{source.shape}, {source.dtype}"
+            )
+        size, dtype = int(target.size), np.dtype(target.dtype)
+        self.kernels().addScaled(self.address(target), self.address(source), size, factor, dtype, stream)
 
     def get(self, array: Any) -> np.ndarray:
         """The content, in a new NumPy array."""
@@ -69,8 +87,13 @@ class Family:
 class HostFamily(Family):
     """Arrays around a NumPy array. A subclass says how to get at it (:meth:`host`) and how to wrap one (:meth:`wrap`)."""
 
-    kernels = "cpu"
+    dtypes = ("float16", "float32", "float64")
     alignment = 1
+
+    def kernels(self) -> Any:
+        from ..kernels import cpu
+
+        return cpu
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.name == getattr(other, "name", None)
@@ -104,7 +127,7 @@ class HostFamily(Family):
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self.wrap(np.zeros(shape, dtype))
 
-    def fill_zero(self, array: Any) -> None:
+    def fill_zero(self, array: Any, stream: Any = None) -> None:
         self.host(array).fill(0)
 
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
@@ -113,20 +136,6 @@ class HostFamily(Family):
 
     def copy(self, target: Any, source: Any) -> None:
         np.copyto(self.host(target), self.host(source))
-
-    def add_scaled(self, target: Any, source: Any, factor: float) -> None:
-        from ..kernels.cpu import addScaled  # here, because it loads the compiler
-
-        for array in (target, source):
-            fault = self.fault(array)
-            if fault is not None:
-                raise ArrayError(f"add_scaled: the array {fault}")
-        if target.shape != source.shape or target.dtype != source.dtype:
-            raise ArrayError(
-                f"add_scaled needs two arrays of one shape and dtype; got {target.shape}, {target.dtype} and "
-                f"{source.shape}, {source.dtype}"
-            )
-        addScaled(self.address(target), self.address(source), target.size, factor, np.dtype(target.dtype))
 
     def get(self, array: Any) -> np.ndarray:
         return np.array(self.host(array), copy=True, subok=False)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["PARAM_DTYPES", "state_dtype"]
-
-#: What parameters and gradients may be of.
-PARAM_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+__all__ = ["state_dtype"]
 
 
 def state_dtype(dtype: np.dtype) -> np.dtype:

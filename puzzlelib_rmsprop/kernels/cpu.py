@@ -298,17 +298,20 @@ class Table:
     def __init__(self, dtype: np.dtype, rows: Sequence[Row]) -> None:
         compute = state_dtype(dtype)
         self._rows = np.array(rows, np.int64).reshape(len(rows), 6)
+        self._factors = np.ones((len(rows), 2))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)
         self._like = _like(dtype)
         self._size = int(self._rows[:, 5].sum())
 
-    def setRates(self, rates: Sequence[tuple[float, float]]) -> None:
-        """Sets each row's own (learnRate, momRate), already multiplied by the optimizer's."""
-        self._rates[:] = rates
+    def setRates(self, factors: Sequence[tuple[float, float]]) -> None:
+        """Sets each row's factors on the optimizer's learnRate and momRate."""
+        self._factors[:] = factors
 
-    def update(self, alpha: float, epsilon: float) -> None:
-        """Runs the rule once over every row."""
+    def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float, stream: Any = None) -> None:
+        """Runs the rule once over every row; ``stream`` is for other devices."""
+        # multiplied in float64 and rounded once
+        self._rates[:] = self._factors * (learnRate, momRate)
         self._shared[:] = alpha, epsilon
         _in_threads(self._part, self._size)
 
@@ -316,7 +319,7 @@ class Table:
         _graves_kernel(self._rows, self._rates, self._shared, self._like, begin, end)
 
 
-def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype) -> None:
+def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype, stream: Any = None) -> None:
     """``y += factor * x`` over ``size`` elements at two addresses that do not overlap; float16 is rounded once."""
     _add_scaled_kernel(y, x, size, np.array([factor], state_dtype(dtype)), _like(dtype))
 
