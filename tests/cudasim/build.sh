@@ -21,9 +21,28 @@ for name in control memory streams execute modules driver; do
   objects+=("$out/obj/$name.o")
 done
 
-# Every call that PyCUDA links to and that is not here answers CUDA_ERROR_NOT_SUPPORTED (801).
-comm -13 <(nm "${objects[@]}" | awk '$2 == "T" {print $3}' | sort -u) \
-         <(nm -D --undefined-only "$site"/pycuda/_driver*.so | awk '$2 ~ /^cu/ {print $2}' | sort -u) \
-  | sed 's/.*/int &(void) { return 801; }/' > "$out/obj/unsupported.c"
-gcc -fPIC -c "$out/obj/unsupported.c" -o "$out/obj/unsupported.o"
-g++ -shared -Wl,-soname,libcuda.so.1 -o "$out/libcuda.so.1" "${objects[@]}" "$out/obj/unsupported.o" -ldl -pthread
+# stubs NAMES CODE OBJECTS...: C code for each name in the file that no object defines; all of them answer CODE
+stubs() {
+  comm -13 <(nm "${@:3}" | awk '$2 == "T" {print $3}' | sort -u) <(sort -u "$1") | sed "s/.*/int &(void) { return $2; }/"
+}
+# library NAME OBJECTS...: links OUT/NAME with that soname, and the stubs
+library() {
+  gcc -fPIC -c "$out/obj/$1.stubs.c" -o "$out/obj/$1.stubs.o"
+  g++ -shared -Wl,-soname,"$1" -Wl,-rpath,'$ORIGIN' -o "$out/$1" "${@:2}" "$out/obj/$1.stubs.o"
+}
+
+# what PyCUDA links to and is not here answers CUDA_ERROR_NOT_SUPPORTED
+nm -D --undefined-only "$site"/pycuda/_driver*.so | awk '$2 ~ /^cu/ {print $2}' > "$out/obj/names"
+stubs "$out/obj/names" 801 "${objects[@]}" > "$out/obj/libcuda.so.1.stubs.c"
+library libcuda.so.1 "${objects[@]}" -ldl -pthread
+# scikit-cuda asks for libcuda.so: a library of that name which only leads to the other
+: > "$out/obj/libcuda.so.stubs.c"
+library libcuda.so -Wl,--no-as-needed "$out/libcuda.so.1"
+
+# scikit-cuda looks names up when it is imported; those that are not here answer not supported
+for name in cublas cudart; do
+  g++ "${flags[@]}" -fvisibility=hidden -c "$here/src/$name.cpp" -o "$out/obj/$name.o"
+  { grep -ohE "_lib$name\.\w+" "$site/skcuda/$name.py" 2> /dev/null || true; } | sed 's/.*\.//' > "$out/obj/names"
+  stubs "$out/obj/names" "$([ $name = cublas ] && echo 15 || echo 801)" "$out/obj/$name.o" > "$out/obj/lib$name.so.stubs.c"
+  library "lib$name.so" "$out/obj/$name.o" "$out/libcuda.so.1"
+done

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "state.h"
+#include "submit.h"
 
 namespace cusim {
 namespace {
@@ -53,6 +54,8 @@ std::string leaks_json() {
     return format("{\"allocations\": %zu, \"streams\": %zu, \"events\": %zu, \"modules\": %zu, \"contexts\": %zu}",
                   allocations, streams, events, modules, contexts.size());
 }
+
+Context *operand_context = nullptr;  // of the library call that runs
 
 struct AtExit {
     ~AtExit() {
@@ -153,4 +156,41 @@ CONTROL(void) cusim_clear_fault() {
 CONTROL(const char *) cusim_leaks() {
     LOCKED;
     return keep(leaks_json());
+}
+
+// ---- for the libraries beside the driver (submit.h) ---------------------------------------------------------------
+CONTROL(CUresult) cusim_submit(CUstream handle, const char *name, CUresult (*run)(void *), void *data,
+                               void (*drop)(void *)) {
+    LOCKED;
+    std::shared_ptr<void> owner(data, drop);
+    Context *context;
+    if (CUresult bad = usable_context(&context)) return bad;
+    Stream *stream = find_stream(handle, context);
+    if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    submit(stream, name, [context, run, owner] {
+        operand_context = context;
+        CUresult result = run(owner.get());
+        operand_context = nullptr;
+        return result;
+    });
+    return context->error;
+}
+CONTROL(CUresult) cusim_operand(const char *name, const void *start, size_t width, size_t columns, size_t pitch,
+                                int write) {
+    LOCKED;
+    const auto address = reinterpret_cast<uintptr_t>(start);
+    Context *context = operand_context ? operand_context : current_context();
+    if (!width || !columns) return CUDA_SUCCESS;
+    if (CUresult bad = usable(context, address, (columns - 1) * pitch + width, name)) return bad;
+    const Arena *arena = shared_arena().holds(address) ? &shared_arena() : nullptr;
+    for (Context *c : contexts)
+        if (c->arena.holds(address)) arena = &c->arena;
+    const char *why = nullptr;
+    for (size_t i = 0; settings.check && arena && i < columns; i++) {
+        if (arena->check(address + i * pitch, width, write, &why)) continue;
+        return fault(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s: %s of %zu bytes at 0x%zx: %s (%s)", name,
+                                                        write ? "write" : "read", width, address + i * pitch, why,
+                                                        arena->describe(address + i * pitch).c_str()));
+    }
+    return CUDA_SUCCESS;
 }
