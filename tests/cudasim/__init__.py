@@ -22,7 +22,10 @@ def activate(out: str | os.PathLike) -> None:
     for name in ("libcuda.so.1", "libcuda.so", "libcudart.so", "libcublas.so"):
         if (out / name).is_file():
             _loaded.append(ctypes.CDLL(str(out / name), mode=ctypes.RTLD_GLOBAL))
-    os.environ["PATH"] = f"{out / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    # for nvcc, and for the libraries of child processes, which need no activate()
+    for variable, folder in (("PATH", out / "bin"), ("LD_LIBRARY_PATH", out)):
+        others = os.environ.get(variable)
+        os.environ[variable] = f"{folder}{os.pathsep}{others}" if others else str(folder)
     # PyCUDA's cache has `nvcc --version` in its keys, but its files are not for the user's folder.
     cache = out / "cache"
     cache.mkdir(exist_ok=True)

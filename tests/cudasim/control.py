@@ -4,9 +4,13 @@ import ctypes
 import json
 from contextlib import contextmanager
 
+from tests.cudasim import _loaded
+
 
 def _call(name: str, *args, restype=None):
-    function = getattr(ctypes.CDLL("libcuda.so.1"), f"cusim_{name}")
+    if not _loaded:
+        raise RuntimeError("no simulator in this process: call tests.cudasim.activate() first")
+    function = getattr(_loaded[0], f"cusim_{name}")
     function.restype = restype
     return function(*args)
 

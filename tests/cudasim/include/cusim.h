@@ -209,8 +209,10 @@ inline void __trap() { cusim_trap(); }
 #define CUSIM_ATOMIC(name, next)                                    \
     template <class T>                                              \
     inline T name(T *address, std::common_type_t<T> value) {        \
+        asm volatile("" ::: "memory"); /* others' writes are seen */ \
         T old = *address;                                           \
         *address = next;                                            \
+        asm volatile("" ::: "memory");                              \
         return old;                                                 \
     }                                                               \
     template <class T>                                              \
@@ -233,8 +235,10 @@ CUSIM_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 CUSIM_ATOMIC(atomicDec, old == 0 || old > value ? value : old - 1)
 template <class T>
 inline T atomicCAS(T *address, std::common_type_t<T> expected, std::common_type_t<T> value) {
+    asm volatile("" ::: "memory");
     T old = *address;
     if (old == expected) *address = value;
+    asm volatile("" ::: "memory");
     return old;
 }
 

@@ -23,6 +23,7 @@ Settings from_environment() {
     s.leaks = number_from("CUSIM_LEAKS", 0) != 0;
     s.devices = int(number_from("CUSIM_DEVICES", 2));
     s.memory = number_from("CUSIM_MEMORY", uint64_t(8) << 30);
+    s.timeout = double(number_from("CUSIM_TIMEOUT", 300));
     return s;
 }
 
@@ -71,6 +72,7 @@ std::recursive_mutex lock;
 std::set<Context *> contexts;
 Counters counters;
 std::string last_fault;
+CUresult last_fault_code = CUDA_SUCCESS;
 size_t faults = 0;
 static AtExit at_exit;  // after what it reads, so that it goes first
 
@@ -88,6 +90,7 @@ void blocks(const char *call) { counters.blocking.push_back(call); }
 CUresult fault(CUresult code, const std::string &text) {
     faults++;
     last_fault = text;
+    last_fault_code = code;
     fprintf(stderr, "cusim: %s\n", text.c_str());
     return code;
 }

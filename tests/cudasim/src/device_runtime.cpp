@@ -11,6 +11,8 @@ namespace {
 
 const Host *host = nullptr;
 cusim::Window window = {0, 0, nullptr};
+constexpr unsigned kPatience = 1u << 20;
+unsigned patience = kPatience;
 
 template <class Word>
 inline Word repeat(uint8_t byte) {
@@ -20,6 +22,11 @@ inline Word repeat(uint8_t byte) {
 // Word has as many bytes as the access: all of its shadow is looked at in one comparison.
 template <class Word, bool write>
 inline void check(const void *address) {
+    // Only before reads: an atomic operation is a read and then a write, which nothing may come between.
+    if (!write && --patience == 0) {
+        patience = kPatience;
+        if (host) host->spin();
+    }
     uintptr_t offset = reinterpret_cast<uintptr_t>(address) - window.base;
     if (offset < window.size) {
         Word state;

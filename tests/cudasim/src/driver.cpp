@@ -796,10 +796,7 @@ API cuGetErrorString(CUresult code, const char **text) {
     auto known = texts.find(code);
     kept = known == texts.end() ? format("error %d", int(code)) : known->second;
     // so that the exception a test sees says what was wrong, not only that something was
-    const bool tells = code == CUDA_ERROR_INVALID_VALUE || code == CUDA_ERROR_ILLEGAL_ADDRESS ||
-                       code == CUDA_ERROR_LAUNCH_TIMEOUT || code == CUDA_ERROR_MISALIGNED_ADDRESS ||
-                       code == CUDA_ERROR_LAUNCH_FAILED;
-    if (tells && !last_fault.empty()) kept += " (cusim: " + last_fault + ")";
+    if (code == last_fault_code && !last_fault.empty()) kept += " (cusim: " + last_fault + ")";
     *text = kept.c_str();
     return CUDA_SUCCESS;
 }

@@ -49,6 +49,7 @@ struct Run {
     std::vector<Fiber *> runnable, idle;
     std::vector<Fiber *> at_barrier, at_volatile;
     Fiber *current = nullptr;
+    double started_ms = 0;
     std::string problem;
     CUresult code = CUDA_SUCCESS;
 };
@@ -176,12 +177,25 @@ void try_warp_meeting(Warp &warp, uint32_t mask) {
     }
 }
 
+// Goes on when every other thread has ended or waits too.
+void let_others_run() {
+    Fiber *self = run->current;
+    run->at_volatile.push_back(self);
+    if (!_setjmp(self->where)) _longjmp(scheduler, 1);
+}
+
+// A thread that waits for a value which another has to write gets on in this way; one that waits for ever is ended.
+void on_spin() {
+    if (!run) return;
+    if (now_ms() - run->started_ms > settings.timeout * 1e3)
+        leave(CUDA_ERROR_LAUNCH_TIMEOUT, format("still running after %g seconds (CUSIM_TIMEOUT)", settings.timeout));
+    let_others_run();
+}
+
 void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result) {
     Fiber *self = run->current;
     if (kind == Meeting::kVolatile) {
-        if (on_stack(value) || run->threads == 1) return;
-        run->at_volatile.push_back(self);
-        if (!_setjmp(self->where)) _longjmp(scheduler, 1);
+        if (!on_stack(value)) let_others_run();
         return;
     }
     self->kind = kind;
@@ -206,7 +220,7 @@ void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathere
     *result = self->result;
 }
 
-const Host services = {on_access, on_misaligned, on_meet, on_trap, current_lane};
+const Host services = {on_access, on_misaligned, on_meet, on_trap, on_spin, current_lane};
 
 void run_thread(Fiber *fiber, unsigned thread) {
     const Module &module = run->module->module;
@@ -356,6 +370,7 @@ CUresult run_kernel(Context *context, const Launch &launch) {
     state.module = launch.function->module;
     state.threads = launch.block[0] * launch.block[1] * launch.block[2];
     state.warps.resize((state.threads + 31) / 32);
+    state.started_ms = now_ms();
     run = &state;
     reset_fibers();
 

@@ -10,6 +10,7 @@ namespace cusim {
 namespace {
 
 constexpr size_t kCapacity = size_t(256) << 30;  // address space only; pages come with the first write
+constexpr size_t kSmallest = size_t(1) << 30;    // where the machine limits address space
 constexpr size_t kAlignment = 512;
 constexpr size_t kPoisoned = size_t(64) << 20;  // larger allocations are left to the shadow alone
 constexpr size_t kRemembered = 4096;            // freed allocations that reports can name
@@ -19,11 +20,7 @@ uint64_t allocation_number = 0;
 
 void *reserve(size_t size) {
     void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED) {
-        perror("cusim: cannot reserve address space");
-        abort();
-    }
-    return p;
+    return p == MAP_FAILED ? nullptr : p;
 }
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -57,14 +54,19 @@ std::string name_of(const Allocation &a) {
 }  // namespace
 
 Arena::Arena() : capacity(kCapacity) {
-    base = reinterpret_cast<uintptr_t>(reserve(kCapacity));
-    shadow = static_cast<uint8_t *>(reserve(kCapacity));
+    void *memory = reserve(2 * capacity);  // the shadow is the upper half
+    while (!memory && capacity > kSmallest) memory = reserve(2 * (capacity /= 2));
+    if (!memory) {
+        perror("cusim: cannot reserve address space");
+        abort();
+    }
+    base = reinterpret_cast<uintptr_t>(memory);
+    shadow = static_cast<uint8_t *>(memory) + capacity;
     cursor = base + kAlignment;
 }
 
 Arena::~Arena() {
-    munmap(reinterpret_cast<void *>(base), capacity);
-    munmap(shadow, capacity);
+    munmap(reinterpret_cast<void *>(base), 2 * capacity);
 }
 
 uintptr_t Arena::allocate(size_t size, Kind kind, Context *context, unsigned flags) {

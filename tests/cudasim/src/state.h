@@ -29,6 +29,7 @@ struct Settings {
     bool leaks;         // CUSIM_LEAKS: report leaks at exit
     int devices;        // CUSIM_DEVICES
     size_t memory;      // CUSIM_MEMORY: bytes per device
+    double timeout;     // CUSIM_TIMEOUT: seconds that a launch may take
 };
 extern Settings settings;
 extern std::mt19937_64 random_order;
@@ -112,6 +113,7 @@ struct Event {
 };
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after = {});
+double now_ms();
 void finish(const WorkPtr &work);       // runs queued work in a random legal order until this is done
 void finish(Stream *stream);
 void finish(Context *context);          // everything that is queued in it
@@ -187,6 +189,7 @@ struct Counters {
 };
 extern Counters counters;
 extern std::string last_fault;
+extern CUresult last_fault_code;
 extern size_t faults;
 
 void blocks(const char *call);          // this call waits for the device

@@ -13,12 +13,6 @@ namespace {
 constexpr size_t kQueueLimit = 1024;  // a device's queue is bounded too; beyond it, work runs at submission
 size_t queued = 0;
 
-double now_ms() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
-}
-
 void settle(const WorkPtr &work) {
     work->done = true;
     work->finished_ms = now_ms();
@@ -83,6 +77,12 @@ std::unordered_set<const Stream *> needed_for(const WorkPtr &target) {
 }
 
 }  // namespace
+
+double now_ms() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
+}
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after) {
     static uint64_t number = 0;
