@@ -1,0 +1,71 @@
+"""What tests ask the simulator: what ran, what waited, what went wrong, what was left behind."""
+
+import ctypes
+import json
+from contextlib import contextmanager
+
+from tests.cudasim import _loaded
+
+
+def _call(name: str, *args, restype=None):
+    if not _loaded:
+        raise RuntimeError("no simulator in this process: call tests.cudasim.activate() first")
+    function = getattr(_loaded[0], f"cusim_{name}")
+    function.restype = restype
+    return function(*args)
+
+
+def _text(name: str) -> str:
+    return _call(name, restype=ctypes.c_char_p).decode()
+
+
+def seed(value: int) -> None:
+    """Seed the order of queued work, of blocks and of threads."""
+    _call("seed", ctypes.c_ulonglong(value))
+
+
+@contextmanager
+def eager():
+    """Inside, work runs when it is submitted instead of when somebody waits for it."""
+    _call("eager", 1)
+    try:
+        yield
+    finally:
+        _call("eager", 0)
+
+
+def reset() -> None:
+    """Set the counters and the last fault back."""
+    _call("reset")
+
+
+def counters() -> dict[str, int]:
+    """Launches, memsets, copies, allocations, frees, blocking calls, faults since reset(); work pending now."""
+    return json.loads(_text("counters"))
+
+
+def launches() -> list[dict]:
+    """Name, grid, block and dynamic shared memory of each launch since reset()."""
+    return json.loads(_text("launches"))
+
+
+def blocking() -> list[str]:
+    """The calls since reset() that waited for the device."""
+    return json.loads(_text("blocking"))
+
+
+def fault() -> str:
+    """The last fault's report, or an empty text."""
+    return _text("fault")
+
+
+def clear_fault() -> str:
+    """Make contexts that a fault broke usable again, as no device does, and return the fault's report."""
+    text = fault()
+    _call("clear_fault")
+    return text
+
+
+def leaks() -> dict[str, int]:
+    """How many allocations, streams, events, modules and contexts are alive."""
+    return json.loads(_text("leaks"))

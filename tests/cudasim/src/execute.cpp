@@ -1,0 +1,398 @@
+// Runs kernels: one block at a time, its threads one after the other on fibers. A fiber runs thread after thread until
+// one of them waits at a barrier; only then is another fiber started. A kernel without barriers is a plain loop.
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "state.h"
+
+namespace cusim {
+namespace {
+
+constexpr size_t kStack = 256 << 10;  // bytes per fiber; pages come with use
+constexpr unsigned kMaxThreads = 1024;
+
+struct Fiber {
+    ucontext_t start;
+    jmp_buf where;
+    bool started = false;
+    unsigned thread = 0;
+    // what its thread waits for
+    bool waiting = false;
+    Meeting kind = Meeting::kBlock;
+    uint32_t mask = 0;
+    uint64_t value = 0;
+    unsigned line = 0;
+    Gathered result = {};
+};
+
+struct Warp {
+    Fiber *waiting[32] = {};
+    uint32_t alive = 0;  // lanes whose thread has not ended
+};
+
+// The kernel that runs, if any.
+struct Run {
+    Context *context;
+    const Launch *launch;
+    const Kernel *kernel;
+    LoadedModule *module;
+    unsigned block[3];
+    // the block that runs
+    unsigned threads = 0, alive = 0, next = 0, first = 0;
+    bool backwards = false;
+    std::vector<Warp> warps;
+    std::vector<Fiber *> runnable, idle;
+    std::vector<Fiber *> at_barrier, at_volatile;
+    Fiber *current = nullptr;
+    double started_ms = 0;
+    std::string problem;
+    CUresult code = CUDA_SUCCESS;
+};
+
+Run *run = nullptr;
+jmp_buf scheduler;
+char *stacks = nullptr;
+std::vector<std::unique_ptr<Fiber>> fibers;
+
+void thread_index(unsigned thread, unsigned index[3]) {
+    const unsigned *size = run->launch->block;
+    index[0] = thread % size[0];
+    index[1] = thread / size[0] % size[1];
+    index[2] = thread / size[0] / size[1];
+}
+
+// Leaves the kernel: the other threads are forgotten where they stand.
+[[noreturn]] void leave(CUresult code, const std::string &what) {
+    unsigned thread[3] = {};
+    if (run->current) thread_index(run->current->thread, thread);
+    const unsigned *block = run->block;
+    run->code = code;
+    run->problem = format("kernel %s: %s; block (%u, %u, %u), thread (%u, %u, %u)", run->kernel->name, what.c_str(),
+                          block[0], block[1], block[2], thread[0], thread[1], thread[2]);
+    longjmp(scheduler, 2);
+}
+
+bool on_stack(uintptr_t address) { return address - reinterpret_cast<uintptr_t>(stacks) < kStack * kMaxThreads; }
+
+// ---- memory ------------------------------------------------------------------------------------------------------
+void on_access(const void *p, size_t size, bool write) {
+    if (!run || !settings.check) return;
+    const auto address = reinterpret_cast<uintptr_t>(p);
+    if (on_stack(address)) return;
+    const Module &module = run->module->module;
+    const size_t shared_offset = address - reinterpret_cast<uintptr_t>(module.dynamic_shared);
+    const char *kind = write ? "write" : "read";
+    if (shared_offset < module.dynamic_shared_size) {
+        if (shared_offset + size <= run->launch->shared) return;
+        leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at offset %zu of %u bytes of dynamic shared memory",
+                                                 kind, size, shared_offset, run->launch->shared));
+    }
+    if (address - run->module->begin < run->module->end - run->module->begin) return;
+
+    const Arena *arena = nullptr;
+    Context *owner = run->context;
+    const char *why = nullptr;
+    if (owner->arena.holds(address)) arena = &owner->arena;
+    else if (shared_arena().holds(address)) arena = &shared_arena();
+    for (Context *context : contexts) {
+        if (arena || !context->arena.holds(address)) continue;
+        arena = &context->arena;
+        if (!owner->peers.count(context)) why = "memory of another context, peer access is not enabled";
+    }
+    if (arena) {
+        if (!why && arena->check(address, size, write, &why)) return;
+        leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at 0x%zx: %s (%s)", kind, size, address, why,
+                                                 arena->describe(address).c_str()));
+    }
+    if (is_page_locked(address, size)) return;
+    leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at 0x%zx: %s", kind, size, address,
+                                             address < 4096 ? "a null pointer" : "pageable host memory"));
+}
+
+void on_misaligned(const void *p, size_t alignment, const char *file, unsigned line) {
+    if (!run || !settings.check) return;
+    const auto address = reinterpret_cast<uintptr_t>(p);
+    leave(CUDA_ERROR_MISALIGNED_ADDRESS, format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address,
+                                                alignment, file, line));
+}
+
+void on_trap() {
+    if (run) leave(CUDA_ERROR_LAUNCH_FAILED, "__trap() called");
+}
+
+// ---- threads -----------------------------------------------------------------------------------------------------
+unsigned current_lane() { return run && run->current ? run->current->thread % 32 : 0; }
+
+void wake(Fiber *fiber) {
+    fiber->waiting = false;
+    run->runnable.push_back(fiber);
+}
+
+// All threads that have not ended are here: let them go on.
+void try_block_barrier() {
+    auto &here = run->at_barrier;
+    if (here.empty() || here.size() < run->alive) return;
+    uint32_t count = 0;
+    for (Fiber *fiber : here) {
+        count += fiber->value != 0;
+        if (fiber->line != here[0]->line) {
+            leave(CUDA_ERROR_LAUNCH_FAILED,
+                  format("threads of a block met at different barriers, in lines %u and %u of the source",
+                         here[0]->line, fiber->line));
+        }
+    }
+    for (Fiber *fiber : here) {
+        fiber->result.count = count;
+        fiber->result.threads = here.size();
+        wake(fiber);
+    }
+    here.clear();
+}
+
+void try_warp_meeting(Warp &warp, uint32_t mask) {
+    const uint32_t needed = mask & warp.alive;
+    Gathered all = {};
+    all.participants = needed;
+    memset(all.value, 0xCD, sizeof all.value);  // what a lane that takes no part gives
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if (!(needed >> lane & 1)) continue;
+        const Fiber *fiber = warp.waiting[lane];
+        if (!fiber) return;
+        if (fiber->mask != mask) {
+            leave(CUDA_ERROR_LAUNCH_FAILED, format("lanes of a warp met with different masks, 0x%x and 0x%x (line %u)",
+                                                   mask, fiber->mask, fiber->line));
+        }
+        all.value[lane] = fiber->value;
+    }
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if (!(needed >> lane & 1)) continue;
+        warp.waiting[lane]->result = all;
+        wake(warp.waiting[lane]);
+        warp.waiting[lane] = nullptr;
+    }
+}
+
+// Goes on when every other thread has ended or waits too.
+void let_others_run() {
+    Fiber *self = run->current;
+    run->at_volatile.push_back(self);
+    if (!_setjmp(self->where)) _longjmp(scheduler, 1);
+}
+
+// A thread that waits for a value which another has to write gets on in this way; one that waits for ever is ended.
+void on_spin() {
+    if (!run) return;
+    if (now_ms() - run->started_ms > settings.timeout * 1e3)
+        leave(CUDA_ERROR_LAUNCH_TIMEOUT, format("still running after %g seconds (CUSIM_TIMEOUT)", settings.timeout));
+    let_others_run();
+}
+
+void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result) {
+    Fiber *self = run->current;
+    if (kind == Meeting::kVolatile) {
+        if (!on_stack(value)) let_others_run();
+        return;
+    }
+    self->kind = kind;
+    self->mask = mask;
+    self->value = value;
+    self->line = line;
+    self->waiting = true;
+    if (kind == Meeting::kBlock) {
+        run->at_barrier.push_back(self);
+        try_block_barrier();
+    } else {
+        Warp &warp = run->warps[self->thread / 32];
+        const unsigned lane = self->thread % 32;
+        if (!(mask >> lane & 1)) {
+            leave(CUDA_ERROR_LAUNCH_FAILED, format("lane %u called a warp operation with mask 0x%x, which leaves it "
+                                                   "out (line %u)", lane, mask, line));
+        }
+        warp.waiting[lane] = self;
+        try_warp_meeting(warp, mask);
+    }
+    if (!_setjmp(self->where)) _longjmp(scheduler, 1);
+    *result = self->result;
+}
+
+const Host services = {on_access, on_misaligned, on_meet, on_trap, on_spin, current_lane};
+
+void run_thread(Fiber *fiber, unsigned thread) {
+    const Module &module = run->module->module;
+    fiber->thread = thread;
+    thread_index(thread, module.threadIdx);
+    run->kernel->call(run->kernel->function, run->launch->arguments.data());
+    Warp &warp = run->warps[thread / 32];
+    warp.alive &= ~(1u << thread % 32);
+    run->alive--;
+    // the threads that wait do not wait for this one any more
+    for (unsigned lane = 0; lane < 32; lane++)
+        if (warp.waiting[lane]) try_warp_meeting(warp, warp.waiting[lane]->mask);
+    try_block_barrier();
+}
+
+void fiber_main() {
+    for (;;) {
+        Fiber *self = run->current;
+        while (run->next < run->threads) {
+            const unsigned step = run->next++;
+            const unsigned offset = run->backwards ? run->threads - 1 - step : step;
+            run_thread(self, (run->first + offset) % run->threads);
+        }
+        run->idle.push_back(self);
+        if (!_setjmp(self->where)) _longjmp(scheduler, 1);
+    }
+}
+
+// Switches to a fiber; comes back when it waits or has nothing left to do.
+int resume(Fiber *fiber) {
+    const int back = _setjmp(scheduler);
+    if (back) return back;
+    run->current = fiber;
+    if (fiber->started) {
+        thread_index(fiber->thread, run->module->module.threadIdx);
+        _longjmp(fiber->where, 1);
+    }
+    fiber->started = true;
+    setcontext(&fiber->start);
+    abort();
+}
+
+void prepare_fibers() {
+    if (!stacks) {
+        stacks = static_cast<char *>(mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
+                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        for (unsigned i = 0; i < kMaxThreads; i++) {
+            auto fiber = std::make_unique<Fiber>();
+            getcontext(&fiber->start);
+            fiber->start.uc_stack.ss_sp = stacks + i * kStack;
+            fiber->start.uc_stack.ss_size = kStack;
+            fiber->start.uc_link = nullptr;
+            makecontext(&fiber->start, fiber_main, 0);
+            fibers.push_back(std::move(fiber));
+        }
+        // a thread that overflows its stack must not write into another's
+        for (unsigned i = 0; i < kMaxThreads; i++) mprotect(stacks + i * kStack, 4096, PROT_NONE);
+    }
+}
+
+std::string threads_text(const std::vector<unsigned> &threads) {
+    std::string text = format("%zu thread%s (", threads.size(), threads.size() == 1 ? "" : "s");
+    for (size_t i = 0; i < threads.size() && i < 8; i++) text += format(i ? ", %u" : "%u", threads[i]);
+    return text + (threads.size() > 8 ? ", ...)" : ")");
+}
+
+void report_deadlock() {
+    std::map<std::string, std::vector<unsigned>> groups;
+    for (const auto &fiber : fibers) {
+        if (!fiber->waiting) continue;
+        std::string where = fiber->kind == Meeting::kBlock
+                                ? format("__syncthreads in line %u", fiber->line)
+                                : format("a warp operation with mask 0x%x in line %u", fiber->mask, fiber->line);
+        groups[where].push_back(fiber->thread);
+    }
+    std::string text = "deadlock:";
+    for (auto &[where, threads] : groups) {
+        std::sort(threads.begin(), threads.end());
+        text += " " + threads_text(threads) + " wait at " + where + ",";
+    }
+    text.pop_back();
+    run->code = CUDA_ERROR_LAUNCH_TIMEOUT;
+    const unsigned *block = run->block;
+    run->problem = format("kernel %s: %s; block (%u, %u, %u)", run->kernel->name, text.c_str(), block[0], block[1],
+                          block[2]);
+}
+
+void run_block() {
+    const Module &module = run->module->module;
+    run->alive = run->threads;
+    run->next = 0;
+    run->first = random_order() % run->threads;
+    run->backwards = random_order() & 1;
+    for (unsigned i = 0; i < run->warps.size(); i++) {
+        const unsigned lanes = std::min(32u, run->threads - 32 * i);
+        run->warps[i] = Warp{};
+        run->warps[i].alive = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    }
+    memcpy(module.blockIdx, run->block, sizeof run->block);
+    if (run->launch->shared) memset(module.dynamic_shared, 0xCD, run->launch->shared);
+    if (module.static_shared_begin)
+        memset(module.static_shared_begin, 0xCD, module.static_shared_end - module.static_shared_begin);
+
+    while (run->alive && run->code == CUDA_SUCCESS) {
+        Fiber *next = nullptr;
+        if (!run->runnable.empty()) {
+            // any thread that can go on may go on first
+            const size_t pick = random_order() % run->runnable.size();
+            std::swap(run->runnable[pick], run->runnable.back());
+            next = run->runnable.back();
+            run->runnable.pop_back();
+        } else if (run->next < run->threads) {
+            next = run->idle.back();
+            run->idle.pop_back();
+        } else if (!run->at_volatile.empty()) {
+            run->runnable.swap(run->at_volatile);
+            continue;
+        } else {
+            report_deadlock();
+            return;
+        }
+        resume(next);
+    }
+}
+
+// After a fault fibers are left in the middle of a kernel: start them anew.
+void reset_fibers() {
+    run->idle.clear();
+    for (auto it = fibers.rbegin(); it != fibers.rend(); ++it) {
+        Fiber *fiber = it->get();
+        if (fiber->started) {
+            fiber->started = fiber->waiting = false;
+            makecontext(&fiber->start, fiber_main, 0);
+        }
+        run->idle.push_back(fiber);
+    }
+}
+
+}  // namespace
+
+CUresult run_kernel(Context *context, const Launch &launch) {
+    prepare_fibers();
+    Run state{};
+    state.context = context;
+    state.launch = &launch;
+    state.kernel = launch.function->kernel;
+    state.module = launch.function->module;
+    state.threads = launch.block[0] * launch.block[1] * launch.block[2];
+    state.warps.resize((state.threads + 31) / 32);
+    state.started_ms = now_ms();
+    run = &state;
+    reset_fibers();
+
+    const Module &module = state.module->module;
+    *module.host = &services;
+    *module.window = settings.check ? Window{context->arena.base, context->arena.capacity - 16, context->arena.shadow}
+                                    : Window{0, 0, nullptr};
+    memcpy(module.gridDim, launch.grid, sizeof launch.grid);
+    memcpy(module.blockDim, launch.block, sizeof launch.block);
+
+    const uint64_t blocks = uint64_t(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+    const uint64_t first = random_order() % blocks;
+    const bool backwards = random_order() & 1;
+    for (uint64_t i = 0; i < blocks && state.code == CUDA_SUCCESS; i++) {
+        const uint64_t block = (first + (backwards ? blocks - 1 - i : i)) % blocks;
+        state.block[0] = block % launch.grid[0];
+        state.block[1] = block / launch.grid[0] % launch.grid[1];
+        state.block[2] = block / launch.grid[0] / launch.grid[1];
+        run_block();
+    }
+    run = nullptr;
+    return state.code == CUDA_SUCCESS ? CUDA_SUCCESS : fault(state.code, state.problem);
+}
+
+}  // namespace cusim

@@ -1,0 +1,154 @@
+// Queued work. Nothing runs when it is submitted: whoever waits runs what is queued, in a random order that CUDA
+// allows, so that a missing synchronisation shows as wrong data under some seed.
+#include <time.h>
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "state.h"
+
+namespace cusim {
+namespace {
+
+constexpr size_t kQueueLimit = 1024;  // a device's queue is bounded too; beyond it, work runs at submission
+size_t queued = 0;
+
+void settle(const WorkPtr &work) {
+    work->done = true;
+    work->finished_ms = now_ms();
+    work->run = nullptr;
+    work->after.clear();
+    queued--;
+}
+
+void perform(Stream *stream) {
+    WorkPtr work = stream->queue.front();
+    stream->queue.pop_front();
+    Context *context = stream->context;
+    CUresult result = work->run ? work->run() : CUDA_SUCCESS;
+    settle(work);
+    if (result != CUDA_SUCCESS && context->error == CUDA_SUCCESS) {
+        context->error = result;
+        drop(context);
+    }
+    if (stream->destroyed && stream->queue.empty()) {
+        context->streams.erase(stream);
+        delete stream;
+    }
+}
+
+bool ready(const Stream *stream) {
+    if (stream->queue.empty()) return false;
+    const auto &after = stream->queue.front()->after;
+    return std::all_of(after.begin(), after.end(), [](const WorkPtr &w) { return w->done; });
+}
+
+std::vector<Stream *> ready_streams() {
+    std::vector<Stream *> found;
+    for (Context *context : contexts) {
+        if (ready(&context->legacy)) found.push_back(&context->legacy);
+        for (Stream *stream : context->streams)
+            if (ready(stream)) found.push_back(stream);
+    }
+    // a set of pointers has the allocator's order: sort, so that a seed means the same in every run
+    std::sort(found.begin(), found.end(), [](Stream *a, Stream *b) {
+        return a->queue.front()->number < b->queue.front()->number;
+    });
+    return found;
+}
+
+// The streams whose front must run before the target can.
+std::unordered_set<const Stream *> needed_for(const WorkPtr &target) {
+    std::unordered_set<const Stream *> streams;
+    std::unordered_set<const Work *> seen;
+    std::vector<const Work *> todo{target.get()};
+    while (!todo.empty()) {
+        const Work *work = todo.back();
+        todo.pop_back();
+        if (work->done || !seen.insert(work).second) continue;
+        streams.insert(work->stream);
+        for (const WorkPtr &earlier : work->after) todo.push_back(earlier.get());
+        for (const WorkPtr &earlier : work->stream->queue) {
+            if (earlier.get() == work) break;
+            todo.push_back(earlier.get());
+        }
+    }
+    return streams;
+}
+
+}  // namespace
+
+double now_ms() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e3 + t.tv_nsec * 1e-6;
+}
+
+WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after) {
+    static uint64_t number = 0;
+    auto work = std::make_shared<Work>();
+    work->name = name;
+    work->number = ++number;
+    work->run = std::move(run);
+    work->after = std::move(after);
+    work->stream = stream;
+    // The legacy default stream and blocking streams wait for each other; non-blocking streams for neither.
+    if (stream->legacy) {
+        for (Stream *other : stream->context->streams)
+            if (!(other->flags & CU_STREAM_NON_BLOCKING) && other->last) work->after.push_back(other->last);
+    } else if (!(stream->flags & CU_STREAM_NON_BLOCKING) && stream->context->legacy.last) {
+        work->after.push_back(stream->context->legacy.last);
+    }
+    auto done = [](const WorkPtr &w) { return w->done; };
+    work->after.erase(std::remove_if(work->after.begin(), work->after.end(), done), work->after.end());
+    stream->queue.push_back(work);
+    stream->last = work;
+    queued++;
+    if (settings.eager) finish(work);
+    while (queued > kQueueLimit) progress();
+    return work;
+}
+
+void finish(const WorkPtr &work) {
+    if (!work || work->done) return;
+    // Three ways for the rest of the device to behave meanwhile: idle, faster than what is waited for, or anything.
+    enum { kIdle, kFast, kAny } others = static_cast<decltype(others)>(random_order() % 3);
+    if (settings.eager) others = kIdle;
+    while (!work->done) {
+        std::vector<Stream *> candidates = ready_streams();
+        if (others != kAny) {
+            const auto needed = needed_for(work);
+            auto is_needed = [&](Stream *s) { return needed.count(s) != 0; };
+            auto middle = std::stable_partition(candidates.begin(), candidates.end(), is_needed);
+            if (others == kIdle || middle == candidates.end()) candidates.erase(middle, candidates.end());
+            else candidates.erase(candidates.begin(), middle);
+        }
+        if (candidates.empty()) break;  // cannot be: what is waited for was submitted earlier
+        perform(candidates[random_order() % candidates.size()]);
+    }
+}
+
+void finish(Stream *stream) { finish(stream->last); }
+
+void finish(Context *context) {
+    finish(context->legacy.last);
+    // a copy: a host callback may create or destroy streams
+    for (Stream *stream : std::vector<Stream *>(context->streams.begin(), context->streams.end()))
+        if (context->streams.count(stream)) finish(stream);
+}
+
+void progress() {
+    auto candidates = ready_streams();
+    if (!candidates.empty()) perform(candidates[random_order() % candidates.size()]);
+}
+
+void drop(Context *context) {
+    auto forget = [](Stream *stream) {
+        for (const WorkPtr &work : stream->queue) settle(work);
+        stream->queue.clear();
+    };
+    forget(&context->legacy);
+    for (Stream *stream : context->streams) forget(stream);
+}
+
+}  // namespace cusim
