@@ -166,7 +166,8 @@ class Optimizer:
         fresh: dict[str, Any] = {"module": mod, "globalState": bool(useGlobalState), "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
-            fresh.update(self._flatten(mod, slots, family))
+            if family is not None:
+                fresh.update(self._flatten(mod, slots, family))
         before = {**vars(self)}
         self._unbind()
         vars(self).update(fresh, family=family, _slots=slots)
@@ -205,7 +206,7 @@ class Optimizer:
             refuse_overlap(_extents(slots, family))
         return slots, custom, family
 
-    def _flatten(self, mod: Any, slots: list[Slot], family: Family | None) -> dict[str, Any]:
+    def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> dict[str, Any]:
         """Moves the variables into flat buffers, one at a time, and points the net at them."""
         params: dict[np.dtype, SharedArray] = {}
         grads: dict[np.dtype, SharedArray] = {}
@@ -217,7 +218,6 @@ class Optimizer:
             buffer.build()
         for slot in slots:
             name, var = slot.names[0], slot.var
-            assert family is not None
             data, grad = params[slot.dtype][name], grads[slot.dtype][name]
             family.copy(data, slot.data)
             family.copy(grad, slot.grad)
@@ -233,7 +233,7 @@ class Optimizer:
         flat = {d: Variable(params[d].ary, name=str(d), grad=grads[d].ary) for d in params}
         if self.nodeinfo is not None:
             for var in flat.values():
-                self.nodeinfo.broadcastBuffer("data", getattr(var.data, "gpudata", var.data))
+                self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
         return {"shParams": params, "shGrads": grads, "globalVar": flat}
 
     def _setup_states(self, slots: list[Slot]) -> None:

@@ -1,5 +1,6 @@
 """Fixtures: the kinds of arrays that a net can be made of, so that one test body serves all of them."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
-from tests import standins
+from tests import cudasim, standins
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("tests")
@@ -42,7 +43,58 @@ ARRAYS = {
 }
 
 
-@pytest.fixture(params=list(ARRAYS))
+class CUDAArrays(Arrays):
+    """PyCUDA's arrays, on a GPU or on the simulator."""
+
+    @staticmethod
+    def put(array, content):
+        if array.size:
+            array.set(np.array(np.broadcast_to(content, array.shape), array.dtype, order="C"))
+
+
+# ------------------------------------------------------------------------------------------------ CUDA
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("CUDA")
+    group.addoption(
+        "--cuda",
+        choices=["auto", "off", "sim", "gpu"],
+        default="auto",
+        help="what CUDA tests run on: a GPU, the simulator (CUSIM_DIR names it), nothing; auto: a GPU where there is one",
+    )
+    group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU, instead of leaving CUDA out")
+
+
+def pytest_configure(config):
+    choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
+    config.cuda = f"left out: --cuda={choice}"
+    if choice == "off":
+        return
+    if choice == "sim":
+        cudasim.activate(os.environ.get("CUSIM_DIR", ""))
+    try:
+        import pycuda.autoprimaryctx
+        import pycuda.gpuarray
+    except Exception as error:  # PyCUDA is missing, or its driver library, or a device
+        if choice != "auto":
+            raise pytest.UsageError(f"--cuda={choice}: PyCUDA finds no device: {error}") from error
+        config.cuda = f"left out: PyCUDA finds no device here ({error}); tools/test_on_simulator.sh runs it without one"
+        return
+    config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
+    ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.write_line(f"CUDA {config.cuda}")
+
+
+def pytest_generate_tests(metafunc):
+    if "arrays" in metafunc.fixturenames:
+        metafunc.parametrize("arrays", list(ARRAYS), indirect=True)
+
+
+@pytest.fixture
 def arrays(request):
     return ARRAYS[request.param]
 

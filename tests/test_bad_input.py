@@ -194,7 +194,7 @@ def decaying(variable):
 
 
 ARRAYS = [
-    (lambda: Variable([1.0, 2.0]), "arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got builtins.list"),
+    (lambda: Variable([1.0]), "arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got builtins.list"),
     (lambda: setup(a=standins.PuzzleVariable(np.ma.zeros(3))), "'a': its data: arrays must be.*MaskedArray"),
     (lambda: setup(a=with_grad(gpuarray.zeros(3), [0, 0, 0])), "'a': its gradient: arrays must be.*list"),
     (lambda: setup(a=Variable(locked(np.zeros(3, np.float32)))), "'a': its data must be writeable; it is read-only"),

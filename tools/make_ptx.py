@@ -2,8 +2,8 @@
 
 PTX for compute capability 7.5 runs on every GPU from Turing on; the driver compiles it there. nvcc stamps it with the
 PTX version of its own toolkit, which only drivers as new as the toolkit take, but the kernels use nothing later than
-version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then any driver
-from CUDA 10 on does.
+version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
+any driver from CUDA 10 on does.
 
 --check compiles nothing into the package: it says whether what is there was made from the source as it is now.
 """
@@ -22,6 +22,7 @@ ARCH, VERSION = "compute_75", "6.3"
 
 
 def made() -> str:
+    """The text of the PTX file as the source gives it now."""
     # the options stand in cuda.py, which cannot be imported without PyCUDA
     options = re.search(r'return \[f"-arch=\{arch\}", (.*)\]', (KERNELS / "cuda.py").read_text())
     source = KERNELS / "rmsprop_graves.cu"
@@ -42,6 +43,7 @@ def made() -> str:
 
 
 def main() -> None:
+    """Writes the file, or checks it."""
     target = KERNELS / "rmsprop_graves.ptx"
     text = made()
     if "--check" not in sys.argv:

@@ -75,6 +75,10 @@ class Family:
         size, dtype = int(target.size), np.dtype(target.dtype)
         self.kernels().addScaled(self.address(target), self.address(source), size, factor, dtype, stream)
 
+    def buffer(self, array: Any) -> Any:
+        """What a nodeinfo's ``broadcastBuffer`` gets: the array itself, where PuzzleLib has nothing else for it."""
+        return array
+
     def get(self, array: Any) -> np.ndarray:
         """The content, in a new NumPy array."""
         raise NotImplementedError

@@ -84,7 +84,7 @@ class PyCUDAFamily(Family):
         if content.shape != tuple(array.shape):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
         if array.size:
-            array.set(np.ascontiguousarray(content.astype(array.dtype, casting="same_kind", copy=False)))
+            array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
 
 
 _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs the tests with CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU.
+# usage: tools/test_on_simulator.sh [options for pytest]
+# PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+kept=${XDG_CACHE_HOME:-$HOME/.cache}/puzzlelib_rmsprop/simulator
+venv=$kept/venv-$("$python" -c 'import sys, sysconfig; print(sysconfig.get_config_var("SOABI") or sys.version_info[:2])')
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+tests/cudasim/build_pycuda.sh "$kept/wheels" "$venv/bin/python"
+"$venv/bin/pip" install "setuptools<81" scikit-cuda==0.5.3 --find-links "$kept/wheels" pycuda==2026.1
+"$venv/bin/pip" install -e '.[test]'
+tests/cudasim/build.sh "$kept/out" "$venv/bin/python"
+export CUSIM_DIR=$kept/out PUZZLELIB_RMSPROP_CACHE_DIR=$kept/kernels
+exec "$venv/bin/python" -m pytest --cuda=sim "$@"
