@@ -10,6 +10,7 @@ import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
 from tests import cudasim, standins
+from tests.cudasim import control
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("tests")
@@ -68,7 +69,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
-    config.cuda = f"left out: --cuda={choice}"
+    config.cuda, config.simulated = f"left out: --cuda={choice}", choice == "sim"
     if choice == "off":
         return
     if choice == "sim":
@@ -97,6 +98,23 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def arrays(request):
     return ARRAYS[request.param]
+
+
+@pytest.fixture
+def cuda(request):
+    """PyCUDA's arrays; the test is left out where there is no CUDA."""
+    if "pycuda" not in ARRAYS:
+        pytest.skip(f"CUDA {request.config.cuda}")
+    return ARRAYS["pycuda"]
+
+
+@pytest.fixture
+def simulator(request, cuda):
+    """What the simulator saw since the test began: launches, copies, waits."""
+    if not request.config.simulated:
+        pytest.skip("asks the simulator what happened")
+    control.reset()
+    return control
 
 
 @pytest.fixture(params=[False, True], ids=["local", "global"])

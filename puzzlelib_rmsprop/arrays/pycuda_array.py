@@ -19,6 +19,7 @@ class PyCUDAFamily(Family):
 
     name = "pycuda.gpuarray.GPUArray"
     dtypes = ("float16", "bfloat16", "float32", "float64")
+    device = "cuda"
     alignment = 16  # as PuzzleLib's CUDA backend, so that flat state is laid out alike
 
     @classmethod
@@ -31,6 +32,11 @@ class PyCUDAFamily(Family):
 
     def __hash__(self) -> int:
         return hash(type(self))
+
+    def stream(self) -> Any:
+        from pycuda import driver
+
+        return driver.Stream()
 
     def kernels(self) -> Any:
         from ..kernels import cuda

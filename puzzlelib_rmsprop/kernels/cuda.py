@@ -163,6 +163,18 @@ _CHUNK = np.dtype([("row", np.uint32), ("index", np.uint32)])
 _HYPER = struct.Struct("=4d")  # as struct Hyper
 
 
+class LiveHyper:
+    """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
+
+    def __init__(self) -> None:
+        self._memory = driver.mem_alloc(_HYPER.size)
+        self.address = int(self._memory)
+
+    def write(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
+        """Copies the values there, after what the default stream and those ordered with it were given before."""
+        driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
+
+
 class Table:
     """Variables of one dtype, packed once, updated by one launch.
 
@@ -186,6 +198,8 @@ class Table:
         self._function: Any = None
         self._grid = (0, 1)
         self._held: list[Any] = []  # device memory that the arguments point to
+        self._live: LiveHyper | None = None
+        self._context = driver.Context.get_current()
 
     def setRates(self, rates: Sequence[tuple[float, float]]) -> None:
         """Sets each row's factors on the optimizer's learnRate and momRate. Packs the launch anew where they changed."""
@@ -214,24 +228,28 @@ class Table:
         chunks = np.zeros(int(counts.sum()), _CHUNK)
         chunks["row"] = np.repeat(np.arange(len(sizes)), counts)
         chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(counts) - counts, counts)
-        # the old tables may still be read by a launch under way; they are freed when that is known to have ended
-        self._held = [driver.to_device(self._rows), driver.to_device(chunks)]
+        tables = [driver.to_device(self._rows), driver.to_device(chunks)]
+        # a captured launch may be replayed on the old tables: then they live as long as this does
+        self._held = tables + (self._held if self._live is not None else [])
         head = struct.pack("=3Q", int(self._held[0]), int(self._held[1]), len(chunks))
         self._finish(head, len(chunks))
 
     def _finish(self, head: bytes, blocks: int) -> None:
-        self._arguments = bytearray(head + bytes(_HYPER.size + 8))
+        live = 0 if self._live is None else self._live.address
+        self._arguments = bytearray(head + bytes(_HYPER.size) + struct.pack("=Q", live))
         self._hyper_at = len(head)
         self._grid = (min(blocks, _most_blocks()), 1)
 
-    def follow(self, live: int) -> None:
-        """Reads the hyper-parameters from device memory at ``live`` (four doubles) from now on; 0 ends that."""
-        struct.pack_into("=Q", self._arguments, self._hyper_at + _HYPER.size, live)
+    def follow(self, live: LiveHyper) -> None:
+        """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`setRates`."""
+        self._live = live
 
     def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float, stream: Any = None) -> None:
         """Launches the rule over every row, on ``stream``; does not wait for it."""
         if self._function is None:
             return
+        if driver.Context.get_current() != self._context:
+            raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
         _HYPER.pack_into(self._arguments, self._hyper_at, learnRate, alpha, momRate, epsilon)
         self._function._launch_kernel(self._grid, (THREADS, 1, 1), self._arguments, 0, stream)
 
