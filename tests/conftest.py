@@ -44,6 +44,9 @@ ARRAYS = {
 }
 
 
+BACKENDS = ["cpu"]
+
+
 class CUDAArrays(Arrays):
     """PyCUDA's arrays, on a GPU or on the simulator."""
 
@@ -68,6 +71,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # tests that say nothing else mean the CPU, wherever they run; those with the `backend` fixture run on both
+    Config.backend = Config.Backend.cpu
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
     config.cuda, config.simulated = f"left out: --cuda={choice}", choice == "sim"
     if choice == "off":
@@ -84,6 +89,7 @@ def pytest_configure(config):
         return
     config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
     ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
+    BACKENDS.append("cuda")
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -93,6 +99,8 @@ def pytest_terminal_summary(terminalreporter, config):
 def pytest_generate_tests(metafunc):
     if "arrays" in metafunc.fixturenames:
         metafunc.parametrize("arrays", list(ARRAYS), indirect=True)
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture
@@ -115,6 +123,13 @@ def simulator(request, cuda):
         pytest.skip("asks the simulator what happened")
     control.reset()
     return control
+
+
+@pytest.fixture
+def backend(request, _settings_as_they_were):
+    """Where ``gpuarray`` makes its arrays."""
+    Config.backend = Config.Backend[request.param]
+    return request.param
 
 
 @pytest.fixture(params=[False, True], ids=["local", "global"])

@@ -1,4 +1,4 @@
-"""Compiles kernels/rmsprop_graves.cu to the PTX that the package ships: python tools/make_ptx.py [--check]
+"""Compiles kernels/*.cu to the PTX that the package ships: python tools/make_ptx.py [--check]
 
 PTX for compute capability 7.5 runs on every GPU from Turing on; the driver compiles it there. nvcc stamps it with the
 PTX version of its own toolkit, which only drivers as new as the toolkit take, but the kernels use nothing later than
@@ -21,11 +21,10 @@ KERNELS = Path(__file__).parent.parent / "puzzlelib_rmsprop" / "kernels"
 ARCH, VERSION = "compute_75", "6.3"
 
 
-def made() -> str:
-    """The text of the PTX file as the source gives it now."""
+def made(source: Path) -> str:
+    """The text of the PTX file as one source gives it now."""
     # the options stand in cuda.py, which cannot be imported without PyCUDA
     options = re.search(r'return \[f"-arch=\{arch\}", (.*)\]', (KERNELS / "cuda.py").read_text())
-    source = KERNELS / "rmsprop_graves.cu"
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
         flags = [flag.strip('" ') for flag in options[1].split(",")]
@@ -43,16 +42,17 @@ def made() -> str:
 
 
 def main() -> None:
-    """Writes the file, or checks it."""
-    target = KERNELS / "rmsprop_graves.ptx"
-    text = made()
-    if "--check" not in sys.argv:
-        target.write_text(text)
-        print(f"{target.name}: {len(text):,} characters")
-    elif not target.is_file() or target.read_text() != text:
-        raise SystemExit(f"{target.name} is not what the source compiles to now: run tools/make_ptx.py")
-    else:
-        print(f"{target.name} is what the source compiles to")
+    """Writes the files, or checks them."""
+    for source in sorted(KERNELS.glob("*.cu")):
+        target = source.with_suffix(".ptx")
+        text = made(source)
+        if "--check" not in sys.argv:
+            target.write_text(text)
+            print(f"{target.name}: {len(text):,} characters")
+        elif not target.is_file() or target.read_text() != text:
+            raise SystemExit(f"{target.name} is not what the source compiles to now: run tools/make_ptx.py")
+        else:
+            print(f"{target.name} is what the source compiles to")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class Family:
         """Address of the first element, in bytes."""
         raise NotImplementedError
 
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new array with whatever content its memory happens to have."""
+        raise NotImplementedError
+
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """A new array of zeros."""
         raise NotImplementedError
@@ -134,6 +138,9 @@ class HostFamily(Family):
 
     def address(self, array: Any) -> int:
         return self.host(array).ctypes.data
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self.wrap(np.empty(shape, dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self.wrap(np.zeros(shape, dtype))

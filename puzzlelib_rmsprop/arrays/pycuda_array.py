@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError
+from ..kernels.context import driver_library
 from .family import Family
 
 __all__ = ["PyCUDAFamily"]
@@ -57,10 +58,13 @@ class PyCUDAFamily(Family):
     def address(self, array: Any) -> int:
         return int(array.gpudata) if array.size else 0
 
-    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         from pycuda import gpuarray
 
-        array = gpuarray.empty(shape, dtype)
+        return gpuarray.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        array = self.empty(shape, dtype)
         self.fill_zero(array)
         return array
 
@@ -96,14 +100,9 @@ class PyCUDAFamily(Family):
 _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
-def _driver() -> ctypes.CDLL:
-    # the one that PyCUDA has loaded; it wraps everything but this call
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-
-
 def _context_fault(address: int) -> str | None:
     """Why memory cannot be used in the current context: none is current, it is another's, or it is no device memory."""
-    library = _driver()
+    library = driver_library()
     current = ctypes.c_void_p()
     library.cuCtxGetCurrent(ctypes.byref(current))
     if not current.value:
