@@ -5,7 +5,7 @@
 set -euo pipefail
 version=2026.1
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-python=$2
+python=$("$2" -c 'import sys; print(sys.executable)')  # absolute: the build changes folders
 cuda=${CUDA_HOME:-/usr/local/cuda}
 tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
 if compgen -G "$out/pycuda-$version-$tag-$tag-*.whl" > /dev/null; then exit 0; fi

@@ -1,9 +1,9 @@
 // Linked into every kernel module: the built-in variables, and the hooks that the compiler's instrumentation calls.
 // The modules are compiled with -fsanitize=thread, which calls __tsan_read4(address) and its like before every access
 // to memory that is not a plain local; here these become the memory checker. libtsan itself is not involved.
-#include "device_abi.h"
-
 #include <cstring>
+
+#include "device_abi.h"
 
 using cusim::Host;
 
@@ -72,17 +72,24 @@ int cusim_lane() { return int(host->lane()); }
 void cusim_trap() { host->trap(); }
 
 __attribute__((visibility("default"))) void cusim_module(cusim::Module *module) {
-    *module = {cusim_kernels, &window,  &host,
-               threadIdx,     blockIdx, blockDim,
-               gridDim,       cusim_dynamic_shared, sizeof cusim_dynamic_shared,
-               __start_cusim_shared, __stop_cusim_shared};
+    *module = {cusim_kernels,
+               &window,
+               &host,
+               threadIdx,
+               blockIdx,
+               blockDim,
+               gridDim,
+               cusim_dynamic_shared,
+               sizeof cusim_dynamic_shared,
+               __start_cusim_shared,
+               __stop_cusim_shared};
 }
 
-#define CUSIM_ACCESS(size, Word)                                              \
-    void __tsan_read##size(const void *p) { check<Word, false>(p); }          \
-    void __tsan_write##size(void *p) { check<Word, true>(p); }                \
-    void __tsan_unaligned_read##size(const void *p) { check<Word, false>(p); } \
-    void __tsan_unaligned_write##size(void *p) { check<Word, true>(p); }       \
+#define CUSIM_ACCESS(size, Word)                                                                 \
+    void __tsan_read##size(const void *p) { check<Word, false>(p); }                             \
+    void __tsan_write##size(void *p) { check<Word, true>(p); }                                   \
+    void __tsan_unaligned_read##size(const void *p) { check<Word, false>(p); }                   \
+    void __tsan_unaligned_write##size(void *p) { check<Word, true>(p); }                         \
     void __tsan_volatile_read##size(const void *p) { check_volatile<Word, false>(p); }           \
     void __tsan_volatile_write##size(void *p) { check_volatile<Word, true>(p); }                 \
     void __tsan_unaligned_volatile_read##size(const void *p) { check_volatile<Word, false>(p); } \

@@ -81,9 +81,9 @@ Function *find_function(LoadedModule *module, const char *name) {
 using namespace cusim;
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
-#define CONTEXT                                                       \
-    LOCKED;                                                           \
-    Context *context;                                                 \
+#define CONTEXT       \
+    LOCKED;           \
+    Context *context; \
     if (CUresult bad = usable_context(&context)) return bad
 
 namespace {
@@ -109,7 +109,8 @@ CUresult load(CUmodule *handle, const void *image) {
     return result;
 }
 
-// Both ways to hand over arguments end in one packed buffer; a size that the kernel's signature does not have is refused.
+// Both ways to hand over arguments end in one packed buffer; a size that the kernel's signature does not have is
+// refused.
 CUresult pack(const Kernel *kernel, void **parameters, void **extra, std::vector<char> *packed) {
     packed->resize(kernel->total + 1);  // never empty, so that there is an address
     if (parameters) {
@@ -124,8 +125,9 @@ CUresult pack(const Kernel *kernel, void **parameters, void **extra, std::vector
         if (*extra == CU_LAUNCH_PARAM_BUFFER_SIZE) size = *static_cast<size_t *>(extra[1]);
     }
     if (size != kernel->total) {
-        return fault(CUDA_ERROR_INVALID_VALUE, format("kernel %s: %zu bytes of arguments given, its parameters take %zu",
-                                                      kernel->name, size, kernel->total));
+        return fault(CUDA_ERROR_INVALID_VALUE,
+                     format("kernel %s: %zu bytes of arguments given, its parameters take %zu", kernel->name, size,
+                            kernel->total));
     }
     if (size) memcpy(packed->data(), buffer, size);
     return CUDA_SUCCESS;
@@ -189,13 +191,24 @@ API cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction ha
     CONTEXT;
     const auto function = reinterpret_cast<Function *>(handle);
     switch (attribute) {
-        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
-        case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = int(static_shared(function)); break;
-        case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = 32; break;
+        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+            *value = 1024;
+            break;
+        case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
+            *value = int(static_shared(function));
+            break;
+        case CU_FUNC_ATTRIBUTE_NUM_REGS:
+            *value = 32;
+            break;
         case CU_FUNC_ATTRIBUTE_PTX_VERSION:
-        case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *value = 90; break;
-        case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = function->max_dynamic_shared; break;
-        default: *value = 0;
+        case CU_FUNC_ATTRIBUTE_BINARY_VERSION:
+            *value = 90;
+            break;
+        case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
+            *value = function->max_dynamic_shared;
+            break;
+        default:
+            *value = 0;
     }
     return CUDA_SUCCESS;
 }

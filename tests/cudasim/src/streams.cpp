@@ -51,9 +51,8 @@ std::vector<Stream *> ready_streams() {
             if (ready(stream)) found.push_back(stream);
     }
     // a set of pointers has the allocator's order: sort, so that a seed means the same in every run
-    std::sort(found.begin(), found.end(), [](Stream *a, Stream *b) {
-        return a->queue.front()->number < b->queue.front()->number;
-    });
+    std::sort(found.begin(), found.end(),
+              [](Stream *a, Stream *b) { return a->queue.front()->number < b->queue.front()->number; });
     return found;
 }
 
