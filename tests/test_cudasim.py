@@ -26,7 +26,7 @@ cudasim.activate(OUT)
 
 import pycuda.driver as drv  # noqa: E402
 from pycuda import gpuarray  # noqa: E402
-from pycuda.compiler import SourceModule  # noqa: E402
+from pycuda.compiler import SourceModule, compile  # noqa: E402
 from pycuda.elementwise import ElementwiseKernel  # noqa: E402
 from pycuda.reduction import ReductionKernel  # noqa: E402
 
@@ -444,6 +444,34 @@ def test_kernel_parameters_as_pointers(module):
     assert driver.cuModuleUnload(handle) == 0
 
 
+@pytest.mark.parametrize("target", ["cubin", "ptx", "fatbin"])
+def test_targets_of_the_compiler(context, target, tmp_path):
+    image = compile("__global__ void one(int *x) { *x = 1; }", target=target)
+    (tmp_path / "image").write_bytes(image)
+    for loaded in (drv.module_from_buffer(image), drv.module_from_file(str(tmp_path / "image"))):
+        x = gpuarray.zeros(1, np.int32)
+        loaded.get_function("one")(x, block=(1, 1, 1))
+        assert x.get() == 1
+
+
+@pytest.mark.parametrize(("image", "message"), [
+    (b"\x50\xed\x55\xba" + bytes(100), "no kernel image is available"),  # a fatbin for real devices
+    (b".version 8.0" + bytes(100), "device kernel image is invalid"),
+])
+def test_images_that_are_not_for_this_device(context, image, message):
+    with pytest.raises(drv.Error, match=message):
+        drv.module_from_buffer(image)
+
+
+def test_many_launches_without_waiting(module):
+    x = zeros()
+    stream = drv.Stream(NON_BLOCKING)
+    for _ in range(3000):  # more than a queue holds
+        module.get_function("add")(x, np.float32(1), np.int32(1), block=(1, 1, 1), stream=stream)
+    stream.synchronize()
+    assert x.get()[0] == 3000
+
+
 def test_limits_of_a_launch(module):
     add = module.get_function("add")
     x = gpuarray.zeros(N, np.float32)
@@ -743,7 +771,7 @@ def python(code, **environment):
         import pycuda.driver as drv
         import pycuda.autoprimaryctx
         from pycuda import gpuarray
-        from pycuda.compiler import SourceModule
+        from pycuda.compiler import SourceModule, compile
     """
     return subprocess.run([sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)], cwd=ROOT, text=True,
                           env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)

@@ -29,7 +29,7 @@ stubs() {
 # library NAME OBJECTS...: links OUT/NAME with that soname, and the stubs
 library() {
   gcc -fPIC -c "$out/obj/$1.stubs.c" -o "$out/obj/$1.stubs.o"
-  g++ -shared -Wl,-soname,"$1" -Wl,-rpath,'$ORIGIN' -o "$out/$1" "${@:2}" "$out/obj/$1.stubs.o"
+  g++ -shared -Wl,-z,defs -Wl,-soname,"$1" -Wl,-rpath,'$ORIGIN' -o "$out/$1" "${@:2}" "$out/obj/$1.stubs.o"
 }
 
 # what PyCUDA links to and is not here answers CUDA_ERROR_NOT_SUPPORTED

@@ -550,7 +550,7 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
     });
     if (wait) {
         blocks(call);
-        finish(work);
+        finish({work});
     }
     return context->error;
 }
@@ -802,7 +802,7 @@ API cuEventQuery(CUevent handle) {
 API cuEventSynchronize(CUevent handle) {
     EVENT;
     blocks("cuEventSynchronize");
-    finish(event->recorded);
+    finish({event->recorded});
     return context->error;
 }
 API cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned) {

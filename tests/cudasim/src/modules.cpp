@@ -11,11 +11,15 @@
 
 namespace cusim {
 
+static constexpr unsigned kCudaMachine = 190;  // ELF machine number of cubins
+
 CUresult load_module(Context *context, const char *image, LoadedModule **loaded) {
     Elf64_Ehdr header;
+    // a fatbin or cubin of the real compiler: an image for other devices
+    if (memcmp(image, "\x50\xed\x55\xba", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    if (memcmp(image, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
     memcpy(&header, image, sizeof header);
-    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
-    if (header.e_type != ET_DYN) return CUDA_ERROR_NO_BINARY_FOR_GPU;  // a cubin of the real compiler
+    if (header.e_machine == kCudaMachine || header.e_type != ET_DYN) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     // the image comes without its size; the section table stands at its end
     const size_t size = header.e_shoff + size_t(header.e_shentsize) * header.e_shnum;
 

@@ -114,7 +114,7 @@ struct Event {
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after = {});
 double now_ms();
-void finish(const WorkPtr &work);  // runs queued work in a random legal order until this is done
+void finish(std::vector<WorkPtr> targets);  // runs queued work in a random legal order until these are done
 void finish(Stream *stream);
 void finish(Context *context);  // everything that is queued in it
 void progress();                // one random piece of work: polling ends some day
