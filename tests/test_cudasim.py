@@ -36,8 +36,10 @@ NON_BLOCKING = 1
 N = 1000
 
 SOURCE = r"""
+#include <cassert>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+#include <cuda_runtime.h>
 
 struct Params { float a; double b; int n; };
 
@@ -181,6 +183,7 @@ __global__ void shared_by_one(float *x) {
     x[threadIdx.x] = s[threadIdx.x];
 }
 __global__ void trap(float *x) { __trap(); }
+__global__ void asserts(float *x) { assert(x[0] == 12345); }
 }
 """
 
@@ -844,7 +847,8 @@ FAULTS = {
     "divergent barriers": (lambda x: ("two_barriers", (np.uintp(x),)), "met at different barriers, in lines"),
     "mask without the caller": (lambda x: ("left_out", (np.uintp(x),)), "mask 0x1, which leaves it out"),
     "shared memory by one": (lambda x: ("shared_by_one", (np.uintp(x),)), "at offset 128 of 128 bytes of dynamic shared"),
-    "trap": (lambda x: ("trap", (np.uintp(x),)), "trap"),
+    "trap": (lambda x: ("trap", (np.uintp(x),)), r"kernel trap: __trap\(\) failed, kernel.cu:\d+; block"),
+    "assert": (lambda x: ("asserts", (np.uintp(x),)), r"kernel asserts: x\[0\] == 12345 failed, kernel.cu:\d+; block"),
 }
 
 

@@ -56,7 +56,7 @@ extern cusim::Kernel *cusim_kernels;
 // the driver's services, through functions that are not instrumented
 void cusim_meet(cusim::Meeting kind, uint32_t mask, uint64_t value, unsigned line, cusim::Gathered *result);
 int cusim_lane();
-void cusim_trap();
+void cusim_trap(const char *file, unsigned line);
 }
 static const int warpSize = 32;
 
@@ -209,7 +209,10 @@ inline int __all_sync(unsigned mask, int p, unsigned line = __builtin_LINE()) {
 inline void __threadfence() { asm volatile("" ::: "memory"); }
 inline void __threadfence_block() { asm volatile("" ::: "memory"); }
 inline void __threadfence_system() { asm volatile("" ::: "memory"); }
-inline void __trap() { cusim_trap(); }
+inline void __trap(const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()) { cusim_trap(file, line); }
+inline void __nanosleep(unsigned) {}
+inline long long clock64() { return 0; }
+#define __builtin_assume(condition) ((void)0)
 
 // ---- atomics: threads only change at barriers, so a plain read and write is one step ------------------------------
 #define CUSIM_ATOMIC(name, next)                                     \

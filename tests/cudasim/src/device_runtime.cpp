@@ -69,7 +69,13 @@ void cusim_meet(cusim::Meeting kind, uint32_t mask, uint64_t value, unsigned lin
     host->meet(kind, mask, value, line, result);
 }
 int cusim_lane() { return int(host->lane()); }
-void cusim_trap() { host->trap(); }
+void cusim_trap(const char *file, unsigned line) { host->fail("__trap()", file, line); }
+
+// what a failed assert() of a kernel calls
+void __assert_fail(const char *assertion, const char *file, unsigned line, const char *) noexcept {
+    host->fail(assertion, file, line);
+    __builtin_unreachable();
+}
 
 __attribute__((visibility("default"))) void cusim_module(cusim::Module *module) {
     *module = {cusim_kernels,

@@ -843,6 +843,7 @@ API cuGetErrorString(CUresult code, const char **text) {
         {CUDA_ERROR_NOT_FOUND, "named symbol not found"},
         {CUDA_ERROR_NOT_READY, "device not ready"},
         {CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
+        {CUDA_ERROR_ASSERT, "device-side assert triggered"},
         {CUDA_ERROR_LAUNCH_TIMEOUT, "the launch timed out and was terminated"},
         {CUDA_ERROR_CONTEXT_IS_DESTROYED, "context is destroyed"},
         {CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned address"},

@@ -66,7 +66,7 @@ void thread_index(unsigned thread, unsigned index[3]) {
     index[2] = thread / size[0] / size[1];
 }
 
-// Leaves the kernel: the other threads are forgotten where they stand.
+// Leaves the kernel: the other threads are forgotten where they stand, and a few bytes of text with them.
 [[noreturn]] void leave(CUresult code, const std::string &what) {
     unsigned thread[3] = {};
     if (run->current) thread_index(run->current->thread, thread);
@@ -121,8 +121,8 @@ void on_misaligned(const void *p, size_t alignment, const char *file, unsigned l
           format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address, alignment, file, line));
 }
 
-void on_trap() {
-    if (run) leave(CUDA_ERROR_LAUNCH_FAILED, "__trap() called");
+void on_fail(const char *what, const char *file, unsigned line) {
+    leave(CUDA_ERROR_ASSERT, format("%s failed, %s:%u", what, file, line));
 }
 
 // ---- threads -----------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathere
     *result = self->result;
 }
 
-const Host services = {on_access, on_misaligned, on_meet, on_trap, on_spin, current_lane};
+const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, current_lane};
 
 void run_thread(Fiber *fiber, unsigned thread) {
     const Module &module = run->module->module;
