@@ -25,8 +25,8 @@ if not (OUT and Path(OUT, "libcuda.so.1").is_file() and importlib.util.find_spec
 cudasim.activate(OUT)
 
 import pycuda.driver as drv  # noqa: E402
-from pycuda import gpuarray  # noqa: E402
-from pycuda.compiler import SourceModule, compile  # noqa: E402
+from pycuda import compiler, gpuarray  # noqa: E402
+from pycuda.compiler import SourceModule  # noqa: E402
 from pycuda.elementwise import ElementwiseKernel  # noqa: E402
 from pycuda.reduction import ReductionKernel  # noqa: E402
 
@@ -449,7 +449,7 @@ def test_kernel_parameters_as_pointers(module):
 
 @pytest.mark.parametrize("target", ["cubin", "ptx", "fatbin"])
 def test_targets_of_the_compiler(context, target, tmp_path):
-    image = compile("__global__ void one(int *x) { *x = 1; }", target=target)
+    image = compiler.compile("__global__ void one(int *x) { *x = 1; }", target=target)
     (tmp_path / "image").write_bytes(image)
     for loaded in (drv.module_from_buffer(image), drv.module_from_file(str(tmp_path / "image"))):
         x = gpuarray.zeros(1, np.int32)
@@ -580,7 +580,9 @@ def test_events_order_streams(module):
 
 @pytest.mark.parametrize("synchronise", ["second only", "nothing"])
 def test_missing_synchronisation_shows(module, synchronise):
-    assert set(chain(module, synchronise)) == {0.0, 1.0}
+    results = chain(module, synchronise)
+    assert set(results) == {0.0, 1.0}
+    assert chain(module, synchronise) == results  # a seed means the same every time
 
 
 def test_default_stream_orders_blocking_streams(module):
@@ -624,6 +626,17 @@ def test_freeing_waits(module):
     del x
     assert control.blocking() == ["cuMemFree"]
     assert (y.get() == 1).all()
+
+
+def test_work_outlives_its_stream(module):
+    x, stream, event = zeros(), drv.Stream(NON_BLOCKING), drv.Event()
+    module.get_function("add")(x, np.float32(1), np.int32(N), grid=(4, 1), block=(256, 1, 1), stream=stream)
+    event.record(stream)
+    del stream, event
+    assert control.leaks()["streams"] == 0
+    assert control.counters()["pending"] == 2
+    drv.Context.synchronize()
+    assert (x.get() == 1).all()
 
 
 def test_event_times(module):
