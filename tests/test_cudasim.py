@@ -793,6 +793,13 @@ def python(code, **environment):
                           env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)
 
 
+def test_child_processes_need_no_activation():
+    """activate() leaves what they need in the environment: examples run as they are."""
+    code = "import pycuda.autoprimaryctx; from pycuda import gpuarray; print(gpuarray.zeros(3, 'f').get())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    assert child.stdout == "[0. 0. 0.]\n", child.stderr
+
+
 BY_ONE = """
     f = SourceModule("__global__ void one(float *x, int n) { x[n] = 1; }").get_function("one")
     x = gpuarray.zeros(100, np.float32)

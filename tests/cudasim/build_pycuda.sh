@@ -17,6 +17,7 @@ cd "$work"
 # an empty libcuda satisfies the linker; the stand-in is found at import
 echo | gcc -x c -shared -fPIC -Wl,-soname,libcuda.so.1 -o libcuda.so -
 export PATH="$cuda/bin:$PATH" CUDA_ROOT="$cuda"
+export LDFLAGS="-Wl,--no-as-needed ${LDFLAGS:-}"  # an empty library would be left out as not needed
 export LIBRARY_PATH="$work:$cuda/lib:$cuda/lib64${LIBRARY_PATH:+:$LIBRARY_PATH}"
 "$python" -m pip download -q --no-deps --no-build-isolation --no-binary :all: "pycuda==$version"
 tar xf pycuda-*.tar.gz
