@@ -25,7 +25,7 @@ if not (OUT and Path(OUT, "libcuda.so.1").is_file() and importlib.util.find_spec
 cudasim.activate(OUT)
 
 import pycuda.driver as drv  # noqa: E402
-from pycuda import gpuarray  # noqa: E402
+from pycuda import compiler, gpuarray  # noqa: E402
 from pycuda.compiler import SourceModule  # noqa: E402
 from pycuda.elementwise import ElementwiseKernel  # noqa: E402
 from pycuda.reduction import ReductionKernel  # noqa: E402
@@ -36,8 +36,10 @@ NON_BLOCKING = 1
 N = 1000
 
 SOURCE = r"""
+#include <cassert>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+#include <cuda_runtime.h>
 
 struct Params { float a; double b; int n; };
 
@@ -181,6 +183,7 @@ __global__ void shared_by_one(float *x) {
     x[threadIdx.x] = s[threadIdx.x];
 }
 __global__ void trap(float *x) { __trap(); }
+__global__ void asserts(float *x) { assert(x[0] == 12345); }
 }
 """
 
@@ -444,15 +447,39 @@ def test_kernel_parameters_as_pointers(module):
     assert driver.cuModuleUnload(handle) == 0
 
 
+@pytest.mark.parametrize("target", ["cubin", "ptx", "fatbin"])
+def test_targets_of_the_compiler(context, target, tmp_path):
+    image = compiler.compile("__global__ void one(int *x) { *x = 1; }", target=target)
+    (tmp_path / "image").write_bytes(image)
+    for loaded in (drv.module_from_buffer(image), drv.module_from_file(str(tmp_path / "image"))):
+        x = gpuarray.zeros(1, np.int32)
+        loaded.get_function("one")(x, block=(1, 1, 1))
+        assert x.get() == 1
+
+
+@pytest.mark.parametrize(("image", "message"), [
+    (b"\x50\xed\x55\xba" + bytes(100), "no kernel image is available"),  # a fatbin for real devices
+    (b".version 8.0" + bytes(100), "device kernel image is invalid"),
+])
+def test_images_that_are_not_for_this_device(context, image, message):
+    with pytest.raises(drv.Error, match=message):
+        drv.module_from_buffer(image)
+
+
+def test_many_launches_without_waiting(module):
+    x = zeros()
+    stream = drv.Stream(NON_BLOCKING)
+    for _ in range(3000):  # more than a queue holds
+        module.get_function("add")(x, np.float32(1), np.int32(1), block=(1, 1, 1), stream=stream)
+    stream.synchronize()
+    assert x.get()[0] == 3000
+
+
 def test_limits_of_a_launch(module):
     add = module.get_function("add")
     x = gpuarray.zeros(N, np.float32)
-    for how in (
-        {"block": (1025, 1, 1)},
-        {"block": (1, 1, 65)},
-        {"block": (1, 1, 1), "grid": (1, 65536)},
-        {"block": (1, 1, 1), "shared": 48 * 1024 + 1},
-    ):
+    for how in ({"block": (1025, 1, 1)}, {"block": (1, 1, 65)}, {"block": (1, 1, 1), "grid": (1, 65536)},
+                {"block": (1, 1, 1), "shared": 48 * 1024 + 1}):
         with pytest.raises(drv.LogicError, match="invalid argument"):
             add(x, np.float32(1), np.int32(N), **how)
 
@@ -553,7 +580,9 @@ def test_events_order_streams(module):
 
 @pytest.mark.parametrize("synchronise", ["second only", "nothing"])
 def test_missing_synchronisation_shows(module, synchronise):
-    assert set(chain(module, synchronise)) == {0.0, 1.0}
+    results = chain(module, synchronise)
+    assert set(results) == {0.0, 1.0}
+    assert chain(module, synchronise) == results  # a seed means the same every time
 
 
 def test_default_stream_orders_blocking_streams(module):
@@ -597,6 +626,17 @@ def test_freeing_waits(module):
     del x
     assert control.blocking() == ["cuMemFree"]
     assert (y.get() == 1).all()
+
+
+def test_work_outlives_its_stream(module):
+    x, stream, event = zeros(), drv.Stream(NON_BLOCKING), drv.Event()
+    module.get_function("add")(x, np.float32(1), np.int32(N), grid=(4, 1), block=(256, 1, 1), stream=stream)
+    event.record(stream)
+    del stream, event
+    assert control.leaks()["streams"] == 0
+    assert control.counters()["pending"] == 2
+    drv.Context.synchronize()
+    assert (x.get() == 1).all()
 
 
 def test_event_times(module):
@@ -691,15 +731,6 @@ def test_peer_access(module, context):
     other.context.detach()
 
 
-def test_out_of_memory(module):
-    free, total = drv.mem_get_info()
-    half = drv.mem_alloc(free // 2)
-    with pytest.raises(drv.MemoryError, match="out of memory"):
-        drv.mem_alloc(free // 2 + 1024)
-    half.free()
-    assert drv.mem_get_info() == (free, total)
-
-
 def test_host_functions_run_in_order(module):
     x, stream, seen = zeros(), drv.Stream(NON_BLOCKING), drv.pagelocked_zeros(N, np.float32)
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: order.append(float(seen[0])))
@@ -742,12 +773,7 @@ def test_leaks_are_counted(module):
     x, stream, event = gpuarray.empty(N, np.float32), drv.Stream(), drv.Event()
     after = control.leaks()
     assert {k: after[k] - before[k] for k in after} == {
-        "allocations": 1,
-        "streams": 1,
-        "events": 1,
-        "modules": 0,
-        "contexts": 0,
-    }
+        "allocations": 1, "streams": 1, "events": 1, "modules": 0, "contexts": 0}
     del x, stream, event
     assert control.leaks() == before
 
@@ -761,17 +787,17 @@ def python(code, **environment):
         import pycuda.driver as drv
         import pycuda.autoprimaryctx
         from pycuda import gpuarray
-        from pycuda.compiler import SourceModule
+        from pycuda.compiler import SourceModule, compile
     """
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)],
-        cwd=ROOT,
-        text=True,
-        env={**os.environ, **environment},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)], cwd=ROOT, text=True,
+                          env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)
+
+
+def test_child_processes_need_no_activation():
+    """activate() leaves what they need in the environment: examples run as they are."""
+    code = "import pycuda.autoprimaryctx; from pycuda import gpuarray; print(gpuarray.zeros(3, 'f').get())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    assert child.stdout == "[0. 0. 0.]\n", child.stderr
 
 
 BY_ONE = """
@@ -798,21 +824,24 @@ def test_environment():
     unchecked = python(BY_ONE, CUSIM_CHECK="0", CUSIM_LEAKS="1", CUSIM_DEVICES="1")
     assert (unchecked.returncode, unchecked.stdout) == (0, "launched\nfinished\n")
     assert report not in unchecked.stderr
-    endless = python(
-        """
+    small = python("""
+        free, total = drv.mem_get_info()
+        half = drv.mem_alloc(free // 2)
+        try:
+            drv.mem_alloc(free // 2 + 1024)
+        except drv.MemoryError as error:
+            print(free, total, error)
+    """, CUSIM_MEMORY="100000")
+    assert small.stdout == "100000 100000 cuMemAlloc failed: out of memory\n"
+    endless = python("""
         f = SourceModule("__global__ void endless(int *x) { while (atomicAdd(x, 0) == 0) {} }").get_function("endless")
         f(gpuarray.zeros(1, np.int32), block=(2, 1, 1))
         drv.Context.synchronize()
-    """,
-        CUSIM_TIMEOUT="1",
-    )
+    """, CUSIM_TIMEOUT="1")
     assert "kernel endless: still running after 1 seconds" in endless.stderr
-    leaky = python(
-        "driver = __import__('ctypes').CDLL('libcuda.so.1'); p = __import__('ctypes').c_uint64();"
-        "driver.cuMemAlloc_v2(__import__('ctypes').byref(p), 8); print(drv.Device.count())",
-        CUSIM_LEAKS="1",
-        CUSIM_DEVICES="3",
-    )
+    leaky = python("driver = __import__('ctypes').CDLL('libcuda.so.1'); p = __import__('ctypes').c_uint64();"
+                   "driver.cuMemAlloc_v2(__import__('ctypes').byref(p), 8); print(drv.Device.count())",
+                   CUSIM_LEAKS="1", CUSIM_DEVICES="3")
     assert leaky.stdout == "3\n"
     assert '"allocations": 1, "streams": 0, "events": 0, "modules": 0, "contexts": 1' in leaky.stderr
 
@@ -824,27 +853,22 @@ def copy_args(to, from_, n=1):
 
 FAULTS = {
     # name: (kernel and arguments, given the address of N floats; the report's pattern)
-    "read by one": (
-        lambda x: ("copy", copy_args(x, x + 4 * N)),
-        r"kernel copy: read of 4 bytes at 0x\w+: outside every "
-        r"allocation \(0 bytes past the end of device allocation #\d+ of context \d+ on device 0 "
-        r"\(4000 bytes at 0x\w+\)\); block \(0, 0, 0\), thread \(0, 0, 0\)",
-    ),
+    "read by one": (lambda x: ("copy", copy_args(x, x + 4 * N)), r"kernel copy: read of 4 bytes at 0x\w+: outside every "
+                    r"allocation \(0 bytes past the end of device allocation #\d+ of context \d+ on device 0 "
+                    r"\(4000 bytes at 0x\w+\)\); block \(0, 0, 0\), thread \(0, 0, 0\)"),
     "write by one": (lambda x: ("copy", copy_args(x + 4 * N, x)), "kernel copy: write of 4 bytes .*0 bytes past the end"),
     "vector past the end": (lambda x: ("copy4", copy_args(x, x + 4 * N)[:2]), "kernel copy4: read of .*past the end"),
     "before the start": (lambda x: ("copy", copy_args(x, x - 4)), "read of 4 bytes .*(4 bytes before|past the end of)"),
     "misaligned vector": (lambda x: ("copy4", copy_args(x, x + 4)[:2]), "kernel copy4: access at .* not a multiple of 16"),
     "misaligned scalar": (lambda x: ("copy", copy_args(x, x + 2)), "kernel copy: access at .* not a multiple of 4"),
     "null": (lambda x: ("copy", copy_args(x, 0)), "read of 4 bytes at 0x0: a null pointer"),
-    "deadlock": (
-        lambda x: ("deadlock", (np.uintp(x),)),
-        r"kernel deadlock: deadlock: 16 threads \(0, 1.* wait at "
-        r"__syncthreads in line \d+, 16 threads \(16.* wait at a warp operation",
-    ),
+    "deadlock": (lambda x: ("deadlock", (np.uintp(x),)), r"kernel deadlock: deadlock: 16 threads \(0, 1.* wait at "
+                 r"__syncthreads in line \d+, 16 threads \(16.* wait at a warp operation"),
     "divergent barriers": (lambda x: ("two_barriers", (np.uintp(x),)), "met at different barriers, in lines"),
     "mask without the caller": (lambda x: ("left_out", (np.uintp(x),)), "mask 0x1, which leaves it out"),
     "shared memory by one": (lambda x: ("shared_by_one", (np.uintp(x),)), "at offset 128 of 128 bytes of dynamic shared"),
-    "trap": (lambda x: ("trap", (np.uintp(x),)), "trap"),
+    "trap": (lambda x: ("trap", (np.uintp(x),)), r"kernel trap: __trap\(\) failed, kernel.cu:\d+; block"),
+    "assert": (lambda x: ("asserts", (np.uintp(x),)), r"kernel asserts: x\[0\] == 12345 failed, kernel.cu:\d+; block"),
 }
 
 
@@ -968,7 +992,7 @@ def test_copies_out_of_bounds():
 
 
 def test_compile_error_names_the_line():
-    with pytest.raises(drv.CompileError, match=r"kernel.cu:2:.*undeclared_thing"):
+    with pytest.raises(drv.CompileError, match=r'kernel.cu:2:.*undeclared_thing'):
         SourceModule("__global__ void broken(int *p) { p[0] = undeclared_thing; }")
 
 
