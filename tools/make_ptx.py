@@ -5,7 +5,9 @@ PTX version of its own toolkit, which only drivers as new as the toolkit take, b
 version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
 any driver from CUDA 10 on does.
 
---check compiles nothing into the package: it says whether what is there was made from the source as it is now.
+The first line names the source's hash, the options and nvcc's release. --check compiles nothing into the package: it says
+whether what is there was made from the source as it is now. Another release of nvcc writes another text, so the text is
+compared only where the release is the same.
 """
 
 from __future__ import annotations
@@ -17,19 +19,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-KERNELS = Path(__file__).parent.parent / "puzzlelib_rmsprop" / "kernels"
+import nvcc
+
 ARCH, VERSION = "compute_75", "6.3"
+SOURCE = nvcc.KERNELS / "rmsprop_graves.cu"
+TARGET = nvcc.KERNELS / "rmsprop_graves.ptx"
+
+
+def header(release: str) -> str:
+    """The first line: everything that the text depends on. kernels/cuda.py looks for the hash in it."""
+    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+    return f"// {SOURCE.name} {digest} {' '.join(nvcc.options(ARCH))} nvcc {release}"
 
 
 def made() -> str:
     """The text of the PTX file as the source gives it now."""
-    # the options stand in cuda.py, which cannot be imported without PyCUDA
-    options = re.search(r'return \[f"-arch=\{arch\}", (.*)\]', (KERNELS / "cuda.py").read_text())
-    source = KERNELS / "rmsprop_graves.cu"
+    first = header(nvcc.release())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
-        flags = [flag.strip('" ') for flag in options[1].split(",")]
-        subprocess.run(["nvcc", "-ptx", f"-arch={ARCH}", *flags, "-o", ptx, source], check=True)
+        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, SOURCE], check=True)
         text, count = re.subn(r"^\.version \d+\.\d+$", f".version {VERSION}", ptx.read_text(), flags=re.MULTILINE)
         if count != 1:
             raise SystemExit(f"the PTX has {count} version lines, not one")
@@ -38,21 +46,35 @@ def made() -> str:
             command = ["nvcc", "-cubin", f"-arch={arch}", "-o", Path(folder, "kernels.cubin"), ptx]
             subprocess.run(command, check=True)
     comments = re.compile(r"^//.*\n", re.MULTILINE)  # the compiler's build, which says nothing about the code
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return f"// {source.name} {digest}\n" + comments.sub("", text).lstrip()
+    return f"{first}\n" + comments.sub("", text).lstrip()
+
+
+def fault() -> str | None:
+    """Why the shipped file is not what the source compiles to now, or None where it is."""
+    here = nvcc.release()
+    if not TARGET.is_file():
+        return f"there is no {TARGET.name}"
+    text = TARGET.read_text()
+    first, _, by = text.partition("\n")[0].rpartition(" nvcc ")
+    if first != header(here).rpartition(" nvcc ")[0]:
+        return f"{TARGET.name} was made from another source or with other options"
+    if by != here:
+        print(f"{TARGET.name}: source and options are as they were; made by nvcc {by}, here is {here}: text not compared")
+    elif text != made():
+        return f"{TARGET.name} is not what the source compiles to"
+    else:
+        print(f"{TARGET.name} is what the source compiles to")
+    return None
 
 
 def main() -> None:
     """Writes the file, or checks it."""
-    target = KERNELS / "rmsprop_graves.ptx"
-    text = made()
     if "--check" not in sys.argv:
-        target.write_text(text)
-        print(f"{target.name}: {len(text):,} characters")
-    elif not target.is_file() or target.read_text() != text:
-        raise SystemExit(f"{target.name} is not what the source compiles to now: run tools/make_ptx.py")
-    else:
-        print(f"{target.name} is what the source compiles to")
+        text = made()
+        TARGET.write_text(text)
+        print(f"{TARGET.name}: {len(text):,} characters")
+    elif why := fault():
+        raise SystemExit(f"{why}: run tools/make_ptx.py")
 
 
 if __name__ == "__main__":
