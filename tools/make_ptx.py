@@ -5,7 +5,9 @@ PTX version of its own toolkit, which only drivers as new as the toolkit take, b
 version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
 any driver from CUDA 10 on does.
 
---check compiles nothing into the package: it says whether what is there was made from the source as it is now.
+The first line names the source's hash, the options and nvcc's release. --check compiles nothing into the package: it says
+whether what is there was made from the source as it is now. Another release of nvcc writes another text, so the text is
+compared only where the release is the same.
 """
 
 from __future__ import annotations
@@ -17,42 +19,60 @@ import sys
 import tempfile
 from pathlib import Path
 
-KERNELS = Path(__file__).parent.parent / "puzzlelib_rmsprop" / "kernels"
+import nvcc
+
 ARCH, VERSION = "compute_75", "6.3"
+
+
+def header(source: Path, release: str) -> str:
+    """The first line: everything that the text depends on. kernels/cuda.py looks for the hash in it."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    return f"// {source.name} {digest} {' '.join(nvcc.options(ARCH))} nvcc {release}"
 
 
 def made(source: Path) -> str:
     """The text of the PTX file as one source gives it now."""
-    # the options stand in cuda.py, which cannot be imported without PyCUDA
-    options = re.search(r'return \[f"-arch=\{arch\}", (.*)\]', (KERNELS / "cuda.py").read_text())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
-        flags = [flag.strip('" ') for flag in options[1].split(",")]
-        subprocess.run(["nvcc", "-ptx", f"-arch={ARCH}", *flags, "-o", ptx, source], check=True)
+        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, source], check=True)
         text, count = re.subn(r"^\.version \d+\.\d+$", f".version {VERSION}", ptx.read_text(), flags=re.MULTILINE)
         if count != 1:
-            raise SystemExit(f"the PTX has {count} version lines, not one")
+            raise SystemExit(f"the PTX of {source.name} has {count} version lines, not one")
         ptx.write_text(text)
         for arch in ("sm_75", "sm_90", "sm_120"):
             command = ["nvcc", "-cubin", f"-arch={arch}", "-o", Path(folder, "kernels.cubin"), ptx]
             subprocess.run(command, check=True)
     comments = re.compile(r"^//.*\n", re.MULTILINE)  # the compiler's build, which says nothing about the code
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return f"// {source.name} {digest}\n" + comments.sub("", text).lstrip()
+    return f"{header(source, nvcc.release())}\n" + comments.sub("", text).lstrip()
+
+
+def fault(source: Path) -> str | None:
+    """Why the shipped file is not what the source compiles to now, or None where it is."""
+    target, here = source.with_suffix(".ptx"), nvcc.release()
+    if not target.is_file():
+        return f"there is no {target.name}"
+    text = target.read_text()
+    first, _, by = text.partition("\n")[0].rpartition(" nvcc ")
+    if first != header(source, here).rpartition(" nvcc ")[0]:
+        return f"{target.name} was made from another source or with other options"
+    if by != here:
+        print(f"{target.name}: source and options are as they were; made by nvcc {by}, here is {here}: text not compared")
+    elif text != made(source):
+        return f"{target.name} is not what the source compiles to"
+    else:
+        print(f"{target.name} is what the source compiles to")
+    return None
 
 
 def main() -> None:
     """Writes the files, or checks them."""
-    for source in sorted(KERNELS.glob("*.cu")):
-        target = source.with_suffix(".ptx")
-        text = made(source)
+    for source in sorted(nvcc.KERNELS.glob("*.cu")):
         if "--check" not in sys.argv:
-            target.write_text(text)
-            print(f"{target.name}: {len(text):,} characters")
-        elif not target.is_file() or target.read_text() != text:
-            raise SystemExit(f"{target.name} is not what the source compiles to now: run tools/make_ptx.py")
-        else:
-            print(f"{target.name} is what the source compiles to")
+            text = made(source)
+            source.with_suffix(".ptx").write_text(text)
+            print(f"{source.stem}.ptx: {len(text):,} characters")
+        elif why := fault(source):
+            raise SystemExit(f"{why}: run tools/make_ptx.py")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ template <class Stored, class State, class Real>
 __device__ __forceinline__ void flat(Stored *param, const Stored *grad, State *mg, State *ms, State *delta, u64 n,
                                      const Hyper &given, const Hyper *live)
 {
-    const Rates<Real> rates(live ? *live : given, 1.0, 1.0);
+    const Hyper hyper = live ? *live : given;  // a copy: a reference to one of the two would put `given` in local memory
+    const Rates<Real> rates(hyper, 1.0, 1.0);
     const Buffers<Stored, State, Real> buffers{param, grad, mg, ms, delta};
     buffers.update(n, u64(blockIdx.x) * blockDim.x + threadIdx.x, u64(gridDim.x) * blockDim.x, rates);
 }

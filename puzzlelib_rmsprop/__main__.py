@@ -1,0 +1,29 @@
+"""Commands of the package: ``python -m puzzlelib_rmsprop doctor`` says what works on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__, doctor
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command named by the first argument; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m puzzlelib_rmsprop", description="Graves' RMSProp: tools")
+    parser.add_argument("--version", action="version", version=f"puzzlelib_rmsprop {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # a command brings a function that adds its options and names what runs it
+    doctor.add_command(commands)
+    given = parser.parse_args(arguments)
+    return given.run(given)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

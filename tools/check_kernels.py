@@ -1,0 +1,140 @@
+"""Compiles the CUDA kernels for every architecture and reads what the compiler says: python tools/check_kernels.py
+
+Fails on what makes a kernel slow or wrong without any test noticing: local memory, spills, too many registers, loads and
+stores narrower than 16 bytes, fused multiply-adds; and on a shipped PTX that is not the source's. Needs nvcc, no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import make_ptx
+import nvcc
+
+ARCHS = (75, 80, 86, 90, 100, 120)
+
+# Registers a thread may use. A multiprocessor has 65,536 and a block 256 threads, so that
+#   up to  32: 2,048 threads are resident, all there can be: kernels with one element in flight a thread need them;
+#   up to  64: 1,024 threads;
+#   up to  80:   768 threads.
+# An update has five 16-byte loads in flight a thread: 1,024 threads have 80 KiB, 768 have 60 KiB. To fill an H100's memory
+# takes bandwidth x latency = 3.35 TB/s x 700 ns / 132 = 18 KiB a multiprocessor, a third of the least of these. So the
+# ceilings leave room for longer latencies, and are not there to be filled: today float32 uses 44 to 53, float64 and
+# 16-bit state (twice the elements a thread) 54 to 64.
+CEILINGS = (
+    (r"graves_\w+_float64_float64", 80),
+    (r"graves_\w+_float16_float16", 80),
+    (r"graves_\w+", 64),
+    (r"add_scaled_\w+", 32),
+    (r"\w+", 64),  # a kernel added later: 1,024 threads, until someone has a reason for another number
+)
+
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+WIDE = r"(?:\.\w+)*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]32|v4\.[bfsu]64)\s"  # 16 bytes or more
+
+
+@dataclass
+class Kernel:
+    """What the compiler says of one kernel on one architecture."""
+
+    name: str
+    arch: int
+    ptx: str
+    registers: int = -1
+    stack: int = -1
+    stores: int = -1
+    loads: int = -1
+    faults: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Fills ``faults``."""
+        say = self.faults.append
+        if -1 in (self.registers, self.stack, self.stores, self.loads):
+            say("ptxas does not say what it uses")
+        if self.stack > 0 or self.stores > 0 or self.loads > 0:
+            say(f"{self.stack} bytes of stack, {self.stores} of spill stores, {self.loads} of spill loads; must be 0")
+        if re.search(r"\.local\b|__local_depot", self.ptx):
+            say("its PTX uses local memory")
+        ceiling = next(limit for pattern, limit in CEILINGS if re.fullmatch(pattern, self.name))
+        if self.registers > ceiling:
+            say(f"{self.registers} registers; at most {ceiling}")
+        self._check_graves()
+
+    def _check_graves(self) -> None:
+        found = re.fullmatch(r"graves_(?:flat|many)_([a-z]+\d+)_([a-z]+\d+)", self.name)
+        if not found:
+            return
+        fused = re.findall(r"\b(?:fma|mad)\.\w*\.?(?:\w+\.)*(?:f16|f32|f64|bf16)\w*\b", self.ptx)
+        if fused:
+            self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
+        stored, state = (SIZES[name] for name in found.groups())
+        # mg, ms and delta; and param and grad, unless they are narrower than these
+        loads, stores = (5, 4) if stored == state else (3, 3)
+        for what, least in (("ld", loads), ("st", stores)):
+            # of known global memory, or through a pointer out of the table, which PTX calls generic
+            wide = len(re.findall(rf"\b{what}(?!\.(?:local|shared|param)){WIDE}", self.ptx))
+            if wide < least:
+                self.faults.append(f"{wide} of its PTX's {what} are 16 bytes wide; at least {least} have to be")
+
+
+def compiled(source: Path, arch: int) -> list[Kernel]:
+    """The kernels of a source, compiled with the library's options."""
+    with tempfile.TemporaryDirectory() as folder:
+        # the PTX on the way to the cubin is kept beside it
+        command = ["nvcc", "-cubin", *nvcc.options(f"sm_{arch}"), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
+        done = subprocess.run([*command, "-o", Path(folder, "out.cubin"), source], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{source.name} does not compile for sm_{arch}:\n{done.stdout}{done.stderr}")
+        ptx = Path(folder, f"{source.stem}.ptx").read_text()
+    parts = re.split(r"^\s*(?:\.visible\s+)?\.entry\s+(\w+)", ptx, flags=re.MULTILINE)
+    kernels = {name: Kernel(name, arch, text) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    if not kernels:
+        raise SystemExit(f"{source.name} has no kernels")
+    for part in re.split(r"Compiling entry function ", done.stdout + done.stderr)[1:]:
+        kernel = kernels[re.match(r"'(\w+)'", part)[1]]
+        frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        used = re.search(r"Used (\d+) registers", part)
+        if frame and used:
+            kernel.registers = int(used[1])
+            kernel.stack, kernel.stores, kernel.loads = map(int, frame.groups())
+    for kernel in kernels.values():
+        kernel.check()
+    return list(kernels.values())
+
+
+def main() -> int:
+    """Checks, and prints a table and every fault; 1 where there is one."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("sources", nargs="*", type=Path, help="default: the package's, and its PTX")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHS, help="compute capabilities as 75 80 ...")
+    given = parser.parse_args()
+    release = nvcc.release()
+    sources = given.sources or sorted(nvcc.KERNELS.glob("*.cu"))
+    if not sources:
+        raise SystemExit(f"no .cu file in {nvcc.KERNELS}")
+    kernels = [kernel for source in sources for arch in given.arch for kernel in compiled(source, arch)]
+    width = max(len(kernel.name) for kernel in kernels)
+    print(f"nvcc {release}, {' '.join(nvcc.options('sm_XX'))}")
+    print(f"{'kernel':{width}}  arch    registers  stack  spill stores  spill loads")
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, kernel.arch)):
+        print(
+            f"{kernel.name:{width}}  sm_{kernel.arch:<4} {kernel.registers:9}  {kernel.stack:5}  {kernel.stores:12}  "
+            f"{kernel.loads:11}{'  FAULT' if kernel.faults else ''}"
+        )
+    faults = [f"{kernel.name} on sm_{kernel.arch}: {fault}" for kernel in kernels for fault in kernel.faults]
+    if not given.sources and (why := make_ptx.fault()):
+        faults.append(why)
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    print(f"{len(kernels)} compilations of kernels, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
