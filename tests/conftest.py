@@ -48,7 +48,7 @@ BACKENDS = ["cpu"]
 
 
 class CUDAArrays(Arrays):
-    """PyCUDA's arrays, on a GPU or on the simulator."""
+    """Arrays of a GPU, on one or on the simulator."""
 
     @staticmethod
     def put(array, content):
@@ -89,6 +89,7 @@ def pytest_configure(config):
         return
     config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
     ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
+    ARRAYS["puzzlelib-cuda"] = CUDAArrays("puzzlelib-cuda", standins.GPUArray.toGpu, standins.PuzzleVariable)
     BACKENDS.append("cuda")
 
 

@@ -22,6 +22,7 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
 STEPS = 4
+SOURCE = "rmsprop_graves"
 GUARD = 64  # elements on either side of an array
 
 
@@ -514,7 +515,7 @@ def test_strided_arrays(cuda):
 
 
 def test_the_shipped_ptx_is_of_this_source(kernels):
-    ptx = kernels._shipped_ptx()
+    ptx = kernels._shipped_ptx(SOURCE)
     assert ptx is not None, "run tools/make_ptx.py"
     for dtype in DTYPES:
         for entry in ("flat", "many"):
@@ -522,8 +523,8 @@ def test_the_shipped_ptx_is_of_this_source(kernels):
 
 
 def test_ptx_of_another_source_is_not_used(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "source", lambda: "something else")
-    assert kernels._shipped_ptx() is None
+    monkeypatch.setattr(kernels, "source", lambda file: "something else")
+    assert kernels._shipped_ptx(SOURCE) is None
 
 
 def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
@@ -533,33 +534,33 @@ def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
         kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
     )
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "new" / "folder"))
-    first = kernels._compiled_by_nvcc("sm_90")
+    first = kernels._compiled_by_nvcc(SOURCE, "sm_90")
     assert calls == ["--version", "-cubin"]
-    assert kernels._compiled_by_nvcc("sm_90") == first
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90") == first
     assert calls == ["--version", "-cubin", "--version"], "kept"
     (kept,) = (tmp_path / "new" / "folder").iterdir()
     kept.write_bytes(kept.read_bytes()[:1000])
-    assert kernels._compiled_by_nvcc("sm_90")
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
     assert calls[-1] == "-cubin", "cut off: compiled again"
     calls.clear()
-    kernels._compiled_by_nvcc("sm_80")
+    kernels._compiled_by_nvcc(SOURCE, "sm_80")
     assert calls == ["--version", "-cubin"], "another device"
     # a place that cannot be written costs time, not the update
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(kept / "below a file"))
-    assert kernels._compiled_by_nvcc("sm_90")
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
 
 
 def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DependencyError, match=r"needs the kernel compiled.*install the CUDA toolkit"):
-        kernels._compiled_by_nvcc("sm_61")
+    with pytest.raises(DependencyError, match=r"needs rmsprop_graves.cu compiled.*install the CUDA toolkit"):
+        kernels._compiled_by_nvcc(SOURCE, "sm_61")
 
 
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernels, "source", lambda: "this is no CUDA")
-    with pytest.raises(DeviceError, match=r"could not compile the kernel for sm_90:\n(.*\n)*.*error"):
-        kernels._compiled_by_nvcc("sm_90")
+    monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")
+    with pytest.raises(DeviceError, match=r"could not compile rmsprop_graves.cu for sm_90:\n(.*\n)*.*error"):
+        kernels._compiled_by_nvcc(SOURCE, "sm_90")
 
 
 # ------------------------------------------------------------------------------------- planted faults
@@ -568,7 +569,7 @@ FAULTS = {
     "a tail that ends one short": ("i = last + thread; i < n;", "i = last + thread; i + 1 < n;"),
     "a tail that ends one late": ("i = last + thread; i < n;", "i = last + thread; i <= n;"),
     "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
-    "an index of too few bits": ("first + (n - first) / VECTOR", "first + ((n - first) & 0xfff) / VECTOR"),
+    "an index of too few bits": ("vector(i, r);", "vector(i & 0xfff, r);"),
     "chunks that start at 0": ("const u64 start = u64(chunk.index) * CHUNK;", "const u64 start = 0;"),
     "an alignment that is not looked at": ("return aligned && skip < n ? skip : n;", "return 0;"),
     "the rates of the first row": (

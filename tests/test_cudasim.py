@@ -457,10 +457,13 @@ def test_targets_of_the_compiler(context, target, tmp_path):
         assert x.get() == 1
 
 
-@pytest.mark.parametrize(("image", "message"), [
-    (b"\x50\xed\x55\xba" + bytes(100), "no kernel image is available"),  # a fatbin for real devices
-    (b".version 8.0" + bytes(100), "device kernel image is invalid"),
-])
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"\x50\xed\x55\xba" + bytes(100), "no kernel image is available"),  # a fatbin for real devices
+        (b".version 8.0" + bytes(100), "device kernel image is invalid"),
+    ],
+)
 def test_images_that_are_not_for_this_device(context, image, message):
     with pytest.raises(drv.Error, match=message):
         drv.module_from_buffer(image)
@@ -478,8 +481,12 @@ def test_many_launches_without_waiting(module):
 def test_limits_of_a_launch(module):
     add = module.get_function("add")
     x = gpuarray.zeros(N, np.float32)
-    for how in ({"block": (1025, 1, 1)}, {"block": (1, 1, 65)}, {"block": (1, 1, 1), "grid": (1, 65536)},
-                {"block": (1, 1, 1), "shared": 48 * 1024 + 1}):
+    for how in (
+        {"block": (1025, 1, 1)},
+        {"block": (1, 1, 65)},
+        {"block": (1, 1, 1), "grid": (1, 65536)},
+        {"block": (1, 1, 1), "shared": 48 * 1024 + 1},
+    ):
         with pytest.raises(drv.LogicError, match="invalid argument"):
             add(x, np.float32(1), np.int32(N), **how)
 
@@ -773,7 +780,12 @@ def test_leaks_are_counted(module):
     x, stream, event = gpuarray.empty(N, np.float32), drv.Stream(), drv.Event()
     after = control.leaks()
     assert {k: after[k] - before[k] for k in after} == {
-        "allocations": 1, "streams": 1, "events": 1, "modules": 0, "contexts": 0}
+        "allocations": 1,
+        "streams": 1,
+        "events": 1,
+        "modules": 0,
+        "contexts": 0,
+    }
     del x, stream, event
     assert control.leaks() == before
 
@@ -789,8 +801,15 @@ def python(code, **environment):
         from pycuda import gpuarray
         from pycuda.compiler import SourceModule, compile
     """
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)], cwd=ROOT, text=True,
-                          env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)],
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, **environment},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_child_processes_need_no_activation():
@@ -824,24 +843,33 @@ def test_environment():
     unchecked = python(BY_ONE, CUSIM_CHECK="0", CUSIM_LEAKS="1", CUSIM_DEVICES="1")
     assert (unchecked.returncode, unchecked.stdout) == (0, "launched\nfinished\n")
     assert report not in unchecked.stderr
-    small = python("""
+    small = python(
+        """
         free, total = drv.mem_get_info()
         half = drv.mem_alloc(free // 2)
         try:
             drv.mem_alloc(free // 2 + 1024)
         except drv.MemoryError as error:
             print(free, total, error)
-    """, CUSIM_MEMORY="100000")
+    """,
+        CUSIM_MEMORY="100000",
+    )
     assert small.stdout == "100000 100000 cuMemAlloc failed: out of memory\n"
-    endless = python("""
+    endless = python(
+        """
         f = SourceModule("__global__ void endless(int *x) { while (atomicAdd(x, 0) == 0) {} }").get_function("endless")
         f(gpuarray.zeros(1, np.int32), block=(2, 1, 1))
         drv.Context.synchronize()
-    """, CUSIM_TIMEOUT="1")
+    """,
+        CUSIM_TIMEOUT="1",
+    )
     assert "kernel endless: still running after 1 seconds" in endless.stderr
-    leaky = python("driver = __import__('ctypes').CDLL('libcuda.so.1'); p = __import__('ctypes').c_uint64();"
-                   "driver.cuMemAlloc_v2(__import__('ctypes').byref(p), 8); print(drv.Device.count())",
-                   CUSIM_LEAKS="1", CUSIM_DEVICES="3")
+    leaky = python(
+        "driver = __import__('ctypes').CDLL('libcuda.so.1'); p = __import__('ctypes').c_uint64();"
+        "driver.cuMemAlloc_v2(__import__('ctypes').byref(p), 8); print(drv.Device.count())",
+        CUSIM_LEAKS="1",
+        CUSIM_DEVICES="3",
+    )
     assert leaky.stdout == "3\n"
     assert '"allocations": 1, "streams": 0, "events": 0, "modules": 0, "contexts": 1' in leaky.stderr
 
@@ -853,17 +881,23 @@ def copy_args(to, from_, n=1):
 
 FAULTS = {
     # name: (kernel and arguments, given the address of N floats; the report's pattern)
-    "read by one": (lambda x: ("copy", copy_args(x, x + 4 * N)), r"kernel copy: read of 4 bytes at 0x\w+: outside every "
-                    r"allocation \(0 bytes past the end of device allocation #\d+ of context \d+ on device 0 "
-                    r"\(4000 bytes at 0x\w+\)\); block \(0, 0, 0\), thread \(0, 0, 0\)"),
+    "read by one": (
+        lambda x: ("copy", copy_args(x, x + 4 * N)),
+        r"kernel copy: read of 4 bytes at 0x\w+: outside every "
+        r"allocation \(0 bytes past the end of device allocation #\d+ of context \d+ on device 0 "
+        r"\(4000 bytes at 0x\w+\)\); block \(0, 0, 0\), thread \(0, 0, 0\)",
+    ),
     "write by one": (lambda x: ("copy", copy_args(x + 4 * N, x)), "kernel copy: write of 4 bytes .*0 bytes past the end"),
     "vector past the end": (lambda x: ("copy4", copy_args(x, x + 4 * N)[:2]), "kernel copy4: read of .*past the end"),
     "before the start": (lambda x: ("copy", copy_args(x, x - 4)), "read of 4 bytes .*(4 bytes before|past the end of)"),
     "misaligned vector": (lambda x: ("copy4", copy_args(x, x + 4)[:2]), "kernel copy4: access at .* not a multiple of 16"),
     "misaligned scalar": (lambda x: ("copy", copy_args(x, x + 2)), "kernel copy: access at .* not a multiple of 4"),
     "null": (lambda x: ("copy", copy_args(x, 0)), "read of 4 bytes at 0x0: a null pointer"),
-    "deadlock": (lambda x: ("deadlock", (np.uintp(x),)), r"kernel deadlock: deadlock: 16 threads \(0, 1.* wait at "
-                 r"__syncthreads in line \d+, 16 threads \(16.* wait at a warp operation"),
+    "deadlock": (
+        lambda x: ("deadlock", (np.uintp(x),)),
+        r"kernel deadlock: deadlock: 16 threads \(0, 1.* wait at "
+        r"__syncthreads in line \d+, 16 threads \(16.* wait at a warp operation",
+    ),
     "divergent barriers": (lambda x: ("two_barriers", (np.uintp(x),)), "met at different barriers, in lines"),
     "mask without the caller": (lambda x: ("left_out", (np.uintp(x),)), "mask 0x1, which leaves it out"),
     "shared memory by one": (lambda x: ("shared_by_one", (np.uintp(x),)), "at offset 128 of 128 bytes of dynamic shared"),
@@ -992,7 +1026,7 @@ def test_copies_out_of_bounds():
 
 
 def test_compile_error_names_the_line():
-    with pytest.raises(drv.CompileError, match=r'kernel.cu:2:.*undeclared_thing'):
+    with pytest.raises(drv.CompileError, match=r"kernel.cu:2:.*undeclared_thing"):
         SourceModule("__global__ void broken(int *p) { p[0] = undeclared_thing; }")
 
 

@@ -94,7 +94,7 @@ def test_files_that_must_travel_with_the_package():
     for name in ("rmsprop_graves", "nets"):
         digest = hashlib.sha256((root / "kernels" / f"{name}.cu").read_bytes()).hexdigest()
         first = (root / "kernels" / f"{name}.ptx").read_text().partition("\n")[0]
-        assert first == f"// {name}.cu {digest}", "run tools/make_ptx.py"
+        assert first.startswith(f"// {name}.cu {digest} "), "run tools/make_ptx.py"
     source = (root / "kernels" / "rmsprop_graves.cu").read_text()
     assert source.count("sqrt(variance + r.epsilon)") == 1, "the arithmetic stands once"
 
