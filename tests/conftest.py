@@ -44,6 +44,12 @@ ARRAYS = {
 
 
 BACKENDS = ["cpu"]
+_in_child: list[str] = []
+
+
+def in_child():
+    """Code that gives a process started by a test the CUDA that this one has."""
+    return "; ".join(_in_child)
 
 
 class CUDAArrays(Arrays):
@@ -78,6 +84,7 @@ def pytest_configure(config):
         return
     if choice == "sim":
         cudasim.activate(os.environ.get("CUSIM_DIR", ""))
+        _in_child.append(f"from tests import cudasim; cudasim.activate({os.environ['CUSIM_DIR']!r})")
     try:
         import pycuda.autoprimaryctx
         import pycuda.gpuarray
