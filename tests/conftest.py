@@ -114,6 +114,20 @@ def arrays(request):
     return ARRAYS[request.param]
 
 
+def pytest_collection_modifyitems(config, items):
+    # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
+    if "cuda" not in BACKENDS:
+        without = [item for item in items if "cuda" not in item.fixturenames]
+        config.hook.pytest_deselected(items=[item for item in items if "cuda" in item.fixturenames])
+        items[:] = without
+
+
+@pytest.fixture
+def cuda(_settings_as_they_were):
+    """Lets ``gpuarray`` make CUDA arrays."""
+    Config.backend = Config.Backend.cuda
+
+
 @pytest.fixture
 def backend(request, _settings_as_they_were):
     """Where ``gpuarray`` makes its arrays."""

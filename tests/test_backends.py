@@ -18,14 +18,6 @@ from tests import conftest
 from tests.tolerances import assert_close
 
 
-@pytest.fixture
-def cuda():
-    """CUDA arrays from gpuarray; such tests are left out where there is no CUDA, which the summary says."""
-    if "cuda" not in conftest.BACKENDS:
-        pytest.skip("no CUDA in this run")
-    Config.backend = Config.Backend.cuda
-
-
 def on(backend, content):
     Config.backend = Config.Backend[backend]
     return gpuarray.to_gpu(content)

@@ -89,21 +89,14 @@ def test_quickstart_is_the_documented_script():
     assert [documented.index(line) for line in order] == sorted(documented.index(line) for line in order)
 
 
-@pytest.fixture
-def cuda():
-    """Code that gives an example the CUDA that the tests have."""
-    if "cuda" not in conftest.BACKENDS:
-        pytest.skip("no CUDA in this run")
-    return conftest.in_child()
-
-
 def errors_of(done):
     return [float(line.split("error: ")[1]) for line in done.stdout.splitlines() if line.startswith("Iteration")]
 
 
-def test_quickstart_takes_cuda_where_it_is(cuda, tmp_path):
+@pytest.mark.usefixtures("cuda")
+def test_quickstart_takes_cuda_where_it_is(tmp_path):
     after = "import atexit, sys; atexit.register(lambda: print('pycuda' in sys.modules, 'skcuda' in sys.modules))"
-    done = run(tmp_path, "quickstart.py", before=f"{cuda}\n{after}")
+    done = run(tmp_path, "quickstart.py", before=f"{conftest.in_child()}\n{after}")
     assert done.stdout.endswith("True True\n")
     on_cuda, on_cpu = errors_of(done), errors_of(run(tmp_path, "quickstart.py"))
     assert len(on_cuda) == 20
@@ -112,11 +105,12 @@ def test_quickstart_takes_cuda_where_it_is(cuda, tmp_path):
     assert on_cuda[-1] < on_cuda[0] / 100
 
 
-def test_digits_on_cuda(cuda, tmp_path):
+@pytest.mark.usefixtures("cuda")
+def test_digits_on_cuda(tmp_path):
     found = []
     for device in ("cuda", "cpu"):
         options = ["--device", device, "--epochs", 1, "--checkpoint", f"{device}.hdf"]
-        found.append(accuracy(run(tmp_path, "train_digits.py", *options, before=cuda)))
+        found.append(accuracy(run(tmp_path, "train_digits.py", *options, before=conftest.in_child())))
     assert found[0] > 0.8
     assert abs(found[0] - found[1]) < 0.02
     # a run begun on one device goes on on the other
