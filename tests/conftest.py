@@ -45,6 +45,12 @@ ARRAYS = {
 
 
 BACKENDS = ["cpu"]
+_in_child: list[str] = []
+
+
+def in_child():
+    """Code that gives a process started by a test the CUDA that this one has."""
+    return "; ".join(_in_child)
 
 
 class CUDAArrays(Arrays):
@@ -79,6 +85,7 @@ def pytest_configure(config):
         return
     if choice == "sim":
         cudasim.activate(os.environ.get("CUSIM_DIR", ""))
+        _in_child.append(f"from tests import cudasim; cudasim.activate({os.environ['CUSIM_DIR']!r})")
     try:
         import pycuda.autoprimaryctx
         import pycuda.gpuarray
@@ -107,6 +114,20 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture
 def arrays(request):
     return ARRAYS[request.param]
+
+
+def pytest_collection_modifyitems(config, items):
+    # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
+    if "cuda" not in BACKENDS:
+        without = [item for item in items if "cuda" not in item.fixturenames]
+        config.hook.pytest_deselected(items=[item for item in items if "cuda" in item.fixturenames])
+        items[:] = without
+
+
+@pytest.fixture
+def cuda(_settings_as_they_were):
+    """Lets ``gpuarray`` make CUDA arrays."""
+    Config.backend = Config.Backend.cuda
 
 
 @pytest.fixture

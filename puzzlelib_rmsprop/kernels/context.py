@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import sys
 import threading
+import warnings
 from typing import Any
 
 from ..config import Config
@@ -118,4 +119,7 @@ def _finish() -> None:
     _held.pushed = None
     from pycuda.tools import clear_context_caches
 
-    clear_context_caches()
+    with warnings.catch_warnings():
+        # kernels that a thread loaded which has ended, and PyCUDA unloads in their thread only: they go with the process
+        warnings.simplefilter("ignore")
+        clear_context_caches()
