@@ -1,4 +1,4 @@
-"""Compiles kernels/rmsprop_graves.cu to the PTX that the package ships: python tools/make_ptx.py [--check]
+"""Compiles kernels/*.cu to the PTX that the package ships: python tools/make_ptx.py [--check]
 
 PTX for compute capability 7.5 runs on every GPU from Turing on; the driver compiles it there. nvcc stamps it with the
 PTX version of its own toolkit, which only drivers as new as the toolkit take, but the kernels use nothing later than
@@ -22,22 +22,20 @@ from pathlib import Path
 import nvcc
 
 ARCH, VERSION = "compute_75", "6.3"
-SOURCE = nvcc.KERNELS / "rmsprop_graves.cu"
-TARGET = nvcc.KERNELS / "rmsprop_graves.ptx"
 
 
-def header(release: str) -> str:
+def header(source: Path, release: str) -> str:
     """The first line: everything that the text depends on. kernels/cuda.py looks for the hash in it."""
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()
-    return f"// {SOURCE.name} {digest} {' '.join(nvcc.options(ARCH))} nvcc {release}"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    return f"// {source.name} {digest} {' '.join(nvcc.options(ARCH))} nvcc {release}"
 
 
-def made() -> str:
-    """The text of the PTX file as the source gives it now."""
-    first = header(nvcc.release())
+def made(source: Path) -> str:
+    """The text of the PTX file as one source gives it now."""
+    first = header(source, nvcc.release())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
-        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, SOURCE], check=True)
+        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, source], check=True)
         text, count = re.subn(r"^\.version \d+\.\d+$", f".version {VERSION}", ptx.read_text(), flags=re.MULTILINE)
         if count != 1:
             raise SystemExit(f"the PTX has {count} version lines, not one")
@@ -49,32 +47,36 @@ def made() -> str:
     return f"{first}\n" + comments.sub("", text).lstrip()
 
 
-def fault() -> str | None:
-    """Why the shipped file is not what the source compiles to now, or None where it is."""
-    here = nvcc.release()
-    if not TARGET.is_file():
-        return f"there is no {TARGET.name}"
-    text = TARGET.read_text()
+def fault(source: Path) -> str | None:
+    """Why a shipped file is not what its source compiles to now, or None where it is."""
+    here, target = nvcc.release(), source.with_suffix(".ptx")
+    if not target.is_file():
+        return f"there is no {target.name}"
+    text = target.read_text()
     first, _, by = text.partition("\n")[0].rpartition(" nvcc ")
-    if first != header(here).rpartition(" nvcc ")[0]:
-        return f"{TARGET.name} was made from another source or with other options"
+    if first != header(source, here).rpartition(" nvcc ")[0]:
+        return f"{target.name} was made from another source or with other options"
     if by != here:
-        print(f"{TARGET.name}: source and options are as they were; made by nvcc {by}, here is {here}: text not compared")
-    elif text != made():
-        return f"{TARGET.name} is not what the source compiles to"
+        print(f"{target.name}: source and options are as they were; made by nvcc {by}, here is {here}: text not compared")
+    elif text != made(source):
+        return f"{target.name} is not what the source compiles to"
     else:
-        print(f"{TARGET.name} is what the source compiles to")
+        print(f"{target.name} is what the source compiles to")
     return None
 
 
 def main() -> None:
-    """Writes the file, or checks it."""
-    if "--check" not in sys.argv:
-        text = made()
-        TARGET.write_text(text)
-        print(f"{TARGET.name}: {len(text):,} characters")
-    elif why := fault():
-        raise SystemExit(f"{why}: run tools/make_ptx.py")
+    """Writes the files, or checks them."""
+    faults = []
+    for source in sorted(nvcc.KERNELS.glob("*.cu")):
+        if "--check" in sys.argv:
+            faults.append(fault(source))
+        else:
+            text = made(source)
+            source.with_suffix(".ptx").write_text(text)
+            print(f"{source.stem}.ptx: {len(text):,} characters")
+    if any(faults):
+        raise SystemExit(f"{'; '.join(filter(None, faults))}: run tools/make_ptx.py")
 
 
 if __name__ == "__main__":
