@@ -262,19 +262,37 @@ class Doctor:
         lost = "nets on CUDA are left out (the optimizer works)"
         if importlib.util.find_spec("skcuda") is None:
             raise Failed(f"not installed: {lost}", "pip install scikit-cuda==0.5.3 'setuptools<81'")
-        self.found["scikit-cuda"] = _version("scikit-cuda").replace("not installed", "of unknown version")
-        if importlib.util.find_spec("pkg_resources") is None:
-            self.found["scikit-cuda"] += ", cannot be imported"
+        self.found["scikit-cuda"] = version = _version("scikit-cuda").replace("not installed", "of unknown version")
+        self.found["scikit-cuda"] += ", does not work"
+        if importlib.util.find_spec("puzzlelib_rmsprop.nets.cublas") is not None:
+            self._multiply(lost)
+        elif importlib.util.find_spec("pkg_resources") is None:
             raise Failed(
                 f"it imports pkg_resources, which setuptools has dropped (here: {_version('setuptools')}): {lost}",
                 "pip install 'setuptools<81'",
             )
+        else:
+            self._import_cublas(lost)
+        self.found["scikit-cuda"] = version
+
+    def _import_cublas(self, lost: str) -> None:
         try:
             importlib.import_module("skcuda.cublas")
         except Exception as error:
-            self.found["scikit-cuda"] += ", cannot be imported"
-            fix = "install the CUDA toolkit's cuBLAS and put its folder on LD_LIBRARY_PATH"
-            raise Failed(f"its cuBLAS cannot be imported ({_line(error)}): {lost}", fix) from error
+            raise Failed(f"its cuBLAS cannot be imported ({_line(error)}): {lost}", _NO_CUBLAS) from error
+
+    def _multiply(self, lost: str) -> None:
+        """A product through the nets' own use of cuBLAS, which brings what scikit-cuda lacks."""
+        from .nets import ops
+
+        gpuarray = importlib.import_module("pycuda.gpuarray")
+        a, b = (np.arange(6, dtype=np.float32).reshape(shape) for shape in ((2, 3), (3, 2)))
+        try:
+            product = ops.matmul(gpuarray.to_gpu(a), gpuarray.to_gpu(b)).get()
+        except Exception as error:
+            raise Failed(f"no matrix product ({_line(error)}): {lost}", _NO_CUBLAS) from error
+        if not np.array_equal(product, a @ b):
+            raise Failed(f"cuBLAS multiplies wrongly: {lost}", "report this output as an issue")
 
     # ------------------------------------------------------------------------------------------- working
 
@@ -503,6 +521,8 @@ _NO_DEVICE = (
     "see what nvidia-smi says; update the driver where it is older than the toolkit that PyCUDA was built with; "
     "CUDA_VISIBLE_DEVICES must not hide the device"
 )
+
+_NO_CUBLAS = "install the CUDA toolkit's cuBLAS and put its folder on LD_LIBRARY_PATH"
 
 # what an error's text holds -> what to do
 _REMEDIES = {

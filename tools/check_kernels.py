@@ -128,8 +128,8 @@ def main() -> int:
             f"{kernel.loads:11}{'  FAULT' if kernel.faults else ''}"
         )
     faults = [f"{kernel.name} on sm_{kernel.arch}: {fault}" for kernel in kernels for fault in kernel.faults]
-    if not given.sources and (why := make_ptx.fault()):
-        faults.append(why)
+    if not given.sources:
+        faults += filter(None, map(make_ptx.fault, sources))
     for fault in faults:
         print(f"FAULT: {fault}")
     print(f"{len(kernels)} compilations of kernels, {len(faults)} faults")

@@ -32,23 +32,24 @@ def header(source: Path, release: str) -> str:
 
 def made(source: Path) -> str:
     """The text of the PTX file as one source gives it now."""
+    first = header(source, nvcc.release())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
         subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, source], check=True)
         text, count = re.subn(r"^\.version \d+\.\d+$", f".version {VERSION}", ptx.read_text(), flags=re.MULTILINE)
         if count != 1:
-            raise SystemExit(f"the PTX of {source.name} has {count} version lines, not one")
+            raise SystemExit(f"the PTX has {count} version lines, not one")
         ptx.write_text(text)
         for arch in ("sm_75", "sm_90", "sm_120"):
             command = ["nvcc", "-cubin", f"-arch={arch}", "-o", Path(folder, "kernels.cubin"), ptx]
             subprocess.run(command, check=True)
     comments = re.compile(r"^//.*\n", re.MULTILINE)  # the compiler's build, which says nothing about the code
-    return f"{header(source, nvcc.release())}\n" + comments.sub("", text).lstrip()
+    return f"{first}\n" + comments.sub("", text).lstrip()
 
 
 def fault(source: Path) -> str | None:
-    """Why the shipped file is not what the source compiles to now, or None where it is."""
-    target, here = source.with_suffix(".ptx"), nvcc.release()
+    """Why a shipped file is not what its source compiles to now, or None where it is."""
+    here, target = nvcc.release(), source.with_suffix(".ptx")
     if not target.is_file():
         return f"there is no {target.name}"
     text = target.read_text()
@@ -66,13 +67,16 @@ def fault(source: Path) -> str | None:
 
 def main() -> None:
     """Writes the files, or checks them."""
+    faults = []
     for source in sorted(nvcc.KERNELS.glob("*.cu")):
-        if "--check" not in sys.argv:
+        if "--check" in sys.argv:
+            faults.append(fault(source))
+        else:
             text = made(source)
             source.with_suffix(".ptx").write_text(text)
             print(f"{source.stem}.ptx: {len(text):,} characters")
-        elif why := fault(source):
-            raise SystemExit(f"{why}: run tools/make_ptx.py")
+    if any(faults):
+        raise SystemExit(f"{'; '.join(filter(None, faults))}: run tools/make_ptx.py")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Everything that only a real GPU can show, in one command, offline, in under eight minutes: checks, then figures.
+# usage: tools/gpu_check.sh [--dry-run]
+# Needs python3 (or PYTHON) with PyCUDA, NumPy, Numba, h5py, pytest and hypothesis; on an offline machine, first:
+#   source DIR/setup.sh, of a folder that tools/pack_for_gpu.sh filled beforehand.
+# Writes gpu-<device>-<date>.md, .json and -logs.tar.gz into ${OUT:-benchmarks/results}. Exit status: 0 when no step failed.
+# --dry-run: the same on the simulator that CUSIM_DIR names, with tiny sizes, into ${OUT:-a temporary folder}; proves that
+# the steps run, and nothing about a GPU.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+python=${PYTHON:-python3}
+limit=${GPU_CHECK_SECONDS:-460} # of everything; a step gets what is left, and at most what it asks for
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+work=$(mktemp -d)
+mkdir "$work/logs"
+dry='' epochs=10 kept=benchmarks/results cuda=(--require-gpu) quick=() rehearse=() tests=(tests)
+case ${1:-} in
+  --dry-run)
+    dry=1 epochs=1 kept='a temporary folder'
+    simulator=${CUSIM_DIR:?--dry-run needs CUSIM_DIR, the folder that tests/cudasim/build.sh filled}
+    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) tests=(tests/test_optimizer.py -k "pycuda and not properties")
+    out=${OUT:-$work}
+    ;;
+  '') out=${OUT:-benchmarks/results} ;;
+  *) echo "usage: tools/gpu_check.sh [--dry-run]" >&2; exit 2 ;;
+esac
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+
+# a command with the GPU's libraries, or the simulator's in their place; pytest loads the simulator by itself
+on_gpu() {
+  if [ -n "$dry" ]; then
+    env LD_PRELOAD="$simulator/libcuda.so.1" LD_LIBRARY_PATH="$simulator" PATH="$simulator/bin:$PATH" \
+      PYCUDA_CACHE_DIR="$work/pycuda" "$@"
+  else
+    "$@"
+  fi
+}
+
+results=() failed=0
+tell() { results+=("$1"); echo "$1"; }
+# step NAME SECONDS COMMAND...: runs it with a log of its own; the others run whatever comes of it
+step() {
+  local name=$1 most=$2 start=$SECONDS status log=$work/logs/${1// /_}.log
+  shift 2
+  local left=$((limit - SECONDS))
+  if [ "$left" -lt 5 ]; then
+    failed=$((failed + 1))
+    tell "FAIL $name: no time was left for it"
+    return
+  fi
+  { printf '$'; printf ' %q' "$@"; echo; } > "$log"
+  # in a process group of its own, so that the time limit ends children too
+  timeout --kill-after=5 $((most < left ? most : left)) bash -c '"$@"' step "$@" >> "$log" 2>&1
+  status=$?
+  if [ "$status" -eq 0 ]; then
+    tell "PASS $name ($((SECONDS - start)) s)"
+  else
+    failed=$((failed + 1))
+    [ "$status" -eq 124 ] && status="time limit"
+    tell "FAIL $name (status $status, $((SECONDS - start)) s)"
+    tail -n 15 "$log" | sed 's/^/     | /'
+  fi
+}
+leave_out() { tell "LEFT OUT $1: $2"; }
+export -f on_gpu
+export dry work simulator=${simulator:-}
+
+versions() {
+  "$python" --version || return 1
+  on_gpu "$python" - <<'P'
+import importlib.metadata as m
+for name in ("puzzlelib_rmsprop", "numpy", "numba", "h5py", "pycuda", "scikit-cuda", "setuptools", "pytest", "hypothesis", "torch",
+             "cupy-cuda13x", "cupy-cuda12x", "cuda-bindings", "scikit-learn", "ml_dtypes"):
+    try:
+        print(name, m.version(name))
+    except m.PackageNotFoundError:
+        print(name, "not installed")
+import pycuda.driver as d
+d.init()
+print("device", d.Device(0).name(), "driver for CUDA", d.get_driver_version())
+P
+  local status=$?
+  command -v nvidia-smi > /dev/null && nvidia-smi
+  command -v nvcc > /dev/null && nvcc --version
+  return $status
+}
+export -f versions
+export python
+
+slug=$(on_gpu "$python" -c '
+import re, pycuda.driver as d
+d.init()
+print(re.sub(r"[^a-z0-9]+", "-", d.Device(0).name().lower()).strip("-"))' 2> "$work/logs/device.log") || slug=none
+stem=${dry:+dry-run-}gpu-$slug-$(date +%F)
+echo "$stem${dry:+, dry run on the simulator: this says nothing about a GPU}"
+
+step versions 30 versions
+step doctor 60 on_gpu "$python" -m puzzlelib_rmsprop doctor --require-gpu
+step benchmark 120 on_gpu "$python" tools/gpu_bench.py "${quick[@]}" --out "$out" --name "$stem"
+step "graph and shared memory" 60 on_gpu "$python" tools/graph_check.py "${rehearse[@]}"
+step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
+
+# the examples, on CUDA where this version's arrays can lie there
+on_cuda='from puzzlelib_rmsprop import Config, gpuarray; Config.backend = Config.Backend.cuda; gpuarray.zeros(3)'
+if on_gpu "$python" -c "$on_cuda" > "$work/logs/backend.log" 2>&1; then
+  step quickstart 60 on_gpu "$python" -c "$on_cuda; import runpy; runpy.run_path('examples/quickstart.py')"
+else
+  leave_out quickstart "gpuarray makes no arrays on CUDA: $(tail -n 1 "$work/logs/backend.log")"
+fi
+if ! "$python" -c 'import sklearn, tqdm' 2> /dev/null; then
+  leave_out train_digits "scikit-learn or tqdm is not here"
+elif ! "$python" examples/train_digits.py --help | grep -q -e --device; then
+  leave_out train_digits "it has no option --device"
+else
+  step train_digits 90 on_gpu "$python" examples/train_digits.py --device cuda --epochs "$epochs"
+fi
+
+if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
+  step "compile check" 60 "$python" tools/check_kernels.py
+else
+  leave_out "compile check" "nvcc is not here"
+fi
+
+# the kernel tests once more, watched; few, because each launch is many times slower
+watched=()
+for file in tests/test_cuda.py tests/test_kernel.py tests/test_optimizer.py; do
+  [ -e "$file" ] && watched+=("$file")
+done
+for tool in memcheck racecheck initcheck; do
+  if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
+    leave_out "$tool" "compute-sanitizer is not here"
+  else
+    step "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -x -p no:cacheprovider \
+      "${cuda[@]}" "${watched[@]}" -k "${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
+  fi
+done
+
+{
+  printf '\n## Checks\n\n'
+  printf -- '- %s\n' "${results[@]}"
+} >> "$out/$stem.md"
+tar -czf "$out/$stem-logs.tar.gz" -C "$work" logs
+echo
+if [ -f "$out/$stem.json" ]; then sed '/^## Checks/,$d' "$out/$stem.md"; fi
+printf '%s\n' "${results[@]}"
+echo "$failed failed, ${SECONDS} s; $stem.md, $stem.json and $stem-logs.tar.gz are in ${OUT:-$kept}"
+[ -n "$dry" ] && [ "$out" = "$work" ] || rm -rf "$work"
+[ "$failed" -eq 0 ]

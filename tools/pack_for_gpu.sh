@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Collects in DIR what an offline x86-64 machine with a GPU and Python 3.12 needs besides the CUDA toolkit, NumPy, Numba, h5py and
+# pytest: PyCUDA's source and what it imports, scikit-cuda, hypothesis. There, then: source DIR/setup.sh && tools/gpu_check.sh
+# usage: tools/pack_for_gpu.sh DIR [more packages as NAME==VERSION, with all that they import]
+#   scikit-learn's example: add scikit-learn scipy joblib threadpoolctl; where Numba is missing: numba llvmlite
+# GPU_PYTHON: the machine's version of Python, 3.12 by default.
+set -euo pipefail
+[ $# -ge 1 ] || { echo "usage: tools/pack_for_gpu.sh DIR [NAME==VERSION ...]" >&2; exit 2; }
+dir=$(mkdir -p "$1" && cd "$1" && pwd)
+shift
+python=${PYTHON:-python3}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+platforms=()
+# pip matches these names exactly, so every one that a wheel may have is listed
+for glibc in 1 2010 2014 _2_17 _2_24 _2_26 _2_27 _2_28 _2_31 _2_34; do platforms+=(--platform "manylinux${glibc}_x86_64"); done
+"$python" -m venv "$work/venv"
+pip=("$work/venv/bin/python" -m pip --disable-pip-version-check)
+# one version of each package: an older run's wheels would be in the way
+find "$dir" -maxdepth 1 -name '*.whl' ! -name 'pycuda-*' -delete
+"${pip[@]}" download -q --no-deps --only-binary=:all: --implementation cp --python-version "${GPU_PYTHON:-3.12}" "${platforms[@]}" \
+  -d "$dir" pytools siphash24 mako platformdirs typing-extensions markupsafe scikit-cuda==0.5.3 "setuptools<81" \
+  hypothesis sortedcontainers ml_dtypes tqdm "$@"
+if ! compgen -G "$dir/pycuda-*.tar.gz" > /dev/null; then
+  # pip asks a source archive for its metadata, which takes setuptools and NumPy, but neither a compiler nor CUDA
+  "${pip[@]}" install -q "setuptools<81" wheel "numpy>=2"
+  "${pip[@]}" download -q --no-deps --no-build-isolation --no-binary :all: -d "$dir" pycuda==2026.1
+fi
+
+cat > "$dir/setup.sh" <<'S'
+# To be sourced on the machine with the GPU: installs the wheels beside this file into a folder of their own and puts it on
+# PYTHONPATH. Builds PyCUDA where no wheel of it is here, and leaves the wheel in ${OUT:-this folder}: beside this file it spares
+# the next machine the build.
+# Uses PYTHON (python3), CUDA_HOME (where nvcc is), SITE (the folder to install into).
+pack_setup() {
+  local here python site cuda status
+  here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd) || return
+  python=${PYTHON:-python3}
+  site=${SITE:-${TMPDIR:-/tmp}/puzzlelib_rmsprop-site}
+  local install=("$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --upgrade --target "$site")
+  mkdir -p "$site" || return
+  local wheels=() wheel
+  for wheel in "$here"/*.whl; do
+    case $wheel in */pycuda-*) ;; *) wheels+=("$wheel") ;; esac
+  done
+  "${install[@]}" "${wheels[@]}" || return
+  case :${PYTHONPATH:-}: in *:"$site":*) ;; *) export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH} ;; esac
+  for wheel in "$here"/pycuda-*.whl; do
+    # of another Python: then it is built
+    [ -e "$wheel" ] && "${install[@]}" "$wheel" 2> /dev/null
+  done
+  if ! "$python" -c 'import pycuda.driver' 2> /dev/null; then
+    cuda=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc)")")")}
+    (
+      set -e
+      work=$(mktemp -d)
+      trap 'rm -rf "$work"' EXIT
+      # libcuda as the linker wants it: from the driver, else the toolkit's stub
+      driver=$(ldconfig -p 2> /dev/null | awk '/libcuda\.so\.1/ {print $NF; exit}')
+      for file in "$driver" "$cuda"/lib64/stubs/libcuda.so "$cuda"/targets/*/lib/stubs/libcuda.so; do
+        if [ -e "$file" ]; then ln -s "$file" "$work/libcuda.so"; break; fi
+      done
+      cd "$work"
+      tar xf "$here"/pycuda-*.tar.gz
+      cd pycuda-*/
+      export CUDA_ROOT=$cuda PATH=$cuda/bin:$PATH LIBRARY_PATH=$work:$cuda/lib64:$cuda/lib
+      "$python" configure.py --cuda-root="$cuda" --no-cuda-enable-curand
+      "$python" setup.py -q build_ext --parallel "$(nproc)"
+      "$python" -m pip wheel -q --no-build-isolation --no-deps --no-index . -w "$work/wheel"
+      "${install[@]}" "$work"/wheel/pycuda-*.whl
+      # a pack that cannot be written to costs only the next build
+      cp "$work"/wheel/pycuda-*.whl "${OUT:-$here}/" || true
+    ) > "$site/build.log" 2>&1
+    status=$?
+    if [ $status -ne 0 ]; then
+      tail -n 40 "$site/build.log"
+      echo "PyCUDA was not built"
+      return $status
+    fi
+  fi
+  "$python" -c 'import pycuda.driver as d; d.init(); print("PyCUDA", d.get_version(), "on", d.Device(0).name())'
+}
+pack_setup
+S
+ls -l "$dir"
