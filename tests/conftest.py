@@ -126,15 +126,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def cuda(_settings_as_they_were):
-    """Lets ``gpuarray`` make CUDA arrays."""
+    """Lets ``gpuarray`` make CUDA arrays; gives PyCUDA's as a family for tests."""
     Config.backend = Config.Backend.cuda
-
-
-@pytest.fixture
-def cuda(request):
-    """PyCUDA's arrays; the test is left out where there is no CUDA."""
-    if "pycuda" not in ARRAYS:
-        pytest.skip(f"CUDA {request.config.cuda}")
     return ARRAYS["pycuda"]
 
 
@@ -142,7 +135,7 @@ def cuda(request):
 def simulator(request, cuda):
     """What the simulator saw since the test began: launches, copies, waits."""
     if not request.config.simulated:
-        pytest.skip("asks the simulator what happened")
+        pytest.skip("asks the simulator what happened on it")
     control.reset()
     return control
 

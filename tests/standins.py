@@ -144,5 +144,7 @@ class Net:
         return self.vars[name]
 
     def setVar(self, name, var):
-        setattr(self, name.replace(".", "_"), var.data)
+        attribute = name.replace(".", "_")
+        if not hasattr(type(self), attribute) and attribute != "vars":  # names may be anything
+            setattr(self, attribute, var.data)
         self.vars[name] = var
