@@ -77,8 +77,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # tests that say nothing else mean the CPU, wherever they run; those with the `backend` fixture run on both
-    Config.backend = Config.Backend.cpu
+    # processes that tests start import from here too, whatever folder they run in
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(config.rootpath), os.environ.get("PYTHONPATH")]))
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
     config.cuda, config.simulated = f"left out: --cuda={choice}", choice == "sim"
     if choice == "off":

@@ -18,6 +18,7 @@ class Reference:
         self.dtype, self.stored = np.dtype(dtype), stored
         self.param = np.array(param, self.dtype)
         self.mg, self.ms, self.delta = (np.zeros_like(self.param) for _ in range(3))
+        self.largest = dict.fromkeys(self.buffers(), 0.0)  # magnitude of each buffer so far: what its errors are relative to
 
     def step(self, grad, learnRate=1e-4, alpha=0.95, momRate=0.9, epsilon=1e-4):
         # in the order and the dtype of the formula, so that with float32 every rounding is the kernel's too
@@ -31,6 +32,8 @@ class Reference:
         self.param = self.param + self.delta
         if self.stored is not None:
             self.param = self.param.astype(self.stored).astype(self.dtype)
+        for name, buffer in self.buffers().items():
+            self.largest[name] = max(self.largest[name], float(np.max(np.abs(buffer), initial=0)))
 
     def buffers(self):
         return {"param": self.param, "mg": self.mg, "ms": self.ms, "delta": self.delta}
