@@ -3,6 +3,7 @@
     python examples/train_digits.py --plot digits.png
     python examples/train_digits.py --checkpoint digits.hdf     # and after Ctrl-C or a crash:
     python examples/train_digits.py --resume digits.hdf
+    python examples/train_digits.py --device cuda               # or cpu; auto, the default, takes what is there
 
 Each 8x8 digit is 64 numbers; half of the training digits are shifted by a pixel at random, all get a little noise, and
 the learning rate falls along half a cosine. Every random number is drawn from (seed, epoch, batch), so a resumed run
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from puzzlelib_rmsprop import RMSPropGraves, errors, gpuarray
+from puzzlelib_rmsprop import Config, RMSPropGraves, errors, gpuarray
 from puzzlelib_rmsprop.checkpoint import atomicFile, opened
 from puzzlelib_rmsprop.nets import Activation, CrossEntropy, Linear, Sequential, relu
 
@@ -271,6 +272,8 @@ def arguments() -> argparse.Namespace:
     mode.add_argument("--global-state", dest="global_state", action="store_true", help="flat buffers (the default)")
     mode.add_argument("--local-state", dest="global_state", action="store_false", help="every variable in its own memory")
     parser.set_defaults(global_state=True)
+    devices = [backend.value for backend in Config.Backend]
+    parser.add_argument("--device", choices=devices, default="auto", help="where to train (default: CUDA if it is there)")
     parser.add_argument("--epochs", type=positive, help="passes over the training digits (default: 30, or the checkpoint's)")
     parser.add_argument("--batch-size", type=positive, help="digits in a batch (default: 32)")
     parser.add_argument("--seed", type=int, help="of the split, the net and the batches (default: 0)")
@@ -285,6 +288,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    Config.backend = Config.Backend(args.device)
     run = resume(args.resume, args) if args.resume else Run(args.seed or 0, args.epochs or 30, args.batch_size or 32)
     checkpoint = args.checkpoint or args.resume
     digits, net = load(run.seed), build(run.seed)

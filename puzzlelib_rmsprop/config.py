@@ -28,8 +28,9 @@ class _Config:
     """The settings. Assigning an unknown name or a value of the wrong kind raises :class:`ConfigError`.
 
     Attributes:
-        backend: a :class:`Backend`; ``auto`` (the default) takes the CPU in this version.
-        deviceIdx: index of the CUDA device to use.
+        backend: a :class:`Backend`; ``auto`` (the default) is CUDA where PyCUDA and a device are found at first use, else
+            the CPU.
+        deviceIdx: index of the CUDA device to use, where no context is current yet.
         globalEvalMode: True makes every new ``Variable`` without a gradient, as in PuzzleLib.
         numThreads: threads that a large CPU update may use; the cores of this process at import.
 

@@ -1,4 +1,7 @@
-"""PuzzleLib's ``gpuarray``: arrays for nets and data, on the CPU here.
+"""PuzzleLib's ``gpuarray``: arrays for nets and data, where ``Config.backend`` says.
+
+They are ``pycuda.gpuarray.GPUArray`` on CUDA and :class:`~puzzlelib_rmsprop.arrays.CPUArray` on the CPU. On CUDA the
+current context is used; where none is current, the primary one of ``Config.deviceIdx`` is made so.
 
 A script written for PuzzleLib's ``from PuzzleLib.Backend import gpuarray`` runs on it after swapping that import.
 
@@ -12,52 +15,106 @@ Example:
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import numpy as np
 
-from .arrays import CPUArray, SharedArray
+from . import arrays
+from .arrays.cpu_array import CPUArray, CPUArrayFamily
+from .arrays.pycuda_array import PyCUDAFamily
 from .config import Backend, Config
-from .errors import ArrayError, ConfigError
+from .errors import ArrayError, SetupError
+from .kernels import context
 
 __all__ = ["GPUArray", "SharedArray", "StreamManager", "dtypesSupported", "empty", "streamManager", "to_gpu", "zeros"]
 
-#: The class of the arrays made here, for ``isinstance``.
-GPUArray = CPUArray
+
+class _AnyArray(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, CPUArray) or PyCUDAFamily.of(instance) is not None
 
 
-def _array(content: np.ndarray) -> CPUArray:
-    if Config.backend is Backend.cuda:
-        raise ConfigError("Config.backend is cuda, but this version makes arrays on the CPU only; set it to auto or cpu")
-    return content.view(CPUArray)
+class GPUArray(metaclass=_AnyArray):
+    """What the arrays made here are instances of, on either backend; for ``isinstance`` only.
+
+    Attributes:
+        shape, dtype, ndim, size, nbytes: as NumPy's.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    ndim: int
+    size: int
+    nbytes: int
 
 
-def to_gpu(ary: Any) -> CPUArray:
+# what is there does not change while a process runs
+_cuda_is_there = functools.cache(context.available)
+
+
+def _family() -> CPUArrayFamily | PyCUDAFamily:
+    """The family of the arrays to make; on CUDA with a current context to make them in."""
+    backend = Config.backend
+    if backend is Backend.cpu or (backend is Backend.auto and not _cuda_is_there()):
+        return CPUArrayFamily()
+    context.ensure_context()
+    return PyCUDAFamily()
+
+
+def to_gpu(ary: Any) -> Any:
     """Copies an array (any shape, a numeric or boolean dtype) to the device, C-contiguous.
 
     Raises:
         ArrayError: when ``ary`` is not numeric.
-        ConfigError: when the backend asked for is not available.
+        DependencyError, DeviceError: when the backend asked for is not available.
     """
     content = np.array(ary, order="C", copy=True, subok=False)
     if content.dtype.kind not in "fiub":
         raise ArrayError(f"to_gpu needs numbers; got {type(ary).__name__} of dtype {content.dtype}")
-    return _array(content)
+    family = _family()
+    if isinstance(family, CPUArrayFamily):
+        return family.wrap(content)
+    array = family.empty(content.shape, content.dtype)
+    family.set(array, content)
+    return array
 
 
-def empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> CPUArray:
-    """A new array with whatever content its memory happens to have."""
-    return _array(np.empty(shape, dtype))
+def empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
+    """A new array with whatever content its memory happens to have. Errors as :func:`to_gpu`."""
+    return _family().empty(_tuple(shape), np.dtype(dtype))
 
 
-def zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> CPUArray:
-    """A new array of zeros."""
-    return _array(np.zeros(shape, dtype))
+def zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
+    """A new array of zeros. Errors as :func:`to_gpu`."""
+    return _family().zeros(_tuple(shape), np.dtype(dtype))
+
+
+def _tuple(shape: Any) -> tuple[int, ...]:
+    return tuple(shape) if np.iterable(shape) else (shape,)
 
 
 def dtypesSupported() -> list[tuple[type, float]]:
     """The dtypes that parameters may have, each with a fitting absolute tolerance for comparing results."""
     return [(np.float32, 1e-5), (np.float16, 1e-2), (np.float64, 1e-12)]
+
+
+class SharedArray(arrays.SharedArray):
+    """:class:`puzzlelib_rmsprop.arrays.SharedArray` where ``Config.backend`` says, unless a family is given.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import gpuarray
+        >>> shared = gpuarray.SharedArray(np.float32)
+        >>> shared.register((2, 3), np.float32, "W")
+        >>> shared.build()
+        >>> shared["W"].shape
+        (2, 3)
+    """
+
+    def __init__(self, dtype: Any = np.float32, family: arrays.Family | None = None) -> None:
+        super().__init__(dtype, family if family is not None else _family())
 
 
 class Stream:
@@ -68,7 +125,7 @@ class Stream:
 
 
 class StreamManager:
-    """Lends streams and takes them back, as PuzzleLib's.
+    """Lends streams and takes them back, as PuzzleLib's: on CUDA ``pycuda.driver.Stream``, of the current context.
 
     Example:
         >>> from puzzlelib_rmsprop import gpuarray
@@ -77,22 +134,33 @@ class StreamManager:
     """
 
     def __init__(self) -> None:
-        self._free: list[Stream] = []
+        # by the context they belong to; None is the CPU's
+        self._free: dict[Any, list[Any]] = {}
+        self._lent: dict[int, tuple[Any, Any]] = {}
 
-    def borrow(self, nitems: int) -> list[Stream]:
-        """``nitems`` streams that nobody else uses until they are given back."""
-        self._free.extend(Stream() for _ in range(nitems - len(self._free)))
-        kept = len(self._free) - nitems
-        borrowed, self._free = self._free[kept:], self._free[:kept]
+    def borrow(self, nitems: int) -> list[Any]:
+        """``nitems`` streams that nobody else uses until they are given back. Errors as :func:`to_gpu`."""
+        home, make = None, Stream
+        if isinstance(_family(), PyCUDAFamily):
+            driver = sys.modules["pycuda.driver"]
+            home, make = driver.Context.get_current(), driver.Stream
+        free = self._free.setdefault(home, [])
+        borrowed = [free.pop() if free else make() for _ in range(nitems)]
+        self._lent.update((id(stream), (home, stream)) for stream in borrowed)
         return borrowed
 
-    def give(self, items: list[Stream]) -> None:
-        """Takes borrowed streams back."""
-        self._free.extend(items)
+    def give(self, items: list[Any]) -> None:
+        """Takes borrowed streams back. Raises SetupError for one that is not lent."""
+        for stream in items:
+            if id(stream) not in self._lent:
+                raise SetupError(f"give() takes back streams that borrow() lent; got {stream!r}")
+            home, _ = self._lent.pop(id(stream))
+            self._free[home].append(stream)
 
     def clear(self) -> None:
         """Forgets the streams that are not lent."""
-        self._free.clear()
+        for free in self._free.values():
+            free.clear()
 
 
 streamManager = StreamManager()

@@ -26,7 +26,10 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
 
 
 class HyperParameter:
-    """A float attribute with a range. Subclasses of an optimizer may assign it freely within that range."""
+    """A float attribute with a range. Subclasses of an optimizer may assign it freely within that range.
+
+    After each assignment the owner's method ``_hyper_changed()`` is called, where it has one.
+    """
 
     def __init__(self, least: float, below: float = math.inf, hint: str = "") -> None:
         self._range = least, below, hint
@@ -39,3 +42,6 @@ class HyperParameter:
 
     def __set__(self, instance: Any, value: Any) -> None:
         instance.__dict__[self._slot] = number(self._name, value, *self._range)
+        changed = getattr(instance, "_hyper_changed", None)
+        if changed is not None:
+            changed()

@@ -118,6 +118,7 @@ class Optimizer:
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
         self._rates: list[tuple[float, float, float]] = []
+        self._stream: Any = None
 
     # -------------------------------------------------------------------------------- attributes and hooks
 
@@ -257,8 +258,11 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------ iteration
 
-    def zeroGradParams(self) -> None:
-        """Sets every gradient to zero, except those of variables with their own updater.
+    def zeroGradParams(self, *, stream: Any = None) -> None:
+        """Sets every gradient to zero, except those of variables with their own updater. Does not wait for a GPU.
+
+        Args:
+            stream: the ``pycuda.driver.Stream`` to do it on; the default one by default.
 
         Raises:
             SetupError: before :meth:`setupOn`.
@@ -267,17 +271,18 @@ class Optimizer:
         if self.family is None:
             return
         for var in self.globalVar.values() if self.globalState else [slot.var for slot in self._slots]:
-            self.family.fill_zero(var.grad)
+            self.family.fill_zero(var.grad, stream)
 
-    def update(self, useStreams: bool = False, sync: bool = True) -> None:
+    def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
 
-        A variable with its own updater is updated last, by ``var.update(self.learnRate)``.
+        A variable with its own updater is updated last, by ``var.update(self.learnRate)``. On a GPU the work is queued
+        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return.
 
         Args:
-            useStreams: let variables be updated on streams of their own. On the CPU there are none: an update has
-                ended when the call returns.
-            sync: wait for those streams before returning.
+            useStreams: queue it on a stream of the optimizer's own, which is ordered with the default stream.
+            sync: wait for that stream before returning.
+            stream: queue it on this ``pycuda.driver.Stream``, and do not wait.
 
         Raises:
             SetupError: before :meth:`setupOn`.
@@ -286,24 +291,35 @@ class Optimizer:
         """
         self._refresh()
         runs = self._current_runs()
+        if useStreams and stream is not None:
+            raise SetupError("update() takes useStreams=True, or a stream, not both")
+        own = self._own_stream() if useStreams else None
+        stream = stream if own is None else own
         self.t += 1
         try:
             if self.hooks:
                 for slot in self._slots:
                     for hook in self.hooks:
-                        hook(slot.var, slot.state, None)
+                        hook(slot.var, slot.state, stream)
                 # a hook may have replaced an array or set a rate
                 self._refresh()
                 runs = self._current_runs()
             if self.nodeinfo is not None:
                 for var in self.globalVar.values():
                     self.nodeinfo.sumTensor("grad", var.grad)
-            self._step(runs, None)
+            self._step(runs, stream)
         except BaseException:
             self.t -= 1
             raise
         for name in self.customVars:
             self.module.getVar(name).update(self.learnRate)
+        if own is not None and sync:
+            own.synchronize()
+
+    def _own_stream(self) -> Any:
+        if self._stream is None and self.family is not None:
+            self._stream = self.family.stream()
+        return self._stream
 
     def _step(self, runs: list[Slot], stream: Any) -> None:
         """Updates everything once; a subclass that can do it in one call overrides this."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
-from .errors import VariableError
+from .errors import HyperParameterError, SetupError, VariableError
 from .hyper import HyperParameter
 from .kernels import state_dtype
 from .optimizer import Optimizer, Slot
@@ -44,6 +45,11 @@ class RMSPropGraves(Optimizer):
         epsilon: added to the variance, above 0.
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
         gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
+        stateDtype: dtype of the state: None, or ``"float16"`` for float16 parameters as in PuzzleLib, whose ``ms``
+            overflows at a gradient of 256.
+        capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
+            graph follows what is assigned to them later. ``t`` does not count replays, and after a variable was frozen
+            or thawed, given its first rates of its own, or replaced, the graph has to be captured anew.
 
     The state of a variable: ``mg``, ``ms`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
 
@@ -85,22 +91,51 @@ class RMSPropGraves(Optimizer):
         nodeinfo: NodeInfo | None = None,
         *,
         gradOfLoss: bool = False,
+        stateDtype: Any = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
+        self.gradOfLoss = gradOfLoss
+        self.stateDtype = None if stateDtype is None else _state_dtype(stateDtype)
+        self.capturable = capturable
         self.setAttr("learnRate", learnRate)
         self.setAttr("alpha", alpha)
         self.setAttr("momRate", momRate)
         self.setAttr("epsilon", epsilon)
-        self.gradOfLoss = gradOfLoss
 
     def _unbind(self) -> None:
         super()._unbind()
         self._packed: _Packed | None = None
+        self._live: Any = None  # the hyper-parameters in device memory
+
+    def setupOn(self, mod: Any, useGlobalState: bool = False) -> None:
+        """As :meth:`Optimizer.setupOn`.
+
+        Raises:
+            SetupError: also where ``capturable`` is asked for and the net's arrays are not on a GPU.
+        """
+        super().setupOn(mod, useGlobalState)
+
+    def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
+        slots, custom, family = super()._inspect(mod, useGlobalState)
+        if self.capturable and (family is None or family.device != "cuda"):
+            raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
+        return slots, custom, family
+
+    def _hyper(self) -> tuple[float, float, float, float]:
+        return (-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
+
+    def _hyper_changed(self) -> None:
+        if vars(self).get("_live") is not None:
+            self._live.write(*self._hyper())
 
     def setupState(self, var: Any) -> dict[str, Any]:
         """Zeros for ``mg``, ``ms`` and ``delta``, in arrays of the family of ``var.data``."""
-        family, dtype = family_of(var.data), state_dtype(np.dtype(var.data.dtype))
+        family, dtype = family_of(var.data), self._dtype_of_state(np.dtype(var.data.dtype))
         return {entity: family.zeros(tuple(var.data.shape), dtype) for entity in ("mg", "ms", "delta")}
+
+    def _dtype_of_state(self, dtype: np.dtype) -> np.dtype:
+        return self.stateDtype if self.stateDtype is not None and dtype == np.float16 else state_dtype(dtype)
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -109,7 +144,7 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
-        self._launch(_Packed([run], family_of(var.data)), stream)
+        self._launch(self._pack([run], family_of(var.data)), stream)
 
     def _step(self, runs: list[Slot], stream: Any) -> None:
         if type(self).updateVar is not RMSPropGraves.updateVar:
@@ -121,25 +156,41 @@ class RMSPropGraves(Optimizer):
             return
         packed = self._packed
         if packed is None or packed.source is not runs or packed.runs != active:
-            packed = self._packed = _Packed(active, self.family, runs)
+            packed = self._packed = self._pack(active, self.family, runs)
         self._launch(packed, stream)
 
+    def _pack(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> _Packed:
+        packed = _Packed(runs, family, self._dtype_of_state, source)
+        if self.capturable:
+            if self._live is None:
+                self._live = family.kernels().LiveHyper()
+                self._live.write(*self._hyper())
+            packed.follow(self._live)
+            packed.former = self._packed  # a graph may still replay on its tables
+        return packed
+
     def _launch(self, packed: _Packed, stream: Any) -> None:
-        sign = -1.0 if self.gradOfLoss else 1.0
-        packed.update(stream, sign * self.learnRate, self.alpha, self.momRate, self.epsilon)
+        packed.update(stream, *self._hyper())
 
 
 class _Packed:
     """Variables checked and put into tables, one a dtype, so that a step is one call a dtype."""
 
-    def __init__(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> None:
+    def __init__(
+        self,
+        runs: list[Slot],
+        family: Family,
+        dtype_of_state: Callable[[np.dtype], np.dtype],
+        source: list[Slot] | None = None,
+    ) -> None:
         self.runs = runs
         self.source = source
+        self.former: _Packed | None = None
         self._tables: list[tuple[Any, list[Slot]]] = []
         extents = []
         by_dtype: dict[np.dtype, list[Slot]] = {}
         for run in runs:
-            _check(run, family)
+            _check(run, family, dtype_of_state(run.dtype))
             for what, array in _buffers(run):
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
             by_dtype.setdefault(run.dtype, []).append(run)
@@ -147,8 +198,12 @@ class _Packed:
         kernels = family.kernels()  # loads the compiler
         for dtype, alike in by_dtype.items():
             rows = [kernels.Row(*(family.address(array) for _, array in _buffers(run)), run.size) for run in alike]
-            self._tables.append((kernels.Table(dtype, rows), alike))
+            self._tables.append((kernels.Table(dtype, rows, dtype_of_state(dtype)), alike))
         self._factors: list[list[tuple[float, float]]] = [[] for _ in self._tables]
+
+    def follow(self, live: Any) -> None:
+        for table, _ in self._tables:
+            table.follow(live)
 
     def update(self, stream: Any, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
         for number, (table, runs) in enumerate(self._tables):
@@ -164,7 +219,17 @@ def _buffers(run: Slot) -> list[tuple[str, Any]]:
     return [("data", run.data), ("gradient", run.grad), ("mg", state["mg"]), ("ms", state["ms"]), ("delta", state["delta"])]
 
 
-def _check(run: Slot, family: Family) -> None:
+def _state_dtype(dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found != np.float16:
+        raise HyperParameterError(f"stateDtype must be None or float16; got {dtype!r}")
+    return found
+
+
+def _check(run: Slot, family: Family, state: np.dtype) -> None:
     """Every array of a run: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = run.names[0]
     missing = {"mg", "ms", "delta"} - set(run.state)
@@ -173,5 +238,5 @@ def _check(run: Slot, family: Family) -> None:
     if run.dtype.name not in family.dtypes:
         raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {run.dtype}")
     for what, array in _buffers(run):
-        dtype = run.dtype if what in ("data", "gradient") else state_dtype(run.dtype)
+        dtype = run.dtype if what in ("data", "gradient") else state
         check(name, what, array, family, dtype, run.shape)

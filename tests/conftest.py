@@ -10,6 +10,7 @@ import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
 from tests import cudasim, standins
+from tests.cudasim import control
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("tests")
@@ -43,8 +44,17 @@ ARRAYS = {
 }
 
 
+BACKENDS = ["cpu"]
+_in_child: list[str] = []
+
+
+def in_child():
+    """Code that gives a process started by a test the CUDA that this one has."""
+    return "; ".join(_in_child)
+
+
 class CUDAArrays(Arrays):
-    """PyCUDA's arrays, on a GPU or on the simulator."""
+    """Arrays of a GPU, on one or on the simulator."""
 
     @staticmethod
     def put(array, content):
@@ -67,12 +77,15 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # tests that say nothing else mean the CPU, wherever they run; those with the `backend` fixture run on both
+    Config.backend = Config.Backend.cpu
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
-    config.cuda = f"left out: --cuda={choice}"
+    config.cuda, config.simulated = f"left out: --cuda={choice}", choice == "sim"
     if choice == "off":
         return
     if choice == "sim":
         cudasim.activate(os.environ.get("CUSIM_DIR", ""))
+        _in_child.append(f"from tests import cudasim; cudasim.activate({os.environ['CUSIM_DIR']!r})")
     try:
         import pycuda.autoprimaryctx
         import pycuda.gpuarray
@@ -83,6 +96,8 @@ def pytest_configure(config):
         return
     config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
     ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
+    ARRAYS["puzzlelib-cuda"] = CUDAArrays("puzzlelib-cuda", standins.GPUArray.toGpu, standins.PuzzleVariable)
+    BACKENDS.append("cuda")
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -92,11 +107,44 @@ def pytest_terminal_summary(terminalreporter, config):
 def pytest_generate_tests(metafunc):
     if "arrays" in metafunc.fixturenames:
         metafunc.parametrize("arrays", list(ARRAYS), indirect=True)
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture
 def arrays(request):
     return ARRAYS[request.param]
+
+
+def pytest_collection_modifyitems(config, items):
+    # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
+    if "cuda" not in BACKENDS:
+        without = [item for item in items if "cuda" not in item.fixturenames]
+        config.hook.pytest_deselected(items=[item for item in items if "cuda" in item.fixturenames])
+        items[:] = without
+
+
+@pytest.fixture
+def cuda(_settings_as_they_were):
+    """Lets ``gpuarray`` make CUDA arrays; gives PyCUDA's as a family for tests."""
+    Config.backend = Config.Backend.cuda
+    return ARRAYS["pycuda"]
+
+
+@pytest.fixture
+def simulator(request, cuda):
+    """What the simulator saw since the test began: launches, copies, waits."""
+    if not request.config.simulated:
+        pytest.skip("asks the simulator what happened on it")
+    control.reset()
+    return control
+
+
+@pytest.fixture
+def backend(request, _settings_as_they_were):
+    """Where ``gpuarray`` makes its arrays."""
+    Config.backend = Config.Backend[request.param]
+    return request.param
 
 
 @pytest.fixture(params=[False, True], ids=["local", "global"])

@@ -45,6 +45,67 @@ class CPUArray:
         return CPUArray(ary.shape, ary.dtype, data=ary)
 
 
+class Buffer:
+    """PuzzleLib's device memory: an address and a size, sliced by bytes; a slice keeps the whole alive."""
+
+    def __init__(self, ptr, size, base):
+        self.ptr, self.size, self._base = ptr, size, base
+
+    def __getitem__(self, part):
+        begin, end, _ = part.indices(self.size)
+        return Buffer(self.ptr + begin, end - begin, self._base)
+
+
+class GPUArray:
+    """PuzzleLib's CUDA array: made by keyword, in the primary context; float16 and float32. PyCUDA is its driver here."""
+
+    def __init__(self, shape, dtype, gpudata=None):
+        from pycuda import driver
+
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.size = int(np.prod(self.shape, dtype=np.int64))
+        self.nbytes = self.size * self.dtype.itemsize
+        self.strides = np.empty(self.shape, np.dtype(dtype)).strides
+        self.contiguous, self.device = True, 0
+        if gpudata is None:
+            memory = driver.mem_alloc(max(self.nbytes, 1))
+            gpudata = Buffer(int(memory), max(self.nbytes, 1), memory)
+        self.gpudata = gpudata
+
+    ptr = property(lambda self: self.gpudata.ptr)
+    ndim = property(lambda self: len(self.shape))
+
+    def get(self):
+        from pycuda import driver
+
+        content = np.empty(self.shape, self.dtype)
+        if self.size:
+            driver.memcpy_dtoh(content, self.ptr)
+        return content
+
+    def set(self, ary):
+        from pycuda import driver
+
+        content = np.array(ary.get() if isinstance(ary, GPUArray) else ary, self.dtype, order="C")
+        if content.shape != self.shape:
+            raise ValueError("PuzzleLib refuses another shape")
+        if self.size:
+            driver.memcpy_htod(self.ptr, content)
+
+    def fill(self, value):
+        self.set(np.full(self.shape, value, self.dtype))
+
+    @staticmethod
+    def empty(shape, dtype, allocator=None):
+        return GPUArray(shape=shape, dtype=dtype)
+
+    @staticmethod
+    def toGpu(ary):
+        made = GPUArray(shape=ary.shape, dtype=ary.dtype)
+        made.set(ary)
+        return made
+
+
 class PuzzleVariable:
     """PuzzleLib's Variable: plain attributes; with an updater it has neither gradient nor rates."""
 
@@ -56,7 +117,7 @@ class PuzzleVariable:
         self.grad = grad
         if grad is None and withgrad:
             zeros = np.zeros(data.shape, data.dtype)
-            self.grad = CPUArray(data.shape, data.dtype, data=zeros, acquire=True)
+            self.grad = GPUArray.toGpu(zeros) if isinstance(data, GPUArray) else CPUArray.toDevice(zeros)
         self.learnRate, self.momRate, self.wc = 1.0, 1.0, 0.0
 
     hasUpdater = property(lambda self: self.updater is not None)
@@ -83,5 +144,7 @@ class Net:
         return self.vars[name]
 
     def setVar(self, name, var):
-        setattr(self, name.replace(".", "_"), var.data)
+        attribute = name.replace(".", "_")
+        if not hasattr(type(self), attribute) and attribute != "vars":  # names may be anything
+            setattr(self, attribute, var.data)
         self.vars[name] = var

@@ -25,7 +25,7 @@ if not (OUT and Path(OUT, "libcuda.so.1").is_file() and importlib.util.find_spec
 cudasim.activate(OUT)
 
 import pycuda.driver as drv  # noqa: E402
-from pycuda import gpuarray  # noqa: E402
+from pycuda import compiler, gpuarray  # noqa: E402
 from pycuda.compiler import SourceModule  # noqa: E402
 from pycuda.elementwise import ElementwiseKernel  # noqa: E402
 from pycuda.reduction import ReductionKernel  # noqa: E402
@@ -36,8 +36,10 @@ NON_BLOCKING = 1
 N = 1000
 
 SOURCE = r"""
+#include <cassert>
 #include <cuda_fp16.h>
 #include <cuda_bf16.h>
+#include <cuda_runtime.h>
 
 struct Params { float a; double b; int n; };
 
@@ -96,6 +98,12 @@ __global__ void warp(unsigned *votes, long long *l, double *d) {
     d[t] = __shfl_xor_sync(~0u, t + .5, 1) + __shfl_down_sync(~0u, double(t), 4, 16);
     if (t % 32 < 8) { unsigned mine = 0xff; d[t] += __shfl_sync(mine, t, 7); __syncwarp(mine); }
     d[t] += 1000 * __syncthreads_count(t < 5) + 100 * __syncthreads_or(t == 63) + 10 * __syncthreads_and(t < 63);
+}
+
+__global__ void leavers(unsigned *votes) {  // lanes that have ended are not waited for
+    if (threadIdx.x % 2) return;
+    __syncwarp();
+    votes[threadIdx.x] = __ballot_sync(~0u, 1);
 }
 
 __global__ void atomics(float *f, double *d, int *i, unsigned *u, unsigned long long *l) {
@@ -161,6 +169,13 @@ __global__ void reverse(int *x, int wait) {
     x[threadIdx.x] = s[63 - threadIdx.x];
 }
 
+__global__ void queue(int *order) {  // after a barrier, the threads come in any order
+    __shared__ int next;
+    if (threadIdx.x == 0) next = 0;
+    __syncthreads();
+    order[atomicAdd(&next, 1)] = threadIdx.x;
+}
+
 // faults
 __global__ void deadlock(float *x) {
     if (threadIdx.x < 16) __syncthreads();
@@ -181,6 +196,7 @@ __global__ void shared_by_one(float *x) {
     x[threadIdx.x] = s[threadIdx.x];
 }
 __global__ void trap(float *x) { __trap(); }
+__global__ void asserts(float *x) { assert(x[0] == 12345); }
 }
 """
 
@@ -247,7 +263,7 @@ def test_devices(context):
     assert drv.Device(0).get_attributes()[drv.device_attribute.WARP_SIZE] == 32
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
 def test_gpuarray_arithmetic(dtype):
     a, b = (random(N, seed=s) * 100 + 500 for s in (1, 2))
     a, b = a.astype(dtype), b.astype(dtype)
@@ -320,6 +336,14 @@ def test_warp_operations(module):
     np.testing.assert_array_equal(ll.get(), ((t // 8 * 8 + 3) << 33) + np.where(lane < 2, t, t - 2))
     expected = (t ^ 1) + 0.5 + np.where(lane % 16 + 4 > 15, t, t + 4) + np.where(lane < 8, t // 32 * 32 + 7, 0)
     np.testing.assert_array_equal(d.get(), expected + 5100)
+
+
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_lanes_that_have_ended(module, seed):
+    control.seed(seed)
+    votes = gpuarray.zeros(48, np.uint32)
+    module.get_function("leavers")(votes, block=(48, 1, 1))
+    assert votes.get()[::2].tolist() == [0x55555555] * 16 + [0x5555] * 8
 
 
 def test_atomics(module):
@@ -395,6 +419,19 @@ def test_threads_that_wait_for_a_value(module, seed):
     assert x.get().tolist() == [0] + [7] * 33
 
 
+def test_order_of_threads_after_a_barrier(module):
+    orders = set()
+    for seed in SEEDS:
+        control.seed(seed)
+        order = gpuarray.zeros(64, np.int32)
+        module.get_function("queue")(order, block=(64, 1, 1))
+        assert sorted(order.get()) == list(range(64))
+        orders.add(tuple(order.get()))
+    rotations = {tuple((first + step * i) % 64 for i in range(64)) for first in range(64) for step in (1, -1)}
+    assert len(orders) == len(SEEDS)
+    assert not orders & rotations
+
+
 def test_missing_barrier_shows(module):
     start = np.arange(64, dtype=np.int32)
     results = {True: set(), False: set()}
@@ -442,6 +479,37 @@ def test_kernel_parameters_as_pointers(module):
     assert driver.cuLaunchKernel(function, 4, 1, 1, 256, 1, 1, 0, None, pointers, None) == 0
     assert (x.get() == 2.5).all()
     assert driver.cuModuleUnload(handle) == 0
+
+
+@pytest.mark.parametrize("target", ["cubin", "ptx", "fatbin"])
+def test_targets_of_the_compiler(context, target, tmp_path):
+    image = compiler.compile("__global__ void one(int *x) { *x = 1; }", target=target)
+    (tmp_path / "image").write_bytes(image)
+    for loaded in (drv.module_from_buffer(image), drv.module_from_file(str(tmp_path / "image"))):
+        x = gpuarray.zeros(1, np.int32)
+        loaded.get_function("one")(x, block=(1, 1, 1))
+        assert x.get() == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (b"\x50\xed\x55\xba" + bytes(100), "no kernel image is available"),  # a fatbin for real devices
+        (b".version 8.0" + bytes(100), "device kernel image is invalid"),
+    ],
+)
+def test_images_that_are_not_for_this_device(context, image, message):
+    with pytest.raises(drv.Error, match=message):
+        drv.module_from_buffer(image)
+
+
+def test_many_launches_without_waiting(module):
+    x = zeros()
+    stream = drv.Stream(NON_BLOCKING)
+    for _ in range(3000):  # more than a queue holds
+        module.get_function("add")(x, np.float32(1), np.int32(1), block=(1, 1, 1), stream=stream)
+    stream.synchronize()
+    assert x.get()[0] == 3000
 
 
 def test_limits_of_a_launch(module):
@@ -553,7 +621,9 @@ def test_events_order_streams(module):
 
 @pytest.mark.parametrize("synchronise", ["second only", "nothing"])
 def test_missing_synchronisation_shows(module, synchronise):
-    assert set(chain(module, synchronise)) == {0.0, 1.0}
+    results = chain(module, synchronise)
+    assert set(results) == {0.0, 1.0}
+    assert chain(module, synchronise) == results  # a seed means the same every time
 
 
 def test_default_stream_orders_blocking_streams(module):
@@ -597,6 +667,17 @@ def test_freeing_waits(module):
     del x
     assert control.blocking() == ["cuMemFree"]
     assert (y.get() == 1).all()
+
+
+def test_work_outlives_its_stream(module):
+    x, stream, event = zeros(), drv.Stream(NON_BLOCKING), drv.Event()
+    module.get_function("add")(x, np.float32(1), np.int32(N), grid=(4, 1), block=(256, 1, 1), stream=stream)
+    event.record(stream)
+    del stream, event
+    assert control.leaks()["streams"] == 0
+    assert control.counters()["pending"] == 2
+    drv.Context.synchronize()
+    assert (x.get() == 1).all()
 
 
 def test_event_times(module):
@@ -691,15 +772,6 @@ def test_peer_access(module, context):
     other.context.detach()
 
 
-def test_out_of_memory(module):
-    free, total = drv.mem_get_info()
-    half = drv.mem_alloc(free // 2)
-    with pytest.raises(drv.MemoryError, match="out of memory"):
-        drv.mem_alloc(free // 2 + 1024)
-    half.free()
-    assert drv.mem_get_info() == (free, total)
-
-
 def test_host_functions_run_in_order(module):
     x, stream, seen = zeros(), drv.Stream(NON_BLOCKING), drv.pagelocked_zeros(N, np.float32)
     callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: order.append(float(seen[0])))
@@ -761,7 +833,7 @@ def python(code, **environment):
         import pycuda.driver as drv
         import pycuda.autoprimaryctx
         from pycuda import gpuarray
-        from pycuda.compiler import SourceModule
+        from pycuda.compiler import SourceModule, compile
     """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(start) + textwrap.dedent(code)],
@@ -772,6 +844,13 @@ def python(code, **environment):
         timeout=60,
         check=False,
     )
+
+
+def test_child_processes_need_no_activation():
+    """activate() leaves what they need in the environment: examples run as they are."""
+    code = "import pycuda.autoprimaryctx; from pycuda import gpuarray; print(gpuarray.zeros(3, 'f').get())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
+    assert child.stdout == "[0. 0. 0.]\n", child.stderr
 
 
 BY_ONE = """
@@ -798,6 +877,18 @@ def test_environment():
     unchecked = python(BY_ONE, CUSIM_CHECK="0", CUSIM_LEAKS="1", CUSIM_DEVICES="1")
     assert (unchecked.returncode, unchecked.stdout) == (0, "launched\nfinished\n")
     assert report not in unchecked.stderr
+    small = python(
+        """
+        free, total = drv.mem_get_info()
+        half = drv.mem_alloc(free // 2)
+        try:
+            drv.mem_alloc(free // 2 + 1024)
+        except drv.MemoryError as error:
+            print(free, total, error)
+    """,
+        CUSIM_MEMORY="100000",
+    )
+    assert small.stdout == "100000 100000 cuMemAlloc failed: out of memory\n"
     endless = python(
         """
         f = SourceModule("__global__ void endless(int *x) { while (atomicAdd(x, 0) == 0) {} }").get_function("endless")
@@ -844,7 +935,8 @@ FAULTS = {
     "divergent barriers": (lambda x: ("two_barriers", (np.uintp(x),)), "met at different barriers, in lines"),
     "mask without the caller": (lambda x: ("left_out", (np.uintp(x),)), "mask 0x1, which leaves it out"),
     "shared memory by one": (lambda x: ("shared_by_one", (np.uintp(x),)), "at offset 128 of 128 bytes of dynamic shared"),
-    "trap": (lambda x: ("trap", (np.uintp(x),)), "trap"),
+    "trap": (lambda x: ("trap", (np.uintp(x),)), r"kernel trap: __trap\(\) failed, kernel.cu:\d+; block"),
+    "assert": (lambda x: ("asserts", (np.uintp(x),)), r"kernel asserts: x\[0\] == 12345 failed, kernel.cu:\d+; block"),
 }
 
 

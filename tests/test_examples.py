@@ -12,12 +12,31 @@ import h5py
 import numpy as np
 import pytest
 
+from tests import conftest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(tmp_path, script, *options, timeout=300, code=0):
+# the examples take CUDA where it is; the tests want to know which device they test
+CPU = "from puzzlelib_rmsprop import Config; Config.backend = Config.Backend.cpu"
+
+
+def command(script, *options, before=CPU):
+    """Runs a script as ``python script options`` does, after some code."""
+    path = str(EXAMPLES / script)
+    code = f"{before}\nimport runpy, sys; sys.argv[0] = {path!r}; runpy.run_path({path!r}, run_name='__main__')"
+    return [sys.executable, "-c", code, *map(str, options)]
+
+
+def digits(*options, device="cpu"):
+    return [sys.executable, EXAMPLES / "train_digits.py", "--device", device, *map(str, options)]
+
+
+def run(tmp_path, script, *options, timeout=300, code=0, before=CPU):
+    if script == "train_digits.py" and "--device" not in options:
+        options = ("--device", "cpu", *options)
     done = subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, options)],
+        command(script, *options, before=before),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -70,6 +89,43 @@ def test_quickstart_is_the_documented_script():
     assert [documented.index(line) for line in order] == sorted(documented.index(line) for line in order)
 
 
+def errors_of(done):
+    return [float(line.split("error: ")[1]) for line in done.stdout.splitlines() if line.startswith("Iteration")]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_quickstart_takes_cuda_where_it_is(tmp_path):
+    after = "import atexit, sys; atexit.register(lambda: print('pycuda' in sys.modules, 'skcuda' in sys.modules))"
+    done = run(tmp_path, "quickstart.py", before=f"{conftest.in_child()}\n{after}")
+    assert done.stdout.endswith("True True\n")
+    on_cuda, on_cpu = errors_of(done), errors_of(run(tmp_path, "quickstart.py"))
+    assert len(on_cuda) == 20
+    # rounding grows with the steps
+    assert np.allclose(on_cuda[:10], on_cpu[:10], rtol=1e-3)
+    assert on_cuda[-1] < on_cuda[0] / 100
+
+
+@pytest.mark.usefixtures("cuda")
+def test_digits_on_cuda(tmp_path):
+    found = []
+    for device in ("cuda", "cpu"):
+        options = ["--device", device, "--epochs", 1, "--checkpoint", f"{device}.hdf"]
+        found.append(accuracy(run(tmp_path, "train_digits.py", *options, before=conftest.in_child())))
+    assert found[0] > 0.8
+    assert abs(found[0] - found[1]) < 0.02
+    # a run begun on one device goes on on the other
+    begun = ["--resume", "cuda.hdf", "--epochs", 2]
+    assert accuracy(run(tmp_path, "train_digits.py", *begun, "--device", "cpu")) > 0.85
+
+
+def test_digits_without_cuda(tmp_path):
+    absent = "import sys; sys.modules['pycuda'] = None"
+    done = run(tmp_path, "train_digits.py", "--device", "cuda", code=1, before=absent)
+    assert "DependencyError: CUDA needs PyCUDA and an NVIDIA driver" in done.stderr
+    assert "Traceback" not in done.stderr
+    accuracy(run(tmp_path, "train_digits.py", "--device", "auto", "--epochs", 1, before=absent))
+
+
 def test_digits_with_the_defaults(tmp_path):
     done = run(tmp_path, "train_digits.py", "--plot", "curves.png")
     assert accuracy(done) >= 0.97
@@ -83,18 +139,8 @@ def test_digits_with_the_defaults(tmp_path):
 def test_resume_continues_bit_for_bit(mode, tmp_path):
     whole = run(tmp_path, "train_digits.py", "--epochs", 4, "--seed", 3, "--checkpoint", "whole.hdf")
     # the same run, interrupted at some batch, and continued in the other mode
-    command = [
-        sys.executable,
-        EXAMPLES / "train_digits.py",
-        "--epochs",
-        "4",
-        "--seed",
-        "3",
-        "--checkpoint",
-        "parts.hdf",
-        mode,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    interrupted = digits("--epochs", 4, "--seed", 3, "--checkpoint", "parts.hdf", mode)
+    with subprocess.Popen(interrupted, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         for line in process.stdout:
             if line.startswith("epoch  2/4"):
                 process.send_signal(signal.SIGINT)
@@ -109,8 +155,7 @@ def test_resume_continues_bit_for_bit(mode, tmp_path):
 
 
 def test_an_interrupted_run_is_saved_even_if_nobody_asked(tmp_path):
-    command = [sys.executable, EXAMPLES / "train_digits.py", "--epochs", "50"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    with subprocess.Popen(digits("--epochs", 50), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -140,13 +185,12 @@ def test_compare(tmp_path):
         (["--epochs", "0"], "must be at least 1, not 0"),
         (["--resume", "absent.hdf"], "CheckpointError: cannot read absent.hdf"),
         (["--global-state", "--local-state"], "not allowed with"),
+        (["--device", "gpu"], "choose from"),
         (["--epochs", "1", "--checkpoint", "absent/run.hdf"], "CheckpointError: cannot write"),
     ],
 )
 def test_bad_options(options, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "train_digits.py", *options], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    done = subprocess.run(digits(*options), capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

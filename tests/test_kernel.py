@@ -198,6 +198,6 @@ def test_vectorised_with_one_thread():
         # compiled code from the cache cannot be read back: compile it afresh
         fresh = cpu.njit(nogil=True, error_model="numpy")(cpu._graves)
         like, rates = np.zeros(1, np.float32), np.zeros((0, 2), np.float32)
-        fresh(np.zeros((0, 6), np.int64), rates, np.zeros(2, np.float32), like, 0, 0)
+        fresh(np.zeros((0, 6), np.int64), rates, np.zeros(2, np.float32), like, like, 0, 0)
         text = "\n".join(fresh.inspect_asm().values())
     assert any(wide in text for wide in ("sqrtps", "fsqrt\tv", "fsqrt\tz", "xvsqrtsp")), "no vector square root"

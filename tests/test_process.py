@@ -13,7 +13,7 @@ from puzzlelib_rmsprop import Config, RMSPropGraves, Variable, gpuarray
 from puzzlelib_rmsprop.kernels import cpu
 from tests.reference import Reference
 from tests.standins import Net
-Config.numThreads = 3
+Config.backend, Config.numThreads = Config.Backend.cpu, 3
 SIZE = 3 * cpu.ELEMENTS_PER_THREAD + 11
 
 class Training:

@@ -34,9 +34,11 @@ def test_any_net(variables, keys, rates, globalState, seed):
         expected.append((var, Reference(param, stored="float16" if dtype == "float16" else None), dtype))
     optimizer = RMSPropGraves(learnRate=1e-2)
     optimizer.setupOn(net, globalState)
+    largest = {id(var): 0.0 for var, _, _ in expected}
     for _ in range(3):
         for var, reference, _ in expected:
             var.grad[...] = rng.standard_normal(var.grad.shape)
+            largest[id(var)] = max(largest[id(var)], float(np.max(np.abs(var.grad), initial=0)))
             if var.learnRate > 0:
                 grad = var.grad.get()
                 reference.step(grad, learnRate=1e-2 * var.learnRate, momRate=0.9 * var.momRate)
@@ -45,7 +47,9 @@ def test_any_net(variables, keys, rates, globalState, seed):
     for var, reference, dtype in expected:
         buffers = {"param": var.data, **states[id(var)]}
         for name, content in reference.buffers().items():
-            assert_close(buffers[name], content, TOLERANCE[dtype][name], name)
+            # an average is as exact as what was averaged, also where that cancels
+            scale = 0.05 * largest[id(var)] if name == "mg" else 0.0
+            assert_close(buffers[name], content, TOLERANCE[dtype][name], name, scale)
 
 
 class Calls(RuleBasedStateMachine):

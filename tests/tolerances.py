@@ -16,13 +16,16 @@ TOLERANCE = {
 GOLDEN = {"param": 2e-6, "mg": 2e-6, "ms": 2e-6, "delta": 2e-5}
 
 
-def assert_close(actual, expected, tolerance, what=""):
-    """Every element within ``tolerance`` of the largest magnitude expected; a NaN on either side fails."""
+def assert_close(actual, expected, tolerance, what="", scale=0.0):
+    """Every element within ``tolerance`` of the largest magnitude expected; a NaN on either side fails.
+
+    ``scale``: a larger magnitude that errors are relative to, where terms of that size may have cancelled.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     if expected.size == 0:
         return
-    scale = np.max(np.abs(expected))
+    scale = max(np.max(np.abs(expected)), scale)
     far = ~(np.abs(actual - expected) <= tolerance * scale)
     if far.any():
         index = np.argwhere(far)[0]

@@ -43,6 +43,8 @@ def made(source: Path) -> str:
         for arch in ("sm_75", "sm_90", "sm_120"):
             command = ["nvcc", "-cubin", f"-arch={arch}", "-o", Path(folder, "kernels.cubin"), ptx]
             subprocess.run(command, check=True)
+    # nvcc names internal symbols after the folder that the source lies in
+    text = re.sub(r"(_INTERNAL_|_GLOBAL__N__)[0-9a-f]{8}(_\d+_\w+?_cu_)[0-9a-f]{8}", r"\g<1>00000000\g<2>00000000", text)
     comments = re.compile(r"^//.*\n", re.MULTILINE)  # the compiler's build, which says nothing about the code
     return f"{first}\n" + comments.sub("", text).lstrip()
 

@@ -13,11 +13,18 @@ from .family import Family
 from .flat import SharedArray
 from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
+from .puzzlelib_cuda import PuzzleLibCUDAFamily
 from .pycuda_array import PyCUDAFamily
 
 __all__ = ["FAMILIES", "CPUArray", "Family", "SharedArray", "check", "family_of", "refuse_overlap"]
 
-FAMILIES: tuple[type[Family], ...] = (CPUArrayFamily, NumpyFamily, PyCUDAFamily, PuzzleLibCPUFamily)
+FAMILIES: tuple[type[Family], ...] = (
+    CPUArrayFamily,
+    NumpyFamily,
+    PyCUDAFamily,
+    PuzzleLibCPUFamily,
+    PuzzleLibCUDAFamily,
+)
 
 
 def family_of(array: Any) -> Family:

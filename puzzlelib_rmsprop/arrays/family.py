@@ -17,12 +17,18 @@ class Family:
     Attributes:
         name: what error messages call it.
         dtypes: names of the dtypes that parameters may have.
+        device: ``"cpu"`` or ``"cuda"``.
         alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
     """
 
     name: str
     dtypes: tuple[str, ...]
+    device: str
     alignment: int
+
+    def stream(self) -> Any:
+        """A new queue of device work, ordered with the default one; None where there are none: all is done at once."""
+        return None
 
     def kernels(self) -> Any:
         """The module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on this memory; loads its compiler."""
@@ -39,6 +45,10 @@ class Family:
 
     def address(self, array: Any) -> int:
         """Address of the first element, in bytes."""
+        raise NotImplementedError
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new array with whatever content its memory happens to have."""
         raise NotImplementedError
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -92,6 +102,7 @@ class HostFamily(Family):
     """Arrays around a NumPy array. A subclass says how to get at it (:meth:`host`) and how to wrap one (:meth:`wrap`)."""
 
     dtypes = ("float16", "float32", "float64")
+    device = "cpu"
     alignment = 1
 
     def kernels(self) -> Any:
@@ -127,6 +138,9 @@ class HostFamily(Family):
 
     def address(self, array: Any) -> int:
         return self.host(array).ctypes.data
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self.wrap(np.empty(shape, dtype))
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self.wrap(np.zeros(shape, dtype))

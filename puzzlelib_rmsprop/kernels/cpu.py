@@ -167,17 +167,17 @@ def _rule(param, g, mg, ms, delta, learnRate, alpha, momRate, epsilon):  # type:
     return param + delta, mg, ms, delta
 
 
-def _graves(table, rates, shared, param_like, begin, end):  # type: ignore[no-untyped-def]
+def _graves(table, rates, shared, param_like, state_like, begin, end):  # type: ignore[no-untyped-def]
     """Updates elements ``begin`` to ``end`` of the table's variables, counted through all of them in order.
 
     table: (rows, 6) int64, addresses of param, grad, mg, ms, delta and the number of elements.
     rates: (rows, 2), learnRate and momRate.
-    shared: (2,), alpha and epsilon. ``rates`` and ``shared`` are of the dtype of the arithmetic and of the state.
-    param_like: an array of the dtype of param and grad (uint16 for float16).
+    shared: (2,), alpha and epsilon. ``rates`` and ``shared`` are of the dtype of the arithmetic.
+    param_like, state_like: arrays of the dtypes of param and grad, and of the state (uint16 for float16).
     """
     alpha, epsilon = shared[0], shared[1]
     step = param_like.itemsize
-    state_step = rates.itemsize
+    state_step = state_like.itemsize
     first = 0
     for row in range(table.shape[0]):
         size = table[row, 5]
@@ -193,17 +193,17 @@ def _graves(table, rates, shared, param_like, begin, end):  # type: ignore[no-un
             p, m, s, d = _rule(
                 _widen(_load_param(param_like, param, i)),
                 _widen(_load_grad(param_like, grad, i)),
-                _load_mg(rates, mg, i),
-                _load_ms(rates, ms, i),
-                _load_delta(rates, delta, i),
+                _widen(_load_mg(state_like, mg, i)),
+                _widen(_load_ms(state_like, ms, i)),
+                _widen(_load_delta(state_like, delta, i)),
                 learnRate,
                 alpha,
                 momRate,
                 epsilon,
             )
-            _store_mg(rates, mg, i, m)
-            _store_ms(rates, ms, i, s)
-            _store_delta(rates, delta, i, d)
+            _store_mg(state_like, mg, i, _narrow(state_like, m))
+            _store_ms(state_like, ms, i, _narrow(state_like, s))
+            _store_delta(state_like, delta, i, _narrow(state_like, d))
             _store_param(param_like, param, i, _narrow(param_like, p))
 
 
@@ -291,17 +291,19 @@ class Table:
     """Variables of one dtype, packed once, updated by one call.
 
     Args:
-        dtype: of param and grad: float16, float32 or float64. mg, ms and delta are of :func:`state_dtype` of it.
+        dtype: of param and grad: float16, float32 or float64.
         rows: the variables. Their arrays must stay alive and in place, be contiguous and not overlap.
+        state: dtype of mg, ms and delta; that of the arithmetic by default.
     """
 
-    def __init__(self, dtype: np.dtype, rows: Sequence[Row]) -> None:
+    def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
         compute = state_dtype(dtype)
         self._rows = np.array(rows, np.int64).reshape(len(rows), 6)
         self._factors = np.ones((len(rows), 2))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)
         self._like = _like(dtype)
+        self._state_like = _like(state or compute)
         self._size = int(self._rows[:, 5].sum())
 
     def setRates(self, factors: Sequence[tuple[float, float]]) -> None:
@@ -316,7 +318,7 @@ class Table:
         _in_threads(self._part, self._size)
 
     def _part(self, begin: int, end: int) -> None:
-        _graves_kernel(self._rows, self._rates, self._shared, self._like, begin, end)
+        _graves_kernel(self._rows, self._rates, self._shared, self._like, self._state_like, begin, end)
 
 
 def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype, stream: Any = None) -> None:

@@ -1,6 +1,6 @@
-"""The update rule on a GPU: loads ``rmsprop_graves.cu`` through PyCUDA and launches it.
+"""The update rule on a GPU: loads ``rmsprop_graves.cu`` through PyCUDA and launches it; and the kernels of ``nets``.
 
-No toolkit is needed at run time: the package ships the kernels as PTX (``rmsprop_graves.ptx``, made by
+No toolkit is needed at run time: the package ships the kernels as PTX (a ``.ptx`` beside each ``.cu``, made by
 ``tools/make_ptx.py``), which the driver compiles for its GPU and caches. Where the driver does not take it (a GPU older
 than Turing, the simulator of the tests), ``nvcc`` compiles the source, and the result is kept on disk.
 
@@ -39,9 +39,9 @@ __all__ = ["Row", "Table", "addScaled", "nvcc_options", "source"]
 _FOLDER = resources.files(__package__)
 
 
-def source() -> str:
-    """The text of the kernels."""
-    return (_FOLDER / "rmsprop_graves.cu").read_text()
+def source(file: str = "rmsprop_graves") -> str:
+    """The text of one file of kernels."""
+    return (_FOLDER / f"{file}.cu").read_text()
 
 
 def nvcc_options(arch: str) -> list[str]:
@@ -49,32 +49,32 @@ def nvcc_options(arch: str) -> list[str]:
     return [f"-arch={arch}", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"]
 
 
-def _constant(name: str) -> int:
-    # read from the source, so that the number stands in one place
-    found = re.search(rf"constexpr int {name} = (\d+);", source())
+def constant(name: str, file: str = "rmsprop_graves") -> int:
+    """A number that the kernels and their launches share; read from the source, so that it stands in one place."""
+    found = re.search(rf"constexpr int {name} = (\d+);", source(file))
     if found is None:
-        raise DeviceError(f"rmsprop_graves.cu has no constant {name}")
+        raise DeviceError(f"{file}.cu has no constant {name}")
     return int(found[1])
 
 
-THREADS = _constant("THREADS")
-CHUNK = _constant("CHUNK")
+THREADS = constant("THREADS")
+CHUNK = constant("CHUNK")
 
 
 # ------------------------------------------------------------------------------------------- compiling
 
 
-def source_hash() -> str:
+def source_hash(file: str = "rmsprop_graves") -> str:
     """Names the source that a compiled file was made from."""
-    return hashlib.sha256(source().encode()).hexdigest()
+    return hashlib.sha256(source(file).encode()).hexdigest()
 
 
-def _shipped_ptx() -> bytes | None:
-    file = _FOLDER / "rmsprop_graves.ptx"
-    if not file.is_file():
+def _shipped_ptx(file: str) -> bytes | None:
+    shipped = _FOLDER / f"{file}.ptx"
+    if not shipped.is_file():
         return None
-    text = file.read_text()
-    if source_hash() not in text.partition("\n")[0]:
+    text = shipped.read_text()
+    if source_hash(file) not in text.partition("\n")[0]:
         return None  # of another version of the source
     return text.encode() + b"\0"
 
@@ -84,56 +84,54 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("PUZZLELIB_RMSPROP_CACHE_DIR") or os.path.join(root, "puzzlelib_rmsprop"))
 
 
-def _compiled_by_nvcc(arch: str) -> bytes:
-    """A cubin for one architecture, from the cache or from nvcc."""
+def _compiled_by_nvcc(file: str, arch: str) -> bytes:
+    """A cubin of one file for one architecture, from the cache or from nvcc."""
     try:
         version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise DependencyError(
-            f"this GPU ({arch}) needs the kernel compiled from its source, and nvcc does not run here ({error}): install "
+            f"this GPU ({arch}) needs {file}.cu compiled from its source, and nvcc does not run here ({error}): install "
             f"the CUDA toolkit and put its bin folder on the PATH"
         ) from error
     options = nvcc_options(arch)
-    key = hashlib.sha256("\0".join([source_hash(), version, *options]).encode()).hexdigest()
-    kept = _cache_folder() / f"rmsprop_graves-{arch}-{key[:32]}.cubin"
+    key = hashlib.sha256("\0".join([source_hash(file), version, *options]).encode()).hexdigest()
+    kept = _cache_folder() / f"{file}-{arch}-{key[:32]}.cubin"
     with contextlib.suppress(OSError):
         content = kept.read_bytes()
         # a hash in front of the content shows a file that was cut off
         if content[:32] == hashlib.sha256(content[32:]).digest():
             return content[32:]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "rmsprop_graves.cu")
-        path.write_text(source())
-        done = subprocess.run(
-            ["nvcc", "-cubin", *options, "-o", "rmsprop_graves.cubin", path.name], cwd=folder, capture_output=True, text=True
-        )
+        Path(folder, f"{file}.cu").write_text(source(file))
+        command = ["nvcc", "-cubin", *options, "-o", f"{file}.cubin", f"{file}.cu"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            raise DeviceError(f"nvcc could not compile the kernel for {arch}:\n{done.stdout}{done.stderr}")
-        content = Path(folder, "rmsprop_graves.cubin").read_bytes()
+            raise DeviceError(f"nvcc could not compile {file}.cu for {arch}:\n{done.stdout}{done.stderr}")
+        content = Path(folder, f"{file}.cubin").read_bytes()
     # written beside and renamed, so that no other process sees half of it; a folder that cannot be written costs only time
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.replace(file.name, kept)
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as temporary:
+            temporary.write(hashlib.sha256(content).digest() + content)
+        os.replace(temporary.name, kept)
     return content
 
 
 @context_dependent_memoize
-def _module() -> Any:
-    """The kernels, loaded into the current context."""
-    ptx = _shipped_ptx()
+def _module(file: str) -> Any:
+    """One file's kernels, loaded into the current context."""
+    ptx = _shipped_ptx(file)
     if ptx is not None:
         with contextlib.suppress(driver.Error):
             return driver.module_from_buffer(ptx)
     major, minor = driver.Context.get_device().compute_capability()
-    return driver.module_from_buffer(_compiled_by_nvcc(f"sm_{major}{minor}"))
+    return driver.module_from_buffer(_compiled_by_nvcc(file, f"sm_{major}{minor}"))
 
 
 @context_dependent_memoize
-def function(name: str) -> Any:
-    """A kernel by name, in the current context."""
-    return _module().get_function(name)
+def function(name: str, file: str = "rmsprop_graves") -> Any:
+    """A kernel of one file by name, in the current context."""
+    return _module(file).get_function(name)
 
 
 @context_dependent_memoize
@@ -163,6 +161,18 @@ _CHUNK = np.dtype([("row", np.uint32), ("index", np.uint32)])
 _HYPER = struct.Struct("=4d")  # as struct Hyper
 
 
+class LiveHyper:
+    """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
+
+    def __init__(self) -> None:
+        self._memory = driver.mem_alloc(_HYPER.size)
+        self.address = int(self._memory)
+
+    def write(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
+        """Copies the values there, after what the default stream and those ordered with it were given before."""
+        driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
+
+
 class Table:
     """Variables of one dtype, packed once, updated by one launch.
 
@@ -186,6 +196,8 @@ class Table:
         self._function: Any = None
         self._grid = (0, 1)
         self._held: list[Any] = []  # device memory that the arguments point to
+        self._live: LiveHyper | None = None
+        self._context = driver.Context.get_current()
 
     def setRates(self, rates: Sequence[tuple[float, float]]) -> None:
         """Sets each row's factors on the optimizer's learnRate and momRate. Packs the launch anew where they changed."""
@@ -214,24 +226,28 @@ class Table:
         chunks = np.zeros(int(counts.sum()), _CHUNK)
         chunks["row"] = np.repeat(np.arange(len(sizes)), counts)
         chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(counts) - counts, counts)
-        # the old tables may still be read by a launch under way; they are freed when that is known to have ended
-        self._held = [driver.to_device(self._rows), driver.to_device(chunks)]
+        tables = [driver.to_device(self._rows), driver.to_device(chunks)]
+        # a captured launch may be replayed on the old tables: then they live as long as this does
+        self._held = tables + (self._held if self._live is not None else [])
         head = struct.pack("=3Q", int(self._held[0]), int(self._held[1]), len(chunks))
         self._finish(head, len(chunks))
 
     def _finish(self, head: bytes, blocks: int) -> None:
-        self._arguments = bytearray(head + bytes(_HYPER.size + 8))
+        live = 0 if self._live is None else self._live.address
+        self._arguments = bytearray(head + bytes(_HYPER.size) + struct.pack("=Q", live))
         self._hyper_at = len(head)
         self._grid = (min(blocks, _most_blocks()), 1)
 
-    def follow(self, live: int) -> None:
-        """Reads the hyper-parameters from device memory at ``live`` (four doubles) from now on; 0 ends that."""
-        struct.pack_into("=Q", self._arguments, self._hyper_at + _HYPER.size, live)
+    def follow(self, live: LiveHyper) -> None:
+        """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`setRates`."""
+        self._live = live
 
     def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float, stream: Any = None) -> None:
         """Launches the rule over every row, on ``stream``; does not wait for it."""
         if self._function is None:
             return
+        if driver.Context.get_current() != self._context:
+            raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
         _HYPER.pack_into(self._arguments, self._hyper_at, learnRate, alpha, momRate, epsilon)
         self._function._launch_kernel(self._grid, (THREADS, 1, 1), self._arguments, 0, stream)
 

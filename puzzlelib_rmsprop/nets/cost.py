@@ -157,6 +157,6 @@ class CrossEntropy(Cost):
         classes = pred.shape[1]
         if self.maxlabels is not None and classes != self.maxlabels:
             raise CostError(f"CrossEntropy: scores must have maxlabels = {self.maxlabels} columns; got {classes}")
-        least, most = int(target.min()), int(target.max())
+        least, most = ops.label_range(target)
         if least < 0 or most >= classes:
             raise CostError(f"CrossEntropy: labels must be from 0 to {classes - 1}; got {least if least < 0 else most}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import gpuarray
+from ..arrays import family_of
 from ..checkpoint import new_groups, opened
 from ..errors import CheckpointError, ModuleError
 from ..variable import Variable
@@ -75,7 +76,7 @@ class Module:
         """Sets the gradient of every variable to zero."""
         for var in self.getVarTable():
             if not var.hasUpdater and var.grad is not None:
-                var.grad.fill(0)
+                family_of(var.grad).fill_zero(var.grad)
 
     def numOfParams(self) -> int:
         """The number of parameters; shared ones count once."""
@@ -154,8 +155,8 @@ class Module:
             raise ModuleError(f"{self}: calcMode needs one of numpy's float16, float32, float64; got {T!r}")
         for name, var in list(self.vars.items()):
             if var.data.dtype != T:  # a variable shared with another module may be converted already
-                var.data = gpuarray.to_gpu(var.data.get().astype(T))
-                var.grad = None if var.grad is None else gpuarray.to_gpu(var.grad.get().astype(T))
+                var.data = _converted(var.data, T)
+                var.grad = None if var.grad is None else _converted(var.grad, T)
             self.setVar(name, var)
         self.calctype = T
 
@@ -192,7 +193,7 @@ class Module:
             for link, var in self._namedVars(self._fileName(name)):
                 if var not in index:
                     index[var] = len(index)
-                    params.create_dataset(str(index[var]), data=var.data.get(), compression=compress)
+                    params.create_dataset(str(index[var]), data=family_of(var.data).get(var.data), compression=compress)
                 links[link] = index[var]
         return None
 
@@ -225,13 +226,21 @@ class Module:
                 if var not in found:
                     found[var] = _parameter(parent, where, link, var)
         for var, content in found.items():
-            var.data.set(content)
+            family_of(var.data).set(var.data, content)
 
     def _fileName(self, name: str | None) -> str:
         return f"{name if name is not None else self.name or ''}."
 
     def __str__(self) -> str:
         return f"{type(self).__name__}" + (f" {self.name!r}" if self.name is not None else "")
+
+
+def _converted(array: Any, dtype: Any) -> Any:
+    """A copy in another dtype, where the array is."""
+    family = family_of(array)
+    copy = family.empty(array.shape, np.dtype(dtype))
+    family.set(copy, family.get(array).astype(dtype))
+    return copy
 
 
 def _parameter(parent: Any, where: str, link: str, var: Variable) -> np.ndarray:

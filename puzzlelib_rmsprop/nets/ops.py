@@ -1,12 +1,16 @@
-"""The few device operations that nets need, all of them here; each takes and returns arrays of ``gpuarray``."""
+"""The few device operations that nets need, all of them here; each runs where its arrays are.
+
+:mod:`.ops_cpu` and :mod:`.ops_cuda` have them under the same names; the latter is imported when a CUDA array comes.
+"""
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from .. import gpuarray
+from ..arrays.pycuda_array import PyCUDAFamily
+from ..errors import ArrayError
+from . import ops_cpu
 
 __all__ = [
     "activate",
@@ -14,6 +18,7 @@ __all__ = [
     "add_row",
     "count_different",
     "cross_entropy",
+    "label_range",
     "matmul",
     "mean_squared_error",
     "most_probable",
@@ -21,84 +26,69 @@ __all__ = [
 ]
 
 
+def _at(*arrays: Any) -> ModuleType:
+    """The module that works on the memory that all of these arrays are in."""
+    on_cuda = [PyCUDAFamily.of(array) is not None for array in arrays]
+    if not any(on_cuda):
+        return ops_cpu
+    if not all(on_cuda):
+        raise ArrayError(
+            "a net, its data and its target must be all on CUDA or all on the CPU; got "
+            + " and ".join(f"{'CUDA' if cuda else 'CPU'} {tuple(a.shape)}" for cuda, a in zip(on_cuda, arrays, strict=True))
+            + ". Config.backend says where gpuarray makes arrays"
+        )
+    from . import ops_cuda
+
+    return ops_cuda
+
+
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """``out = alpha * a @ b + beta * out``, with either matrix transposed on request."""
-    a, b = (a.T if transpA else a), (b.T if transpB else b)
-    if out is None:
-        return np.matmul(a, b)
-    return _accumulate(out, np.matmul(a, b), alpha, beta)
-
-
-def _accumulate(out: Any, value: Any, alpha: float, beta: float) -> Any:
-    if beta != 1.0:
-        # not out * 0: what is there may be NaN
-        out *= beta
-        if beta == 0.0:
-            out.fill(0)
-    out += value if alpha == 1.0 else alpha * value
-    return out
+    """``out = alpha * a @ b + beta * out``, with either matrix transposed on request; without ``out`` a new ``a @ b``."""
+    return _at(a, b, *([] if out is None else [out])).matmul(a, b, transpA, transpB, out, alpha, beta)
 
 
 def add_row(matrix: Any, row: Any) -> None:
     """Adds ``row`` to every row of ``matrix``, in place."""
-    matrix += row
+    _at(matrix, row).add_row(matrix, row)
 
 
 def sum_rows(matrix: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
     """``out = alpha * (the sum of the matrix's rows) + beta * out``."""
-    return _accumulate(out, matrix.sum(axis=0), alpha, beta)
+    return _at(matrix, out).sum_rows(matrix, out, alpha, beta)
 
 
 def activate(kind: str, data: Any, slope: float = 0.0) -> Any:
     """sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
-    if kind == "sigmoid":
-        # as tanh, because exp overflows for large negative data
-        return data.dtype.type(0.5) * (np.tanh(data * data.dtype.type(0.5)) + data.dtype.type(1))
-    if kind == "tanh":
-        return np.tanh(data)
-    if kind == "relu":
-        return np.maximum(data, 0)
-    return np.where(data > 0, data, data * data.dtype.type(slope)).view(type(data))
+    return _at(data).activate(kind, data, slope)
 
 
 def activate_backward(kind: str, grad: Any, outdata: Any, slope: float = 0.0) -> Any:
     """The gradient before the activation, from that after it and from what it gave."""
-    if kind == "sigmoid":
-        return grad * outdata * (1 - outdata)
-    if kind == "tanh":
-        return grad * (1 - outdata * outdata)
-    if kind == "relu":
-        return grad * (outdata > 0)
-    return np.where(outdata > 0, grad, grad * grad.dtype.type(slope)).view(type(grad))
+    return _at(grad, outdata).activate_backward(kind, grad, outdata, slope)
 
 
 def mean_squared_error(pred: Any, target: Any) -> tuple[Any, float]:
     """``(target - pred) / size``, and ``sum((target - pred)**2) / (2*size)``."""
-    diff = target - pred
-    return diff / diff.dtype.type(diff.size), float(np.vdot(diff, diff)) / (2 * diff.size)
+    return _at(pred, target).mean_squared_error(pred, target)
 
 
 def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
     """For (n, classes) scores: ``(onehot(labels) - softmax(scores)) / n``, and the mean of ``-log softmax[label]``."""
-    count = scores.shape[0]
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    exponent = np.exp(shifted)
-    total = exponent.sum(axis=1, keepdims=True)
-    rows = np.arange(count)
-    error = float(np.sum(np.log(total[:, 0]) - shifted[rows, labels])) / count
-    grad = -exponent / total
-    grad[rows, labels] += 1
-    grad /= grad.dtype.type(count)
-    return grad, error
+    return _at(scores, labels).cross_entropy(scores, labels)
 
 
 def most_probable(scores: Any) -> Any:
     """The class of the highest score in each row, int32."""
-    return gpuarray.to_gpu(np.argmax(scores, axis=1).astype(np.int32))
+    return _at(scores).most_probable(scores)
 
 
 def count_different(a: Any, b: Any) -> int:
-    """How many elements of two integer arrays differ."""
-    return int(np.count_nonzero(a != b))
+    """How many elements of two int32 arrays differ."""
+    return _at(a, b).count_different(a, b)
+
+
+def label_range(labels: Any) -> tuple[int, int]:
+    """The least and the greatest of some integers."""
+    return _at(labels).label_range(labels)

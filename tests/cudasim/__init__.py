@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 _loaded = []  # the libraries, kept for the life of the process
@@ -18,6 +19,8 @@ def activate(out: str | os.PathLike) -> None:
         raise FileNotFoundError(f"no simulator in {out}: build it with tests/cudasim/build.sh {out} PYTHON")
     if _loaded:
         return
+    if "pycuda._driver" in sys.modules and not hasattr(ctypes.CDLL("libcuda.so.1"), "cusim_seed"):
+        raise RuntimeError("PyCUDA has been imported with another libcuda: call activate() before")
     # The dynamic linker looks for a loaded library of the same soname before it searches any folder.
     for name in ("libcuda.so.1", "libcuda.so", "libcudart.so", "libcublas.so"):
         if (out / name).is_file():

@@ -5,12 +5,13 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 python=$2
-cuda=${CUDA_HOME:-/usr/local/cuda}
+cuda=$(cd "${CUDA_HOME:-/usr/local/cuda}" && pwd)
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])')
 flags=(-O2 -g1 -std=c++17 -fPIC -Wall -Wextra -I"$cuda/include" -I"$here/src")
 
 mkdir -p "$out/obj" "$out/bin" "$out/include"
 cp "$here/include/cusim.h" "$here/src/device_abi.h" "$out/include/"
+ln -sfn "$cuda" "$out/cuda"  # where bin/nvcc finds the headers
 cp "$here/bin/nvcc" "$out/bin/nvcc"
 chmod +x "$out/bin/nvcc"
 
@@ -28,7 +29,7 @@ stubs() {
 # library NAME OBJECTS...: links OUT/NAME with that soname, and the stubs
 library() {
   gcc -fPIC -c "$out/obj/$1.stubs.c" -o "$out/obj/$1.stubs.o"
-  g++ -shared -Wl,-soname,"$1" -Wl,-rpath,'$ORIGIN' -o "$out/$1" "${@:2}" "$out/obj/$1.stubs.o"
+  g++ -shared -Wl,-z,defs -Wl,-soname,"$1" -Wl,-rpath,'$ORIGIN' -o "$out/$1" "${@:2}" "$out/obj/$1.stubs.o"
 }
 
 # what PyCUDA links to and is not here answers CUDA_ERROR_NOT_SUPPORTED

@@ -4,13 +4,12 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <vector_functions.h>
+#include <vector_types.h>
 
 #include <cmath>
 #include <type_traits>
 #include <utility>
-
-#include <vector_functions.h>
-#include <vector_types.h>
 
 #include "device_abi.h"
 
@@ -57,7 +56,7 @@ extern cusim::Kernel *cusim_kernels;
 // the driver's services, through functions that are not instrumented
 void cusim_meet(cusim::Meeting kind, uint32_t mask, uint64_t value, unsigned line, cusim::Gathered *result);
 int cusim_lane();
-void cusim_trap();
+void cusim_trap(const char *file, unsigned line);
 }
 static const int warpSize = 32;
 
@@ -72,7 +71,8 @@ struct Layout {
     constexpr Layout() {
         size_t i = 0;
         ((total = (total + alignof(A) - 1) / alignof(A) * alignof(A), sizes[i] = sizeof(A), offsets[i++] = total,
-          total += sizeof(A)), ...);
+          total += sizeof(A)),
+         ...);
     }
 };
 
@@ -101,8 +101,14 @@ struct Register {
     template <class... A>
     CUSIM_UNCHECKED Register(const char *name, void (*function)(A...)) {
         using S = Signature<std::remove_cv_t<A>...>;
-        kernel = {name, reinterpret_cast<void *>(function), &S::call, sizeof...(A),
-                  S::layout.sizes, S::layout.offsets, S::layout.total, cusim_kernels};
+        kernel = {name,
+                  reinterpret_cast<void *>(function),
+                  &S::call,
+                  sizeof...(A),
+                  S::layout.sizes,
+                  S::layout.offsets,
+                  S::layout.total,
+                  cusim_kernels};
         cusim_kernels = &kernel;
     }
 };
@@ -203,32 +209,35 @@ inline int __all_sync(unsigned mask, int p, unsigned line = __builtin_LINE()) {
 inline void __threadfence() { asm volatile("" ::: "memory"); }
 inline void __threadfence_block() { asm volatile("" ::: "memory"); }
 inline void __threadfence_system() { asm volatile("" ::: "memory"); }
-inline void __trap() { cusim_trap(); }
+inline void __trap(const char *file = __builtin_FILE(), unsigned line = __builtin_LINE()) { cusim_trap(file, line); }
+inline void __nanosleep(unsigned) {}
+inline long long clock64() { return 0; }
+#define __builtin_assume(condition) ((void)0)
 
 // ---- atomics: threads only change at barriers, so a plain read and write is one step ------------------------------
-#define CUSIM_ATOMIC(name, next)                                    \
-    template <class T>                                              \
-    inline T name(T *address, std::common_type_t<T> value) {        \
+#define CUSIM_ATOMIC(name, next)                                     \
+    template <class T>                                               \
+    inline T name(T *address, std::common_type_t<T> value) {         \
         asm volatile("" ::: "memory"); /* others' writes are seen */ \
-        T old = *address;                                           \
-        *address = next;                                            \
-        asm volatile("" ::: "memory");                              \
-        return old;                                                 \
-    }                                                               \
-    template <class T>                                              \
-    inline T name##_block(T *a, std::common_type_t<T> v) {          \
-        return name(a, v);                                          \
-    }                                                               \
-    template <class T>                                              \
-    inline T name##_system(T *a, std::common_type_t<T> v) {         \
-        return name(a, v);                                          \
+        T old = *address;                                            \
+        *address = next;                                             \
+        asm volatile("" ::: "memory");                               \
+        return old;                                                  \
+    }                                                                \
+    template <class T>                                               \
+    inline T name##_block(T *a, std::common_type_t<T> v) {           \
+        return name(a, v);                                           \
+    }                                                                \
+    template <class T>                                               \
+    inline T name##_system(T *a, std::common_type_t<T> v) {          \
+        return name(a, v);                                           \
     }
 CUSIM_ATOMIC(atomicAdd, old + value)
 CUSIM_ATOMIC(atomicSub, old - value)
 CUSIM_ATOMIC(atomicExch, value)
 CUSIM_ATOMIC(atomicMax, old < value ? value : old)
 CUSIM_ATOMIC(atomicMin, value < old ? value : old)
-CUSIM_ATOMIC(atomicAnd, old & value)
+CUSIM_ATOMIC(atomicAnd, (old & value))
 CUSIM_ATOMIC(atomicOr, old | value)
 CUSIM_ATOMIC(atomicXor, old ^ value)
 CUSIM_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
@@ -248,13 +257,21 @@ inline T atomicCAS(T *address, std::common_type_t<T> expected, std::common_type_
     __forceinline__ T name(const T *p) { \
         return *p;                       \
     }
-#define CUSIM_STORE(name)                                        \
-    template <class T>                                           \
+#define CUSIM_STORE(name)                                          \
+    template <class T>                                             \
     __forceinline__ void name(T *p, std::common_type_t<T> value) { \
-        *p = value;                                              \
+        *p = value;                                                \
     }
-CUSIM_LOAD(__ldg) CUSIM_LOAD(__ldcg) CUSIM_LOAD(__ldca) CUSIM_LOAD(__ldcs) CUSIM_LOAD(__ldlu) CUSIM_LOAD(__ldcv)
-CUSIM_STORE(__stwb) CUSIM_STORE(__stcg) CUSIM_STORE(__stcs) CUSIM_STORE(__stwt)
+CUSIM_LOAD(__ldg)
+CUSIM_LOAD(__ldcg)
+CUSIM_LOAD(__ldca)
+CUSIM_LOAD(__ldcs)
+CUSIM_LOAD(__ldlu)
+CUSIM_LOAD(__ldcv)
+CUSIM_STORE(__stwb)
+CUSIM_STORE(__stcg)
+CUSIM_STORE(__stcs)
+CUSIM_STORE(__stwt)
 
 // ---- arithmetic --------------------------------------------------------------------------------------------------
 // nvcc offers min and max for every mix of arithmetic types
@@ -322,7 +339,7 @@ inline int __double2int_rn(double a) { return int(rint(a)); }
 inline int __mulhi(int a, int b) { return int((int64_t(a) * b) >> 32); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-    return (unsigned long long)((unsigned __int128)(a) * b >> 64);
+    return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
 }
 inline int __popc(unsigned a) { return __builtin_popcount(a); }
 inline int __popcll(unsigned long long a) { return __builtin_popcountll(a); }

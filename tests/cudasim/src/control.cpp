@@ -125,10 +125,11 @@ CONTROL(const char *) cusim_counters() {
         pending += context->legacy.queue.size();
         for (const Stream *stream : context->streams) pending += stream->queue.size();
     }
-    return keep(format("{\"launches\": %zu, \"memsets\": %zu, \"copies\": %zu, \"allocations\": %zu, \"frees\": %zu, "
-                       "\"blocking\": %zu, \"pending\": %zu, \"faults\": %zu, \"uninitialised_to_host\": %zu}",
-                       counters.launched, counters.memsets, counters.copies, counters.allocations, counters.frees,
-                       counters.blocking.size(), pending, faults, counters.uninitialised_to_host));
+    return keep(
+        format("{\"launches\": %zu, \"memsets\": %zu, \"copies\": %zu, \"allocations\": %zu, \"frees\": %zu, "
+               "\"blocking\": %zu, \"pending\": %zu, \"faults\": %zu, \"uninitialised_to_host\": %zu}",
+               counters.launched, counters.memsets, counters.copies, counters.allocations, counters.frees,
+               counters.blocking.size(), pending, faults, counters.uninitialised_to_host));
 }
 CONTROL(const char *) cusim_launches() {
     LOCKED;
@@ -162,8 +163,8 @@ CONTROL(const char *) cusim_leaks() {
 }
 
 // ---- for the libraries beside the driver (submit.h) ---------------------------------------------------------------
-CONTROL(CUresult) cusim_submit(CUstream handle, const char *name, CUresult (*run)(void *), void *data,
-                               void (*drop)(void *)) {
+CONTROL(CUresult)
+cusim_submit(CUstream handle, const char *name, CUresult (*run)(void *), void *data, void (*drop)(void *)) {
     LOCKED;
     std::shared_ptr<void> owner(data, drop);
     Context *context;
@@ -178,8 +179,8 @@ CONTROL(CUresult) cusim_submit(CUstream handle, const char *name, CUresult (*run
     });
     return context->error;
 }
-CONTROL(CUresult) cusim_operand(const char *name, const void *start, size_t width, size_t columns, size_t pitch,
-                                int write) {
+CONTROL(CUresult)
+cusim_operand(const char *name, const void *start, size_t width, size_t columns, size_t pitch, int write) {
     LOCKED;
     const auto address = reinterpret_cast<uintptr_t>(start);
     Context *context = operand_context ? operand_context : current_context();
@@ -191,9 +192,9 @@ CONTROL(CUresult) cusim_operand(const char *name, const void *start, size_t widt
     const char *why = nullptr;
     for (size_t i = 0; settings.check && arena && i < columns; i++) {
         if (arena->check(address + i * pitch, width, write, &why)) continue;
-        return fault(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s: %s of %zu bytes at 0x%zx: %s (%s)", name,
-                                                        write ? "write" : "read", width, address + i * pitch, why,
-                                                        arena->describe(address + i * pitch).c_str()));
+        return fault(CUDA_ERROR_ILLEGAL_ADDRESS,
+                     format("%s: %s of %zu bytes at 0x%zx: %s (%s)", name, write ? "write" : "read", width,
+                            address + i * pitch, why, arena->describe(address + i * pitch).c_str()));
     }
     return CUDA_SUCCESS;
 }

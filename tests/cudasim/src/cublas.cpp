@@ -1,8 +1,8 @@
 // The part of cuBLAS (v2 interface) that small nets use, on the simulated streams. build.sh adds every other name that
 // scikit-cuda looks up; those answer CUBLAS_STATUS_NOT_SUPPORTED.
+#include <algorithm>
 #include <cmath>
 #include <functional>
-#include <algorithm>
 
 #include "submit.h"
 
@@ -62,11 +62,12 @@ T *first(T *x, int n, int step) {
     if (CUresult bad = (call)) return bad
 
 template <class T>
-int gemm(const char *name, Handle *handle, int op_a, int op_b, int m, int n, int k, const T *alpha_, const T *a, int lda,
-         const T *b, int ldb, const T *beta_, T *c, int ldc) {
+int gemm(const char *name, Handle *handle, int op_a, int op_b, int m, int n, int k, const T *alpha_, const T *a,
+         int lda, const T *b, int ldb, const T *beta_, T *c, int ldc) {
     if (!handle) return kNotInitialized;
     const bool ta = op_a != 0, tb = op_b != 0;
-    if (m < 0 || n < 0 || k < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) || ldc < std::max(1, m))
+    if (m < 0 || n < 0 || k < 0 || lda < std::max(1, ta ? k : m) || ldb < std::max(1, tb ? n : k) ||
+        ldc < std::max(1, m))
         return kInvalidValue;
     if (!m || !n) return kSuccess;
     Scalar<T> alpha(handle, alpha_), beta(handle, beta_);
@@ -83,7 +84,8 @@ int gemm(const char *name, Handle *handle, int op_a, int op_b, int m, int n, int
             for (int i = 0; i < m; i++) {
                 T sum = 0;
                 for (int l = 0; l < k; l++)
-                    sum += a[ta ? l + size_t(i) * lda : i + size_t(l) * lda] * b[tb ? j + size_t(l) * ldb : l + size_t(j) * ldb];
+                    sum += a[ta ? l + size_t(i) * lda : i + size_t(l) * lda] *
+                           b[tb ? j + size_t(l) * ldb : l + size_t(j) * ldb];
                 column[i] = al * sum + (be != T(0) ? be * column[i] : T(0));
             }
         }

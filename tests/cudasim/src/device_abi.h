@@ -32,7 +32,7 @@ struct Host {
     void (*access)(const void *address, size_t size, bool write);
     void (*misaligned)(const void *address, size_t alignment, const char *file, unsigned line);
     void (*meet)(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result);
-    void (*trap)();
+    void (*fail)(const char *what, const char *file, unsigned line);  // assert() and __trap()
     void (*spin)();  // a thread has read memory very often without a barrier
     unsigned (*lane)();
 };

@@ -1,9 +1,9 @@
 // Linked into every kernel module: the built-in variables, and the hooks that the compiler's instrumentation calls.
 // The modules are compiled with -fsanitize=thread, which calls __tsan_read4(address) and its like before every access
 // to memory that is not a plain local; here these become the memory checker. libtsan itself is not involved.
-#include "device_abi.h"
-
 #include <cstring>
+
+#include "device_abi.h"
 
 using cusim::Host;
 
@@ -69,20 +69,33 @@ void cusim_meet(cusim::Meeting kind, uint32_t mask, uint64_t value, unsigned lin
     host->meet(kind, mask, value, line, result);
 }
 int cusim_lane() { return int(host->lane()); }
-void cusim_trap() { host->trap(); }
+void cusim_trap(const char *file, unsigned line) { host->fail("__trap()", file, line); }
 
-__attribute__((visibility("default"))) void cusim_module(cusim::Module *module) {
-    *module = {cusim_kernels, &window,  &host,
-               threadIdx,     blockIdx, blockDim,
-               gridDim,       cusim_dynamic_shared, sizeof cusim_dynamic_shared,
-               __start_cusim_shared, __stop_cusim_shared};
+// what a failed assert() of a kernel calls
+void __assert_fail(const char *assertion, const char *file, unsigned line, const char *) noexcept {
+    host->fail(assertion, file, line);
+    __builtin_unreachable();
 }
 
-#define CUSIM_ACCESS(size, Word)                                              \
-    void __tsan_read##size(const void *p) { check<Word, false>(p); }          \
-    void __tsan_write##size(void *p) { check<Word, true>(p); }                \
-    void __tsan_unaligned_read##size(const void *p) { check<Word, false>(p); } \
-    void __tsan_unaligned_write##size(void *p) { check<Word, true>(p); }       \
+__attribute__((visibility("default"))) void cusim_module(cusim::Module *module) {
+    *module = {cusim_kernels,
+               &window,
+               &host,
+               threadIdx,
+               blockIdx,
+               blockDim,
+               gridDim,
+               cusim_dynamic_shared,
+               sizeof cusim_dynamic_shared,
+               __start_cusim_shared,
+               __stop_cusim_shared};
+}
+
+#define CUSIM_ACCESS(size, Word)                                                                 \
+    void __tsan_read##size(const void *p) { check<Word, false>(p); }                             \
+    void __tsan_write##size(void *p) { check<Word, true>(p); }                                   \
+    void __tsan_unaligned_read##size(const void *p) { check<Word, false>(p); }                   \
+    void __tsan_unaligned_write##size(void *p) { check<Word, true>(p); }                         \
     void __tsan_volatile_read##size(const void *p) { check_volatile<Word, false>(p); }           \
     void __tsan_volatile_write##size(void *p) { check_volatile<Word, true>(p); }                 \
     void __tsan_unaligned_volatile_read##size(const void *p) { check_volatile<Word, false>(p); } \

@@ -75,9 +75,9 @@ Stream *find_stream(CUstream handle, Context *context) {
 using namespace cusim;
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
-#define CONTEXT                                             \
-    LOCKED;                                                 \
-    Context *context;                                       \
+#define CONTEXT       \
+    LOCKED;           \
+    Context *context; \
     if (CUresult bad = usable_context(&context)) return bad
 #define REQUIRE(condition) \
     if (!(condition)) return CUDA_ERROR_INVALID_VALUE
@@ -132,7 +132,8 @@ API cuDeviceGetPCIBusId(char *id, int size, CUdevice device) {
 }
 API cuDeviceGetByPCIBusId(CUdevice *device, const char *id) {
     unsigned bus;
-    if (sscanf(id, "%*x:%x", &bus) != 1 || bus < 1 || bus > unsigned(settings.devices)) return CUDA_ERROR_INVALID_DEVICE;
+    if (sscanf(id, "%*x:%x", &bus) != 1 || bus < 1 || bus > unsigned(settings.devices))
+        return CUDA_ERROR_INVALID_DEVICE;
     *device = int(bus) - 1;
     return CUDA_SUCCESS;
 }
@@ -144,26 +145,60 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
     switch (attribute) {
         case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
         case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X:
-        case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y: *value = 1024; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z: *value = 64; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X: *value = 0x7fffffff; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y:
+            *value = 1024;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z:
+            *value = 64;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X:
+            *value = 0x7fffffff;
+            break;
         case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y:
-        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z: *value = 65535; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK: *value = 48 * 1024; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: *value = 227 * 1024; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR: *value = 228 * 1024; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z:
+            *value = 65535;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK:
+            *value = 48 * 1024;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
+            *value = 227 * 1024;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR:
+            *value = 228 * 1024;
+            break;
         case CU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY:
         case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK:
-        case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR: *value = 65536; break;
-        case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *value = 32; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_PITCH: *value = 0x7fffffff; break;
-        case CU_DEVICE_ATTRIBUTE_CLOCK_RATE: *value = 1000000; break;
-        case CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT: *value = 512; break;
-        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: *value = 4; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR: *value = 32; break;
-        case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR: *value = 2048; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *value = 9; break;
-        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID: *value = device + 1; break;
+        case CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR:
+            *value = 65536;
+            break;
+        case CU_DEVICE_ATTRIBUTE_WARP_SIZE:
+            *value = 32;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_PITCH:
+            *value = 0x7fffffff;
+            break;
+        case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
+            *value = 1000000;
+            break;
+        case CU_DEVICE_ATTRIBUTE_TEXTURE_ALIGNMENT:
+            *value = 512;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
+            *value = 4;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR:
+            *value = 32;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR:
+            *value = 2048;
+            break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+            *value = 9;
+            break;
+        case CU_DEVICE_ATTRIBUTE_PCI_BUS_ID:
+            *value = device + 1;
+            break;
         case CU_DEVICE_ATTRIBUTE_INTEGRATED:
         case CU_DEVICE_ATTRIBUTE_ECC_ENABLED:
         case CU_DEVICE_ATTRIBUTE_TCC_DRIVER:
@@ -172,8 +207,11 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
         case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
         case CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID:
         case CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID:
-        case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: *value = 0; break;
-        default: *value = 1;  // most others are abilities
+        case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
+            *value = 0;
+            break;
+        default:
+            *value = 1;  // most others are abilities
     }
     return CUDA_SUCCESS;
 }
@@ -351,7 +389,8 @@ static CUresult free_memory(uintptr_t address, const char *call, bool host) {
     if (!address && !host) return CUDA_SUCCESS;
     const Allocation *a = find_allocation(address, 0);
     const bool known = a && a->base == address && a->kind != Kind::kGlobal && host == (a->kind == Kind::kPinned);
-    if (!known) return fault(CUDA_ERROR_INVALID_VALUE, format("%s: 0x%zx is not the start of an allocation", call, address));
+    if (!known)
+        return fault(CUDA_ERROR_INVALID_VALUE, format("%s: 0x%zx is not the start of an allocation", call, address));
     Context *owner = a->context;
     blocks(call);  // freeing waits for the work that may use the memory
     finish(owner);
@@ -411,21 +450,38 @@ API cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *size, CUdeviceptr address
 static CUresult pointer_attribute(void *data, CUpointer_attribute attribute, const Allocation *a, uintptr_t address) {
     const bool host = a && a->kind == Kind::kPinned;
     switch (attribute) {
-        case CU_POINTER_ATTRIBUTE_CONTEXT: *static_cast<CUcontext *>(data) = a ? handle_of(a->context) : nullptr; break;
+        case CU_POINTER_ATTRIBUTE_CONTEXT:
+            *static_cast<CUcontext *>(data) = a ? handle_of(a->context) : nullptr;
+            break;
         case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
             *static_cast<unsigned *>(data) = !a ? 0 : host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
             break;
-        case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: *static_cast<uintptr_t *>(data) = a ? address : 0; break;
+        case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+            *static_cast<uintptr_t *>(data) = a ? address : 0;
+            break;
         case CU_POINTER_ATTRIBUTE_HOST_POINTER:
             *static_cast<uintptr_t *>(data) = a && a->kind != Kind::kDevice ? address : 0;
             break;
-        case CU_POINTER_ATTRIBUTE_IS_MANAGED: *static_cast<unsigned *>(data) = a && a->kind == Kind::kManaged; break;
-        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: *static_cast<int *>(data) = a ? a->device : -2; break;
-        case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: *static_cast<uintptr_t *>(data) = a ? a->base : 0; break;
-        case CU_POINTER_ATTRIBUTE_RANGE_SIZE: *static_cast<size_t *>(data) = a ? a->size : 0; break;
-        case CU_POINTER_ATTRIBUTE_BUFFER_ID: *static_cast<uint64_t *>(data) = a ? a->number : 0; break;
-        case CU_POINTER_ATTRIBUTE_MAPPED: *static_cast<bool *>(data) = a != nullptr; break;
-        default: return CUDA_ERROR_NOT_SUPPORTED;
+        case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+            *static_cast<unsigned *>(data) = a && a->kind == Kind::kManaged;
+            break;
+        case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+            *static_cast<int *>(data) = a ? a->device : -2;
+            break;
+        case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+            *static_cast<uintptr_t *>(data) = a ? a->base : 0;
+            break;
+        case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+            *static_cast<size_t *>(data) = a ? a->size : 0;
+            break;
+        case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+            *static_cast<uint64_t *>(data) = a ? a->number : 0;
+            break;
+        case CU_POINTER_ATTRIBUTE_MAPPED:
+            *static_cast<bool *>(data) = a != nullptr;
+            break;
+        default:
+            return CUDA_ERROR_NOT_SUPPORTED;
     }
     return CUDA_SUCCESS;
 }
@@ -474,7 +530,8 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
     for (const Side *side : {&to, &from}) {
         const uintptr_t end = side->row(box.height - 1, box.depth - 1) + box.width;
         if (!side->device) continue;
-        if (CUresult bad = usable(side->context ? side->context : context, side->start, end - side->start, call)) return bad;
+        if (CUresult bad = usable(side->context ? side->context : context, side->start, end - side->start, call))
+            return bad;
     }
     counters.copies++;
 
@@ -493,7 +550,7 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
     });
     if (wait) {
         blocks(call);
-        finish(work);
+        finish({work});
     }
     return context->error;
 }
@@ -611,18 +668,18 @@ static CUresult fill(const char *call, CUdeviceptr start, size_t pitch, T value,
     });
     return context->error;
 }
-#define CUSIM_MEMSET(bits, T)                                                                                      \
-    API cuMemsetD##bits##_v2(CUdeviceptr p, T value, size_t n) {                                                   \
-        return fill("cuMemsetD" #bits, p, 0, value, n, 1, nullptr);                                                \
-    }                                                                                                              \
-    API cuMemsetD##bits##Async(CUdeviceptr p, T value, size_t n, CUstream stream) {                                \
-        return fill("cuMemsetD" #bits "Async", p, 0, value, n, 1, stream);                                         \
-    }                                                                                                              \
-    API cuMemsetD2D##bits##_v2(CUdeviceptr p, size_t pitch, T value, size_t width, size_t height) {                \
-        return fill("cuMemsetD2D" #bits, p, pitch, value, width, height, nullptr);                                 \
-    }                                                                                                              \
-    API cuMemsetD2D##bits##Async(CUdeviceptr p, size_t pitch, T value, size_t width, size_t height, CUstream s) {  \
-        return fill("cuMemsetD2D" #bits "Async", p, pitch, value, width, height, s);                               \
+#define CUSIM_MEMSET(bits, T)                                                                                     \
+    API cuMemsetD##bits##_v2(CUdeviceptr p, T value, size_t n) {                                                  \
+        return fill("cuMemsetD" #bits, p, 0, value, n, 1, nullptr);                                               \
+    }                                                                                                             \
+    API cuMemsetD##bits##Async(CUdeviceptr p, T value, size_t n, CUstream stream) {                               \
+        return fill("cuMemsetD" #bits "Async", p, 0, value, n, 1, stream);                                        \
+    }                                                                                                             \
+    API cuMemsetD2D##bits##_v2(CUdeviceptr p, size_t pitch, T value, size_t width, size_t height) {               \
+        return fill("cuMemsetD2D" #bits, p, pitch, value, width, height, nullptr);                                \
+    }                                                                                                             \
+    API cuMemsetD2D##bits##Async(CUdeviceptr p, size_t pitch, T value, size_t width, size_t height, CUstream s) { \
+        return fill("cuMemsetD2D" #bits "Async", p, pitch, value, width, height, s);                              \
     }
 CUSIM_MEMSET(8, unsigned char)
 CUSIM_MEMSET(16, unsigned short)
@@ -745,7 +802,7 @@ API cuEventQuery(CUevent handle) {
 API cuEventSynchronize(CUevent handle) {
     EVENT;
     blocks("cuEventSynchronize");
-    finish(event->recorded);
+    finish({event->recorded});
     return context->error;
 }
 API cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned) {
@@ -786,6 +843,7 @@ API cuGetErrorString(CUresult code, const char **text) {
         {CUDA_ERROR_NOT_FOUND, "named symbol not found"},
         {CUDA_ERROR_NOT_READY, "device not ready"},
         {CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
+        {CUDA_ERROR_ASSERT, "device-side assert triggered"},
         {CUDA_ERROR_LAUNCH_TIMEOUT, "the launch timed out and was terminated"},
         {CUDA_ERROR_CONTEXT_IS_DESTROYED, "context is destroyed"},
         {CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned address"},

@@ -66,7 +66,7 @@ void thread_index(unsigned thread, unsigned index[3]) {
     index[2] = thread / size[0] / size[1];
 }
 
-// Leaves the kernel: the other threads are forgotten where they stand.
+// Leaves the kernel: the other threads are forgotten where they stand, and a few bytes of text with them.
 [[noreturn]] void leave(CUresult code, const std::string &what) {
     unsigned thread[3] = {};
     if (run->current) thread_index(run->current->thread, thread);
@@ -106,8 +106,8 @@ void on_access(const void *p, size_t size, bool write) {
     }
     if (arena) {
         if (!why && arena->check(address, size, write, &why)) return;
-        leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at 0x%zx: %s (%s)", kind, size, address, why,
-                                                 arena->describe(address).c_str()));
+        leave(CUDA_ERROR_ILLEGAL_ADDRESS,
+              format("%s of %zu bytes at 0x%zx: %s (%s)", kind, size, address, why, arena->describe(address).c_str()));
     }
     if (is_page_locked(address, size)) return;
     leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at 0x%zx: %s", kind, size, address,
@@ -117,12 +117,12 @@ void on_access(const void *p, size_t size, bool write) {
 void on_misaligned(const void *p, size_t alignment, const char *file, unsigned line) {
     if (!run || !settings.check) return;
     const auto address = reinterpret_cast<uintptr_t>(p);
-    leave(CUDA_ERROR_MISALIGNED_ADDRESS, format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address,
-                                                alignment, file, line));
+    leave(CUDA_ERROR_MISALIGNED_ADDRESS,
+          format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address, alignment, file, line));
 }
 
-void on_trap() {
-    if (run) leave(CUDA_ERROR_LAUNCH_FAILED, "__trap() called");
+void on_fail(const char *what, const char *file, unsigned line) {
+    leave(CUDA_ERROR_ASSERT, format("%s failed, %s:%u", what, file, line));
 }
 
 // ---- threads -----------------------------------------------------------------------------------------------------
@@ -211,7 +211,8 @@ void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathere
         const unsigned lane = self->thread % 32;
         if (!(mask >> lane & 1)) {
             leave(CUDA_ERROR_LAUNCH_FAILED, format("lane %u called a warp operation with mask 0x%x, which leaves it "
-                                                   "out (line %u)", lane, mask, line));
+                                                   "out (line %u)",
+                                                   lane, mask, line));
         }
         warp.waiting[lane] = self;
         try_warp_meeting(warp, mask);
@@ -220,7 +221,7 @@ void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathere
     *result = self->result;
 }
 
-const Host services = {on_access, on_misaligned, on_meet, on_trap, on_spin, current_lane};
+const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, current_lane};
 
 void run_thread(Fiber *fiber, unsigned thread) {
     const Module &module = run->module->module;
@@ -304,8 +305,8 @@ void report_deadlock() {
     text.pop_back();
     run->code = CUDA_ERROR_LAUNCH_TIMEOUT;
     const unsigned *block = run->block;
-    run->problem = format("kernel %s: %s; block (%u, %u, %u)", run->kernel->name, text.c_str(), block[0], block[1],
-                          block[2]);
+    run->problem =
+        format("kernel %s: %s; block (%u, %u, %u)", run->kernel->name, text.c_str(), block[0], block[1], block[2]);
 }
 
 void run_block() {

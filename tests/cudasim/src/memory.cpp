@@ -39,10 +39,14 @@ void clear(uintptr_t begin, size_t size) {
 
 const char *kind_name(Kind kind) {
     switch (kind) {
-        case Kind::kManaged: return "managed";
-        case Kind::kPinned: return "pinned";
-        case Kind::kGlobal: return "module";
-        default: return "device";
+        case Kind::kManaged:
+            return "managed";
+        case Kind::kPinned:
+            return "pinned";
+        case Kind::kGlobal:
+            return "module";
+        default:
+            return "device";
     }
 }
 
@@ -65,9 +69,7 @@ Arena::Arena() : capacity(kCapacity) {
     cursor = base + kAlignment;
 }
 
-Arena::~Arena() {
-    munmap(reinterpret_cast<void *>(base), 2 * capacity);
-}
+Arena::~Arena() { munmap(reinterpret_cast<void *>(base), 2 * capacity); }
 
 uintptr_t Arena::allocate(size_t size, Kind kind, Context *context, unsigned flags) {
     // As much room behind an allocation as in it, within bounds: a wrong stride then misses the next one too.

@@ -11,11 +11,15 @@
 
 namespace cusim {
 
+static constexpr unsigned kCudaMachine = 190;  // ELF machine number of cubins
+
 CUresult load_module(Context *context, const char *image, LoadedModule **loaded) {
     Elf64_Ehdr header;
+    // a fatbin or cubin of the real compiler: an image for other devices
+    if (memcmp(image, "\x50\xed\x55\xba", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    if (memcmp(image, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
     memcpy(&header, image, sizeof header);
-    if (memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
-    if (header.e_type != ET_DYN) return CUDA_ERROR_NO_BINARY_FOR_GPU;  // a cubin of the real compiler
+    if (header.e_machine == kCudaMachine || header.e_type != ET_DYN) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     // the image comes without its size; the section table stands at its end
     const size_t size = header.e_shoff + size_t(header.e_shentsize) * header.e_shnum;
 
@@ -81,9 +85,9 @@ Function *find_function(LoadedModule *module, const char *name) {
 using namespace cusim;
 #define API extern "C" __attribute__((visibility("default"))) CUresult
 #define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
-#define CONTEXT                                                       \
-    LOCKED;                                                           \
-    Context *context;                                                 \
+#define CONTEXT       \
+    LOCKED;           \
+    Context *context; \
     if (CUresult bad = usable_context(&context)) return bad
 
 namespace {
@@ -109,7 +113,8 @@ CUresult load(CUmodule *handle, const void *image) {
     return result;
 }
 
-// Both ways to hand over arguments end in one packed buffer; a size that the kernel's signature does not have is refused.
+// Both ways to hand over arguments end in one packed buffer; a size that the kernel's signature does not have is
+// refused.
 CUresult pack(const Kernel *kernel, void **parameters, void **extra, std::vector<char> *packed) {
     packed->resize(kernel->total + 1);  // never empty, so that there is an address
     if (parameters) {
@@ -124,8 +129,9 @@ CUresult pack(const Kernel *kernel, void **parameters, void **extra, std::vector
         if (*extra == CU_LAUNCH_PARAM_BUFFER_SIZE) size = *static_cast<size_t *>(extra[1]);
     }
     if (size != kernel->total) {
-        return fault(CUDA_ERROR_INVALID_VALUE, format("kernel %s: %zu bytes of arguments given, its parameters take %zu",
-                                                      kernel->name, size, kernel->total));
+        return fault(CUDA_ERROR_INVALID_VALUE,
+                     format("kernel %s: %zu bytes of arguments given, its parameters take %zu", kernel->name, size,
+                            kernel->total));
     }
     if (size) memcpy(packed->data(), buffer, size);
     return CUDA_SUCCESS;
@@ -189,13 +195,24 @@ API cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction ha
     CONTEXT;
     const auto function = reinterpret_cast<Function *>(handle);
     switch (attribute) {
-        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
-        case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = int(static_shared(function)); break;
-        case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = 32; break;
+        case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+            *value = 1024;
+            break;
+        case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
+            *value = int(static_shared(function));
+            break;
+        case CU_FUNC_ATTRIBUTE_NUM_REGS:
+            *value = 32;
+            break;
         case CU_FUNC_ATTRIBUTE_PTX_VERSION:
-        case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *value = 90; break;
-        case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = function->max_dynamic_shared; break;
-        default: *value = 0;
+        case CU_FUNC_ATTRIBUTE_BINARY_VERSION:
+            *value = 90;
+            break;
+        case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
+            *value = function->max_dynamic_shared;
+            break;
+        default:
+            *value = 0;
     }
     return CUDA_SUCCESS;
 }

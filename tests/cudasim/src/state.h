@@ -23,13 +23,13 @@ struct Stream;
 
 // ---- settings (environment) -------------------------------------------------------------------------------------
 struct Settings {
-    uint64_t seed;      // CUSIM_SEED: order of queued work, of blocks and of threads
-    bool eager;         // CUSIM_EAGER: run everything at once
-    bool check;         // CUSIM_CHECK: check kernels' memory accesses
-    bool leaks;         // CUSIM_LEAKS: report leaks at exit
-    int devices;        // CUSIM_DEVICES
-    size_t memory;      // CUSIM_MEMORY: bytes per device
-    double timeout;     // CUSIM_TIMEOUT: seconds that a launch may take
+    uint64_t seed;   // CUSIM_SEED: order of queued work, of blocks and of threads
+    bool eager;      // CUSIM_EAGER: run everything at once
+    bool check;      // CUSIM_CHECK: check kernels' memory accesses
+    bool leaks;      // CUSIM_LEAKS: report leaks at exit
+    int devices;     // CUSIM_DEVICES
+    size_t memory;   // CUSIM_MEMORY: bytes per device
+    double timeout;  // CUSIM_TIMEOUT: seconds that a launch may take
 };
 extern Settings settings;
 extern std::mt19937_64 random_order;
@@ -114,11 +114,11 @@ struct Event {
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after = {});
 double now_ms();
-void finish(const WorkPtr &work);       // runs queued work in a random legal order until this is done
+void finish(std::vector<WorkPtr> targets);  // runs queued work in a random legal order until these are done
 void finish(Stream *stream);
-void finish(Context *context);          // everything that is queued in it
-void progress();                        // one random piece of work: polling ends some day
-void drop(Context *context);            // forgets what is queued (after a fault, or with the context)
+void finish(Context *context);  // everything that is queued in it
+void progress();                // one random piece of work: polling ends some day
+void drop(Context *context);    // forgets what is queued (after a fault, or with the context)
 
 // ---- modules and launches -----------------------------------------------------------------------------------------
 struct Function;
@@ -192,7 +192,7 @@ extern std::string last_fault;
 extern CUresult last_fault_code;
 extern size_t faults;
 
-void blocks(const char *call);          // this call waits for the device
+void blocks(const char *call);  // this call waits for the device
 CUresult fault(CUresult code, const std::string &text);
 std::string format(const char *pattern, ...) __attribute__((format(printf, 1, 2)));
 

@@ -51,29 +51,23 @@ std::vector<Stream *> ready_streams() {
             if (ready(stream)) found.push_back(stream);
     }
     // a set of pointers has the allocator's order: sort, so that a seed means the same in every run
-    std::sort(found.begin(), found.end(), [](Stream *a, Stream *b) {
-        return a->queue.front()->number < b->queue.front()->number;
-    });
+    std::sort(found.begin(), found.end(),
+              [](Stream *a, Stream *b) { return a->queue.front()->number < b->queue.front()->number; });
     return found;
 }
 
-// The streams whose front must run before the target can.
-std::unordered_set<const Stream *> needed_for(const WorkPtr &target) {
-    std::unordered_set<const Stream *> streams;
-    std::unordered_set<const Work *> seen;
-    std::vector<const Work *> todo{target.get()};
+// What must run before the targets are done, they included.
+std::unordered_set<const Work *> needed_for(const std::vector<WorkPtr> &targets) {
+    std::unordered_set<const Work *> needed;
+    std::vector<const Work *> todo;
+    for (const WorkPtr &target : targets) todo.push_back(target.get());
     while (!todo.empty()) {
         const Work *work = todo.back();
         todo.pop_back();
-        if (work->done || !seen.insert(work).second) continue;
-        streams.insert(work->stream);
+        if (work->done || !needed.insert(work).second) continue;
         for (const WorkPtr &earlier : work->after) todo.push_back(earlier.get());
-        for (const WorkPtr &earlier : work->stream->queue) {
-            if (earlier.get() == work) break;
-            todo.push_back(earlier.get());
-        }
     }
-    return streams;
+    return needed;
 }
 
 }  // namespace
@@ -92,6 +86,7 @@ WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, 
     work->run = std::move(run);
     work->after = std::move(after);
     work->stream = stream;
+    work->after.push_back(stream->last);
     // The legacy default stream and blocking streams wait for each other; non-blocking streams for neither.
     if (stream->legacy) {
         for (Stream *other : stream->context->streams)
@@ -99,26 +94,28 @@ WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, 
     } else if (!(stream->flags & CU_STREAM_NON_BLOCKING) && stream->context->legacy.last) {
         work->after.push_back(stream->context->legacy.last);
     }
-    auto done = [](const WorkPtr &w) { return w->done; };
+    auto done = [](const WorkPtr &w) { return !w || w->done; };
     work->after.erase(std::remove_if(work->after.begin(), work->after.end(), done), work->after.end());
     stream->queue.push_back(work);
     stream->last = work;
     queued++;
-    if (settings.eager) finish(work);
+    if (settings.eager) finish({work});
     while (queued > kQueueLimit) progress();
     return work;
 }
 
-void finish(const WorkPtr &work) {
-    if (!work || work->done) return;
+void finish(std::vector<WorkPtr> targets) {
+    auto done = [](const WorkPtr &w) { return !w || w->done; };
+    targets.erase(std::remove_if(targets.begin(), targets.end(), done), targets.end());
+    if (targets.empty()) return;
     // Three ways for the rest of the device to behave meanwhile: idle, faster than what is waited for, or anything.
     enum { kIdle, kFast, kAny } others = static_cast<decltype(others)>(random_order() % 3);
     if (settings.eager) others = kIdle;
-    while (!work->done) {
+    const auto needed = needed_for(targets);
+    auto is_needed = [&](const Stream *s) { return needed.count(s->queue.front().get()) != 0; };
+    while (!std::all_of(targets.begin(), targets.end(), done)) {
         std::vector<Stream *> candidates = ready_streams();
         if (others != kAny) {
-            const auto needed = needed_for(work);
-            auto is_needed = [&](Stream *s) { return needed.count(s) != 0; };
             auto middle = std::stable_partition(candidates.begin(), candidates.end(), is_needed);
             if (others == kIdle || middle == candidates.end()) candidates.erase(middle, candidates.end());
             else candidates.erase(candidates.begin(), middle);
@@ -128,13 +125,12 @@ void finish(const WorkPtr &work) {
     }
 }
 
-void finish(Stream *stream) { finish(stream->last); }
+void finish(Stream *stream) { finish({stream->last}); }
 
 void finish(Context *context) {
-    finish(context->legacy.last);
-    // a copy: a host callback may create or destroy streams
-    for (Stream *stream : std::vector<Stream *>(context->streams.begin(), context->streams.end()))
-        if (context->streams.count(stream)) finish(stream);
+    std::vector<WorkPtr> targets{context->legacy.last};
+    for (const Stream *stream : context->streams) targets.push_back(stream->last);
+    finish(targets);
 }
 
 void progress() {

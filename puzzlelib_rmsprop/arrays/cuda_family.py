@@ -1,0 +1,100 @@
+"""What arrays on a GPU have in common, whoever allocated them: PyCUDA's driver works on their addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ..errors import ArrayError
+from ..kernels.context import driver_library
+from .family import Family
+
+__all__ = ["CUDAFamily"]
+
+
+class CUDAFamily(Family):
+    """Arrays with ``get`` and ``set``.
+
+    A subclass adds :meth:`of`, :meth:`address`, :meth:`contiguous`, :meth:`empty` and :meth:`view`.
+    """
+
+    device = "cuda"
+    alignment = 16  # as PuzzleLib's CUDA backend, so that flat state is laid out alike
+
+    def stream(self) -> Any:
+        from pycuda import driver
+
+        return driver.Stream()
+
+    def kernels(self) -> Any:
+        from ..kernels import cuda
+
+        return cuda
+
+    def contiguous(self, array: Any) -> bool:
+        """Whether the elements lie one after the other, last index fastest."""
+        raise NotImplementedError
+
+    def fault(self, array: Any) -> str | None:
+        if not self.contiguous(array):
+            return f"must be C-contiguous; its strides are {array.strides} for shape {tuple(array.shape)}"
+        if array.size == 0:
+            return None
+        try:
+            address = self.address(array)
+        except Exception:  # whatever its library raises for memory that is gone
+            return "has no memory: it was freed"
+        return _context_fault(address)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        array = self.empty(shape, dtype)
+        self.fill_zero(array)
+        return array
+
+    def fill_zero(self, array: Any, stream: Any = None) -> None:
+        from pycuda import driver
+
+        # bytes, because PyCUDA's own fill compiles a kernel and refuses float16
+        if array.size:
+            driver.memset_d8_async(self.address(array), 0, array.nbytes, stream)
+
+    def copy(self, target: Any, source: Any) -> None:
+        from pycuda import driver
+
+        if target.size:
+            driver.memcpy_dtod_async(self.address(target), self.address(source), target.nbytes, None)
+
+    def get(self, array: Any) -> np.ndarray:
+        return array.get()
+
+    def set(self, array: Any, content: np.ndarray) -> None:
+        if content.shape != tuple(array.shape):
+            raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
+        if array.size:
+            array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
+
+
+_CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+
+
+def _context_fault(address: int) -> str | None:
+    """Why memory cannot be used in the current context: none is current, it is another's, or it is no device memory."""
+    library = driver_library()
+    current = ctypes.c_void_p()
+    library.cuCtxGetCurrent(ctypes.byref(current))
+    if not current.value:
+        return "lies on a GPU, but no CUDA context is current in this thread; make or push one (pycuda.autoprimaryctx)"
+    owner = ctypes.c_void_p()
+    if library.cuPointerGetAttribute(ctypes.byref(owner), _CONTEXT, ctypes.c_uint64(address)):
+        return f"has an address, {address:#x}, at which no device memory lies: it was freed, or is of another process"
+    # memory of a pool belongs to a device, not to a context
+    if owner.value and owner.value != current.value:
+        device = ctypes.c_int()
+        library.cuPointerGetAttribute(ctypes.byref(device), _DEVICE, ctypes.c_uint64(address))
+        return (
+            f"lies in another CUDA context than the current one (on device {device.value}); make all arrays of a net in one "
+            f"context, and keep that current while the optimizer is used"
+        )
+    return None

@@ -1,0 +1,611 @@
+"""The CUDA kernels and what launches them: on a GPU, or on the simulator, which also counts and checks what happens.
+
+What holds on every device (modes, rates, hooks, checkpoints) stands in the other files and runs on CUDA there.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import RMSPropGraves, Variable, WeightDecay, gpuarray
+from puzzlelib_rmsprop.errors import ArrayError, DependencyError, DeviceError, Error, HyperParameterError, SetupError
+from puzzlelib_rmsprop.kernels import state_dtype
+from tests.reference import Reference
+from tests.standins import Net
+from tests.tolerances import TOLERANCE, assert_close
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
+STEPS = 4
+SOURCE = "rmsprop_graves"
+GUARD = 64  # elements on either side of an array
+
+
+@pytest.fixture
+def kernels(cuda):
+    from puzzlelib_rmsprop.kernels import cuda as module
+
+    return module
+
+
+def start(size, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    param = rng.standard_normal(size).astype(dtype)
+    grads = rng.standard_normal((STEPS, size)).astype(dtype)
+    return param, grads
+
+
+def chunk():
+    from puzzlelib_rmsprop.kernels.cuda import CHUNK
+
+    return CHUNK
+
+
+def sizes():
+    edges = [0, 1, 2, 7, 8, 9, 255, 256, 257, 1023, 1025, 4099]
+    return [*edges, "chunk-1", "chunk", "chunk+1", "3chunk+5"]
+
+
+def size_of(size):
+    if isinstance(size, int):
+        return size
+    return {"chunk-1": chunk() - 1, "chunk": chunk(), "chunk+1": chunk() + 1, "3chunk+5": 3 * chunk() + 5}[size]
+
+
+class Buffers:
+    """The five arrays of a variable on the device, each between guards of NaN, ``offset`` elements off alignment."""
+
+    def __init__(self, param, state, offsets=(0, 0, 0, 0, 0)):
+        from pycuda import gpuarray as device
+
+        self.size, self.guarded, self.offsets = param.size, [], offsets
+        contents = [param, np.full(param.size, np.nan, param.dtype), *(np.zeros(param.size, state) for _ in range(3))]
+        for content, offset in zip(contents, offsets, strict=True):
+            host = np.full(content.size + 2 * GUARD + offset, np.nan, content.dtype)
+            host[GUARD + offset : GUARD + offset + content.size] = content
+            self.guarded.append(device.to_gpu(host))
+
+    def row(self, kernels):
+        return kernels.Row(*(self.address(i) for i in range(5)), self.size)
+
+    def address(self, i):
+        return int(self.guarded[i].gpudata) + (GUARD + self.offsets[i]) * self.guarded[i].dtype.itemsize
+
+    def set_grad(self, grad):
+        host = self.guarded[1].get()
+        host[GUARD + self.offsets[1] : GUARD + self.offsets[1] + self.size] = grad
+        self.guarded[1].set(host)
+
+    def get(self):
+        found = {}
+        names = ("param", "grad", "mg", "ms", "delta")
+        for name, guarded, offset in zip(names, self.guarded, self.offsets, strict=True):
+            host = guarded.get()
+            begin = GUARD + offset
+            assert np.isnan(host[:begin].astype(np.float64)).all(), f"{name}: written in front of it"
+            assert np.isnan(host[begin + self.size :].astype(np.float64)).all(), f"{name}: written past its end"
+            found[name] = host[begin : begin + self.size]
+        return found
+
+
+def stored(dtype):
+    return dtype if dtype in ("float16", "bfloat16") else None
+
+
+def check(found, param, grads, dtype, factors=(1.0, 1.0)):
+    """Against the formula in float64, and, bit for bit, in the precision of the kernel."""
+    exact = Reference(param, dtype=state_dtype(np.dtype(dtype)), stored=stored(dtype))
+    oracle = Reference(param, stored=stored(dtype))
+    for grad in grads:
+        for reference in (exact, oracle):
+            rates = {"learnRate": HYPER["learnRate"] * factors[0], "momRate": HYPER["momRate"] * factors[1]}
+            reference.step(grad, **(HYPER | rates))
+    tolerance = TOLERANCE["float16" if dtype == "bfloat16" else dtype]
+    for name, content in oracle.buffers().items():
+        limit = 8e-3 if (dtype, name) == ("bfloat16", "param") else tolerance[name]  # eight bits, one unit away
+        # an average is as exact as what was averaged, also where that cancels
+        scale = 0.05 * float(np.max(np.abs(grads), initial=0)) if name == "mg" else 0.0
+        assert_close(found[name], content, limit, name, scale)
+    for name, content in exact.buffers().items():
+        assert np.array_equal(found[name].astype(content.dtype), content), f"{name} differs in the last bit"
+
+
+# --------------------------------------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", sizes())
+@pytest.mark.parametrize("entry", ["flat", "many"])
+def test_every_size(kernels, dtype, size, entry):
+    param, grads = start(size_of(size), dtype)
+    buffers = Buffers(param, state_dtype(param.dtype))
+    table = kernels.Table(param.dtype, [buffers.row(kernels)])
+    factors = (1.0, 1.0) if entry == "flat" else (0.5, 0.25)
+    table.setRates([factors])
+    for grad in grads:
+        buffers.set_grad(grad)
+        table.update(**HYPER)
+    check(buffers.get(), param, grads, dtype, factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("entry", ["flat", "many"])
+def test_every_alignment(kernels, dtype, entry):
+    # together off alignment: a head, vectors and a tail; each by another amount: element by element
+    together = [(k,) * 5 for k in range(1, 9)]
+    apart = [tuple(k if i == j else 0 for j in range(5)) for i in range(5) for k in (1, 2)]
+    factors = (1.0, 1.0) if entry == "flat" else (2.0, 0.5)
+    for seed, offsets in enumerate(together + apart):
+        param, grads = start(1037, dtype, seed)
+        buffers = Buffers(param, state_dtype(param.dtype), offsets)
+        table = kernels.Table(param.dtype, [buffers.row(kernels)])
+        table.setRates([factors])
+        for grad in grads:
+            buffers.set_grad(grad)
+            table.update(**HYPER)
+        check(buffers.get(), param, grads, dtype, factors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_thousand_variables_in_one_launch(kernels, dtype, request):
+    rng = np.random.default_rng(1)
+    lengths = [int(n) for n in rng.integers(0, 60, 996)] + [chunk() + 3, 2 * chunk(), 0, 1]
+    variables, rows, factors = [], [], []
+    for number, length in enumerate(lengths):
+        param, grads = start(length, dtype, number)
+        offset = int(rng.integers(0, 5))
+        buffers = Buffers(param, state_dtype(param.dtype), (offset,) * 5)
+        variables.append((buffers, param, [grads[0], grads[0]]))
+        rows.append(buffers.row(kernels))
+        factors.append((float(rng.choice([1.0, 0.5])), float(rng.choice([1.0, 0.0]))))
+        buffers.set_grad(grads[0])
+    table = kernels.Table(np.dtype(dtype), rows)
+    table.setRates(factors)
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.reset()
+    table.update(**HYPER)
+    if request.config.simulated:
+        assert [launch["name"] for launch in control.launches()] == [f"graves_many_{dtype}_{state_dtype(np.dtype(dtype))}"]
+    table.update(**HYPER)
+    for (buffers, param, grads), each in zip(variables, factors, strict=True):
+        check(buffers.get(), param, grads, dtype, each)
+
+
+def test_more_blocks_than_the_grid_has(kernels, monkeypatch):
+    # the grid's stride: one block does the work of all
+    monkeypatch.setattr(kernels, "_most_blocks", lambda: 1)
+    for factors in ((1.0, 1.0), (0.5, 0.5)):
+        param, grads = start(3 * chunk() + 5, "float32")
+        buffers = Buffers(param, np.float32)
+        table = kernels.Table(param.dtype, [buffers.row(kernels)])
+        table.setRates([factors])
+        for grad in grads:
+            buffers.set_grad(grad)
+            table.update(**HYPER)
+        check(buffers.get(), param, grads, "float32", factors)
+
+
+def test_nan_and_infinity_are_not_hidden(kernels):
+    grads = np.array([[1.0, np.nan, np.inf, -np.inf]], np.float32)
+    buffers = Buffers(np.zeros(4, np.float32), np.float32)
+    table = kernels.Table(np.dtype(np.float32), [buffers.row(kernels)])
+    table.setRates([(1.0, 1.0)])
+    buffers.set_grad(grads[0])
+    table.update(**HYPER)
+    assert np.isfinite(buffers.get()["param"]).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("size", [10.0, 100.0, 1e4, 1e8])
+def test_no_nan_where_the_variance_rounds_below_zero(kernels, size):
+    rng = np.random.default_rng(5)
+    sinking = 1 + np.exp(-np.arange(600) / 30.0)[:, None]
+    grads = (size * (sinking + 1e-6 * rng.standard_normal((600, 16)))).astype(np.float32)
+    buffers = Buffers(np.zeros(16, np.float32), np.float32)
+    table = kernels.Table(np.dtype(np.float32), [buffers.row(kernels)])
+    table.setRates([(1.0, 1.0)])
+    for grad in grads:
+        buffers.set_grad(grad)
+        table.update(**HYPER)
+    for name, content in buffers.get().items():
+        assert np.isfinite(content).all(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_scaled(kernels, dtype):
+    rng = np.random.default_rng(2)
+    y, x = rng.standard_normal((2, 3001)).astype(dtype)
+    from pycuda import gpuarray as device
+
+    on_device = [device.to_gpu(y), device.to_gpu(x)]
+    kernels.addScaled(int(on_device[0].gpudata), int(on_device[1].gpudata), y.size, -0.3, y.dtype)
+    compute = state_dtype(y.dtype)
+    expected = (y.astype(compute) + compute.type(-0.3) * x.astype(compute)).astype(dtype)
+    assert np.array_equal(on_device[0].get(), expected)
+
+
+# ------------------------------------------------------------------------------------- the optimizer on CUDA
+
+
+def make(cuda, shapes, globalState, dtype="float32", **options):
+    rng = np.random.default_rng(0)
+    net = Net({f"v{i:04}": cuda.var(rng.standard_normal(shape).astype(dtype)) for i, shape in enumerate(shapes)})
+    optimizer = RMSPropGraves(**(HYPER | options))
+    optimizer.setupOn(net, globalState)
+    for var in net.vars.values():
+        cuda.put(var.grad, rng.standard_normal(var.grad.shape))
+    return net, optimizer
+
+
+def test_bfloat16_trains(cuda, globalState):
+    net, optimizer = make(cuda, [(3, 5), (7,)], globalState, ml_dtypes.bfloat16)
+    expected = {
+        name: Reference(var.data.get(), dtype=np.float32, stored=ml_dtypes.bfloat16) for name, var in net.vars.items()
+    }
+    for _ in range(3):
+        optimizer.update()
+        for name, var in net.vars.items():
+            expected[name].step(var.grad.get(), **HYPER)
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get().astype(np.float32), expected[name].param)
+
+
+def test_flat_padding_is_zero_and_aligned(cuda):
+    net, optimizer = make(cuda, [(3,), (5,), (1,)], True)
+    shared = optimizer.shParams[np.dtype("float32")]
+    assert list(shared.offsets.values()) == [0, 4, 12]
+    for var in net.vars.values():
+        assert int(var.data.gpudata) % 16 == 0
+    optimizer.update()
+    (flat,) = optimizer.globalVar.values()
+    gaps = [3, 9, 10, 11, 13, 14, 15]
+    for array in (flat.data, flat.grad, *optimizer.states[np.dtype("float32")].values()):
+        assert not array.get()[gaps].any()
+
+
+def test_views_keep_their_buffer_alive(cuda):
+    import gc
+
+    net, optimizer = make(cuda, [(1000,), (500,)], True)
+    data = net.getVar("v0001").data
+    before = data.get()
+    net.vars.clear()
+    del optimizer, net
+    gc.collect()
+    assert np.array_equal(data.get(), before)
+
+
+def test_cpu_and_cuda_nets_in_one_process(cuda, globalState):
+    net, optimizer = make(cuda, [(40,)], globalState)
+    param, grad = net.getVar("v0000").data.get(), net.getVar("v0000").grad.get()
+    host = Variable(param.copy(), grad=grad.copy())
+    other = RMSPropGraves(**HYPER)
+    other.setupOn(Net(W=host), globalState)
+    for _ in range(3):
+        optimizer.update()
+        other.update()
+    assert np.array_equal(net.getVar("v0000").data.get(), host.data)
+
+
+def test_half_state_on_request(cuda, globalState):
+    # PuzzleLib's way for float16; kept for its checkpoints
+    ends = []
+    for make_array in (cuda.make, np.array):
+        rng = np.random.default_rng(0)
+        var = Variable(make_array(rng.standard_normal(37).astype(np.float16)))
+        param = np.array(var.data.get() if hasattr(var.data, "get") else var.data)
+        optimizer = RMSPropGraves(**HYPER, stateDtype="float16")
+        optimizer.setupOn(Net(W=var), globalState)
+        state = optimizer._slots[0].state
+        expected = Reference(param, dtype=np.float32, stored=np.float16)
+        for _ in range(4):
+            grad = rng.standard_normal(37).astype(np.float16)
+            (cuda.put if make_array is cuda.make else np.copyto)(var.grad, grad)
+            optimizer.update()
+            expected.step(grad, **HYPER)
+            for name in ("mg", "ms", "delta"):
+                setattr(expected, name, getattr(expected, name).astype(np.float16).astype(np.float32))
+        found = {"param": var.data, **state}
+        found = {name: array.get() if hasattr(array, "get") else array for name, array in found.items()}
+        assert {array.dtype for array in found.values()} == {np.dtype(np.float16)}
+        ends.append(found)
+        for name in ("mg", "ms", "delta"):
+            assert np.array_equal(found[name].astype(np.float32), getattr(expected, name)), name
+    for name in ends[0]:
+        assert np.array_equal(ends[0][name], ends[1][name]), name
+
+
+def test_state_dtype_is_checked():
+    for wrong in ("float32", "int8", "nonsense", 3.5):
+        with pytest.raises(HyperParameterError, match="stateDtype must be None or float16; got"):
+            RMSPropGraves(stateDtype=wrong)
+
+
+# -------------------------------------------------------------------------------- launches, waits, streams
+
+
+def test_one_launch_a_step_and_no_wait(cuda, globalState, simulator):
+    _, optimizer = make(cuda, [(n % 37,) for n in range(1000)], globalState)
+    optimizer.update()
+    simulator.reset()
+    for _ in range(5):
+        optimizer.zeroGradParams()
+        optimizer.update()
+    counts = simulator.counters()
+    assert len(simulator.launches()) == 5
+    assert simulator.blocking() == []
+    assert counts["allocations"] == 0
+    assert counts["copies"] == 0
+    if globalState:
+        assert counts["memsets"] == 5
+
+
+def test_rates_cost_one_repacking(cuda, globalState, simulator):
+    net, optimizer = make(cuda, [(10,), (20,)], globalState)
+    optimizer.update()
+    simulator.reset()
+    net.getVar("v0000").learnRate = 0.5
+    optimizer.update()
+    assert len(simulator.launches()) == 1
+    simulator.reset()
+    optimizer.learnRate = 0.5
+    optimizer.update()
+    assert simulator.counters()["copies"] == 0
+
+
+def test_hooks_get_the_stream(cuda, globalState):
+    from pycuda import driver
+
+    _, optimizer = make(cuda, [(5,)], globalState)
+    seen = []
+    optimizer.addHook(lambda var, state, stream: seen.append(stream))
+    given = driver.Stream()
+    optimizer.update()
+    optimizer.update(stream=given)
+    optimizer.update(useStreams=True)
+    assert seen[0] is None
+    assert seen[1] is given
+    assert isinstance(seen[2], driver.Stream)
+    with pytest.raises(SetupError, match="not both"):
+        optimizer.update(useStreams=True, stream=given)
+
+
+def test_use_streams_waits_only_when_asked(cuda, globalState, simulator):
+    _, optimizer = make(cuda, [(50,)], globalState)
+    optimizer.update()
+    optimizer.update(useStreams=True, sync=False)  # makes its stream
+    simulator.reset()
+    optimizer.update(useStreams=True, sync=False)
+    assert simulator.blocking() == []
+    assert simulator.counters()["pending"] > 0
+    optimizer.update(useStreams=True)
+    assert simulator.blocking() == ["cuStreamSynchronize"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_order_on_late_streams(cuda, globalState, seed, request):
+    # zeroing, a hook and the step on one stream, each needing the one before; the simulator runs them as late as it may
+    from pycuda import driver
+
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.seed(seed)
+    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    optimizer.addHook(WeightDecay(0.5))
+    expected = {}
+    for name, var in net.vars.items():
+        var.wc = 1.0
+        expected[name] = Reference(var.data.get(), dtype=np.float32)
+    stream = driver.Stream()
+    for _ in range(4):
+        optimizer.zeroGradParams(stream=stream)
+        optimizer.update(stream=stream)
+        for reference in expected.values():
+            reference.step(np.float32(-0.5) * reference.param, **HYPER)
+    stream.synchronize()
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get(), expected[name].param)
+
+
+# ------------------------------------------------------------------------------------------ capturable
+
+
+def test_capturable_launches_follow_assignments(cuda, globalState):
+    # a replay repeats the launch, not Python: here by launching the packed arguments again
+    net, optimizer = make(cuda, [(300,), (77,)], globalState, capturable=True)
+    eager_net, eager = make(cuda, [(300,), (77,)], globalState)
+    optimizer.update()
+    eager.update()
+    launches = [(table._function, table._grid, bytes(table._arguments)) for table, _ in optimizer._packed._tables]
+    for change in ({}, {"learnRate": 0.5}, {"alpha": 0.5, "momRate": 0.1, "epsilon": 1e-2}):
+        for name, value in change.items():
+            setattr(optimizer, name, value)
+            setattr(eager, name, value)
+        for function, grid, arguments in launches:
+            function._launch_kernel(grid, (256, 1, 1), arguments, 0, None)
+        eager.update()
+        for name, var in net.vars.items():
+            assert np.array_equal(var.data.get(), eager_net.getVar(name).data.get()), change
+    optimizer.update()
+    eager.update()
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get(), eager_net.getVar(name).data.get())
+
+
+def test_capturable_needs_a_gpu():
+    with pytest.raises(SetupError, match="capturable=True needs arrays on a GPU; the net's are puzzlelib_rmsprop.CPUArray"):
+        RMSPropGraves(capturable=True).setupOn(Net(W=Variable(gpuarray.zeros(2))))
+
+
+# ---------------------------------------------------------------------------------- contexts and refusals
+
+
+def test_mixed_devices_are_refused(cuda):
+    with pytest.raises(Error, match="'b': its data must be a numpy.ndarray.*got a pycuda.gpuarray.GPUArray"):
+        RMSPropGraves().setupOn(Net(a=Variable(np.zeros(2, np.float32)), b=cuda.var(np.zeros(2, np.float32))))
+
+
+def test_arrays_of_another_context(cuda):
+    import pycuda.autoprimaryctx
+    from pycuda import driver
+
+    net, optimizer = make(cuda, [(20,)], False)
+    optimizer.update()
+    before = net.getVar("v0000").data.get()
+    other = pycuda.autoprimaryctx.device.make_context()
+    try:
+        with pytest.raises(ArrayError, match="'v0000': its data lies in another CUDA context"):
+            RMSPropGraves().setupOn(net)
+        with pytest.raises(DeviceError, match="context that is current is not the one the arrays lie in"):
+            optimizer.update()
+        assert optimizer.t == 1
+        # and a net of its own works there
+        mine, own = make(cuda, [(20,)], True)
+        own.update()
+        assert np.isfinite(mine.getVar("v0000").data.get()).all()
+        del mine, own
+    finally:
+        other.pop()
+        other.detach()
+    assert np.array_equal(net.getVar("v0000").data.get(), before)
+    optimizer.update()
+    assert driver.Context.get_current() == pycuda.autoprimaryctx.context
+
+
+def test_no_context_in_this_thread(cuda):
+    import threading
+
+    net, _ = make(cuda, [(20,)], False)
+    caught = []
+
+    def work():
+        try:
+            RMSPropGraves().setupOn(net)
+        except Exception as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "no CUDA context is current in this thread" in str(caught[0])
+
+
+def test_freed_arrays(cuda):
+    array = cuda.make(np.ones(10, np.float32))
+    var = Variable(array)
+    array.gpudata.free()
+    with pytest.raises(ArrayError, match="'W': its data.*freed"):
+        RMSPropGraves().setupOn(Net(W=var))
+
+
+def test_strided_arrays(cuda):
+    array = cuda.make(np.ones((4, 6), np.float32))
+    with pytest.raises(ArrayError, match="'W': its data must be C-contiguous"):
+        RMSPropGraves().setupOn(Net(W=Variable(array.T, grad=array.T)))
+
+
+# ------------------------------------------------------------------------------------- compiled code
+
+
+def test_the_shipped_ptx_is_of_this_source(kernels):
+    ptx = kernels._shipped_ptx(SOURCE)
+    assert ptx is not None, "run tools/make_ptx.py"
+    for dtype in DTYPES:
+        for entry in ("flat", "many"):
+            assert f".entry graves_{entry}_{dtype}_{state_dtype(np.dtype(dtype))}(".encode() in ptx
+
+
+def test_ptx_of_another_source_is_not_used(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "source", lambda file: "something else")
+    assert kernels._shipped_ptx(SOURCE) is None
+
+
+def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
+    calls = []
+    real = subprocess.run
+    monkeypatch.setattr(
+        kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
+    )
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "new" / "folder"))
+    first = kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert calls == ["--version", "-cubin"]
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90") == first
+    assert calls == ["--version", "-cubin", "--version"], "kept"
+    (kept,) = (tmp_path / "new" / "folder").iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert calls[-1] == "-cubin", "cut off: compiled again"
+    calls.clear()
+    kernels._compiled_by_nvcc(SOURCE, "sm_80")
+    assert calls == ["--version", "-cubin"], "another device"
+    # a place that cannot be written costs time, not the update
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(kept / "below a file"))
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+
+
+def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DependencyError, match=r"needs rmsprop_graves.cu compiled.*install the CUDA toolkit"):
+        kernels._compiled_by_nvcc(SOURCE, "sm_61")
+
+
+def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")
+    with pytest.raises(DeviceError, match=r"could not compile rmsprop_graves.cu for sm_90:\n(.*\n)*.*error"):
+        kernels._compiled_by_nvcc(SOURCE, "sm_90")
+
+
+# ------------------------------------------------------------------------------------- planted faults
+
+FAULTS = {
+    "a tail that ends one short": ("i = last + thread; i < n;", "i = last + thread; i + 1 < n;"),
+    "a tail that ends one late": ("i = last + thread; i < n;", "i = last + thread; i <= n;"),
+    "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
+    "an index of too few bits": ("vector(i, r);", "vector(i & 0xfff, r);"),
+    "chunks that start at 0": ("const u64 start = u64(chunk.index) * CHUNK;", "const u64 start = 0;"),
+    "an alignment that is not looked at": ("return aligned && skip < n ? skip : n;", "return 0;"),
+    "the rates of the first row": (
+        "const Row row = rows[chunk.row];",
+        "Row row = rows[chunk.row]; row.momRate = rows[0].momRate;",
+    ),
+    "a variance that may be negative": ("variance < Real(0) ? Real(0) : variance", "variance"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
+    """The tests above, run on a copy of the package with a fault in its kernel, must fail."""
+    import shutil
+
+    import puzzlelib_rmsprop
+    from tests.cudasim import _loaded
+
+    package = tmp_path / "puzzlelib_rmsprop"
+    shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=shutil.ignore_patterns("__pycache__", "*.ptx"))
+    shutil.copytree(os.path.dirname(__file__), tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    kernel = package / "kernels" / "rmsprop_graves.cu"
+    text = kernel.read_text()
+    right, wrong = FAULTS[fault]
+    assert text.count(right) == 1
+    kernel.write_text(text.replace(right, wrong))
+    assert _loaded
+    options = ["-x", "-q", "--cuda=sim", "-p", "no:cacheprovider", "-k", "every or thousand or negative or below_zero"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "tests/test_cuda.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ
+        | {"PYTHONPATH": str(tmp_path), "PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path / "cache"), "CUSIM_TIMEOUT": "30"},
+    )
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr
+    assert " failed" in done.stdout
