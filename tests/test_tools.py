@@ -1,5 +1,6 @@
-"""The tools that look after the CUDA kernels: each fault they are there for, planted, is caught."""
+"""The tools for CUDA, for developers: each fault that they are there for, planted, is caught."""
 
+import importlib
 import os
 import re
 import shutil
@@ -7,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from tests.conftest import ARRAYS
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 KERNELS = TOOLS.parent / "puzzlelib_rmsprop" / "kernels"
@@ -146,3 +150,123 @@ class TestShippedPTX:
         text = (KERNELS / "rmsprop_graves.ptx").read_text()
         release = text.partition("\n")[0].rpartition(" ")[2]
         assert "text not compared" in check("rmsprop_graves.ptx", f"nvcc {release}", "nvcc 12.0.1", 0)
+
+
+# --------------------------------------------------------------------------------------- the check on a GPU
+
+
+@pytest.fixture
+def fake_python(tmp_path):
+    """A python that does nothing, and fails where its command line holds a word."""
+
+    def make(word):
+        file = tmp_path / "python"
+        file.write_text(f'#!/bin/sh\ncase "$*" in *{word}*) echo broken; exit 3;; esac\n')
+        file.chmod(0o755)
+        return file
+
+    return make
+
+
+def gpu_check(tmp_path, python, **env):
+    done = subprocess.run(
+        [TOOLS / "gpu_check.sh", "--dry-run"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PATH": PATH, "PYTHON": str(python), "OUT": str(tmp_path / "out"), "CUSIM_DIR": str(tmp_path)}
+        | env,
+    )
+    lines = done.stdout.splitlines()
+    # each step once while they run, and once more together at the end
+    return done.returncode, {line.split(" (")[0] for line in lines if line.startswith(("PASS", "FAIL", "LEFT OUT"))}, lines
+
+
+def test_gpu_check_goes_on_after_a_failure(tmp_path, fake_python):
+    status, results, lines = gpu_check(tmp_path, fake_python("graph_check"))
+    assert status == 1
+    assert "FAIL graph and shared memory" in results
+    assert {"PASS versions", "PASS doctor", "PASS benchmark", "PASS test suite"} <= results
+    assert "     | broken" in lines
+    assert lines[-1].startswith("1 failed")
+    logs = list((tmp_path / "out").glob("*-logs.tar.gz"))
+    assert len(logs) == 1
+    assert "dry-run" in logs[0].name
+
+
+def test_gpu_check_passes_where_every_step_does(tmp_path, fake_python):
+    status, results, _ = gpu_check(tmp_path, fake_python("there_is_no_such_word"))
+    assert status == 0
+    assert not any(line.startswith("FAIL") for line in results)
+    assert any(line.startswith("LEFT OUT memcheck: compute-sanitizer is not here") for line in results)
+
+
+def test_gpu_check_has_no_time_left(tmp_path, fake_python):
+    status, results, _ = gpu_check(tmp_path, fake_python("there_is_no_such_word"), GPU_CHECK_SECONDS="1")
+    assert status == 1
+    assert "FAIL test suite: no time was left for it" in results
+
+
+def test_gpu_check_refuses_other_options():
+    done = subprocess.run([TOOLS / "gpu_check.sh", "--fast"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+
+
+# ----------------------------------------------------------------------------- what it runs, on a GPU or simulator
+
+
+@pytest.fixture
+def tool(request, monkeypatch):
+    """A tool as a module."""
+    if "pycuda" not in ARRAYS:
+        pytest.skip(f"CUDA {request.config.cuda}")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("globalState", [False, True])
+def test_replays_are_compared(tool, globalState):
+    check = tool("graph_check")
+    check.check_capture(check.rehearsed, "float32", globalState)
+
+    def forgets_one(stream, queue):
+        calls = iter(range(100))
+        return lambda: None if next(calls) == 2 else queue()
+
+    with pytest.raises(AssertionError, match="differs by up to"):
+        check.check_capture(forgets_one, "float32", globalState)
+    with pytest.raises(AssertionError, match=r"differs|nothing was updated"):
+        check.check_capture(lambda stream, queue: lambda: None, "float32", globalState)
+
+    def runs_at_once(stream, queue):
+        queue()
+        return queue
+
+    with pytest.raises(AssertionError, match="differs"):
+        check.check_capture(runs_at_once, "float32", globalState)
+
+
+def test_the_benchmark_refuses_a_wrong_contender(tool, monkeypatch):
+    bench = tool("gpu_bench")
+    for name in (bench.OURS, bench.OURS_GLOBAL):
+        assert bench.check(name, "float32") < 1e-5
+        assert bench.check(name, "float16") < 1e-2
+    monkeypatch.setattr(bench, "LEARN_RATE", 1.1e-3)
+    right = bench.ours
+
+    def other(params, grads):
+        with monkeypatch.context() as patch:
+            patch.setattr(bench, "LEARN_RATE", 1e-3)
+            return right(params, grads)
+
+    monkeypatch.setitem(bench.CONTENDERS, bench.OURS, other)
+    with pytest.raises(ValueError, match="does not compute its formula"):
+        bench.check(bench.OURS, "float32")
+
+
+def test_launches_are_counted(tool):
+    bench = tool("gpu_bench")
+    rng = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (5, 9)]
+    assert bench.launches(bench.ours(rng, rng)) == 1
+    assert bench.launches(bench.copy(rng, rng)) == 0

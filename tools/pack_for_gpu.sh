@@ -57,13 +57,13 @@ pack_setup() {
       trap 'rm -rf "$work"' EXIT
       # libcuda as the linker wants it: from the driver, else the toolkit's stub
       driver=$(ldconfig -p 2> /dev/null | awk '/libcuda\.so\.1/ {print $NF; exit}')
-      for file in "$driver" "$cuda"/lib64/stubs/libcuda.so "$cuda"/targets/*/lib/stubs/libcuda.so; do
+      for file in "$driver" /usr/local/nvidia/lib64/libcuda.so.1 "$cuda"/lib64/stubs/libcuda.so "$cuda"/targets/*/lib/stubs/libcuda.so; do
         if [ -e "$file" ]; then ln -s "$file" "$work/libcuda.so"; break; fi
       done
       cd "$work"
       tar xf "$here"/pycuda-*.tar.gz
       cd pycuda-*/
-      export CUDA_ROOT=$cuda PATH=$cuda/bin:$PATH LIBRARY_PATH=$work:$cuda/lib64:$cuda/lib
+      export CUDA_ROOT=$cuda PATH=$cuda/bin:$PATH LIBRARY_PATH=$work:$cuda/lib64:$cuda/lib${LIBRARY_PATH:+:$LIBRARY_PATH}
       "$python" configure.py --cuda-root="$cuda" --no-cuda-enable-curand
       "$python" setup.py -q build_ext --parallel "$(nproc)"
       "$python" -m pip wheel -q --no-build-isolation --no-deps --no-index . -w "$work/wheel"
