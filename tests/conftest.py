@@ -49,8 +49,8 @@ _in_child: list[str] = []
 
 
 def in_child():
-    """Code that gives a process started by a test the CUDA that this one has."""
-    return "; ".join(_in_child)
+    """Code that gives a process started by a test the CUDA that this one has, and the settings a user starts with."""
+    return "; ".join([*_in_child, "from puzzlelib_rmsprop import Config; Config.backend = Config.Backend.auto"])
 
 
 class CUDAArrays(Arrays):
