@@ -174,6 +174,9 @@ class Optimizer:
         vars(self).update(fresh, family=family, _slots=slots)
         try:
             self._setup_states(slots)
+            if family is not None:
+                # the first update may come on a stream that the default one, where this was queued, is not ordered with
+                family.synchronize()
         except BaseException:
             vars(self).update(before)
             raise

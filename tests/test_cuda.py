@@ -386,8 +386,9 @@ def test_use_streams_waits_only_when_asked(cuda, globalState, simulator):
     assert simulator.blocking() == ["cuStreamSynchronize"]
 
 
+@pytest.mark.parametrize("blocking", [True, False], ids=["ordered-with-the-default", "non-blocking"])
 @pytest.mark.parametrize("seed", range(6))
-def test_order_on_late_streams(cuda, globalState, seed, request):
+def test_order_on_late_streams(cuda, globalState, seed, blocking, request):
     # zeroing, a hook and the step on one stream, each needing the one before; the simulator runs them as late as it may
     from pycuda import driver
 
@@ -401,7 +402,7 @@ def test_order_on_late_streams(cuda, globalState, seed, request):
     for name, var in net.vars.items():
         var.wc = 1.0
         expected[name] = Reference(var.data.get(), dtype=np.float32)
-    stream = driver.Stream()
+    stream = driver.Stream(0 if blocking else 1)  # CU_STREAM_NON_BLOCKING
     for _ in range(4):
         optimizer.zeroGradParams(stream=stream)
         optimizer.update(stream=stream)
@@ -410,6 +411,27 @@ def test_order_on_late_streams(cuda, globalState, seed, request):
     stream.synchronize()
     for name, var in net.vars.items():
         assert np.array_equal(var.data.get(), expected[name].param)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_set_up_has_ended_before_late_streams_begin(cuda, globalState, seed, request):
+    from pycuda import driver
+
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.seed(seed)
+    rng = np.random.default_rng(seed)
+    param, grad = rng.standard_normal((2, 500)).astype(np.float32)
+    var = Variable(cuda.make(param), grad=cuda.make(grad))
+    optimizer = RMSPropGraves(**HYPER)
+    optimizer.setupOn(Net(W=var), globalState)
+    stream = driver.Stream(1)  # CU_STREAM_NON_BLOCKING: not ordered with the default stream, where set-up was queued
+    optimizer.update(stream=stream)
+    stream.synchronize()
+    expected = Reference(param, dtype=np.float32)
+    expected.step(grad, **HYPER)
+    assert np.array_equal(var.data.get(), expected.param)
 
 
 # ------------------------------------------------------------------------------------------ capturable
@@ -575,6 +597,9 @@ FAULTS = {
         "Row row = rows[chunk.row]; row.momRate = rows[0].momRate;",
     ),
     "a variance that may be negative": ("variance < Real(0) ? Real(0) : variance", "variance"),
+    "a memset off its stream": ("array.nbytes, stream)", "array.nbytes, None)", "arrays/cuda_family.py"),
+    "a launch off its stream": ("self._arguments, 0, stream)", "self._arguments, 0, None)", "kernels/cuda.py"),
+    "a set-up that is not waited for": ("                family.synchronize()\n", "                pass\n", "optimizer.py"),
 }
 
 
@@ -589,13 +614,21 @@ def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
     package = tmp_path / "puzzlelib_rmsprop"
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=shutil.ignore_patterns("__pycache__", "*.ptx"))
     shutil.copytree(os.path.dirname(__file__), tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "data"))
-    kernel = package / "kernels" / "rmsprop_graves.cu"
-    text = kernel.read_text()
-    right, wrong = FAULTS[fault]
+    right, wrong, *where = FAULTS[fault]
+    file = package / (where[0] if where else "kernels/rmsprop_graves.cu")
+    text = file.read_text()
     assert text.count(right) == 1
-    kernel.write_text(text.replace(right, wrong))
+    file.write_text(text.replace(right, wrong))
     assert _loaded
-    options = ["-x", "-q", "--cuda=sim", "-p", "no:cacheprovider", "-k", "every or thousand or negative or below_zero"]
+    options = [
+        "-x",
+        "-q",
+        "--cuda=sim",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "every or thousand or negative or below_zero or late_streams",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "tests/test_cuda.py"],
         cwd=tmp_path,

@@ -80,7 +80,7 @@ def test_every_rounding_is_the_formulas(dtype, offset):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_threads_change_nothing(dtype):
     # one part a thread, with an odd end; every part's borders lie inside the array
-    size = 5 * cpu.ELEMENTS_PER_THREAD + 13
+    size = 5 * cpu.BLOCK + 13
     param, grads = start(size, dtype, seed=2)
     results = []
     for threads in (1, 2, 5):
@@ -93,8 +93,8 @@ def test_threads_change_nothing(dtype):
 
 def test_many_variables_across_thread_borders():
     rng = np.random.default_rng(3)
-    sizes = [int(s) for s in rng.integers(0, 2 * cpu.ELEMENTS_PER_THREAD, 9)]
-    assert sum(sizes) > 4 * cpu.ELEMENTS_PER_THREAD
+    sizes = [int(s) for s in rng.integers(0, 2 * cpu.BLOCK, 9)]
+    assert sum(sizes) > 4 * cpu.BLOCK
     variables, expected, grads = {}, {}, {}
     for i, size in enumerate(sizes):
         param, grads[i] = rng.standard_normal((2, size)).astype(np.float32)

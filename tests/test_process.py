@@ -14,7 +14,7 @@ from puzzlelib_rmsprop.kernels import cpu
 from tests.reference import Reference
 from tests.standins import Net
 Config.backend, Config.numThreads = Config.Backend.cpu, 3
-SIZE = 3 * cpu.ELEMENTS_PER_THREAD + 11
+SIZE = 3 * cpu.BLOCK + 11
 
 class Training:
     def __init__(self, seed):
@@ -112,7 +112,7 @@ def test_update_while_the_interpreter_ends():
 def test_no_threads_for_small_arrays():
     done = run("""
         import threading
-        var = Variable(gpuarray.zeros(cpu.ELEMENTS_PER_THREAD))
+        var = Variable(gpuarray.zeros(cpu.BLOCK))
         optimizer = RMSPropGraves()
         optimizer.setupOn(Net(W=var))
         optimizer.update()

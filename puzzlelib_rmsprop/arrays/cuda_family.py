@@ -28,6 +28,11 @@ class CUDAFamily(Family):
 
         return driver.Stream()
 
+    def synchronize(self) -> None:
+        from pycuda import driver
+
+        driver.Context.synchronize()
+
     def kernels(self) -> Any:
         from ..kernels import cuda
 

@@ -30,6 +30,9 @@ class Family:
         """A new queue of device work, ordered with the default one; None where there are none: all is done at once."""
         return None
 
+    def synchronize(self) -> None:
+        """Waits for everything queued on the device."""
+
     def kernels(self) -> Any:
         """The module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on this memory; loads its compiler."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ checks stop at 8 pairs; five buffers make 10).
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -227,8 +228,9 @@ _add_scaled_kernel = _compiled(_add_scaled)
 
 # --------------------------------------------------------------------------------------------- threads
 
-# below this many elements a thread, waking it costs more than it saves (see benchmarks/NOTES.md)
-ELEMENTS_PER_THREAD = 1 << 18
+# What a thread takes at a time, and what a further thread is worth waking for. Threads that take block after block stay
+# close to each other in memory and end together, also where something else uses a core (see benchmarks/NOTES.md).
+BLOCK = 1 << 18
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -253,22 +255,23 @@ def _helpers(count: int) -> ThreadPoolExecutor:
 
 
 def _in_threads(run: Callable[[int, int], None], size: int) -> None:
-    """Calls ``run(begin, end)`` on as many parts of ``range(size)`` as are worth a thread each."""
-    parts = min(Config.numThreads, size // ELEMENTS_PER_THREAD)
-    if parts < 2:
+    """Calls ``run(begin, end)`` on blocks that make up ``range(size)``, in as many threads as are worth it."""
+    threads = min(Config.numThreads, size // BLOCK)
+    if threads < 2:
         run(0, size)
         return
-    cuts = [size * part // parts // 64 * 64 for part in range(parts)] + [size]  # no cache line in two parts
+    begins = iter(range(0, size, BLOCK))
+
+    def work() -> None:
+        for begin in begins:
+            run(begin, min(begin + BLOCK, size))
+
     helping: list[Future] = []
-    done = 0
-    try:
-        pool = _helpers(parts - 1)
-        for done in range(1, parts):
-            helping.append(pool.submit(run, cuts[done - 1], cuts[done]))
-        done = parts - 1
-    except RuntimeError:  # the interpreter is ending and starts no threads: do what is left here
-        done = len(helping)
-    run(cuts[done], size)
+    # no thread starts once the interpreter is ending: then this one does what is left
+    with contextlib.suppress(RuntimeError):
+        pool = _helpers(threads - 1)
+        helping = [pool.submit(work) for _ in range(threads - 1)]
+    work()
     for helper in helping:
         helper.result()
 
