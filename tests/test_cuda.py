@@ -4,6 +4,7 @@ What holds on every device (modes, rates, hooks, checkpoints) stands in the othe
 """
 
 import os
+import struct
 import subprocess
 import sys
 
@@ -174,6 +175,28 @@ def test_a_thousand_variables_in_one_launch(kernels, dtype, request):
     table.update(**HYPER)
     for (buffers, param, grads), each in zip(variables, factors, strict=True):
         check(buffers.get(), param, grads, dtype, each)
+
+
+def test_every_index_has_64_bits(kernels):
+    # the last chunk of a variable of 2**33 + 500 elements, of which only that chunk has memory
+    from pycuda import driver
+
+    size, far = 500, 1 << 33
+    param, grads = start(size, "float32")
+    buffers = Buffers(param, np.float32)
+    rows = np.zeros(1, kernels._ROW)
+    for i, name in enumerate(("param", "grad", "mg", "ms", "delta")):
+        rows[name] = buffers.address(i) - far * 4
+    rows["size"], rows["learnRate"], rows["momRate"] = far + size, 1.0, 1.0
+    chunks = np.zeros(1, kernels._CHUNK)
+    chunks["index"] = far // kernels.CHUNK
+    held = [driver.to_device(rows), driver.to_device(chunks)]
+    function = kernels.function("graves_many_float32_float32")
+    for grad in grads:
+        buffers.set_grad(grad)
+        arguments = struct.pack("=3Q4dQ", int(held[0]), int(held[1]), 1, *(HYPER[name] for name in HYPER), 0)
+        function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
+    check(buffers.get(), param, grads, "float32")
 
 
 def test_more_blocks_than_the_grid_has(kernels, monkeypatch):
@@ -589,7 +612,7 @@ FAULTS = {
     "a tail that ends one short": ("i = last + thread; i < n;", "i = last + thread; i + 1 < n;"),
     "a tail that ends one late": ("i = last + thread; i < n;", "i = last + thread; i <= n;"),
     "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
-    "an index of too few bits": ("vector(i, r);", "vector(i & 0xfff, r);"),
+    "an index of 32 bits": ("const u64 start = u64(chunk.index) * CHUNK;", "const u64 start = chunk.index * u32(CHUNK);"),
     "chunks that start at 0": ("const u64 start = u64(chunk.index) * CHUNK;", "const u64 start = 0;"),
     "an alignment that is not looked at": ("return aligned && skip < n ? skip : n;", "return 0;"),
     "the rates of the first row": (

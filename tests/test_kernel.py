@@ -91,6 +91,19 @@ def test_threads_change_nothing(dtype):
             assert np.array_equal(results[0][name], other[name]), name
 
 
+def test_indices_have_64_bits():
+    # the end of a variable of 2**33 + 500 elements, of which only that has memory
+    far, size = 1 << 33, 500
+    param, grads = start(size, "float32")
+    buffers = [param.copy(), grads[0].copy(), *(np.zeros(size, np.float32) for _ in range(3))]
+    table = cpu.Table(param.dtype, [cpu.Row(*(buffer.ctypes.data - 4 * far for buffer in buffers), far + size)])
+    table._rates[:], table._shared[:] = (HYPER["learnRate"], HYPER["momRate"]), (HYPER["alpha"], HYPER["epsilon"])
+    table._part(far, far + size)
+    expected = Reference(param, dtype=np.float32)
+    expected.step(grads[0], **HYPER)
+    assert np.array_equal(buffers[0], expected.param)
+
+
 def test_many_variables_across_thread_borders():
     rng = np.random.default_rng(3)
     sizes = [int(s) for s in rng.integers(0, 2 * cpu.BLOCK, 9)]

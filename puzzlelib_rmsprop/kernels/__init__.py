@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-__all__ = ["state_dtype"]
+__all__ = ["Row", "state_dtype"]
+
+
+class Row(NamedTuple):
+    """One variable, or one stretch of a flat buffer: addresses in bytes and the number of elements."""
+
+    param: int
+    grad: int
+    mg: int
+    ms: int
+    delta: int
+    size: int
 
 
 def state_dtype(dtype: np.dtype) -> np.dtype:

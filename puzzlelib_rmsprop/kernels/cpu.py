@@ -15,7 +15,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -23,7 +23,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 from ..config import Config
-from . import state_dtype
+from . import Row, state_dtype
 
 __all__ = ["Row", "Table", "addScaled"]
 
@@ -277,17 +277,6 @@ def _in_threads(run: Callable[[int, int], None], size: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------- interface
-
-
-class Row(NamedTuple):
-    """One variable, or one stretch of a flat buffer: addresses in bytes and the number of elements."""
-
-    param: int
-    grad: int
-    mg: int
-    ms: int
-    delta: int
-    size: int
 
 
 class Table:

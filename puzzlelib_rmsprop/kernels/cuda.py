@@ -19,12 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..errors import DependencyError, DeviceError
-from . import state_dtype
+from . import Row, state_dtype
 
 try:
     import pycuda.driver as driver
@@ -143,17 +143,6 @@ def _most_blocks() -> int:
 
 
 # ------------------------------------------------------------------------------------------- launching
-
-
-class Row(NamedTuple):
-    """One variable, or one stretch of a flat buffer: addresses in bytes and the number of elements."""
-
-    param: int
-    grad: int
-    mg: int
-    ms: int
-    delta: int
-    size: int
 
 
 _ROW = np.dtype([(name, np.uint64) for name in Row._fields] + [("learnRate", np.float64), ("momRate", np.float64)])
