@@ -326,6 +326,16 @@ def test_damaged_files(change, message, tmp_path):
         loaded_into(path)
 
 
+def test_attributes_before_an_invalid_one_are_put_back(tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    with h5py.File(path, "r+") as file:
+        file[".attrs/alpha"][()] = 0.5
+        file[".attrs/momRate"][()] = 2.0
+    with pytest.raises(CheckpointError, match="momRate.*got 2.0"):
+        loaded_into(path)
+
+
 def test_files_that_are_none(tmp_path):
     garbage = tmp_path / "garbage.hdf"
     garbage.write_bytes(b"not HDF5" * 100)
