@@ -48,8 +48,9 @@ class RMSPropGraves(Optimizer):
         stateDtype: dtype of the state: None, or ``"float16"`` for float16 parameters as in PuzzleLib, whose ``ms``
             overflows at a gradient of 256.
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
-            graph follows what is assigned to them later. ``t`` does not count replays, and after a variable was frozen
-            or thawed, given its first rates of its own, or replaced, the graph has to be captured anew.
+            graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
+            (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays were changed the graph
+            has to be captured anew.
 
     The state of a variable: ``mg``, ``ms`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
 
@@ -107,14 +108,6 @@ class RMSPropGraves(Optimizer):
         super()._unbind()
         self._packed: _Packed | None = None
         self._live: Any = None  # the hyper-parameters in device memory
-
-    def setupOn(self, mod: Any, useGlobalState: bool = False) -> None:
-        """As :meth:`Optimizer.setupOn`.
-
-        Raises:
-            SetupError: also where ``capturable`` is asked for and the net's arrays are not on a GPU.
-        """
-        super().setupOn(mod, useGlobalState)
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         slots, custom, family = super()._inspect(mod, useGlobalState)

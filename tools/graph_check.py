@@ -20,29 +20,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from gpu_bench import Net
 
 REPLAYS = 7
 SIZES = (1031, 8192, 5, 100_003)
 HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
-
-
-class Net:
-    """Variables by name."""
-
-    def __init__(self, variables: dict[str, Any]) -> None:
-        self.vars = variables
-
-    def getVarTable(self) -> dict[Any, list[str]]:
-        """As nets have it."""
-        return {var: [name] for name, var in self.vars.items()}
-
-    def getVar(self, name: str) -> Any:
-        """As nets have it."""
-        return self.vars[name]
-
-    def setVar(self, name: str, var: Any) -> None:
-        """As nets have it."""
-        self.vars[name] = var
 
 
 class LeftOut(Exception):

@@ -179,7 +179,6 @@ class Table:
         for name in Row._fields:
             self._rows[name] = [getattr(row, name) for row in rows]
         self._suffix = f"{dtype.name}_{(state or state_dtype(dtype)).name}"
-        self._rates: Sequence[tuple[float, float]] | None = None
         self._arguments = bytearray()
         self._hyper_at = 0
         self._function: Any = None
@@ -189,12 +188,7 @@ class Table:
         self._context = driver.Context.get_current()
 
     def setRates(self, rates: Sequence[tuple[float, float]]) -> None:
-        """Sets each row's factors on the optimizer's learnRate and momRate. Packs the launch anew where they changed."""
-        if self._rates is None or self._rates != rates:
-            self._pack(rates)
-            self._rates = list(rates)
-
-    def _pack(self, rates: Sequence[tuple[float, float]]) -> None:
+        """Sets each row's factors on the optimizer's learnRate and momRate, and packs the launch for them."""
         sizes = self._rows["size"].astype(np.int64)
         if int(sizes.sum()) == 0:
             self._function = None
