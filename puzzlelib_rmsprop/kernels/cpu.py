@@ -290,7 +290,7 @@ class Table:
 
     def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
         compute = state_dtype(dtype)
-        self._rows = np.array(rows, np.int64).reshape(len(rows), 6)
+        self._rows = np.array([row[:6] for row in rows], np.int64).reshape(len(rows), 6)
         self._factors = np.ones((len(rows), 2))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)

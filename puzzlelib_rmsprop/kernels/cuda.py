@@ -145,7 +145,7 @@ def _most_blocks() -> int:
 # ------------------------------------------------------------------------------------------- launching
 
 
-_ROW = np.dtype([(name, np.uint64) for name in Row._fields] + [("learnRate", np.float64), ("momRate", np.float64)])
+_ROW = np.dtype([(name, np.uint64) for name in Row._fields[:6]] + [("learnRate", np.float64), ("momRate", np.float64)])
 _CHUNK = np.dtype([("row", np.uint32), ("index", np.uint32)])
 _HYPER = struct.Struct("=4d")  # as struct Hyper
 
@@ -176,7 +176,7 @@ class Table:
 
     def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
         self._rows = np.zeros(len(rows), _ROW)
-        for name in Row._fields:
+        for name in Row._fields[:6]:
             self._rows[name] = [getattr(row, name) for row in rows]
         self._suffix = f"{dtype.name}_{(state or state_dtype(dtype)).name}"
         self._arguments = bytearray()
