@@ -2,8 +2,8 @@
 
 A file that :func:`atomicFile` wrote begins with 512 bytes that HDF5 leaves to the user (its "userblock"). There
 stands the SHA-256 of all the rest (``tail -c +513 FILE | sha256sum``), the "seal". It is checked before HDF5 sees the file,
-because HDF5 can hang on a damaged one. SHA-256, because processors have instructions for it and Python always has it. A file without a
-seal, as PuzzleLib writes them, is read by a process of its own first.
+because HDF5 can hang on a damaged one. SHA-256, because processors have instructions for it and Python always has it. A file
+without a seal, as PuzzleLib writes them, is read by a process of its own first.
 """
 
 from __future__ import annotations
