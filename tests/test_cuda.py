@@ -344,7 +344,7 @@ def test_half_state_on_request(cuda, globalState):
 
 def test_state_dtype_is_checked():
     for wrong in ("float32", "int8", "nonsense", 3.5):
-        with pytest.raises(HyperParameterError, match="stateDtype must be None or float16; got"):
+        with pytest.raises(HyperParameterError, match="stateDtype must be None, bfloat16 or float16; got"):
             RMSPropGraves(stateDtype=wrong)
 
 
