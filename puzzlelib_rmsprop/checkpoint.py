@@ -439,7 +439,7 @@ def _cast(place: Place, state: Mapping[str, np.ndarray], where: str) -> Iterator
                 yield entity, content
                 continue
             finite = np.isfinite(content)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 content = content.astype(dtype)
             if not np.array_equal(np.isfinite(content), finite):
                 raise CheckpointError(

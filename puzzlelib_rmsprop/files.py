@@ -355,17 +355,23 @@ def _check(path: str) -> None:
 SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # what a process gets to read a file: many times what it takes
 
 
+_PROBE = "import sys; from puzzlelib_rmsprop import inspection; inspection.report(sys.argv[1])"
+
+
 def probe(path: str) -> dict[str, Any]:
     """What :func:`puzzlelib_rmsprop.inspection.survey` finds in a file, in a process of its own.
 
     ``{"error": why}`` where that fails, crashes or hangs; ``{}`` where no such process can be started.
     """
-    code = "import sys; from puzzlelib_rmsprop import inspection; inspection.report(sys.argv[1])"
     limit = SECONDS + os.path.getsize(path) / BYTES_PER_SECOND
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, path], capture_output=True, timeout=limit, env=environment, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", _PROBE, path],
+            capture_output=True,
+            timeout=limit,
+            env=environment,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         return {"error": f"HDF5 does not come to an end with it ({limit:.0f} s)"}

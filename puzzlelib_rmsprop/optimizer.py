@@ -604,9 +604,14 @@ class Optimizer:
                 slot.dtype,
                 slot.offset,
                 {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in slot.state.items()},
+                self._variance_form(slot.dtype),
             )
             for slot in self._slots
         ]
+
+    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
+        """Whether ``ms`` of parameters of ``dtype`` holds the variance ``ms - mg*mg`` in place of the mean square."""
+        return False
 
 
 def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
