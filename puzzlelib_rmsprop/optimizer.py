@@ -552,7 +552,7 @@ class Optimizer:
         """
         self._refresh()
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
-        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState)
+        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
 
     def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
         """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
@@ -568,7 +568,11 @@ class Optimizer:
             CheckpointError: the file does not fit; names the variable and says why.
         """
         self._refresh()
-        attrs, states = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+        self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
+
+    def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
+        """Takes what was read and fits; checks the rest before it changes anything."""
+        self._checkExtra(extra)
         before = self.getAttrDict()
         try:
             for key, value in attrs.items():
@@ -580,6 +584,17 @@ class Optimizer:
         for slot, state in zip(self._slots, states, strict=True):
             for entity, content in state.items():
                 family_of(slot.state[entity]).set(slot.state[entity], content)
+        self._applyExtra(extra)
+
+    def _extra(self) -> dict[str, Any]:
+        """What :meth:`save` saves besides attributes and state: plain data for JSON."""
+        return {"options": {}, "hooks": []}
+
+    def _checkExtra(self, extra: dict[str, Any]) -> None:
+        """Raises CheckpointError where a file's ``extra`` does not fit; it is empty where another library wrote the file."""
+
+    def _applyExtra(self, extra: dict[str, Any]) -> None:
+        """Takes over what :meth:`_checkExtra` found good, after everything else was loaded."""
 
     def _places(self) -> list[checkpoint.Place]:
         return [
@@ -589,9 +604,14 @@ class Optimizer:
                 slot.dtype,
                 slot.offset,
                 {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in slot.state.items()},
+                self._variance_form(slot.dtype),
             )
             for slot in self._slots
         ]
+
+    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
+        """Whether ``ms`` of parameters of ``dtype`` holds the variance ``ms - mg*mg`` in place of the mean square."""
+        return False
 
 
 def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
