@@ -92,12 +92,12 @@ def chosen(words: Sequence[str] | None, device: str) -> list[str]:
     for word in words:
         if not any(word.lower() in name.lower() for name in others):
             raise ValueError(f"no peer's name has {word!r} in it; there are {'; '.join(others)}")
-    return [
-        name for name in here if name not in others or any(word.lower() in name.lower() for word in words)
-    ]
+    return [name for name in here if name not in others or any(word.lower() in name.lower() for word in words)]
 
 
-def checked(names: Sequence[str], device: str, cores: int, dtypes: Sequence[str]) -> tuple[dict[str, Worker], dict[str, str], bool]:
+def checked(
+    names: Sequence[str], device: str, cores: int, dtypes: Sequence[str]
+) -> tuple[dict[str, Worker], dict[str, str], bool]:
     """Those that compute their formula; why the others are left out; whether one of the latter is this library's."""
     workers = {name: Worker(name) for name in names}
     left_out: dict[str, str] = {}
@@ -116,7 +116,11 @@ def checked(names: Sequence[str], device: str, cores: int, dtypes: Sequence[str]
                 wrong |= CONTENDERS[name].kind not in ("peer", "loop") and not reason.missing
                 workers.pop(name).end()
             else:
-                told = "copies" if CONTENDERS[name].kind == "limit" else f"within {error:.0e} of the way of its formula in float64"
+                told = (
+                    "copies"
+                    if CONTENDERS[name].kind == "limit"
+                    else f"within {error:.0e} of the way of its formula in float64"
+                )
                 print(f"checked: {name}, {dtype}: {told}", flush=True)
     return workers, left_out, wrong
 
@@ -125,7 +129,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
     made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
     made.add_argument(
-        "--peers", nargs="*", metavar="NAME", help="words from the names of those to time beside ours: torch tensorflow; default: all"
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help="words from the names of those to time beside ours: torch tensorflow; default: all",
     )
     made.add_argument(
         "--suite",
@@ -139,7 +146,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there as well")
     made.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figures there; needs matplotlib")
     made.add_argument(
-        "--plot-only", type=Path, metavar="PATH.json", help="measure nothing: draw that file's figures, beside it or in --plots"
+        "--plot-only",
+        type=Path,
+        metavar="PATH.json",
+        help="measure nothing: draw that file's figures, beside it or in --plots",
     )
     return made
 

@@ -14,7 +14,6 @@ from .contenders import (
     COPY_THREADS,
     CUPY,
     FOREACH,
-    LOCAL,
     MASTER,
     ONE_THREAD,
     OURS,

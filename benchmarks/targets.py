@@ -75,7 +75,10 @@ def _beside_copy(name: str, least: float) -> Callable:
         copied = {each: bandwidth(case, each) for each in (COPY, COPY_THREADS) if each in case["seconds"]}
         best = max(copied, key=copied.__getitem__)
         ours = bandwidth(case, name)
-        return f"{ours / copied[best]:.2f} ({ours / 1e9:.1f} GB/s; {best}: {copied[best] / 1e9:.1f})", ours >= least * copied[best]
+        return (
+            f"{ours / copied[best]:.2f} ({ours / 1e9:.1f} GB/s; {best}: {copied[best] / 1e9:.1f})",
+            ours >= least * copied[best],
+        )
 
     return look
 
@@ -114,7 +117,9 @@ def _cpu() -> list[_On]:
         _On("50,000,000 elements beside the fastest peer", ">= 1.2 times", large, _beside_peers(OURS, 1.2)),
         _On("50,000,000 elements: share of the copy's bandwidth", ">= 1", large, _beside_copy(OURS, 1.0)),
         _On("1,000,000 elements beside the fastest peer", ">= 3.5 times", million, _beside_peers(OURS, 3.5)),
-        _On("6 variables, zeroGradParams() + update(), beside the fastest peer", ">= 3 times", net, _beside_peers(OURS, 3.0)),
+        _On(
+            "6 variables, zeroGradParams() + update(), beside the fastest peer", ">= 3 times", net, _beside_peers(OURS, 3.0)
+        ),
         _On("1,000 variables of 1,000, local, beside PyTorch's foreach", ">= 10 times", many, _beside(FOREACH, LOCAL, 10.0)),
         _On(
             "1,000,000 elements, one thread, beside PuzzleLib's C loop",
@@ -134,7 +139,9 @@ def _cuda() -> list[_On]:
     return [
         _On("64 Mi elements: share of the copy's bandwidth", ">= 0.97", large, _beside_copy(OURS, 0.97)),
         _On("64 Mi elements beside PyTorch's foreach", ">= 3 times", large, _beside(FOREACH, OURS, 3.0)),
-        _On("64 Mi float16 elements, float32 state: share of the copy's bandwidth", ">= 0.97", half, _beside_copy(OURS, 0.97)),
+        _On(
+            "64 Mi float16 elements, float32 state: share of the copy's bandwidth", ">= 0.97", half, _beside_copy(OURS, 0.97)
+        ),
         _On("1,000 variables of 1,000, local: launches", "1", many, _launches),
         _On("1,000 variables of 1,000, local: host time of update()", "<= 15 us", many, _host(LOCAL, 15.0)),
         _On("1,000 variables of 1,000, local, beside PyTorch's foreach", ">= 10 times", many, _beside(FOREACH, LOCAL, 10.0)),
@@ -168,7 +175,9 @@ def _scaling(results: Results) -> tuple[str, None]:
     return "; ".join(said), None
 
 
-def _first(first: dict[str, list[dict[str, float]]] | None, kinds: tuple[str, ...], key: str, most: float) -> tuple[str, bool]:
+def _first(
+    first: dict[str, list[dict[str, float]]] | None, kinds: tuple[str, ...], key: str, most: float
+) -> tuple[str, bool]:
     if not first:
         raise NotMeasured("not measured in this run")
     seconds = statistics.median(use[key] for kind in kinds for use in first[kind])
