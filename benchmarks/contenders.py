@@ -524,7 +524,7 @@ def check(name: str, dtype: str, where: Where) -> float:
         work.zero()
         work.step()
         gradients.append([np.zeros_like(each) for each in first])
-    worst = farthest = 0.0
+    differences, ways = [], []
     for number, actual in enumerate(work.read()):
         start = p = params[number].astype(np.float64)
         mg = ms = delta = np.zeros_like(p)
@@ -535,9 +535,10 @@ def check(name: str, dtype: str, where: Where) -> float:
             root = np.sqrt(variance) + math.sqrt(EPSILON) if contender.outside else np.sqrt(variance + EPSILON)
             delta = MOMENTUM * delta + LEARN_RATE * g / root
             p = p - delta
-        worst = max(worst, float(np.max(np.abs(np.asarray(actual, np.float64) - p))))
-        farthest = max(farthest, float(np.max(np.abs(p - start))))
-    found = worst / farthest
+        differences.append(np.asarray(actual, np.float64) - p)
+        ways.append(p - start)
+    # not Python's max, which loses NaN
+    found = float(np.max(np.abs(np.concatenate(differences))) / np.max(np.abs(np.concatenate(ways))))
     if not found <= (TOLERANCES["bfloat16" if name == BFLOAT16 else dtype]):
         raise ValueError(f"it does not compute its formula: {found:.1e} of the way off after {len(gradients)} steps")
     return found

@@ -25,7 +25,7 @@ from .targets import Results, bandwidth, median
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     *("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#808080"),
 )  # fmt: skip
-# colour, marker: the same in every picture; line and bar alike
+# colour, marker: the same in every picture
 STYLES = {
     OURS: (BLUE, "o"),
     LOCAL: (SKY, "o"),
@@ -44,6 +44,8 @@ STYLES = {
     COPY: (GREY, None),
     COPY_THREADS: (GREY, None),
 }
+# those of a colour
+DASHES = {COPY: "--", COPY_THREADS: ":", ONE_THREAD: "--", "PyTorch loop": "--", COMPILE: "-."}
 PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 130}
 
 
@@ -114,7 +116,7 @@ def _lines(axes: Any, cases: Results, key: str, value: Any) -> None:
             color=colour,
             marker=marker,
             markersize=5,
-            linestyle=("--" if name == COPY else ":") if limit else "-",
+            linestyle=DASHES.get(name, "-"),
             linewidth=2.6 if name == OURS else 2 if limit else 1.3,
             elinewidth=0.8,
             zorder=4 if name == OURS else 3,
