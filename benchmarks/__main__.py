@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
 def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any], bool]:
     """Checks and measures."""
     suites = the_cases.SUITES if "all" in given.suite else tuple(given.suite)
-    about = machine(given.device) | {"arguments": {"suites": list(suites), "quick": given.quick}}
+    about = machine(given.device) | {"arguments": {"suites": list(suites), "peers": given.peers, "quick": given.quick}}
     cores = about["cores"]
     print(tables.about_line(about), flush=True)
     planned = the_cases.cases(given.device, suites, given.quick, cores, names)
@@ -176,7 +176,10 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
             worker.end()
     for suite, look in (("first", fresh.first), ("memory", fresh.memory)):
         if suite in suites:
-            found[suite] = look(given.device, given.quick, progress)
+            try:
+                found[suite] = look(given.device, given.quick, progress)
+            except RuntimeError as reason:  # the figures so far are not to be lost
+                left_out[suite] = str(reason)
     progress.end()
     found["targets"] = [
         each._asdict() for each in targets(given.device, found["results"], found.get("first"), found.get("memory"))

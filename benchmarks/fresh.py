@@ -25,11 +25,15 @@ FIRST_USE = ROOT / "benchmarks" / "first_use.py"
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Has a process print its JSON."""
-    process = child(*command, stderr=subprocess.PIPE, env=env or {})
-    output, errors = process.communicate(timeout=300)
+    """Has a process print its JSON. Raises RuntimeError where it does not."""
+    with child(*command, stderr=subprocess.PIPE, env=env or {}) as process:
+        try:
+            output, errors = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise RuntimeError(f"{' '.join(command)}: it took more than {error.timeout:.0f} s") from error
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {errors.strip()[-300:]}")
+        raise RuntimeError(f"{' '.join(command)}: {' '.join(errors.split())[-300:]}")
     return json.loads(output)
 
 

@@ -180,8 +180,8 @@ def measure(
                     workers[name].ask("drop")
             except Refused as reason:
                 give_up(name, reason)
-            # its own threads woken anew are no hindrance to it
             spinning = CONTENDERS[name].spins
-    for name in names:
-        workers[name].ask("drop")
+    for name in list(names):
+        with contextlib.suppress(Refused):  # its process has ended: nothing is left to drop
+            workers[name].ask("drop")
     return found

@@ -391,8 +391,15 @@ def test_a_short_run(tmp_path, capsys):
         assert all(len(values) == 3 and min(values) > 0 for values in each["seconds"].values())
 
 
+def test_figures_are_not_lost_where_a_process_fails(monkeypatch, tmp_path):
+    monkeypatch.setattr(fresh, "FIRST_USE", tmp_path / "there_is_no_such_script.py")
+    assert command.main(["--quick", "--suite", "first", "--peers", "--json", str(tmp_path / "run.json")]) == 0
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert "can't open file" in found["left_out"]["first"]
+    assert {each["met"] for each in found["targets"]} == {None}
+
+
 def test_setting_up_is_seen():
-    """The real thing in a process of its own: a step keeps nothing, and the state is three buffers."""
     figures = fresh.run("-m", "benchmarks.fresh", "setup", "cpu", "quick")
     assert figures["arrays_of_the_state"] == 3
     assert figures["held_after"] >= 5 * figures["bytes_of_all_variables"]
