@@ -88,7 +88,7 @@ def chosen(words: Sequence[str] | None, device: str) -> list[str]:
     here = [name for name, contender in CONTENDERS.items() if device in contender.devices]
     if words is None:
         return here
-    others = [name for name in here if CONTENDERS[name].kind in ("peer", "loop")]
+    others = [name for name in here if CONTENDERS[name].kind in ("peer", "by hand")]
     for word in words:
         if not any(word.lower() in name.lower() for name in others):
             raise ValueError(f"no peer's name has {word!r} in it; there are {'; '.join(others)}")
@@ -113,7 +113,7 @@ def checked(
             except Refused as reason:
                 print(f"left out: {name}: {reason}", flush=True)
                 left_out[name] = str(reason)
-                wrong |= CONTENDERS[name].kind not in ("peer", "loop") and not reason.missing
+                wrong |= CONTENDERS[name].kind not in ("peer", "by hand") and not reason.missing
                 workers.pop(name).end()
             else:
                 told = (

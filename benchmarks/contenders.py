@@ -425,7 +425,7 @@ class Contender:
     """How to make one, and what is to be known of it.
 
     Attributes:
-        kind: ours; peer (what a user would pick instead); loop (PuzzleLib's own); limit (computes nothing).
+        kind: ours; peer (what a user would pick instead); by hand (no optimizer, but the formula); limit (a copy).
         outside: epsilon is added to the root, not to the variance.
         state: bytes of a state's element, by that of a parameter's; master: bytes of a parameter's master copy.
         spins: its threads wait for work by spinning, so that whoever comes after it has to wait for them to sleep.
@@ -475,13 +475,13 @@ CONTENDERS: dict[str, Contender] = {
     ONE_THREAD: _ours(devices=("cpu",), one_thread=True),
     BFLOAT16: _ours("float16", "float32", state=lambda width: 2, stateDtype="bfloat16"),
     MASTER: _ours("float16", master=4, masterWeights=True),
-    "NumPy": Contender(numpy_passes, "peer", dtypes=_WIDE),
-    C_LOOP_NAME: Contender(c_loop, "loop"),
+    "NumPy": Contender(numpy_passes, "by hand", dtypes=_WIDE),
+    C_LOOP_NAME: Contender(c_loop, "by hand"),
     "PyTorch loop": _torch(foreach=False),
     FOREACH: _torch(foreach=True),
     COMPILE: _torch(foreach=True, compiled=True),
     "TensorFlow": Contender(tensorflow, "peer", dtypes=_ALL, spins=True),
-    "Optax, jit": Contender(optax_jit, "peer", dtypes=_ALL, spins=True),
+    "Optax, jit": Contender(optax_jit, "peer", dtypes=_ALL, spins=True, most_variables=1000),
     "Paddle": Contender(paddle_rmsprop, "peer", dtypes=_WIDE, spins=True),
     CUPY: Contender(cupy_fused, "peer", ("cuda",), ("float16", "float32"), state=lambda width: 4),
     COPY: Contender(copy, "limit", _BOTH, _ALL),

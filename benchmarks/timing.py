@@ -136,14 +136,19 @@ def measure(
     case: Case, workers: dict[str, Worker], device: str, cores: int, quick: bool, progress: Progress
 ) -> dict[str, Any]:
     """A case's figures: contender -> seconds of a step, one figure a round, taken in turns."""
-    names = [name for name in case.names if name in workers]
+    left_out = {
+        name: f"setting it up for more than {CONTENDERS[name].most_variables:,} variables takes minutes"
+        for name in case.names
+        if name in workers and len(case.sizes) > (CONTENDERS[name].most_variables or len(case.sizes))
+    }
+    names = [name for name in case.names if name in workers and name not in left_out]
     together = fits(case, device)
     large = sum(case.sizes) > 1e7
     order = {"sizes": case.sizes, "dtype": case.dtype, "zero": case.zero, "device": device, "threads": case.threads or cores}
     # where the arrays come and go with each turn, one step has to warm them up
     order |= {"warm": 3 if together else 1}
     effort = (0.005 if quick else 0.02, 50) if device == "cuda" else (0.2, 2) if large else (0.02 if quick else 0.05, 10_000)
-    found: dict[str, Any] = {**case.about(), "device": device, "seconds": {}, "left_out": {}}
+    found: dict[str, Any] = {**case.about(), "device": device, "seconds": {}, "left_out": left_out}
     title = f"{case.suite}: {case.title}"
 
     def give_up(name: str, reason: Refused) -> None:
