@@ -104,6 +104,7 @@ def cases(device: str, suites: Iterable[str], quick: bool, cores: int, names: It
                 if name in set(names)
                 and device in CONTENDERS[name].devices
                 and case.dtype in CONTENDERS[name].dtypes
+                and case.zero >= CONTENDERS[name].zeroes
                 # what has nothing to zero is not the limit of what has
                 and not (case.zero and CONTENDERS[name].kind == "limit")
             )

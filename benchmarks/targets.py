@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .contenders import BFLOAT16, C_LOOP_NAME, CONTENDERS, COPY, COPY_THREADS, CUPY, FOREACH, LOCAL, ONE_THREAD, OURS
+from .contenders import BFLOAT16, C_LOOP_NAME, CONTENDERS, COPY, COPY_THREADS, CUPY, FOREACH, FUSED, LOCAL, ONE_THREAD, OURS
 
 Results = list[dict[str, Any]]
 
@@ -110,6 +110,7 @@ class _On(NamedTuple):
 def _cpu() -> list[_On]:
     large = {"suite": "main", "elements": 50_000_000}
     million = {"suite": "main", "elements": 1_000_000, "variables": 1, "zero": False}
+    zeroed = million | {"zero": True}
     net = {"suite": "main", "variables": 6, "zero": True}
     many = {"suite": "main", "variables": 1000}
     state = {"suite": "dtype", "elements": 50_000_000, "dtype": "float32"}
@@ -128,6 +129,9 @@ def _cpu() -> list[_On]:
             _beside(C_LOOP_NAME, ONE_THREAD, 1.5),
         ),
         _On("50,000,000 elements: bfloat16 state beside float32 state", ">= 1.4 times", state, _beside(OURS, BFLOAT16, 1.4)),
+        _On(
+            "1,000,000 elements: zeroed in the pass beside zeroGradParams()", "> 1 times", zeroed, _beside(OURS, FUSED, 1.0)
+        ),
     ]
 
 

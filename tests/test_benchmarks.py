@@ -18,13 +18,26 @@ needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C comp
 
 # ------------------------------------------------------------------------------------------- the check
 
-HERE = [OURS, LOCAL, ONE_THREAD, "NumPy", COPY, COPY_THREADS, pytest.param(contenders.C_LOOP_NAME, marks=needs_cc)]
+HERE = [
+    OURS,
+    LOCAL,
+    ONE_THREAD,
+    contenders.BFLOAT16,
+    contenders.MASTER,
+    contenders.FUSED,
+    "NumPy",
+    COPY,
+    COPY_THREADS,
+    pytest.param(contenders.C_LOOP_NAME, marks=needs_cc),
+]
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_contenders_compute_their_formula(name):
     for dtype in CONTENDERS[name].dtypes:
-        assert contenders.check(name, dtype, CPU) <= contenders.TOLERANCES[dtype]
+        assert (
+            contenders.check(name, dtype, CPU) <= contenders.TOLERANCES["float16" if name == contenders.BFLOAT16 else dtype]
+        )
 
 
 def planted(monkeypatch, name, **changed):
@@ -164,6 +177,7 @@ def test_cases_have_only_those_who_can_take_part():
         assert contenders.CUPY not in case.names
         assert all(case.dtype in CONTENDERS[name].dtypes for name in case.names)
         assert (COPY in case.names) <= (not case.zero)
+        assert (contenders.FUSED in case.names) == (case.suite == "main" and case.zero)
     assert {len(case.sizes) for case in planned if case.suite == "count"} == {1, 10, 100, 1_000, 10_000}
     assert {sum(case.sizes) for case in planned if case.suite == "count"} == {1_000_000}
     assert max(sum(case.sizes) for case in planned if case.suite == "size") == 100_000_000
@@ -186,6 +200,7 @@ def results(ours):
         case("main", cases.NET, {OURS: 99.0, FOREACH: 1.0}),
         case("main", cases.NET, {OURS: ours, FOREACH: 10.0}, zero=True),
         case("main", [1000] * 1000, {OURS: ours, LOCAL: ours, FOREACH: 10.0}),
+        case("main", [1_000_000], {OURS: 10.0, contenders.FUSED: ours}, zero=True),
         case("dtype", [50_000_000], {OURS: 10.0, contenders.BFLOAT16: ours}),
         case("threads", [1_000_000], {OURS: 10.0}, threads=1),
         case("threads", [1_000_000], {OURS: 4.0}, threads=2),
@@ -200,6 +215,7 @@ LIMITS = {
     "1,000 variables of 1,000, local, beside": 10.0,
     "1,000,000 elements, one thread": 1.5,
     "50,000,000 elements: bfloat16": 1.4,
+    "1,000,000 elements: zeroed": 1.0,
 }
 
 
