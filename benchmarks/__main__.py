@@ -119,7 +119,7 @@ def checked(
                 told = (
                     "copies"
                     if CONTENDERS[name].kind == "limit"
-                    else f"within {error:.0e} of the way of its formula in float64"
+                    else f"its formula in float64, to {error:.0e} of a parameter's way"
                 )
                 print(f"checked: {name}, {dtype}: {told}", flush=True)
     return workers, left_out, wrong
