@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.conftest import ARRAYS
@@ -245,28 +244,3 @@ def test_replays_are_compared(tool, globalState):
 
     with pytest.raises(AssertionError, match="differs"):
         check.check_capture(runs_at_once, "float32", globalState)
-
-
-def test_the_benchmark_refuses_a_wrong_contender(tool, monkeypatch):
-    bench = tool("gpu_bench")
-    for name in (bench.OURS, bench.OURS_GLOBAL):
-        assert bench.check(name, "float32") < 1e-5
-        assert bench.check(name, "float16") < 1e-2
-    monkeypatch.setattr(bench, "LEARN_RATE", 1.1e-3)
-    right = bench.ours
-
-    def other(params, grads):
-        with monkeypatch.context() as patch:
-            patch.setattr(bench, "LEARN_RATE", 1e-3)
-            return right(params, grads)
-
-    monkeypatch.setitem(bench.CONTENDERS, bench.OURS, other)
-    with pytest.raises(ValueError, match="does not compute its formula"):
-        bench.check(bench.OURS, "float32")
-
-
-def test_launches_are_counted(tool):
-    bench = tool("gpu_bench")
-    rng = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (5, 9)]
-    assert bench.launches(bench.ours(rng, rng)) == 1
-    assert bench.launches(bench.copy(rng, rng)) == 0
