@@ -739,13 +739,14 @@ def test_the_shipped_ptx_has_every_entry(kernels):
 FAULTS = {
     "operations from the last to the first": (
         "const u32 kind = step[o].kind;\n            const Real value = step[o].value, other = step[o].other;",
-        "const u64 b = ops.count - 1 - o; const u32 kind = step[b].kind; const Real value = step[b].value, other = step[b].other;",
+        "const u32 b = ops.count - 1 - o, kind = step[b].kind; const Real value = step[b].value, other = step[b].other;",
     ),
     "decay where wc is not above 0": ("kind >= DECAY && !(wc > 0.0) ?", "kind >= DECAY && wc == 0.0 ?"),
     "a factor in single precision": ("Real(ops.op[o].value * factor)", "Real(float(ops.op[o].value) * float(factor))"),
     "a clip that hides NaN": ("g[k] < value ? value : g[k]", "g[k] >= value ? g[k] : value"),
     "no sign of zero": (": p[k] < Real(0) ? Real(-1) : p[k]", ": Real(-1)"),
-    "no wait for the last row": ("        __syncthreads();  // until", "        // until"),
+    "no wait for the last sum": ("    __syncthreads();  // until the last sum", "    // until the last sum"),
+    "no wait for the last row": ("        __syncthreads();  // until the last row", "        // until the last row"),
     "a skip that is not looked at": ("const bool skip = extras.skip && *", "const bool skip = false && *"),
     "a skipped step that keeps its gradient": ("if (skip && !extras.zeroGrad)", "if (skip)"),
     "gradients that stay": ("        if (extras.zeroGrad)\n            g", "        if (false)\n            g"),

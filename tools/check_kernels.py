@@ -69,13 +69,13 @@ class Kernel:
         self._check_graves()
 
     def _check_graves(self) -> None:
-        found = re.fullmatch(r"graves_(flat|many|extras)_([a-z]+\d+)_([a-z]+\d+)(_master)?", self.name)
+        found = re.fullmatch(r"graves_(?:flat|many|extras)_([a-z]+\d+)_([a-z]+\d+)(_master)?", self.name)
         if not found:
             return
         fused = re.findall(r"\b(?:fma|mad)\.\w*\.?(?:\w+\.)*(?:f16|f32|f64|bf16)\w*\b", self.ptx)
         if fused:
             self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
-        entry, stored, state, master = found.groups()
+        stored, state, master = found.groups()
         # param and grad; mg, ms and delta; the master copy: a thread takes 16 bytes of those whose elements are the widest
         # (the zeros that extras store into a gradient are not counted: they may be narrower where a step is skipped)
         sizes = [SIZES[stored], SIZES[state], SIZES["float32"] if master else 0]

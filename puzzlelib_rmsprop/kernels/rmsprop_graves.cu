@@ -502,6 +502,7 @@ template <int COUNT>
 __device__ __forceinline__ Partial block_sum(Partial mine)
 {
     __shared__ Partial all[COUNT];
+    __syncthreads();  // until the last sum is done with
     all[threadIdx.x] = mine;
     for (int half = COUNT / 2; half; half /= 2) {
         __syncthreads();
