@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import gc
 import importlib
 import json
@@ -32,6 +33,8 @@ import numpy as np
 LEARN_RATE, ALPHA, MOMENTUM, EPSILON = 1e-3, 0.95, 0.9, 1e-4
 OURS, OURS_GLOBAL, COPY = "puzzlelib_rmsprop, local", "puzzlelib_rmsprop, global", "copy, device to device"
 ZERO = "puzzlelib_rmsprop, global, with zeroGradParams"
+SURVEY = "survey of the gradients' norm"
+DECAY = 1e-2
 
 Arrays = list[np.ndarray]
 
@@ -83,6 +86,89 @@ def ours(params: Arrays, grads: Arrays, global_state: bool = False, zero: bool =
         optimizer.update()
 
     return Step(both if zero else optimizer.update, None if zero else lambda: [v.data.get() for v in variables.values()])
+
+
+class Way(NamedTuple):
+    """What a launch of the kernels does, called directly: the state's dtype, and what comes besides the rule."""
+
+    state: str = "float32"
+    master: bool = False
+    decay: bool = False
+    zero: bool = False
+
+    def bytes(self, width: int) -> int:
+        """Read and written for an element: param, state and master twice, grad once or, where it is zeroed, twice."""
+        return (3 + self.zero) * width + 6 * (4 if self.state == "float32" else 2) + 8 * self.master
+
+
+WAYS = {
+    "kernel": Way(),
+    "kernel, weight decay fused": Way(decay=True),
+    "kernel, zeroGrad fused": Way(zero=True),
+    "kernel, weight decay and zeroGrad fused": Way(decay=True, zero=True),
+    "kernel, bfloat16 state": Way("bfloat16"),
+    "kernel, master copy": Way(master=True),
+    "kernel, master copy, bfloat16 state": Way("bfloat16", master=True),
+}
+
+
+def rows(params: Arrays, grads: Arrays, way: Way) -> tuple[list[Any], list[Any]]:
+    """Rows of a kernel's table; and the arrays on the device that they point to, params first."""
+    from pycuda import gpuarray
+
+    from puzzlelib_rmsprop.kernels import Row
+
+    on_device = [gpuarray.to_gpu(param) for param in params]
+    width = 4 if way.state == "float32" else 2
+    found = []
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        arrays = [on_device[i], gpuarray.to_gpu(grad), *(gpuarray.zeros(param.size * width, np.uint8) for _ in range(3))]
+        on_device += arrays[1:]
+        if way.master:
+            arrays.append(gpuarray.to_gpu(param.astype(np.float32)))
+            on_device.append(arrays[-1])
+        addresses = [int(array.gpudata) for array in arrays]
+        found.append(Row(*addresses[:5], param.size, *addresses[5:], key=i))
+    return found, on_device
+
+
+def direct(params: Arrays, grads: Arrays, way: Way) -> Step:
+    """The kernels without the optimizer around them."""
+    from puzzlelib_rmsprop.kernels import DECAY as DECAYS
+    from puzzlelib_rmsprop.kernels import Extras, Op, cuda
+
+    if way.state == "bfloat16":
+        importlib.import_module("ml_dtypes")  # it has NumPy's bfloat16
+    table_rows, arrays = rows(params, grads, way)
+    table = cuda.Table(params[0].dtype, table_rows, np.dtype(way.state))
+    table.setRates([(1.0, 1.0)] * len(params), [1.0] * len(params))
+    ops = (Op(DECAYS, DECAY),) if way.decay else ()
+    steps = iter(range(1 << 60))
+
+    def step() -> None:
+        extras = Extras(ops, way.zero, seed=(next(steps), 0) if way.state == "bfloat16" else (0, 0))
+        table.update(-LEARN_RATE, ALPHA, MOMENTUM, EPSILON, extras=extras)
+
+    return Step(step, lambda: [array.get() for array in arrays[: len(params)]])
+
+
+def survey(params: Arrays, grads: Arrays) -> Step:
+    """Sum of squares of all gradients, and whether they are finite."""
+    from pycuda import gpuarray
+
+    from puzzlelib_rmsprop.kernels import RECORD, cuda
+
+    table_rows, arrays = rows(params, grads, Way())
+    record = np.zeros(1, RECORD)
+    record["scale"] = 1.0
+    on_device = gpuarray.to_gpu(record.view(np.uint8))
+    made = cuda.Survey([(params[0].dtype, table_rows)], int(on_device.gpudata))
+    arrays.append(on_device)
+
+    def read() -> Arrays:
+        return [arrays[-1].get().view(RECORD)["norm"]]
+
+    return Step(made.run, read)
 
 
 def torch_foreach(params: Arrays, grads: Arrays) -> Step:
@@ -139,8 +225,11 @@ CONTENDERS: dict[str, Callable[[Arrays, Arrays], Step]] = {
     ZERO: lambda params, grads: ours(params, grads, global_state=True, zero=True),
     "PyTorch RMSprop, foreach": torch_foreach,
     "CuPy, one ElementwiseKernel": cupy_fused,
+    **{name: functools.partial(direct, way=way) for name, way in WAYS.items()},
+    SURVEY: survey,
     COPY: copy,
 }
+OWN = {OURS, OURS_GLOBAL, ZERO, SURVEY, *WAYS}
 OUTSIDE = {"PyTorch RMSprop, foreach"}  # epsilon added to the root, not to the variance
 
 
@@ -155,21 +244,32 @@ class Case(NamedTuple):
 def cases(quick: bool, elements: int) -> dict[str, Case]:
     """What is timed, by what it is called."""
     flat, many = (1 << 15, 20) if quick else (elements, 1000)
-    everyone = tuple(CONTENDERS)
+    everyone = tuple(name for name in CONTENDERS if name not in WAYS and name != SURVEY)
     one = tuple(name for name in everyone if name not in (OURS_GLOBAL, ZERO))
+    ways = {dtype: tuple(name for name in WAYS if fits(name, dtype)) for dtype in ("float32", "float16")}
     return {
         f"one variable of {flat:,}, float32": Case([flat], "float32", one),
         f"one variable of {flat:,}, float16 parameters": Case(
             [flat], "float16", (OURS, "CuPy, one ElementwiseKernel", COPY)
         ),
         f"{many:,} variables of 1,000, float32": Case([1000] * many, "float32", everyone),
+        f"the kernels, one of {flat:,}, float32": Case([flat], "float32", (*ways["float32"], SURVEY, COPY)),
+        f"the kernels, one of {flat:,}, float16": Case([flat], "float16", (*ways["float16"], SURVEY, COPY)),
+        f"the kernels, {many:,} of 1,000, float32": Case([1000] * many, "float32", (*ways["float32"], SURVEY, COPY)),
     }
+
+
+def fits(name: str, dtype: str) -> bool:
+    """Whether a contender can be timed with a dtype: master copies are of 16-bit parameters."""
+    return dtype == "float16" if name in WAYS and WAYS[name].master else not (dtype == "float16" and name in OUTSIDE)
 
 
 def bytes_moved(name: str, dtype: str) -> int:
     """Bytes an element that have to be read and written: param and state twice, grad once; a copy's gradient twice."""
     width = np.dtype(dtype).itemsize
-    return 2 * width if name == COPY else 3 * width + 6 * 4
+    if name == SURVEY:
+        return width
+    return 2 * width if name == COPY else WAYS.get(name, Way()).bytes(width)
 
 
 # -------------------------------------------------------------------------------------------------- checks
@@ -184,19 +284,27 @@ def check(name: str, dtype: str) -> float | None:
         step.run()
     if step.read is None:
         return None
+    if name == SURVEY:
+        norm = math.sqrt(sum(float(np.sum(grad.astype(np.float64) ** 2)) for grad in grads))
+        found = float(step.read()[0][0])
+        if not abs(found - norm) <= 1e-12 * norm:
+            raise ValueError(f"the norm is {norm!r}; it finds {found!r}")
+        return abs(found - norm)
+    way = WAYS.get(name, Way())
     worst = 0.0
     for param, grad, actual in zip(params, grads, step.read(), strict=True):
-        p, g = param.astype(np.float64), grad.astype(np.float64)
+        p = param.astype(np.float64)
         mg = ms = delta = np.zeros_like(p)
-        for _ in range(5):
+        for t in range(5):
+            g = (0 if way.zero and t else grad.astype(np.float64)) + (DECAY * p if way.decay else 0)
             mg, ms = ALPHA * mg + (1 - ALPHA) * g, ALPHA * ms + (1 - ALPHA) * g * g
             variance = ms - mg * mg
             root = np.sqrt(variance) + math.sqrt(EPSILON) if name in OUTSIDE else np.sqrt(variance + EPSILON)
             delta = MOMENTUM * delta + LEARN_RATE * g / root
-            p = (p - delta).astype(dtype).astype(np.float64) if dtype == "float16" else p - delta
+            p = (p - delta).astype(dtype).astype(np.float64) if dtype == "float16" and not way.master else p - delta
         worst = max(worst, float(np.max(np.abs(actual.astype(np.float64) - p))))
-    # a float16 parameter of up to 4 is rounded by 2e-3 at most, five times
-    if not worst <= (1e-2 if dtype == "float16" else 1e-5):
+    # a float16 parameter of up to 4 is rounded by 2e-3 at most, five times; bfloat16 state is right to 2**-8 of the steps
+    if not worst <= (1e-2 if dtype == "float16" else 1e-3 if way.state == "bfloat16" else 1e-5):
         raise ValueError(f"it does not compute its formula: {worst:g} off after five steps")
     return worst
 
@@ -267,7 +375,7 @@ def measure(case: Case, rounds: int, seconds: float, left_out: dict[str, str]) -
             continue
         repeats[name] = max(1, min(50, int(seconds / max(device, 1e-6))))
         figures[name] = {"device_seconds": [], "host_seconds": [], "launches": None}
-        if name in (OURS, OURS_GLOBAL, ZERO):
+        if name in OWN:
             figures[name]["launches"] = launches(step)
     for _ in range(rounds):
         for name, step in steps.items():
@@ -350,7 +458,7 @@ def main() -> int:
     wrong = []
     for name in CONTENDERS:
         for dtype in ("float32", "float16"):
-            if name in left_out or (dtype == "float16" and name in OUTSIDE):
+            if name in left_out or not fits(name, dtype):
                 continue
             try:
                 error = check(name, dtype)
@@ -358,7 +466,7 @@ def main() -> int:
                 left_out[name] = f"{reason.name} is not here"
             except Exception as reason:
                 left_out[name] = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
-                wrong += [name] if name in (OURS, OURS_GLOBAL, ZERO, COPY) else []
+                wrong += [name] if name in OWN or name == COPY else []
             else:
                 if error is not None:
                     print(f"checked: {name}, {dtype}: within {error:.1e} of its formula in float64 after five steps")

@@ -544,7 +544,7 @@ struct Squares {
         steps.apply(ops, rg, rp);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            sum += double(rg[k]) * double(rg[k]);
+            sum = fma(double(rg[k]), double(rg[k]), sum);  // rounded once: doubles are slow on many devices
             bad |= !(rg[k] - rg[k] == Real(0));
         }
     }
