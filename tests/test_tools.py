@@ -81,6 +81,15 @@ PLANTED = {
         " + v0.y + v1.y + v2.y + v3.y + v4.y + v0.z + v1.z + v2.z + v3.z + v4.z; }",
         "0 of its PTX's st are 16 bytes wide; at least 4",
     ),
+    "generic": (
+        "__global__ void graves_many_float32_float32(u64 *t) { float4 v = *reinterpret_cast<float4 *>(t[0]);"
+        " v.x += v.y; *reinterpret_cast<float4 *>(t[1]) = v; }",
+        "2 of its PTX's 16-byte ld and st do not name global memory",
+    ),
+    "a master copy read by halves": (
+        "__global__ void graves_extras_float16_float32_master(float4 *x, float2 *y) { float4 v = x[0]; x[1] = v; }",
+        "1 of its PTX's ld are 16 bytes wide; at least 4",
+    ),
     "fused": (
         "__global__ void graves_many_float64_float64(double *x) { x[0] = fma(x[1], x[2], x[3]); }",
         "1 fused multiply-adds",
