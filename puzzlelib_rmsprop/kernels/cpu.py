@@ -673,6 +673,7 @@ class Table:
         self._decays = np.zeros(len(rows))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)
+        self._hyper: tuple[float, ...] | None = None  # those that rates and shared hold
         self._like = _like(dtype)
         self._state_like = _like(state or compute)
         self._size = int(self._rows[:, 5].sum())
@@ -685,6 +686,7 @@ class Table:
     def setRates(self, factors: Sequence[tuple[float, float]], decays: Sequence[float] | None = None) -> None:
         """Sets each row's factors on the optimizer's learnRate and momRate, and its wc (0 by default)."""
         self._factors[:] = factors
+        self._hyper = None
         self._decays[:] = 0.0 if decays is None else decays
 
     def update(
@@ -697,9 +699,12 @@ class Table:
         extras: Extras = PLAIN,
     ) -> None:
         """Runs the rule once over every row; ``stream`` is for other devices."""
-        # multiplied in float64 and rounded once
-        self._rates[:] = self._factors * (learnRate, momRate)
-        self._shared[:] = alpha, epsilon
+        hyper = learnRate, alpha, momRate, epsilon
+        if hyper != self._hyper:
+            # multiplied in float64 and rounded once
+            np.multiply(self._factors, (learnRate, momRate), out=self._rates, casting="same_kind")
+            self._shared[:] = alpha, epsilon
+            self._hyper = hyper
         if extras is PLAIN and not self._never_plain:
             _in_threads(self._part, self._size)
             return
