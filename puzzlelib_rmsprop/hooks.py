@@ -50,6 +50,9 @@ class Hook:
         """What a checkpoint keeps of the hook, of numbers and strings; None for nothing."""
         return None
 
+    def checkState(self, state: dict[str, Any]) -> None:
+        """Raises an exception where ``state`` is not of the kind that :meth:`getState` gives; changes nothing."""
+
     def setState(self, state: dict[str, Any]) -> None:
         """Takes back what :meth:`getState` gave."""
 
@@ -322,19 +325,32 @@ class NonFiniteGuard(Survey):
     def getState(self) -> dict[str, Any] | None:
         return {"skipped": self.skipped}
 
-    def setState(self, state: dict[str, Any]) -> None:
-        record = self._read()
-        record["skipped"] = int(state["skipped"])
-        self._restore(record)
+    def checkState(self, state: dict[str, Any]) -> None:
+        _whole("skipped", state["skipped"], 2**64)
 
-    def _restore(self, record: np.ndarray) -> None:
+    def setState(self, state: dict[str, Any]) -> None:
+        self.checkState(state)
+        record = self._read()
+        for name, value in state.items():
+            record[name] = value
         if self._record is None:
-            raise SetupError(f"{type(self).__name__} has no place for its state yet: setupOn() first")
+            raise SetupError(f"{type(self).__name__} has no place for its state yet: addHook() and setupOn() first")
         self._write(record)
+
+
+def _whole(name: str, value: Any, below: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
+        raise HyperParameterError(f"{name} must be an int from 0 to {below - 1}; got {value!r}")
 
 
 def _finite(array: Any) -> bool:
     return bool(np.isfinite(family_of(array).get(array).astype(np.float64)).all())
+
+
+def _scale(value: Any) -> float:
+    if number("scale", value, Judge().least) > Judge().most:
+        raise HyperParameterError(f"scale must be at most {Judge().most:g}; got {value!r}")
+    return float(value)
 
 
 class LossScaling(NonFiniteGuard):
@@ -367,14 +383,11 @@ class LossScaling(NonFiniteGuard):
         1024.0
     """
 
-    LEAST, MOST = Judge().least, Judge().most
     growth = HyperParameter(1)
 
     def __init__(self, scale: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
         super().__init__("skip")
-        self._first = number("scale", scale, self.LEAST)
-        if self._first > self.MOST:
-            raise HyperParameterError(f"scale must be at most {self.MOST:g}; got {scale!r}")
+        self._first = _scale(scale)
         self.growth = growth
         if not 0 < number("backoff", backoff, 0) <= 1:
             raise HyperParameterError(f"backoff must be above 0 and at most 1; got {backoff!r}")
@@ -411,12 +424,10 @@ class LossScaling(NonFiniteGuard):
         record = self._read()[0]
         return {name: record[name].item() for name in ("scale", "good", "skipped")}
 
-    def setState(self, state: dict[str, Any]) -> None:
-        scale = number("scale", state["scale"], self.LEAST)
-        record = self._read()
-        record["scale"], record["unscale"] = scale, 1.0 / scale
-        record["good"], record["skipped"] = int(state["good"]), int(state["skipped"])
-        self._restore(record)
+    def checkState(self, state: dict[str, Any]) -> None:
+        super().checkState(state)
+        _whole("good", state["good"], 2**32)
+        _scale(state["scale"])
 
 
 # what the update can do in passing; a subclass may mean something else, so the type has to be exact

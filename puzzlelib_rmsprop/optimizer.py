@@ -18,7 +18,7 @@ from . import changes, checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
-from .hooks import FOLDED, NonFiniteGuard, Survey
+from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
 from .variable import Variable
 
@@ -588,13 +588,32 @@ class Optimizer:
 
     def _extra(self) -> dict[str, Any]:
         """What :meth:`save` saves besides attributes and state: plain data for JSON."""
-        return {"options": {}, "hooks": []}
+        return {"options": {}, "hooks": [[type(hook).__name__, state] for hook, state in self._hook_states()]}
+
+    def _hook_states(self) -> list[tuple[Hook, dict[str, Any]]]:
+        states = [(hook, hook.getState()) for hook in self.hooks if isinstance(hook, Hook)]
+        return [(hook, state) for hook, state in states if state is not None]
 
     def _checkExtra(self, extra: dict[str, Any]) -> None:
         """Raises CheckpointError where a file's ``extra`` does not fit; it is empty where another library wrote the file."""
+        for hook, state in self._hooks_in(extra):
+            try:
+                hook.checkState(state)
+            except Exception as error:
+                raise CheckpointError(f"the file's state of hook {type(hook).__name__} is not valid: {error}") from error
 
     def _applyExtra(self, extra: dict[str, Any]) -> None:
         """Takes over what :meth:`_checkExtra` found good, after everything else was loaded."""
+        for hook, state in self._hooks_in(extra):
+            hook.setState(state)
+
+    def _hooks_in(self, extra: dict[str, Any]) -> list[tuple[Hook, dict[str, Any]]]:
+        """Each hook with what the file has of it, by type and order; those that only one of the two has are left alone."""
+        found: dict[str, list[Any]] = {}
+        for kind, state in extra.get("hooks", []):
+            found.setdefault(kind, []).append(state)
+        kept = [hook for hook, _ in self._hook_states()]
+        return [(hook, found[type(hook).__name__].pop(0)) for hook in kept if found.get(type(hook).__name__)]
 
     def _places(self) -> list[checkpoint.Place]:
         return [

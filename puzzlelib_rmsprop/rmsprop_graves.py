@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
-from .errors import DependencyError, HyperParameterError, SetupError, VariableError
+from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .hyper import HyperParameter
 from .kernels import PLAIN, Extras, Row, state_dtype
 from .optimizer import Optimizer, Slot
@@ -113,9 +113,7 @@ class RMSPropGraves(Optimizer):
         self.stateDtype = None if stateDtype is None else _state_dtype(stateDtype)
         self.masterWeights = masterWeights
         self.fuseZeroGrad = fuseZeroGrad
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise HyperParameterError(f"seed must be an int from 0 to 2**64 - 1; got {seed!r}")
-        self.seed = seed
+        self.seed = _checked_seed(seed)
         self.capturable = capturable
         if capturable and self._variance_form():
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
@@ -172,6 +170,33 @@ class RMSPropGraves(Optimizer):
         """The entities of the state of parameters of ``dtype``."""
         found = dict.fromkeys(("mg", "ms", "delta"), self._dtype_of_state(dtype))
         return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
+
+    def _extra(self) -> dict[str, Any]:
+        options = {
+            "gradOfLoss": bool(self.gradOfLoss),
+            "stateDtype": None if self.stateDtype is None else self.stateDtype.name,
+            "masterWeights": bool(self.masterWeights),
+            "seed": self.seed,
+        }
+        return super()._extra() | {"options": options}
+
+    def _checkExtra(self, extra: dict[str, Any]) -> None:
+        super()._checkExtra(extra)
+        try:
+            _checked_seed(extra.get("options", {}).get("seed", self.seed))
+        except HyperParameterError as error:
+            raise CheckpointError(f"the file's option is not valid: {error}") from error
+
+    def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
+        if extra.get("options", {}).get("gradOfLoss", self.gradOfLoss) != self.gradOfLoss:
+            # the mean of gradients of the other sign
+            states = [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
+        super()._restore(attrs, states, extra)
+
+    def _applyExtra(self, extra: dict[str, Any]) -> None:
+        super()._applyExtra(extra)
+        # what the random rounding goes on with
+        self.seed = extra.get("options", {}).get("seed", self.seed)
 
     def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
         # an element's random numbers are found by the name of its variable and its index there
@@ -313,6 +338,12 @@ def _buffers(run: Slot) -> list[tuple[str, Any]]:
 def _row(run: Slot, family: Family) -> Row:
     param, grad, mg, ms, delta, *rest = (family.address(array) for _, array in _buffers(run))
     return Row(param, grad, mg, ms, delta, run.size, rest[0] if rest else 0, run.first, zlib.crc32(run.names[0].encode()))
+
+
+def _checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise HyperParameterError(f"seed must be an int from 0 to 2**64 - 1; got {seed!r}")
+    return seed
 
 
 def _state_dtype(dtype: Any) -> np.dtype:
