@@ -240,6 +240,8 @@ def main(arguments=None):
         if not given.started:
             files.probe = forked_probe
         for number in range(given.count):
+            if number and number % 1000 == 0:
+                print(f"{number} mutants so far", file=sys.stderr, flush=True)
             file, mutation = originals[number % len(originals)], rng.choice(MUTATIONS)
             raw = bytearray(file.raw)
             mutation(raw, rng)

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (gives NumPy its bfloat16)
 import numpy as np
 
-from puzzlelib_rmsprop import RMSPropGraves, WeightDecay
+from puzzlelib_rmsprop import Config, RMSPropGraves, WeightDecay
 from puzzlelib_rmsprop.arrays import family_of
 from tests import conftest
 from tests.standins import Net
@@ -98,6 +98,7 @@ def _bits(array):
 
 def go_on(folder):
     """The other process: goes on with every training that was saved in a folder, and writes what becomes of it."""
+    Config.backend = Config.Backend.cpu  # for the library's own arrays; the others are asked for by name
     for saved in sorted(Path(folder).glob("*.hdf")):
         number, kind, _, into = saved.stem.split("~")
         row, arrays = ROWS[int(number)], arrays_named(kind)
