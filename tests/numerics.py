@@ -206,6 +206,7 @@ class Bound:
         self.error = {name: np.zeros(exact.param.shape) for name in BUFFERS}
         self.carried = np.zeros(exact.param.shape)  # of the master copy
         self.out = {name: np.zeros(exact.param.shape, bool) for name in BUFFERS}
+        self.exact_out = np.zeros(exact.param.shape, bool)  # where the exact values themselves have left the range
 
     def step(self, grad: np.ndarray) -> None:
         """Takes the exact step, and the bound's."""
@@ -243,6 +244,8 @@ class Bound:
             self.carried = e_param if self.row.master else self.error["param"]
             for name, size, form in (("mg", mg1, self.state), ("ms", ms1, self.state), ("delta", delta1, self.state)):
                 self.out[name] |= ~(size + self.error[name] < form.largest)
+                self.exact_out |= ~(size < form.largest)
+            self.exact_out |= ~(g * g < self.real.largest) | ~(param1 < self.stored.largest)
             self.out["ms"] |= ~(g * g < self.real.largest)
             self.out["delta"] |= self.out["mg"] | self.out["ms"]
             self.out["param"] |= self.out["delta"] | ~(param1 + self.error["param"] < self.stored.largest)
@@ -289,14 +292,20 @@ class Library:
 
 
 class Result:
-    """For each element of each buffer: error/bound, the largest over all steps and the last; the last bound, relative to
-    the largest exact magnitude so far; what was out of range, and what was not finite though it should be."""
+    """What was found, for each element of each buffer.
+
+    Attributes:
+        ratio, last: error/bound, the largest over all steps, and that after the last.
+        relative: the last bound, relative to the largest exact magnitude so far.
+        out: what may have left the range of its format, exactly or by the bound; there the ratio is 0.
+        infinite: what was not finite, where the exact values were in range.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.ratio = {name: np.zeros(shape) for name in BUFFERS}
         self.last: dict[str, np.ndarray] = {}
         self.relative: dict[str, np.ndarray] = {}
-        self.out = {name: np.zeros(shape, bool) for name in BUFFERS}
+        self.out: dict[str, np.ndarray] = {}
         self.infinite = {name: np.zeros(shape, bool) for name in BUFFERS}
 
     def failures(self) -> list[str]:
@@ -327,7 +336,7 @@ def run(row: Row, configs: np.ndarray, steps: int, make: Any = Library, every: i
                 actual = tested.read(name)
                 result.last[name] = bound.ratio(name, actual)
                 np.maximum(result.ratio[name], result.last[name], out=result.ratio[name])
-                result.infinite[name] |= ~np.isfinite(actual) & ~bound.out[name]
+                result.infinite[name] |= ~np.isfinite(actual) & ~bound.exact_out
     result.out = bound.out
     result.relative = {name: bound.error[name] / np.maximum(largest[name], 1e-300) for name in BUFFERS}
     return result
