@@ -11,7 +11,16 @@ Example:
 from . import errors, gpuarray
 from . import hooks as Hooks
 from .config import Config
-from .hooks import Hook, WeightDecay
+from .hooks import (
+    GradientClipping,
+    GradientHardClipping,
+    GradientScaling,
+    Hook,
+    Lasso,
+    LossScaling,
+    NonFiniteGuard,
+    WeightDecay,
+)
 from .nodeinfo import NodeInfo
 from .optimizer import Optimizer
 from .rmsprop_graves import RMSPropGraves
@@ -19,9 +28,15 @@ from .variable import Variable
 
 __all__ = [
     "Config",
+    "GradientClipping",
+    "GradientHardClipping",
+    "GradientScaling",
     "Hook",
     "Hooks",
+    "Lasso",
+    "LossScaling",
     "NodeInfo",
+    "NonFiniteGuard",
     "Optimizer",
     "RMSPropGraves",
     "Variable",

@@ -17,6 +17,8 @@ __all__ = [
     "Error",
     "HyperParameterError",
     "ModuleError",
+    "NonFiniteError",
+    "NonFiniteWarning",
     "SetupError",
     "VariableError",
 ]
@@ -56,6 +58,14 @@ class ArrayError(Error, ValueError):
 
 class CheckpointError(Error, ValueError):
     """A file does not fit the optimizer or net, or cannot be read or written. Nothing was changed."""
+
+
+class NonFiniteError(Error, ArithmeticError):
+    """A gradient is infinite or NaN, and a NonFiniteGuard was told to raise. Nothing was updated."""
+
+
+class NonFiniteWarning(RuntimeWarning):
+    """A gradient is infinite or NaN; the step was skipped."""
 
 
 class CheckpointWarning(UserWarning):
