@@ -192,7 +192,9 @@ class Bound:
 
     def __init__(self, row: Row, exact: Reference, learnRate: float, alpha: Any, momRate: Any, epsilon: Any) -> None:
         self.row, self.exact = row, exact
-        self.real, self.stored, self.state = (Format.of(name) for name in (row.real.name, row.param, row.state or row.real.name))
+        self.real, self.stored, self.state = (
+            Format.of(name) for name in (row.real.name, row.param, row.state or row.real.name)
+        )
         self.hyper = learnRate, alpha, momRate, epsilon
         # the hyper-parameters are rounded too, and by how much is known
         given = [np.asarray(value, np.float64) for value in (learnRate, alpha, 1 - np.asarray(alpha), momRate, epsilon)]
@@ -215,7 +217,9 @@ class Bound:
         u, tiny, k, b = self.u, self.real.tiny, 1 + 8 * self.u, 1 - a
         exact, g = self.exact, grad.astype(self.row.exact)
         with np.errstate(all="ignore"):
-            in_mg, in_ms = (np.abs(x).astype(float) for x in (off_a * exact.mg + off_b * g, off_a * exact.ms + off_b * g * g))
+            in_mg, in_ms = (
+                np.abs(x).astype(float) for x in (off_a * exact.mg + off_b * g, off_a * exact.ms + off_b * g * g)
+            )
             mg, ms, delta = (np.abs(x).astype(float) for x in (exact.mg, exact.ms, exact.delta))
             exact.step(g, *self.hyper[:1], *(np.asarray(x).astype(self.row.exact) for x in self.hyper[1:]))
             v = np.maximum(exact.ms - exact.mg * exact.mg, 0).astype(float)
@@ -316,7 +320,9 @@ class Result:
             for label, part in zip(GRADIENTS, np.split(bad, len(GRADIENTS), axis=1), strict=True):
                 if part.any():
                     worst = np.split(self.ratio[name], len(GRADIENTS), axis=1)[list(GRADIENTS).index(label)].max()
-                    found.append(f"{name}, gradient {label}: {part.sum()} of {part.size} elements, worst {worst:.3g} x bound")
+                    found.append(
+                        f"{name}, gradient {label}: {part.sum()} of {part.size} elements, worst {worst:.3g} x bound"
+                    )
         return found
 
 
@@ -356,11 +362,11 @@ def summary(results: dict[str, Result]) -> str:
         for name in BUFFERS:
             inside = ~result.out[name]
             kept, last = result.ratio[name][inside], result.last[name][inside]
-            body.append(
-                [f"{label}: {name}", f"{kept.size:,}", f"{result.out[name].sum():,}", f"{result.infinite[name].sum():,}"]
-                + [f"{np.sum(~(kept <= 1)):,}", f"{kept.max():.3f}", f"{np.median(kept):.3f}"]
-                + [f"{np.max(last):.3f}", f"{np.median(last):.3f}", f"{np.median(result.relative[name][inside]):.1e}"]
-            )
+            counts = (kept.size, result.out[name].sum(), result.infinite[name].sum(), np.sum(~(kept <= 1)))
+            ratios = (kept.max(), np.median(kept), last.max(), np.median(last))
+            relative = np.median(result.relative[name][inside])
+            cells = [*(f"{count:,}" for count in counts), *(f"{ratio:.3f}" for ratio in ratios), f"{relative:.1e}"]
+            body.append([f"{label}: {name}", *cells])
     head = ["", "elements", "out of range", "not finite", "above the bound", "error/bound: largest", "median"]
     head += ["last step: largest", "median", "bound/largest value, median"]
     return table(head, body)
@@ -405,7 +411,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="another number of steps")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", default=list(ROWS), help=", ".join(ROWS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help="other libraries in place of the bound; all: each that is here")
+    parser.add_argument(
+        "--peers", nargs="+", metavar="NAME", help="other libraries in place of the bound; all: each that is here"
+    )
     parser.add_argument("--into", metavar="FILE", help="put the tables between the marks in FILE")
     options = parser.parse_args(argv)
     configs, steps = (CONFIGS, 3000) if options.long else (QUICK, 400)

@@ -20,6 +20,8 @@ import numpy as np
 from tests import numerics
 from tests.numerics import GRADIENTS, LEARN_RATE, WIDTH, gradients, parameters
 
+DEFAULTS = (0.95, 0.9, 1e-4)
+
 
 class Ours:
     package = "puzzlelib_rmsprop"
@@ -343,12 +345,12 @@ def compare(names: Sequence[str], configs: np.ndarray, steps: int) -> str:
         runs = [np.any(np.stack(np.split(where, len(GRADIENTS), axis=1)), axis=2) for where in
                 (outcome.lost > 0, outcome.frozen, outcome.far)]  # fmt: skip
         first = outcome.lost[outcome.lost > 0]
-        total.append(
-            [label, version(label.split(",")[0]), f"{runs[0].size:,}", f"{runs[0].sum():,}"]
-            + [f"{first.min()} / {int(np.median(first))}" if first.size else "-", f"{runs[1].sum():,}", f"{runs[2].sum():,}"]
-        )
+        when = f"{first.min()} / {int(np.median(first))}" if first.size else "-"
+        default = runs[0][:, np.all(configs == DEFAULTS, axis=1)]
+        counts = f"{runs[0].size:,}", f"{runs[0].sum():,}", when, f"{default.sum()} of {default.size}"
+        total.append([label, version(label.split(",")[0]), *counts, f"{runs[1].sum():,}", f"{runs[2].sum():,}"])
     text = numerics.table(
-        ["", "version", "runs", "NaN or infinite", "first / median step", "frozen", "far from its formula"], total
+        ["", "version", "runs", "not finite", "from step: first / median", "at the defaults", "frozen", "far off"], total
     )
     for dtype in ("float32", "float16"):
         shown = {label.split(",")[0]: outcome for label, outcome in outcomes.items() if label.endswith(dtype)}
@@ -356,7 +358,9 @@ def compare(names: Sequence[str], configs: np.ndarray, steps: int) -> str:
             [gradient, *(_cell(outcome, slice(i * WIDTH, (i + 1) * WIDTH)) for outcome in shown.values())]
             for i, gradient in enumerate(GRADIENTS)
         ]
-        text += f"\n\nParameters of {dtype}, of {len(configs)} settings each:\n\n{numerics.table(['gradient', *shown], body)}"
+        text += (
+            f"\n\nParameters of {dtype}, of {len(configs)} settings each:\n\n{numerics.table(['gradient', *shown], body)}"
+        )
     return text + "".join(f"\n\n{note}" for note in notes)
 
 
