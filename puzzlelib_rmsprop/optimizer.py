@@ -139,8 +139,8 @@ class Optimizer:
         """
         if self.globalState:
             raise SetupError(
-                f"a {type(self).__name__} in global mode cannot be copied or pickled: call save() on this one, and setupOn() "
-                f"and load() on another"
+                f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
+                " load() on another"
             )
         fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_surveys": {}, "_seen": None, "_rated": None}
         return vars(self) | fresh
@@ -535,7 +535,11 @@ class Optimizer:
         if self._runs is not None and self._rated is self._seen is not None:
             return self._runs
         rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
-        if self._runs is None or rates != self._rates:
+        try:
+            changed = self._runs is None or rates != self._rates
+        except ValueError:  # an array
+            changed = True
+        if changed:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
             if self.globalState:
