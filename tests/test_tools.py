@@ -274,6 +274,25 @@ def test_the_benchmark_refuses_a_wrong_contender(tool, monkeypatch):
         bench.check(bench.OURS, "float32")
 
 
+def test_the_benchmark_of_the_kernels(tool):
+    # bytes an element, counted by hand: what the rule reads and writes of param, grad, state and copy
+    bench = tool("gpu_bench")
+    moved = {
+        ("kernel", "float32"): 12 + 24,
+        ("kernel, weight decay fused", "float32"): 12 + 24,
+        ("kernel, zeroGrad fused", "float32"): 12 + 24 + 4,
+        ("kernel, bfloat16 state", "float32"): 12 + 12,
+        ("kernel", "float16"): 6 + 24,
+        ("kernel, master copy", "float16"): 6 + 24 + 8,
+        ("kernel, master copy, bfloat16 state", "float16"): 6 + 12 + 8,
+        (bench.SURVEY, "float16"): 2,
+        (bench.COPY, "float32"): 8,
+    }
+    for (name, dtype), expected in moved.items():
+        assert bench.bytes_moved(name, dtype) == expected, name
+        bench.check(name, dtype)
+
+
 def test_launches_are_counted(tool):
     bench = tool("gpu_bench")
     rng = [np.random.default_rng(0).standard_normal(n).astype(np.float32) for n in (5, 9)]
