@@ -82,8 +82,8 @@ PLANTED = {
         "0 of its PTX's st are 16 bytes wide; at least 4",
     ),
     "generic": (
-        "__global__ void graves_many_float32_float32(u64 *t) { float4 v = *reinterpret_cast<float4 *>(t[0]);"
-        " v.x += v.y; *reinterpret_cast<float4 *>(t[1]) = v; }",
+        "__global__ void graves_many_float32_float32(float4 *x, int n) { __shared__ float4 s[256]; s[threadIdx.x] = x[1];"
+        " float4 *p = n ? x : s; float4 v = p[n]; v.x += v.y; p[n + 1] = v; }",
         "2 of its PTX's 16-byte ld and st do not name global memory",
     ),
     "a master copy read by halves": (
