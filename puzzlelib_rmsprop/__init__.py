@@ -12,7 +12,7 @@ from . import errors, gpuarray
 from . import hooks as Hooks
 from .config import Config
 from .hooks import Hook, WeightDecay
-from .nodeinfo import NodeInfo
+from .nodeinfo import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .optimizer import Optimizer
 from .rmsprop_graves import RMSPropGraves
 from .variable import Variable
@@ -21,6 +21,8 @@ __all__ = [
     "Config",
     "Hook",
     "Hooks",
+    "MPINodeInfo",
+    "NCCLNodeInfo",
     "NodeInfo",
     "Optimizer",
     "RMSPropGraves",

@@ -17,6 +17,8 @@ import numpy as np
 from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
+from .nodeinfo.agreement import agree
+from .nodeinfo.base import on_stream
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -159,11 +161,18 @@ class Optimizer:
                 points the net's own variables at views of them.
 
         Raises:
-            SetupError: the net lacks a method or has no variables, or a nodeinfo lacks global state.
+            SetupError: the net lacks a method or has no variables, a nodeinfo lacks global state, or the processes of its
+                group differ in their optimizers or nets (VariableError where it is a variable); all are told the first
+                difference.
             VariableError: a variable does not fit; names it.
             ArrayError: an array cannot be used, or two overlap; names the variables.
         """
-        slots, custom, family = self._inspect(mod, useGlobalState)
+        try:
+            slots, custom, family = self._inspect(mod, useGlobalState)
+        except Exception as error:
+            agree(self.nodeinfo, [], error)
+            raise
+        agree(self.nodeinfo, self._facts(slots, family))
         fresh: dict[str, Any] = {"module": mod, "globalState": bool(useGlobalState), "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
@@ -209,6 +218,25 @@ class Optimizer:
         if family is not None:
             refuse_overlap(_extents(slots, family))
         return slots, custom, family
+
+    def _facts(self, slots: list[Slot], family: Family | None) -> list[list[str]]:
+        """What has to be alike in all processes of a group: [what, value] in an order of their own."""
+        facts = {
+            "the optimizer": type(self).__qualname__,
+            **{f"its {name}": repr(value) for name, value in {**self.getAttrDict(), **self._options()}.items() if name != "t"},
+            "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in self.hooks]),
+            "the device of the arrays": str(getattr(family, "device", None)),
+            "the number of variables": str(len(slots)),
+        }
+        for slot in sorted(slots, key=lambda slot: slot.names[0]):
+            of_var = {"names": slot.names, "shape": slot.shape, "dtype": slot.dtype.name}
+            of_var.update({rate: getattr(slot.var, rate) for rate in ("learnRate", "momRate", "wc")})
+            facts.update({f"variable {slot.names[0]!r}: its {what}": str(value) for what, value in of_var.items()})
+        return [[what, value] for what, value in facts.items()]
+
+    def _options(self) -> dict[str, Any]:
+        """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
+        return {}
 
     def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> dict[str, Any]:
         """Moves the variables into flat buffers, one at a time, and points the net at them."""
@@ -307,17 +335,23 @@ class Optimizer:
                 # a hook may have replaced an array or set a rate
                 self._refresh()
                 runs = self._current_runs()
-            if self.nodeinfo is not None:
-                for var in self.globalVar.values():
-                    self.nodeinfo.sumTensor("grad", var.grad)
+            self._average(stream)
             self._step(runs, stream)
-        except BaseException:
+        except BaseException as error:
             self.t -= 1
+            # the others wait for this process, or will
+            getattr(self.nodeinfo, "fail", lambda error: None)(error)
             raise
         for name in self.customVars:
             self.module.getVar(name).update(self.learnRate)
         if own is not None and sync:
             own.synchronize()
+
+    def _average(self, stream: Any) -> None:
+        """Replaces the gradients by their means over the group."""
+        if self.nodeinfo is not None:
+            for var in self.globalVar.values():
+                on_stream(self.nodeinfo.sumTensor, "grad", var.grad, stream)
 
     def _own_stream(self) -> Any:
         if self._stream is None and self.family is not None:

@@ -115,6 +115,9 @@ class RMSPropGraves(Optimizer):
             raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
         return slots, custom, family
 
+    def _options(self) -> dict[str, Any]:
+        return {"gradOfLoss": self.gradOfLoss, "stateDtype": self.stateDtype, "capturable": self.capturable}
+
     def _hyper(self) -> tuple[float, float, float, float]:
         return (-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
 

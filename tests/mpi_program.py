@@ -1,0 +1,601 @@
+"""What test_mpi.py runs under mpirun: ``python -m tests.mpi_program PRELUDE NAME...``; each function is a check or a disaster.
+
+Every check runs on all processes and may not rely on the library to collect the results.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+
+import numpy as np
+from mpi4py import MPI
+
+# CUDA's simulator has to be there before anything imports PyCUDA
+exec(sys.argv[1])
+
+from puzzlelib_rmsprop import MPINodeInfo, RMSPropGraves, Variable, WeightDecay, gpuarray  # noqa: E402
+from puzzlelib_rmsprop.errors import Error, GroupError, SetupError, VariableError  # noqa: E402
+from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
+from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
+from tests import standins  # noqa: E402
+from tests.reference import Reference  # noqa: E402
+from tests.standins import Net  # noqa: E402
+
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.rank, WORLD.size
+CUDA = "pycuda" in sys.modules
+CHECKS = {}
+
+
+def check(function):
+    CHECKS[function.__name__] = function
+    return function
+
+
+def group(**kwargs):
+    return MPINodeInfo(**{"timeout": 20.0, **kwargs})
+
+
+@contextlib.contextmanager
+def staging(nbytes, small=0):
+    """Pieces small enough for several."""
+    before = mpi.STAGING, mpi.SMALL
+    mpi.STAGING, mpi.SMALL = nbytes, small
+    yield
+    mpi.STAGING, mpi.SMALL = before
+
+
+def families():
+    """name -> (make, get, dtypes) of the arrays to check with."""
+    host = ["float16", "float32", "float64"]
+    found = {
+        "numpy": (np.array, np.asarray, host),
+        "puzzlelib": (standins.CPUArray.toDevice, lambda array: array.data, host),
+    }
+    if CUDA:
+        import ml_dtypes  # noqa: F401
+        import pycuda.gpuarray
+
+        found = {
+            "pycuda": (pycuda.gpuarray.to_gpu, lambda array: array.get(), [*host, "bfloat16"]),
+            "puzzlelib-cuda": (standins.GPUArray.toGpu, lambda array: array.get(), host),
+        }
+    return found
+
+
+def contents(seed, size, dtype):
+    """What each process has, in order; the same on every process."""
+    return [np.random.default_rng([seed, rank]).standard_normal(size).astype(dtype) for rank in range(SIZE)]
+
+
+def in_order(parts):
+    """Their mean, added in the order of the processes in the dtype of the arithmetic and rounded once."""
+    wide = np.float64 if parts[0].dtype == np.float64 else np.float32
+    total = parts[0].astype(wide)
+    for part in parts[1:]:
+        total = total + part.astype(wide)
+    return (total / wide(SIZE)).astype(parts[0].dtype)
+
+
+def same_bits(array):
+    """Whether every process has this array."""
+    return len(set(WORLD.allgather(np.ascontiguousarray(array).tobytes()))) == 1
+
+
+def equal(one, other):
+    return np.array_equal(np.ascontiguousarray(one).view(np.uint8), np.ascontiguousarray(other).view(np.uint8))
+
+
+# ---------------------------------------------------------------------------------------- collectives
+
+
+@check
+def place_in_the_group():
+    with group() as node:
+        assert (node.index, node.gridsize, node.device) == (RANK, SIZE, RANK)
+        assert node.meanValue(RANK) == (SIZE - 1) / 2
+        assert node.allgatherObject({"rank": RANK, "text": "x" * RANK}) == [
+            {"rank": r, "text": "x" * r} for r in range(SIZE)
+        ]
+        node.barrier()
+    with MPINodeInfo(WORLD.Split(RANK % 2), device=7, timeout=20) as node:
+        assert (node.index, node.device) == (RANK // 2, 7)
+    try:
+        node.barrier()
+    except GroupError as error:
+        assert "is closed" in str(error)
+    else:
+        raise AssertionError("a closed nodeinfo works")
+
+
+@check
+def averages():
+    with group() as node, staging(64, small=16):
+        for make, get, dtypes in families().values():
+            for dtype in dtypes:
+                for size in (0, 1, 5, 64, 1003):
+                    parts = contents(size, size, dtype)
+                    array = make(parts[RANK])
+                    assert node.sumTensor("grad", array) is None
+                    whole = np.stack([part.astype(np.float64) for part in parts])
+                    # SIZE - 1 additions and a division, each rounded once, and the rounding to 16 bits
+                    unit = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24, "float64": 2**-53}[dtype]
+                    steps = SIZE if unit < 2**-12 else 1.01
+                    found = get(array).astype(np.float64)
+                    bound = steps * unit * np.maximum(np.abs(whole).mean(0), 2**-14)
+                    assert (np.abs(found - whole.mean(0)) <= bound).all(), (dtype, size)
+                    assert same_bits(get(array)), (dtype, size)
+                    if size == 1003:  # all but the rest goes through the scatter
+                        body = len(parts[0]) // SIZE * SIZE
+                        assert equal(get(array)[:body], in_order(parts)[:body]), dtype
+
+
+@check
+def averages_of_exact_numbers_are_exact():
+    # sums of small whole numbers are exact in any order
+    with group() as node:
+        for make, get, dtypes in families().values():
+            for dtype in dtypes:
+                for size in (7, 100_003):
+                    parts = [np.round(part * 8).astype(dtype) * 12 for part in contents(1, size, "float32")]
+                    array = make(parts[RANK].astype(dtype))
+                    node.sumTensor("grad", array)
+                    assert equal(get(array), in_order([part.astype(dtype) for part in parts])), (dtype, size)
+
+
+@check
+def arrays_stay_where_they_are():
+    with group() as node:
+        for size in (100, 100_001):
+            array = np.ones(size, np.float32)
+            address = array.ctypes.data
+            node.sumTensor("grad", array)
+            assert array.ctypes.data == address
+            assert (array == 1).all()
+        if not CUDA:
+            # nothing is kept for what passes through, where nothing passes through
+            assert not [kept for on_gpu, kept in node._staging.items() if on_gpu or kept[0].size]
+
+
+@check
+def nan_and_infinity_reach_everyone():
+    with group() as node, staging(1 << 10):
+        for make, get, dtypes in families().values():
+            for dtype in dtypes:
+                content = np.ones(1000, dtype)
+                if RANK == SIZE - 1:
+                    content[[3, 997]], content[500] = np.nan, np.inf
+                array = make(content)
+                node.sumTensor("grad", array)
+                found = get(array).astype(np.float32)
+                assert np.isnan(found[[3, 997]]).all(), dtype
+                assert np.isposinf(found[500]), dtype
+                assert np.isfinite(np.delete(found, [3, 500, 997])).all(), dtype
+
+
+@check
+def broadcasts():
+    with group() as node, staging(100):
+        for name, (make, get, dtypes) in families().items():
+            for dtype in dtypes:
+                parts = contents(2, 333, dtype)
+                array = make(parts[RANK])
+                node.broadcastBuffer("data", array.gpudata if name == "puzzlelib-cuda" else array)
+                assert equal(get(array), parts[0]), (name, dtype)
+
+
+@check
+def scatters_and_gathers():
+    with group() as node, staging(100):
+        for make, get, dtypes in families().values():
+            for dtype in dtypes:
+                for part in (0, 1, 65):
+                    parts = contents(3, part * SIZE, dtype)
+                    array = make(parts[RANK])
+                    node.reduceScatter("grad", array)
+                    own = slice(RANK * part, (RANK + 1) * part)
+                    expected = in_order(parts)
+                    assert equal(get(array)[own], expected[own]), (dtype, part)
+                    other = parts[RANK].copy()
+                    other[own] = expected[own]
+                    array = make(other)
+                    node.allGather("data", array)
+                    assert equal(get(array), expected), (dtype, part)
+        if SIZE > 1:
+            try:
+                node.reduceScatter("grad", np.ones(SIZE + 1, np.float32))
+            except Error as error:
+                assert f"size {SIZE + 1}" in str(error)
+            else:
+                raise AssertionError("uneven parts are taken")
+
+
+@check
+def on_a_stream():
+    """What a stream has queued before is averaged, and what it queues after sees the average; with and without CUDA-aware."""
+    if not CUDA:
+        return
+    import pycuda.gpuarray
+    from pycuda import driver
+
+    for aware in (False, True):
+        with group(cudaAware=aware) as node, staging(256):
+            for dtype in ("float16", "bfloat16", "float32", "float64"):
+                stream = driver.Stream()
+                parts = [np.round(part * 8).astype(dtype) for part in contents(4, 40 * SIZE, "float32")]
+                array, target = (pycuda.gpuarray.to_gpu(np.zeros(40 * SIZE, dtype)) for _ in range(2))
+                source = pycuda.gpuarray.to_gpu(parts[RANK])
+                driver.Context.synchronize()
+                for method in (node.sumTensor, node.reduceScatter, node.allGather):
+                    if method is not node.allGather:
+                        driver.memcpy_dtod_async(array.ptr, source.ptr, array.nbytes, stream)
+                    method("grad", array, stream=stream)
+                    driver.memcpy_dtod_async(target.ptr, array.ptr, array.nbytes, stream)
+                    stream.synchronize()
+                    own = slice(40 * RANK, 40 * RANK + 40) if method == node.reduceScatter else slice(None)
+                    # times 1/SIZE on the GPU, divided by SIZE on the host: the last bit may differ
+                    expected = in_order(parts).astype(np.float64)
+                    near = np.abs(target.get().astype(np.float64) - expected)[own] <= 2**-23 * np.abs(expected)[own]
+                    assert near.all(), (dtype, aware, method.__name__)
+                    if not aware or dtype in ("float16", "bfloat16"):
+                        assert equal(target.get()[own], in_order(parts)[own]), (dtype, aware, method.__name__)
+                node.broadcastBuffer("data", array)
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+SHAPES = {"fc0.W": (5, 7), "fc0.b": (7,), "fc1.W": (7, 3), "fc1.b": (3,), "half.W": (9,), "double.W": (4, 2)}
+DTYPES = {"half.W": np.float16, "double.W": np.float64}
+
+
+def some_net(rank=0, name="numpy"):
+    make = families()["pycuda" if CUDA else name][0]
+    wrap = standins.PuzzleVariable if name == "puzzlelib" else Variable
+    rng = np.random.default_rng([10, rank])
+    return Net(
+        {n: wrap(make(rng.standard_normal(shape).astype(DTYPES.get(n, np.float32)))) for n, shape in SHAPES.items()}
+    )
+
+
+def content(array):
+    return array.get() if hasattr(array, "get") else np.array(array)
+
+
+def put(array, values):
+    if hasattr(array, "set"):
+        array.set(np.ascontiguousarray(values.astype(array.dtype)))
+    else:
+        array[...] = values
+
+
+def train(optimizer, net, step, steps=5, exact=True):
+    """Sets gradients that differ from process to process and updates; yields after every step with the mean gradients."""
+    for number in range(steps):
+        means = {}
+        for name, shape in SHAPES.items():
+            parts = [np.random.default_rng([11, number, rank, len(name)]).standard_normal(shape) for rank in range(SIZE)]
+            dtype = DTYPES.get(name, np.float32)
+            parts = [(np.round(part * 64) / 64 if exact else part).astype(dtype) for part in parts]
+            put(net.getVar(name).grad, parts[RANK])
+            means[name] = in_order(parts)
+        step(optimizer)
+        yield means
+
+
+@check
+def training_is_that_of_the_mean_gradient():
+    """Bit for bit where the sums are exact: parameters and state, on every process, after every step."""
+    for name in ["numpy", "puzzlelib"]:
+        with group() as node:
+            net = some_net(RANK, name)  # each process starts with parameters of its own: process 0's count
+            optimizer = RMSPropGraves(learnRate=0.01, nodeinfo=node)
+            optimizer.setupOn(net, useGlobalState=True)
+            net.getVar("fc1.b").learnRate, net.getVar("fc0.b").momRate = 0.0, 0.5
+            alone, lonely = some_net(0, name), RMSPropGraves(learnRate=0.01)
+            lonely.setupOn(alone, useGlobalState=True)
+            alone.getVar("fc1.b").learnRate, alone.getVar("fc0.b").momRate = 0.0, 0.5
+            expected = {n: Reference(content(some_net().getVar(n).data)) for n in SHAPES}
+            for means in train(optimizer, net, RMSPropGraves.update):
+                for n, mean in means.items():
+                    put(alone.getVar(n).grad, mean)
+                    if n != "fc1.b":
+                        expected[n].step(mean, learnRate=0.01, momRate=0.45 if n == "fc0.b" else 0.9)
+                lonely.update()
+                for n in SHAPES:
+                    found = content(net.getVar(n).data)
+                    assert same_bits(found), n
+                    assert equal(found, content(alone.getVar(n).data)), n
+                    tolerance = 1e-2 if n == "half.W" else 2e-6
+                    assert np.abs(found - expected[n].param).max() <= tolerance * np.abs(expected[n].param).max(), n
+            for dtype, state in optimizer.states.items():
+                for entity, array in state.items():
+                    assert equal(content(array), content(lonely.states[dtype][entity])), (dtype, entity)
+
+
+@check
+def batches_of_all_processes_are_one_large_batch():
+    """A net's gradients over N batches of B, averaged, are those over the one batch of N*B, but for the order of sums."""
+    batch, features = 6, 5
+    rng = np.random.default_rng(12)
+    data = rng.standard_normal((3, SIZE * batch, features)).astype(np.float32)
+    target = rng.standard_normal((3, SIZE * batch, 2)).astype(np.float32)
+
+    def build():
+        np.random.seed(3)
+        return Sequential().append(Linear(features, 4)).append(Activation(relu)).append(Linear(4, 2))
+
+    def step(net, optimizer, x, y):
+        _, grad = MSE()(net(gpuarray.to_gpu(x)), gpuarray.to_gpu(y))
+        optimizer.zeroGradParams()
+        net.backward(grad)
+        grads = {name: content(net.getVar(name).grad) for names in net.getVarTable().values() for name in names}
+        optimizer.update()
+        return grads
+
+    with group() as node:
+        net, alone = build(), build()
+        optimizer, lonely = RMSPropGraves(learnRate=0.01, nodeinfo=node), RMSPropGraves(learnRate=0.01)
+        optimizer.setupOn(net, useGlobalState=True)
+        lonely.setupOn(alone, useGlobalState=True)
+        own = slice(RANK * batch, (RANK + 1) * batch)
+        for x, y in zip(data, target, strict=True):
+            # as if nothing had been rounded before: each step's own error is what is bounded
+            for name in (name for names in net.getVarTable().values() for name in names):
+                put(alone.getVar(name).data, content(net.getVar(name).data))
+            grads, whole = step(net, optimizer, x[own], y[own]), step(alone, lonely, x, y)
+            for name, expected in whole.items():
+                every = WORLD.allgather(grads[name])
+                found = content(net.getVar(name).grad)
+                assert same_bits(content(net.getVar(name).data)), name
+                # a gradient is a sum over the batch, of products over the layers: errors are relative to the sum of the
+                # magnitudes, which the largest gradient of a process times SIZE stands for here
+                scale = SIZE * max(np.abs(grad).max() for grad in [*every, expected])
+                assert np.abs(found - expected).max() <= (SIZE * batch + 16) * 2**-24 * scale, name
+
+
+@check
+def a_nan_is_seen_by_all():
+    with group() as node:
+        net = some_net()
+        optimizer = RMSPropGraves(nodeinfo=node)
+        optimizer.setupOn(net, useGlobalState=True)
+        if RANK == SIZE - 1:
+            grad = content(net.getVar("fc0.W").grad)
+            grad[1, 2] = np.nan
+            put(net.getVar("fc0.W").grad, grad)
+        optimizer.update()
+        found = content(net.getVar("fc0.W").data)
+        assert np.isnan(found[1, 2])
+        assert np.isnan(found).sum() == 1
+
+
+@check
+def hooks_come_before_the_average():
+    with group() as node:
+        net = some_net()
+        for n in SHAPES:
+            net.getVar(n).wc = 1.0
+        before = {n: content(net.getVar(n).data) for n in SHAPES}
+        optimizer = RMSPropGraves(nodeinfo=node)
+        optimizer.setupOn(net, useGlobalState=True)
+        optimizer.addHook(WeightDecay(0.5))
+        seen = []
+        optimizer.addHook(lambda var, state, stream: seen.append((var.grad.shape, state["mg"].shape)))
+        optimizer.update()
+        assert seen == [(SHAPES[n], SHAPES[n]) for n in sorted(SHAPES)]
+        for n in SHAPES:
+            expected = Reference(before[n], stored=DTYPES.get(n, np.float32))
+            expected.step(-0.5 * before[n].astype(np.float64))
+            found = content(net.getVar(n).data)
+            assert np.abs(found - expected.param).max() <= 2e-3 * np.abs(expected.param).max(), n
+            assert same_bits(found), n
+
+
+# -------------------------------------------------------------------------------------------- agreement
+
+
+def refused(kind, node, change, **options):
+    """The message that every process gets when process 1 has made a change; all have to get the same."""
+    net = some_net()
+    optimizer = RMSPropGraves(nodeinfo=node, **(options if RANK == 1 else {}))
+    if RANK == 1:
+        changed = change(net, optimizer)
+        net = changed if changed is not None else net
+    data = {n: net.getVar(n).data for n in net.vars}
+    try:
+        optimizer.setupOn(net, useGlobalState=True)
+    except kind as error:
+        message = str(error)
+    else:
+        raise AssertionError(f"no {kind.__name__}")
+    assert all(net.getVar(n).data is data[n] for n in data), "something was changed"
+    return message
+
+
+def without(name):
+    net = some_net()
+    return Net({n: var for n, var in net.vars.items() if n != name})
+
+
+def another(name, shape=None, dtype=np.float32, called=None):
+    net = some_net()
+    make = families()["pycuda" if CUDA else "numpy"][0]
+    var = Variable(make(np.zeros(shape or SHAPES[name], dtype)))
+    return Net({(called if n == name and called else n): var if n == name else v for n, v in net.vars.items()})
+
+
+@check
+def nets_that_differ_are_refused_everywhere():
+    if SIZE == 1:
+        return
+    cases = [
+        (VariableError, lambda net, opt: another("fc0.W", (5, 8)), {}, "'fc0.W': its shape is (5, 7) on process 0, and (5, 8)"),
+        (VariableError, lambda net, opt: another("fc0.b", dtype=np.float64), {}, "'fc0.b': its dtype is float32 on process 0"),
+        (VariableError, lambda net, opt: another("fc0.b", called="fc0.c"), {}, "variable 'fc0.b' on process 0, and variable 'fc0.c'"),
+        (SetupError, lambda net, opt: without("fc1.b"), {}, "the number of variables is 6 on process 0, and 5 on process 1"),
+        (VariableError, lambda net, opt: setattr(net.getVar("fc1.W"), "learnRate", 2.0), {}, "'fc1.W': its learnRate is 1.0"),
+        (SetupError, lambda net, opt: setattr(opt, "alpha", 0.5), {}, "its alpha is 0.95 on process 0, and 0.5 on process 1"),
+        (SetupError, lambda net, opt: opt.addHook(WeightDecay(1)), {}, "its hooks is [] on process 0"),
+        (SetupError, lambda net, opt: None, {"gradOfLoss": True}, "its gradOfLoss is False on process 0, and True on"),
+    ]  # fmt: skip
+    with group() as node:
+        for kind, change, options, expected in cases:
+            message = refused(kind, node, change, **options)
+            assert same_bits(np.frombuffer(message.encode(), np.uint8)), message
+            assert expected in message, message
+        # and the group is of use still
+        optimizer = RMSPropGraves(nodeinfo=node)
+        optimizer.setupOn(some_net(), useGlobalState=True)
+        optimizer.update()
+
+
+@check
+def an_error_of_one_is_told_to_all():
+    if SIZE == 1:
+        return
+    with group() as node:
+        net = some_net()
+        if RANK == 1:
+            net.getVar("fc0.b").grad = None
+        try:
+            RMSPropGraves(nodeinfo=node).setupOn(net, useGlobalState=True)
+        except SetupError as error:
+            assert RANK != 1
+            assert f"process 1 of {SIZE} cannot be set up: VariableError: variable 'fc0.b' has no gradient" in str(error)
+        except VariableError:
+            assert RANK == 1
+        else:
+            raise AssertionError("set up")
+
+
+# -------------------------------------------------------------------------------------------- disasters
+# Each ends the whole job; test_mpi.py looks at what was printed, and when.
+
+
+def disaster(function):
+    function.disaster = True
+    CHECKS[function.__name__] = function
+    return function
+
+
+def training(timeout, closing=True):
+    node = group(timeout=timeout)
+    optimizer = RMSPropGraves(nodeinfo=node)
+    optimizer.setupOn(some_net(), useGlobalState=True)
+    optimizer.update()
+    return node, optimizer
+
+
+@disaster
+def one_raises():
+    _, optimizer = training(60.0)
+    if RANK == 1:
+        raise ValueError("no more digits")
+    while True:
+        optimizer.update()
+
+
+@disaster
+def one_raises_in_a_hook():
+    _, optimizer = training(60.0)
+    if RANK == 1:
+        optimizer.addHook(lambda var, state, stream: 1 / 0)
+    while True:
+        optimizer.update()
+
+
+@disaster
+def one_raises_and_goes_on():
+    """A process that swallows its error does not get away with being a step behind."""
+    _, optimizer = training(60.0)
+    if RANK == 1:
+        optimizer.addHook(lambda var, state, stream: 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):
+            optimizer.update()
+        optimizer.hooks.clear()
+    while True:
+        optimizer.update()
+
+
+@disaster
+def one_raises_within_the_block():
+    with group(timeout=60.0) as node:
+        optimizer = RMSPropGraves(nodeinfo=node)
+        optimizer.setupOn(some_net(), useGlobalState=True)
+        while True:
+            if RANK == 1:
+                raise ValueError("no more digits")
+            optimizer.update()
+
+
+@disaster
+def one_hangs():
+    _, optimizer = training(2.0)
+    if RANK == 1:
+        time.sleep(600)
+    optimizer.update()
+
+
+@disaster
+def one_is_killed():
+    _, optimizer = training(2.0)
+    if RANK == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        optimizer.update()
+
+
+@disaster
+def one_is_killed_in_the_middle_of_a_step():
+    node, optimizer = training(2.0)
+    if RANK == 1:
+        # within the reduction: the others have this process's share of some pieces, and wait for the next
+        def dying(*arguments, real=node._call, calls=iter(range(9))):
+            real(*arguments)
+            if next(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        node._call = dying
+    with staging(64):
+        while True:
+            optimizer.update()
+
+
+@disaster
+def one_leaves():
+    _, optimizer = training(60.0)
+    if RANK == 1:
+        sys.exit(0)
+    while True:
+        optimizer.update()
+
+
+@disaster
+def all_end_without_closing():
+    training(20.0)
+    print("ended", flush=True)
+
+
+def run(names):
+    for name in names:
+        if getattr(CHECKS[name], "disaster", False):
+            CHECKS[name]()
+            return
+        fault = None
+        try:
+            CHECKS[name]()
+        except BaseException:
+            fault = traceback.format_exc()
+        faults = WORLD.gather(fault)
+        if RANK == 0:
+            told = {f"process {rank}": text for rank, text in enumerate(faults) if text}
+            print("RESULT " + json.dumps({"name": name, "faults": told}), flush=True)
+
+
+if __name__ == "__main__":
+    run(sys.argv[2:])
