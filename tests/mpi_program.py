@@ -231,15 +231,16 @@ def on_a_stream():
                 source = pycuda.gpuarray.to_gpu(parts[RANK])
                 driver.Context.synchronize()
                 for method in (node.sumTensor, node.reduceScatter, node.allGather):
-                    if method is not node.allGather:
+                    if method != node.allGather:
                         driver.memcpy_dtod_async(array.ptr, source.ptr, array.nbytes, stream)
                     method("grad", array, stream=stream)
                     driver.memcpy_dtod_async(target.ptr, array.ptr, array.nbytes, stream)
                     stream.synchronize()
                     own = slice(40 * RANK, 40 * RANK + 40) if method == node.reduceScatter else slice(None)
-                    # times 1/SIZE on the GPU, divided by SIZE on the host: the last bit may differ
+                    # on the GPU each is multiplied by 1/SIZE, itself rounded, before they are added
                     expected = in_order(parts).astype(np.float64)
-                    near = np.abs(target.get().astype(np.float64) - expected)[own] <= 2**-23 * np.abs(expected)[own]
+                    scale = np.mean([np.abs(part.astype(np.float64)) for part in parts], 0)
+                    near = (np.abs(target.get().astype(np.float64) - expected) <= (SIZE + 2) * 2**-24 * scale)[own]
                     assert near.all(), (dtype, aware, method.__name__)
                     if not aware or dtype in ("float16", "bfloat16"):
                         assert equal(target.get()[own], in_order(parts)[own]), (dtype, aware, method.__name__)
@@ -253,9 +254,9 @@ SHAPES = {"fc0.W": (5, 7), "fc0.b": (7,), "fc1.W": (7, 3), "fc1.b": (3,), "half.
 DTYPES = {"half.W": np.float16, "double.W": np.float64}
 
 
-def some_net(rank=0, name="numpy"):
-    make = families()["pycuda" if CUDA else name][0]
-    wrap = standins.PuzzleVariable if name == "puzzlelib" else Variable
+def some_net(rank=0, name=None):
+    make = families()[name or next(iter(families()))][0]
+    wrap = standins.PuzzleVariable if (name or "").startswith("puzzlelib") else Variable
     rng = np.random.default_rng([10, rank])
     return Net(
         {n: wrap(make(rng.standard_normal(shape).astype(DTYPES.get(n, np.float32)))) for n, shape in SHAPES.items()}
@@ -290,7 +291,7 @@ def train(optimizer, net, step, steps=5, exact=True):
 @check
 def training_is_that_of_the_mean_gradient():
     """Bit for bit where the sums are exact: parameters and state, on every process, after every step."""
-    for name in ["numpy", "puzzlelib"]:
+    for name in families():
         with group() as node:
             net = some_net(RANK, name)  # each process starts with parameters of its own: process 0's count
             optimizer = RMSPropGraves(learnRate=0.01, nodeinfo=node)
@@ -424,7 +425,7 @@ def without(name):
 
 def another(name, shape=None, dtype=np.float32, called=None):
     net = some_net()
-    make = families()["pycuda" if CUDA else "numpy"][0]
+    make = next(iter(families().values()))[0]
     var = Variable(make(np.zeros(shape or SHAPES[name], dtype)))
     return Net({(called if n == name and called else n): var if n == name else v for n, v in net.vars.items()})
 
