@@ -11,7 +11,16 @@ Example:
 from . import errors, gpuarray
 from . import hooks as Hooks
 from .config import Config
-from .hooks import Hook, WeightDecay
+from .hooks import (
+    GradientClipping,
+    GradientHardClipping,
+    GradientScaling,
+    Hook,
+    Lasso,
+    LossScaling,
+    NonFiniteGuard,
+    WeightDecay,
+)
 from .nodeinfo import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .optimizer import Optimizer
 from .rmsprop_graves import RMSPropGraves
@@ -19,11 +28,17 @@ from .variable import Variable
 
 __all__ = [
     "Config",
+    "GradientClipping",
+    "GradientHardClipping",
+    "GradientScaling",
     "Hook",
     "Hooks",
+    "Lasso",
+    "LossScaling",
     "MPINodeInfo",
     "NCCLNodeInfo",
     "NodeInfo",
+    "NonFiniteGuard",
     "Optimizer",
     "RMSPropGraves",
     "Variable",

@@ -1,4 +1,4 @@
-"""Commands of the package: ``python -m puzzlelib_rmsprop doctor`` says what works on this machine."""
+"""Commands of the package: ``python -m puzzlelib_rmsprop doctor``: what works here; ``inspect FILE``: what is in a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, doctor
+from . import __version__, doctor, inspection
 
 __all__ = ["main"]
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # a command brings a function that adds its options and names what runs it
     doctor.add_command(commands)
+    inspection.add_command(commands)
     given = parser.parse_args(arguments)
     return given.run(given)
 

@@ -2,15 +2,16 @@
 
 The groups are PuzzleLib's: ``<name>.attrs`` with a dataset an attribute, ``<name>.states`` with a dataset
 ``<variable>.<entity>`` for each state array in local mode and ``<dtype>.<entity>`` for each flat one in global mode. A
-third, ``<name>.layout``, is ours: JSON with every variable's names, shape, dtype and place in the flat arrays.
+third, ``<name>.layout``, is ours: JSON with the format's number, every variable's names, shape, dtype and place in the flat
+arrays, and the SHA-256 of every dataset; its own is the attribute ``sha256``.
+
+Format 1 had no checksums; format 2 has. Both are read.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-import os
-import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,110 +21,15 @@ import numpy as np
 
 from .arrays.flat import layout
 from .errors import CheckpointError, CheckpointWarning
+from .files import PathOrGroup, atomicFile, new_groups, opened
 
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["Place", "atomicFile", "opened", "read", "write"]
+__all__ = ["Place", "atomicFile", "fitted", "new_groups", "opened", "read", "write"]
 
-FORMAT = 1
-
-PathOrGroup = Any  # str, os.PathLike or an open h5py.Group
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-@contextlib.contextmanager
-def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    """An HDF5 file to write, which takes the place of ``path`` only when the block has ended without an error.
-
-    Until then, and if the process dies, whatever was at ``path`` stays as it was.
-
-    Args:
-        path: where the file is to be; its folder must exist.
-
-    Raises:
-        CheckpointError: the file cannot be written there.
-
-    Example:
-        >>> import os, tempfile
-        >>> from puzzlelib_rmsprop.checkpoint import atomicFile
-        >>> path = os.path.join(tempfile.mkdtemp(), "run.hdf")
-        >>> with atomicFile(path) as file:
-        ...     file["epoch"] = 3
-        >>> os.path.exists(path)
-        True
-    """
-    import h5py
-
-    target = os.path.realpath(os.fspath(path))
-    folder = os.path.dirname(target)
-    if os.path.isdir(target):
-        raise CheckpointError(f"cannot write {target}: it is a folder")
-    temporary = os.path.join(folder, f".{os.path.basename(target)}.{secrets.token_hex(6)}.tmp")
-    try:
-        try:
-            with h5py.File(temporary, "x") as file:
-                yield file
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(temporary, target)
-        except OSError as error:
-            raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextlib.contextmanager
-def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
-    """A path opened for the block (``mode`` "r" or "w"), or the group given, left open."""
-    import h5py
-
-    if isinstance(hdf, h5py.Group):
-        if not hdf:
-            raise CheckpointError("the HDF5 file given is closed")
-        yield hdf
-    elif not isinstance(hdf, str | os.PathLike):
-        raise CheckpointError(f"hdf must be a path or an open h5py file or group; got {type(hdf).__name__}")
-    elif mode == "w":
-        with atomicFile(hdf) as file:
-            yield file
-    else:
-        try:
-            file = h5py.File(os.fspath(hdf), "r")
-        except OSError as error:
-            raise CheckpointError(f"cannot read {os.fspath(hdf)}: {error}") from error
-        with file:
-            yield file
-
-
-@contextlib.contextmanager
-def new_groups(parent: h5py.Group, names: Sequence[str]) -> Iterator[list[h5py.Group]]:
-    """Creates groups, and takes them away again when the block fails."""
-    for name in names:
-        if name in parent:
-            raise CheckpointError(f"{parent.file.filename} already has a group {name!r}; save under another name")
-    made = []
-    try:
-        for name in names:
-            made.append(parent.create_group(name))
-        yield made
-    except BaseException:
-        for name in names[: len(made)]:
-            with contextlib.suppress(Exception):  # a full disk can refuse even this; the first error is the one to tell
-                del parent[name]
-        raise
-
-
-# ------------------------------------------------------------------------------------------ optimizers
+FORMAT = 2
+OPTIONAL = ("master",)  # entities that a file may lack, or have too many: the optimizer can make them
 
 
 @dataclass(frozen=True)
@@ -135,6 +41,7 @@ class Place:
         shape, dtype: the parameter's.
         offset: of its first element in the flat arrays of its dtype, in elements; 0 in local mode.
         state: entity -> (shape, dtype) of the variable's own state array.
+        variance: whether the entity ``ms`` holds the variance ``ms - mg*mg`` in place of the mean square.
     """
 
     names: Sequence[str]
@@ -142,11 +49,73 @@ class Place:
     dtype: np.dtype
     offset: int
     state: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    variance: bool = False
 
 
-def _spellings(dtype: np.dtype) -> tuple[str, str]:
-    """How a flat state of ``dtype`` is called: on PuzzleLib's CUDA backend, and on its CPU backend."""
-    return dtype.name, f"<class 'numpy.{dtype.name}'>"
+def _spellings(dtype: str) -> tuple[str, str]:
+    """How a flat state of a dtype is called: on PuzzleLib's CUDA backend, and on its CPU backend."""
+    return dtype, f"<class 'numpy.{dtype}'>"
+
+
+# ------------------------------------------------------------------------------------- single datasets
+
+
+def _bfloat16() -> Any:
+    """HDF5's type for it: the upper half of a float32. Any HDF5 reader gets the numbers, as float32."""
+    import h5py
+
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    return kind
+
+
+def _put(group: h5py.Group, key: str, content: np.ndarray) -> None:
+    import h5py
+
+    if content.dtype.name != "bfloat16":
+        group.create_dataset(key, data=content)
+        return
+    kind = _bfloat16()
+    made = group.create_dataset(key, content.shape, h5py.Datatype(kind))
+    made.id.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(content).view(np.uint16), mtype=kind)
+
+
+def content_of(dataset: h5py.Dataset) -> tuple[np.ndarray, str]:
+    """A dataset's content and its SHA-256; bfloat16 as float32."""
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset):
+        raise CheckpointError(f"{dataset.name!r} should be a dataset; it is a {type(dataset).__name__.lower()}")
+    # a damaged size would ask for all memory; gzip packs a thousand bytes into one
+    if dataset.nbytes > 2000 * dataset.file.id.get_filesize():
+        raise CheckpointError(f"{dataset.name!r} claims {dataset.nbytes} bytes, more than its file can hold")
+    if dataset.dtype == np.float32 and dataset.id.get_type().equal(_bfloat16()):
+        bits = np.empty(dataset.shape, np.uint16)
+        dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, mtype=_bfloat16())
+        return (bits.astype(np.uint32) << 16).view(np.float32), digest(bits, "bfloat16")
+    content = np.asarray(dataset[()])
+    return content, digest(content, content.dtype.str)
+
+
+def digest(content: np.ndarray, kind: str) -> str:
+    """The SHA-256 of a dataset: of its dtype, shape and bytes."""
+    found = hashlib.sha256(f"{kind} {content.shape} ".encode())
+    if content.dtype.hasobject:  # text
+        found.update(repr(content.tolist()).encode())
+    else:
+        found.update(np.ascontiguousarray(content).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _digest_of(content: np.ndarray) -> str:
+    if content.dtype.name == "bfloat16":
+        return digest(content.view(np.uint16), "bfloat16")
+    return digest(content, content.dtype.str)
+
+
+# --------------------------------------------------------------------------------------------- writing
 
 
 def write(
@@ -156,69 +125,154 @@ def write(
     states: Mapping[Any, Mapping[str, np.ndarray]],
     places: Sequence[Place],
     flat: bool,
+    extra: Mapping[str, Any],
 ) -> None:
-    """Writes an optimizer. ``states``: variable name, or dtype where ``flat``, -> entity -> content.
+    """Writes an optimizer. ``states``: variable name, or dtype where ``flat``, -> entity -> content. ``extra``: for JSON.
 
     Raises:
         CheckpointError: the file cannot be written, or has such groups already.
     """
+    from . import __version__
+
+    described = {
+        "format": FORMAT,
+        "library": __version__,
+        "mode": "global" if flat else "local",
+        "attrs": {key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str)},
+        "extra": extra,
+        "variables": [
+            {
+                "names": list(p.names),
+                "shape": list(p.shape),
+                "dtype": p.dtype.name,
+                "offset": p.offset,
+                "variance": p.variance,
+            }
+            for p in places
+        ],
+    }
+    try:
+        json.dumps(described)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"options and hooks must be plain data to be saved (JSON): {error}; got {extra!r}") from error
     with opened(hdf, "w") as parent, new_groups(parent, [f"{name}.attrs", f"{name}.states"]) as (attr_group, state_group):
+        sums: dict[str, str] = {}
         for key, value in attrs.items():
             try:
                 attr_group.create_dataset(key, data=value)
             except TypeError as error:
                 raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} is no number, text or array") from error
+            sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
         for key, state in states.items():
-            first, *others = _spellings(key) if flat else (key,)
+            first, *others = _spellings(key.name) if flat else (key,)
             for entity, content in state.items():
-                state_group.create_dataset(f"{first}.{entity}", data=content)
+                _put(state_group, f"{first}.{entity}", content)
+                sums[f"states/{first}.{entity}"] = _digest_of(content)
                 for other in others:
                     # a second name for the same data, so that either backend of PuzzleLib finds it
                     state_group[f"{other}.{entity}"] = state_group[f"{first}.{entity}"]
-        variables = [
-            {"names": list(p.names), "shape": list(p.shape), "dtype": p.dtype.name, "offset": p.offset} for p in places
-        ]
         if f"{name}.layout" in parent:
             del parent[f"{name}.layout"]
-        parent[f"{name}.layout"] = json.dumps({"format": FORMAT, "flat": flat, "variables": variables})
+        text = json.dumps({**described, "sha256": sums}).encode()
+        # of a fixed length: HDF5 can hang on a damaged one of variable length
+        parent[f"{name}.layout"] = np.bytes_(text)
+        parent[f"{name}.layout"].attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())
+
+
+# ---------------------------------------------------------------------------------------------- reading
 
 
 def read(
     hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], places: Sequence[Place]
-) -> tuple[dict[str, Any], list[dict[str, np.ndarray]]]:
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]], dict[str, Any]]:
     """Reads and checks what :func:`write` or PuzzleLib wrote, for an optimizer that has ``attrs`` and ``places``.
 
     Returns:
-        The attributes found, each converted to the type it has in ``attrs``; and for each place entity -> content, of
-        the shape and dtype of the place.
+        The attributes found, each converted to the type it has in ``attrs``; for each place entity -> content, of the shape,
+        dtype and form of the place, where an entity of ``OPTIONAL`` may be missing; and ``extra``, empty for other writers.
 
     Raises:
         CheckpointError: the file does not fit; says which variable and why.
     """
     with opened(hdf, "r") as parent:
+        source = Source(parent, name)
+        return _read_attrs(source, attrs), _States(source, places).read_all(), source.extra
+
+
+class Source:
+    """One optimizer in a file: its groups, its layout, and its datasets, each compared with its checksum."""
+
+    def __init__(self, parent: h5py.Group, name: str) -> None:
+        self.file = parent.file.filename
+        self.name = name
+        self.parent = parent
+        self.attrs, self.states = parent.get(f"{name}.attrs"), parent.get(f"{name}.states")
+        self.layout = self._read_layout(parent, f"{name}.layout")
+        self.extra: dict[str, Any] = self.layout.get("extra", {})
+        self.sums: dict[str, str] | None = self.layout.get("sha256")
+
+    def _read_layout(self, parent: h5py.Group, key: str) -> dict[str, Any]:
+        if key not in parent:
+            return {}
         try:
-            return _read_attrs(parent, name, attrs), _States(parent, name, places).read_all()
-        except (OSError, RuntimeError, KeyError) as error:
+            text = np.asarray(content_of(parent[key])[0]).item()
+            saved = parent[key].attrs.get("sha256")
+            found = json.loads(text)
+            if found["format"] > FORMAT:
+                raise CheckpointError(
+                    f"{self.file} is of format {found['format']}; this version reads up to {FORMAT}: upgrade"
+                )
+            if (saved is not None or found["format"] > 1) and saved != hashlib.sha256(text).hexdigest().encode():
+                raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum does not match")
+            if not isinstance(found["variables"], list) or (found["format"] > 1 and not isinstance(found["sha256"], dict)):
+                raise TypeError("it is not what was written")
+            return found
+        except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"cannot read {parent.file.filename}: {error}") from error
+            raise CheckpointError(f"{self.file}: {key!r} is damaged: {error}") from error
+
+    def verified(self, part: str, key: str, shape: tuple[int, ...] | None = None, what: str = "") -> np.ndarray:
+        """The content of dataset ``key`` of ``part`` ("attrs" or "states"), of ``shape`` where one is given."""
+        dataset = getattr(self, part)[key]
+        if shape is not None and getattr(dataset, "shape", None) != shape:
+            found = getattr(dataset, "shape", "no dataset")
+            raise CheckpointError(f"{what} must be of shape {shape}; {self.file} has {found}")
+        content, found = content_of(dataset)
+        if self.sums is not None and self.sum_of(part, key) != found:
+            raise CheckpointError(f"{self.file}: dataset {dataset.name!r} is damaged: its checksum does not match")
+        return content
+
+    def sum_of(self, part: str, key: str) -> str | None:
+        """The checksum that a dataset was saved with; a flat one may be asked for by its second spelling."""
+        assert self.sums is not None
+        if part == "states" and key.startswith("<class 'numpy."):
+            dtype, _, entity = key.removeprefix("<class 'numpy.").rpartition("'>.")
+            key = f"{dtype}.{entity}"
+        return self.sums.get(f"{part}/{key}")
 
 
-def _read_attrs(parent: h5py.Group, name: str, attrs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_attrs(source: Source, attrs: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if f"{name}.attrs" not in parent:
+    if source.attrs is None:
+        if source.sums is not None:
+            raise CheckpointError(f"{source.file} has no group '{source.name}.attrs'")
         return found
-    group = parent[f"{name}.attrs"]
-    for key in group:
+    saved = {key.partition("/")[2] for key in source.sums or () if key.startswith("attrs/")}
+    lost = saved - set(source.attrs)
+    if lost:
+        raise CheckpointError(f"{source.file}: attribute {min(lost)!r} is damaged: it is missing")
+    for key in source.attrs:
+        content = source.verified("attrs", key)
         if key not in attrs:
             warnings.warn(f"attribute {key!r} in the file is unknown to this optimizer; ignored", CheckpointWarning, 4)
             continue
-        found[key] = _converted(key, group[key], attrs[key])
+        found[key] = _converted(key, content, attrs[key])
     return found
 
 
-def _converted(key: str, dataset: h5py.Dataset, current: Any) -> Any:
-    value = dataset[()]
+def _converted(key: str, content: np.ndarray, current: Any) -> Any:
+    value = content.item() if content.dtype.hasobject and content.ndim == 0 else content[()]
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(current, np.ndarray):
@@ -229,7 +283,7 @@ def _converted(key: str, dataset: h5py.Dataset, current: Any) -> Any:
         if isinstance(value, str) != isinstance(current, str):
             raise TypeError("text and numbers do not convert")
         return type(current)(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         kind = type(current).__name__
         raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {value!r}") from error
 
@@ -237,37 +291,43 @@ def _converted(key: str, dataset: h5py.Dataset, current: Any) -> Any:
 class _States:
     """The state arrays of one file, found by variable however the file holds them."""
 
-    def __init__(self, parent: h5py.Group, name: str, places: Sequence[Place]) -> None:
-        self._file = parent.file.filename
+    def __init__(self, source: Source, places: Sequence[Place]) -> None:
+        self._source = source
+        self._file = source.file
         self._places = places
-        self._group = parent.get(f"{name}.states")
+        self._group = source.states
         if self._group is None and any(place.state for place in places):
-            raise CheckpointError(f"{self._file} has no group '{name}.states'; it has {', '.join(map(repr, parent))}")
+            raise CheckpointError(
+                f"{self._file} has no group '{source.name}.states'; it has {', '.join(map(repr, source.parent))}"
+            )
         self._used: set[str] = set()
-        self._layout = self._read_layout(parent, f"{name}.layout")
-
-    def _read_layout(self, parent: h5py.Group, key: str) -> dict[str, dict[str, Any]]:
-        """Our own file: each name of each variable -> its entry. PuzzleLib's: empty."""
-        if key not in parent:
-            return {}
+        self._flat_contents: dict[str, np.ndarray] = {}
+        self._layout: dict[str, dict[str, Any]] = {}
         try:
-            described = json.loads(parent[key][()])
-            if described["format"] > FORMAT:
-                raise CheckpointError(
-                    f"{self._file} is of format {described['format']}; this version reads up to {FORMAT}: upgrade"
-                )
-            return {each: entry for entry in described["variables"] for each in entry["names"]}
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{self._file}: {key!r} is damaged: {error}") from error
+            for entry in source.layout.get("variables", ()):
+                entry = {
+                    **entry,
+                    "dtype": str(entry["dtype"]),
+                    "shape": tuple(entry["shape"]),
+                    "offset": int(entry["offset"]),
+                }
+                self._layout.update(dict.fromkeys(entry["names"], entry))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
     def read_all(self) -> list[dict[str, np.ndarray]]:
-        found = [{entity: self._read(place, entity) for entity in place.state} for place in self._places]
+        found = []
+        for place in self._places:
+            state = {entity: self._read(place, entity) for entity in place.state}
+            entry = self._entry(place)
+            had = {entity: content for entity, content in state.items() if content is not None}
+            found.append(fitted(place, had, bool(entry and entry.get("variance")), self._file))
         if self._group is not None:
-            left = sorted(set(self._datasets()) - self._used)
-            if left:
-                warnings.warn(f"state in the file without a variable in the net; ignored: {left}", CheckpointWarning, 4)
+            left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
+            if left := left - self._used:
+                warnings.warn(
+                    f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning, 4
+                )
         return found
 
     def _datasets(self) -> list[str]:
@@ -276,73 +336,113 @@ class _States:
         self._group.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
         return names
 
-    def _read(self, place: Place, entity: str) -> np.ndarray:
-        shape, dtype = place.state[entity]
+    def _read(self, place: Place, entity: str) -> np.ndarray | None:
         content = self._local(place, entity)
         if content is None:
             content = self._flat(place, entity)
-        if content is None:
+        if content is None and entity not in OPTIONAL:
             raise CheckpointError(f"variable {place.names[0]!r}: {self._file} has no {entity!r} for it")
-        if content.shape != shape:
-            raise CheckpointError(
-                f"variable {place.names[0]!r}: its {entity!r} must be of shape {shape}; {self._file} has {content.shape}"
-            )
-        if not np.can_cast(content.dtype, dtype, "safe"):
-            raise CheckpointError(
-                f"variable {place.names[0]!r}: its {entity!r} is {dtype} here; {self._file} has {content.dtype}, which "
-                f"does not fit without loss"
-            )
-        return content.astype(dtype, copy=False)
-
-    def _dataset(self, key: str) -> h5py.Dataset | None:
-        if key not in self._group:
-            return None
-        self._used.add(key)
-        return self._group[key]
+        return content
 
     def _entry(self, place: Place) -> dict[str, Any] | None:
         return next((self._layout[name] for name in place.names if name in self._layout), None)
 
     def _local(self, place: Place, entity: str) -> np.ndarray | None:
         entry = self._entry(place)
+        what = f"variable {place.names[0]!r}: its {entity!r}"
         # a tied variable is saved under one of its names, which need not be the first one here
         for name in [*place.names, *(entry["names"] if entry else ())]:
-            dataset = self._dataset(f"{name}.{entity}")
-            if dataset is not None:
-                return dataset[()]
+            key = f"{name}.{entity}"
+            if key in self._group:
+                self._used.add(key)
+                return self._source.verified("states", key, place.state[entity][0], what)
         return None
 
     def _flat(self, place: Place, entity: str) -> np.ndarray | None:
         entry = self._entry(place)
         if self._layout and entry is None:
             return None
-        dtype = np.dtype(entry["dtype"]) if entry else place.dtype
-        found = [data for data in (self._dataset(f"{key}.{entity}") for key in _spellings(dtype)) if data is not None]
-        if not found:
+        keys = [f"{key}.{entity}" for key in _spellings(entry["dtype"] if entry else place.dtype.name)]
+        present = [key for key in keys if key in self._group]
+        self._used.update(present)
+        if not present:
             return None
-        dataset = found[0]
-        if place.state[entity][0] != place.shape:
-            return dataset[()]  # one for all variables
-        if entry:
-            offset, shape = entry["offset"], tuple(entry["shape"])
-        else:
-            offset, shape = self._guess_offset(place, dataset), place.shape
+        what = f"variable {place.names[0]!r}: its {entity!r}"
+        shape, wanted = (entry["shape"] if entry else place.shape), place.state[entity][0]
+        if wanted != place.shape:
+            return self._source.verified("states", present[0], wanted, what)  # one for all variables
+        if shape != place.shape:
+            raise CheckpointError(f"{what} must be of shape {place.shape}; {self._file} has {shape}")
+        if present[0] not in self._flat_contents:  # read and checked once for all variables
+            self._flat_contents[present[0]] = self._source.verified("states", present[0])
+        content = self._flat_contents[present[0]]
+        offset = entry["offset"] if entry else self._guess_offset(place, content.shape, present[0])
         size = int(np.prod(shape, dtype=np.int64))
-        if dataset.ndim != 1 or offset + size > dataset.size:
-            raise CheckpointError(f"variable {place.names[0]!r}: {self._file}: {dataset.name!r} is too short for it")
-        return dataset[offset : offset + size].reshape(shape)
+        if content.ndim != 1 or not 0 <= offset <= content.size - size:
+            raise CheckpointError(f"variable {place.names[0]!r}: {self._file}: {present[0]!r} is too short for it")
+        return content[offset : offset + size].reshape(shape)
 
-    def _guess_offset(self, place: Place, dataset: h5py.Dataset) -> int:
+    def _guess_offset(self, place: Place, found: tuple[int, ...], key: str) -> int:
         """Where PuzzleLib put a variable: sorted by first name, without gaps on the CPU, aligned to 16 bytes on CUDA."""
         alike = sorted((p for p in self._places if p.dtype == place.dtype), key=lambda p: p.names[0])
         shapes = {p.names[0]: p.shape for p in alike}
         sizes = []
         for alignment in (1, 16):
             offsets, size = layout(shapes, place.dtype, alignment)
-            if dataset.shape == (size,):
+            if found == (size,):
                 return offsets[place.names[0]]
             sizes.append(size)
         raise CheckpointError(
-            f"{self._file}: {dataset.name!r} has shape {dataset.shape}, where this net's {len(alike)} variables of dtype "
+            f"{self._file}: {key!r} has shape {found}, where this net's {len(alike)} variables of dtype "
             f"{place.dtype} ({', '.join(shapes)}) take {' or '.join(map(str, dict.fromkeys(sizes)))} elements"
         )
+
+
+# ------------------------------------------------------------------------------------------- conversion
+
+
+def fitted(place: Place, state: Mapping[str, np.ndarray], variance: bool, where: str) -> dict[str, np.ndarray]:
+    """A variable's state in the shapes, dtypes and form of ``place``; ``variance``: the form that it is in.
+
+    Raises:
+        CheckpointError: something is missing, of another shape, or would lose digits. Only bfloat16 places round (float32 to
+            the nearest), and the forms, which are converted in float64.
+    """
+    name = place.names[0]
+    for entity, (shape, dtype) in place.state.items():
+        if entity not in state:
+            if entity in OPTIONAL:
+                continue
+            raise CheckpointError(f"variable {name!r}: {where} has no {entity!r} for it")
+        content = state[entity]
+        if content.shape != shape:
+            raise CheckpointError(f"variable {name!r}: its {entity!r} must be of shape {shape}; {where} has {content.shape}")
+        rounds = dtype.name == "bfloat16" and content.dtype == np.float32
+        if not rounds and not np.can_cast(content.dtype, dtype, "safe"):
+            raise CheckpointError(
+                f"variable {name!r}: its {entity!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
+                f"without loss"
+            )
+    converted = dict(state)
+    if variance != place.variance and {"mg", "ms"} <= place.state.keys():
+        with np.errstate(all="ignore"):  # what is not finite stays so
+            square = np.square(state["mg"], dtype=np.float64)
+            converted["ms"] = np.maximum(state["ms"] - square, 0.0) if place.variance else state["ms"] + square
+    return dict(_cast(place, converted, where))
+
+
+def _cast(place: Place, state: Mapping[str, np.ndarray], where: str) -> Iterator[tuple[str, np.ndarray]]:
+    for entity, (_, dtype) in place.state.items():
+        if entity in state:
+            content = state[entity]
+            if content.dtype == dtype:
+                yield entity, content
+                continue
+            finite = np.isfinite(content)
+            with np.errstate(over="ignore", invalid="ignore"):
+                content = content.astype(dtype)
+            if not np.array_equal(np.isfinite(content), finite):
+                raise CheckpointError(
+                    f"variable {place.names[0]!r}: its {entity!r} in {where} goes beyond what {dtype} holds here"
+                )
+            yield entity, content

@@ -18,6 +18,8 @@ __all__ = [
     "GroupError",
     "HyperParameterError",
     "ModuleError",
+    "NonFiniteError",
+    "NonFiniteWarning",
     "SetupError",
     "VariableError",
 ]
@@ -61,6 +63,14 @@ class ArrayError(Error, ValueError):
 
 class CheckpointError(Error, ValueError):
     """A file does not fit the optimizer or net, or cannot be read or written. Nothing was changed."""
+
+
+class NonFiniteError(Error, ArithmeticError):
+    """A gradient is infinite or NaN, and a NonFiniteGuard was told to raise. Nothing was updated."""
+
+
+class NonFiniteWarning(RuntimeWarning):
+    """A gradient is infinite or NaN; the step was skipped."""
 
 
 class CheckpointWarning(UserWarning):

@@ -71,7 +71,7 @@ def to_gpu(ary: Any) -> Any:
         DependencyError, DeviceError: when the backend asked for is not available.
     """
     content = np.array(ary, order="C", copy=True, subok=False)
-    if content.dtype.kind not in "fiub":
+    if content.dtype.kind not in "fiub" and content.dtype.name != "bfloat16":
         raise ArrayError(f"to_gpu needs numbers; got {type(ary).__name__} of dtype {content.dtype}")
     family = _family()
     if isinstance(family, CPUArrayFamily):

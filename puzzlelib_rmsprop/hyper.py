@@ -19,9 +19,9 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise HyperParameterError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
-    if not least <= float(value) < below:
-        above = "" if below == math.inf else f" and below {below:g}"
-        raise HyperParameterError(f"{name} must be a finite number, at least {least:g}{above}; got {value!r}{hint}")
+    if not (least <= float(value) < below and math.isfinite(value)):
+        rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
+        raise HyperParameterError(f"{name} must be a finite number{rule}; got {value!r}{hint}")
     return float(value)
 
 

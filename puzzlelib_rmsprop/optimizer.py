@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checkpoint
+from . import changes, checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
+from .arrays.flat import layout
+from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
-from .nodeinfo.agreement import agree
+from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
+from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
+from .nodeinfo.agreement import agree, together
 from .nodeinfo.base import on_stream
+from .shards import Parts, Shards
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ class Slot:
     grad: Any
     state: dict[str, Any] = field(default_factory=dict)
     offset: int = 0  # of its first element in the flat buffers; global mode only
+    first: int = 0  # index in the variable of the first element; above 0 for a part of one
 
     @property
     def dtype(self) -> np.dtype:
@@ -77,6 +83,8 @@ class Optimizer:
         shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
         customVars: first names of the variables that have their own updater.
         nodeinfo: as given.
+        shardState: whether each process of the group holds, and updates, only its part of the state; False by default.
+            Then ``states`` holds that part, gradients are undefined after an update, and hooks get an empty state.
 
     Example:
         A whole optimizer. Gradients are in PuzzleLib's sign, so the step is added.
@@ -98,6 +106,8 @@ class Optimizer:
         1
     """
 
+    shardState = False
+
     def __init__(self, nodeinfo: NodeInfo | None = None) -> None:
         self.t = 0
         self.learnRate: float = 0.0
@@ -109,7 +119,7 @@ class Optimizer:
     def _unbind(self) -> None:
         """Forgets the net and everything made for it."""
         self.module: Any = None
-        self.states: dict[Any, dict[str, Any]] = {}
+        self.states: dict[Any, dict[str, Any]] = WatchedDict()
         self.globalState = False
         self.globalVar: dict[np.dtype, Variable] = {}
         self.shParams: dict[np.dtype, SharedArray] = {}
@@ -121,6 +131,13 @@ class Optimizer:
         self._runs: list[Slot] | None = None
         self._rates: list[tuple[float, float, float]] = []
         self._stream: Any = None
+        self._shards: Shards | None = None
+        self._own_runs: tuple[list[Slot], list[Slot]] | None = None
+        self._surveys: dict[Survey, tuple[list[Slot], Any]] = {}
+        # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
+        self._watched = False
+        self._seen: tuple[int, Any] | None = None
+        self._rated: tuple[int, Any] | None = None
 
     # -------------------------------------------------------------------------------- attributes and hooks
 
@@ -140,11 +157,20 @@ class Optimizer:
         it gets the flat buffer, without rates or names.)
 
         Raises:
-            SetupError: when ``hook`` cannot be called.
+            SetupError: when ``hook`` cannot be called, or is a second NonFiniteGuard.
         """
         if not callable(hook):
             raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+        if isinstance(hook, NonFiniteGuard) and any(isinstance(other, NonFiniteGuard) for other in self.hooks):
+            raise SetupError(f"an optimizer takes one NonFiniteGuard (LossScaling is one); got a second, {hook!r}")
         self.hooks.append(hook)
+        self._bind_hooks()
+
+    def _bind_hooks(self) -> None:
+        if self.family is not None:
+            for hook in self.hooks:
+                if isinstance(hook, Survey):
+                    hook._bind(self.family)
 
     # --------------------------------------------------------------------------------------------- set-up
 
@@ -183,6 +209,7 @@ class Optimizer:
         vars(self).update(fresh, family=family, _slots=slots)
         try:
             self._setup_states(slots)
+            self._bind_hooks()
             if family is not None:
                 # the first update may come on a stream that the default one, where this was queued, is not ordered with
                 family.synchronize()
@@ -198,6 +225,8 @@ class Optimizer:
                 raise SetupError(f"setupOn needs a net with a method {method}(); got {type(mod).__qualname__}")
         if self.nodeinfo is not None and not useGlobalState:
             raise SetupError("an optimizer with a nodeinfo needs global state: setupOn(net, useGlobalState=True)")
+        if self.shardState:
+            Shards.check(self.nodeinfo)
 
         slots: list[Slot] = []
         custom: list[str] = []
@@ -247,7 +276,7 @@ class Optimizer:
                 buffer = buffers.setdefault(slot.dtype, SharedArray(slot.dtype, family))
                 buffer.register(slot.shape, slot.dtype, slot.names[0])
         for buffer in (*params.values(), *grads.values()):
-            buffer.build()
+            buffer.build(self.nodeinfo.gridsize if self.shardState and self.nodeinfo is not None else 1)
         for slot in slots:
             name, var = slot.names[0], slot.var
             data, grad = params[slot.dtype][name], grads[slot.dtype][name]
@@ -266,21 +295,23 @@ class Optimizer:
         if self.nodeinfo is not None:
             for var in flat.values():
                 self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
-        return {"shParams": params, "shGrads": grads, "globalVar": flat}
+        shards = Shards(self.nodeinfo, family, flat) if self.shardState else None
+        return {"shParams": params, "shGrads": grads, "globalVar": flat, "_shards": shards}
 
     def _setup_states(self, slots: list[Slot]) -> None:
         if not self.globalState:
             for slot in slots:
-                slot.state = self.states[slot.names[0]] = self.setupState(slot.var)
+                slot.state = self.states[slot.names[0]] = WatchedDict(self.setupState(slot.var))
         else:
             for dtype, var in self.globalVar.items():
-                self.states[dtype] = self.setupState(var)
+                own = var if self._shards is None else self._shards.own(dtype)
+                self.states[dtype] = WatchedDict(self.setupState(own))
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 
     def _share_states(self) -> None:
-        """Global mode: gives each variable its view of the flat state."""
-        for slot in self._slots:
+        """Global mode: gives each variable its view of the flat state, where all of that is here."""
+        for slot in self._slots if self._shards is None else ():
             flat = self.states[slot.dtype]
             slot.state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in flat.items()}
 
@@ -328,15 +359,13 @@ class Optimizer:
         stream = stream if own is None else own
         self.t += 1
         try:
-            if self.hooks:
-                for slot in self._slots:
-                    for hook in self.hooks:
-                        hook(slot.var, slot.state, stream)
-                # a hook may have replaced an array or set a rate
-                self._refresh()
+            extras = PLAIN
+            if self.hooks or self.nodeinfo is not None:
+                extras = self._prepare_gradients(stream)
                 runs = self._current_runs()
-            self._average(stream)
-            self._step(runs, stream)
+            self._step(self._own(runs), stream, extras)
+            if self._shards is not None:
+                self._shards.gather(stream)
         except BaseException as error:
             self.t -= 1
             # the others wait for this process, or will
@@ -347,19 +376,102 @@ class Optimizer:
         if own is not None and sync:
             own.synchronize()
 
-    def _average(self, stream: Any) -> None:
-        """Replaces the gradients by their means over the group."""
+    # -------------------------------------------------------------------------------- gradients, before a step
+
+    def _folds(self) -> bool:
+        """Whether :meth:`_step` does the operations in ``extras`` itself, in passing."""
+        return False
+
+    def _prepare_gradients(self, stream: Any) -> Extras:
+        """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
+
+        Hooks run in their order, and before the average, as PuzzleLib's do; a survey and what follows it come after it.
+        """
+        hooks = self.hooks
+        first = next((i for i, hook in enumerate(hooks) if isinstance(hook, Survey)), len(hooks))
+        fold = len(hooks)
+        if self._folds():
+            # each of them is one operation at most
+            while fold > max(0, len(hooks) - MAX_OPS) and type(hooks[fold - 1]) in FOLDED:
+                fold -= 1
         if self.nodeinfo is not None:
+            fold = max(fold, first)
+        first = min(first, fold)
+        self._run_hooks(hooks[:first], stream)
+        self._average(stream)
+        self._run_hooks(hooks[first:fold], stream)
+        guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
+        ops: tuple[Op, ...] = ()
+        for hook in hooks[fold:]:
+            if isinstance(hook, Survey):
+                self._survey(hook, ops, stream)
+                guard = hook if isinstance(hook, NonFiniteGuard) else guard
+            ops += hook._ops()  # type: ignore[attr-defined]
+        if self.family is None or (guard is None and not ops):
+            return PLAIN
+        return Extras(ops, skip=0 if guard is None else guard._field("bad"))
+
+    def _average(self, stream: Any) -> None:
+        """Replaces the gradients by their means over the group; of a part, where no more is needed."""
+        if self._shards is not None and not any(isinstance(hook, Survey) for hook in self.hooks):
+            self._shards.reduce(stream)
+        elif self.nodeinfo is not None:
             for var in self.globalVar.values():
                 on_stream(self.nodeinfo.sumTensor, "grad", var.grad, stream)
+
+    def _run_hooks(self, hooks: list[Callable[..., None]], stream: Any) -> None:
+        """Runs hooks one after the other on each variable; a survey on all at once."""
+        alone: list[Callable[..., None]] = []
+        for hook in [*hooks, None]:
+            if hook is not None and not isinstance(hook, Survey):
+                alone.append(hook)
+                continue
+            for slot in self._slots if alone else ():
+                for each in alone:
+                    each(slot.var, slot.state, stream)
+            if alone:
+                # one may have replaced an array or set a rate
+                self._refresh()
+                self._current_runs()
+            alone = []
+            if hook is not None:
+                self._survey(hook, (), stream)
+                for slot in self._slots if hook._ops() else ():
+                    self.family.apply_ops(slot.grad, slot.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
+
+    def _survey(self, hook: Survey, ops: tuple[Op, ...], stream: Any) -> None:
+        """Has all gradients that count measured, as they are after ``ops``."""
+        family = self.family
+        if family is None:
+            return
+        hook._bind(family)
+        runs = [run for run in self._current_runs() if run.var.learnRate > 0.0]
+        known = self._surveys.get(hook)
+        if known is None or len(known[0]) != len(runs) or any(map(operator.is_not, known[0], runs)):
+            parts: dict[np.dtype, list[Slot]] = {}
+            for run in runs:
+                parts.setdefault(run.dtype, []).append(run)
+            survey = family.kernels().Survey(
+                [(dtype, [self._row(run, family) for run in alike]) for dtype, alike in parts.items()], hook._field("sumsq")
+            )
+            survey.setRates([[run.var.wc for run in alike] for alike in parts.values()])
+            known = self._surveys[hook] = (runs, survey)
+        known[1].run(ops, hook._judge(), stream)
+        hook._tripped(self._slots)
+
+    def _row(self, run: Slot, family: Family) -> Row:
+        """Where the gradient and the parameter of a run lie."""
+        return Row(family.address(run.data), family.address(run.grad), 0, 0, 0, run.size)
 
     def _own_stream(self) -> Any:
         if self._stream is None and self.family is not None:
             self._stream = self.family.stream()
         return self._stream
 
-    def _step(self, runs: list[Slot], stream: Any) -> None:
-        """Updates everything once; a subclass that can do it in one call overrides this."""
+    def _step(self, runs: list[Slot], stream: Any, extras: Extras) -> None:
+        """Updates everything once; a subclass that can do it in one call, and ``extras`` with it, overrides this."""
+        if extras.skip and next(hook for hook in self.hooks if isinstance(hook, NonFiniteGuard))._bad():
+            return
         for run in runs:
             if run.var.learnRate > 0.0:
                 self.updateVar(run.var, run.state, stream)
@@ -368,6 +480,10 @@ class Optimizer:
         """Follows what the user did to the net since the last call, or refuses it."""
         if self.module is None:
             raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
+        seen = self._seen
+        if self._watched and seen is not None and seen[0] == changes.count and seen[1] is self.states:
+            return
+        now, self._seen = (changes.count, self.states), None
         get = self.module.getVar
         moved = []
         for slot in self._slots:
@@ -378,8 +494,8 @@ class Optimizer:
             assert self.family is not None
             new = dict(moved)
             refuse_overlap(_extents([new.get(slot, slot) for slot in self._slots], self.family))
-            for slot, now in moved:
-                slot.var, slot.data, slot.grad = now.var, now.data, now.grad
+            for slot, var in moved:
+                slot.var, slot.data, slot.grad = var.var, var.data, var.grad
             self._runs = None
         arrays = [array for state in self.states.values() for array in state.values()]
         if len(arrays) != len(self._state_arrays) or any(map(operator.is_not, arrays, self._state_arrays)):
@@ -387,6 +503,14 @@ class Optimizer:
                 self._share_states()
             self._state_arrays = arrays
             self._runs = None
+        watched = getattr(self.module, "_watched", None)
+        self._watched = (
+            watched is not None
+            and watched()
+            and all(type(slot.var) is Variable for slot in self._slots)
+            and all(type(state) is WatchedDict for state in (self.states, *self.states.values()))
+        )
+        self._seen = now
 
     def _follow(self, slot: Slot, var: Any) -> Slot:
         """What a variable is now, where its arrays were replaced since it was checked."""
@@ -412,16 +536,38 @@ class Optimizer:
         Local mode: every variable. Global mode: the longest stretches of the flat buffers whose variables have the
         same rates; the whole buffer, when no variable has rates of its own.
         """
+        if self._runs is not None and self._rated is self._seen is not None:
+            return self._runs
         rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
         if self._runs is None or rates != self._rates:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
             if self.globalState:
                 self._runs = self._stretches(rates)
-            elif self._runs is None:
+            else:
                 self._runs = list(self._slots)
+                self._surveys.clear()
             self._rates = rates
+        self._rated = self._seen
         return self._runs
+
+    def _own(self, runs: list[Slot]) -> list[Slot]:
+        """The runs, or what of them lies in this process's part; the same list for the same ``runs``."""
+        if self._shards is None:
+            return runs
+        if self._own_runs is None or self._own_runs[0] is not runs:
+            self._own_runs = runs, [own for run in runs if (own := self._cut(run, self._shards)) is not None]
+        return self._own_runs[1]
+
+    def _cut(self, run: Slot, shards: Shards) -> Slot | None:
+        found = shards.cut(run.dtype, run.offset, run.size)
+        if found is None:
+            return None
+        (begin, end), (low, high) = found, shards.bounds(run.dtype)
+        var = shards.variable(run.dtype, begin, end, run.names[0])
+        var.learnRate, var.momRate, var.wc = run.var.learnRate, run.var.momRate, run.var.wc
+        state = {k: _part(array, begin - low, (end - begin,), high - low) for k, array in self.states[run.dtype].items()}
+        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset)
 
     def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
         runs = []
@@ -440,7 +586,9 @@ class Optimizer:
         else:
             data, grad = (_part(array, low, (high - low,), flat.data.size) for array in (flat.data, flat.grad))
             var = Variable(data, name=f"{dtype}[{low}:{high}]", grad=grad)
-            state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
+            state = {}
+            if self._shards is None:
+                state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
         var.learnRate, var.momRate, var.wc = rates
         return Slot([var.name], var, var.data, var.grad, state, low)
 
@@ -468,13 +616,38 @@ class Optimizer:
                 which is written into and left open.
             name: prefix of the groups, for several optimizers in one file. Default: none.
 
+        With ``shardState`` every process of the group has to call it; process 0 gets the parts, an array at a time, and
+        writes. The others' ``hdf`` is not used.
+
         Raises:
             SetupError: before :meth:`setupOn`.
-            CheckpointError: the file cannot be written, or has groups of that name already.
+            CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        if self._shards is not None:
+            self._save_shards(hdf, name or "", self._shards)
+            return
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
-        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState)
+        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+
+    def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
+        parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
+        failure: Exception | None = None
+        if shards.nodeinfo.index == 0:
+            try:
+                checkpoint.write(hdf, name, self.getAttrDict(), parts, self._places(), True, self._extra())
+            except Exception as error:
+                failure = error
+        # all processes have to take part in all that is gathered, whatever became of the file
+        for each in parts.values():
+            each.finish()
+        together(self.nodeinfo, failure, "saving")
+
+    def _sizes(self, dtype: np.dtype) -> tuple[int, int]:
+        """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
+        low, high = self._shards.bounds(dtype) if self._shards is not None else (0, 0)
+        shapes = {slot.names[0]: slot.shape for slot in self._slots if slot.dtype == dtype}
+        return high - low, layout(shapes, dtype, self.shParams[dtype].family.alignment)[1]
 
     def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
         """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
@@ -485,12 +658,28 @@ class Optimizer:
             hdf: a path, or an open ``h5py`` file or group, which is left open.
             name: prefix of the groups.
 
+        With ``shardState`` every process of the group has to call it, reads the file and keeps its part.
+
         Raises:
             SetupError: before :meth:`setupOn`.
-            CheckpointError: the file does not fit; names the variable and says why.
+            CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
         """
         self._refresh()
-        attrs, states = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+        if self._shards is None:
+            self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
+            return
+        failure: Exception | None = None
+        try:
+            found = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+            self._checkExtra(found[2])
+        except Exception as error:
+            failure = error
+        together(self.nodeinfo, failure, "loading", None if failure else [repr(found[0]), repr(found[2])])
+        self._restore(*found)
+
+    def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
+        """Takes what was read and fits; checks the rest before it changes anything."""
+        self._checkExtra(extra)
         before = self.getAttrDict()
         try:
             for key, value in attrs.items():
@@ -501,7 +690,40 @@ class Optimizer:
             raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
         for slot, state in zip(self._slots, states, strict=True):
             for entity, content in state.items():
-                family_of(slot.state[entity]).set(slot.state[entity], content)
+                if self._shards is None:
+                    family_of(slot.state[entity]).set(slot.state[entity], content)
+                else:
+                    self._shards.put(self.states[slot.dtype][entity], slot.dtype, slot.offset, content)
+        self._applyExtra(extra)
+
+    def _extra(self) -> dict[str, Any]:
+        """What :meth:`save` saves besides attributes and state: plain data for JSON."""
+        return {"options": {}, "hooks": [[type(hook).__name__, state] for hook, state in self._hook_states()]}
+
+    def _hook_states(self) -> list[tuple[Hook, dict[str, Any]]]:
+        states = [(hook, hook.getState()) for hook in self.hooks if isinstance(hook, Hook)]
+        return [(hook, state) for hook, state in states if state is not None]
+
+    def _checkExtra(self, extra: dict[str, Any]) -> None:
+        """Raises CheckpointError where a file's ``extra`` does not fit; it is empty where another library wrote the file."""
+        for hook, state in self._hooks_in(extra):
+            try:
+                hook.checkState(state)
+            except Exception as error:
+                raise CheckpointError(f"the file's state of hook {type(hook).__name__} is not valid: {error}") from error
+
+    def _applyExtra(self, extra: dict[str, Any]) -> None:
+        """Takes over what :meth:`_checkExtra` found good, after everything else was loaded."""
+        for hook, state in self._hooks_in(extra):
+            hook.setState(state)
+
+    def _hooks_in(self, extra: dict[str, Any]) -> list[tuple[Hook, dict[str, Any]]]:
+        """Each hook with what the file has of it, by type and order; those that only one of the two has are left alone."""
+        found: dict[str, list[Any]] = {}
+        for kind, state in extra.get("hooks", []):
+            found.setdefault(kind, []).append(state)
+        kept = [hook for hook, _ in self._hook_states()]
+        return [(hook, found[type(hook).__name__].pop(0)) for hook in kept if found.get(type(hook).__name__)]
 
     def _places(self) -> list[checkpoint.Place]:
         return [
@@ -510,10 +732,21 @@ class Optimizer:
                 slot.shape,
                 slot.dtype,
                 slot.offset,
-                {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in slot.state.items()},
+                {entity: (shape, np.dtype(array.dtype)) for entity, (shape, array) in self._entities(slot).items()},
+                self._variance_form(slot.dtype),
             )
             for slot in self._slots
         ]
+
+    def _entities(self, slot: Slot) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """A variable's state, wherever it lies: entity -> its shape, and an array of its dtype."""
+        if self._shards is None:
+            return {entity: (tuple(array.shape), array) for entity, array in slot.state.items()}
+        return {entity: (slot.shape, array) for entity, array in self.states[slot.dtype].items()}
+
+    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
+        """Whether ``ms`` of parameters of ``dtype`` holds the variance ``ms - mg*mg`` in place of the mean square."""
+        return False
 
 
 def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
-from .errors import HyperParameterError, SetupError, VariableError
+from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .hyper import HyperParameter
-from .kernels import state_dtype
+from .kernels import PLAIN, Extras, Row, state_dtype
 from .optimizer import Optimizer, Slot
 
 if TYPE_CHECKING:
@@ -45,14 +46,25 @@ class RMSPropGraves(Optimizer):
         epsilon: added to the variance, above 0.
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
         gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
-        stateDtype: dtype of the state: None, or ``"float16"`` for float16 parameters as in PuzzleLib, whose ``ms``
-            overflows at a gradient of 256.
+        stateDtype: dtype of the state; None is that of the arithmetic. ``"bfloat16"`` takes 6 bytes a parameter in place of
+            12 (float64 parameters keep theirs): ``ms`` then holds the variance, ``ms - mg*mg``, by a recurrence without
+            that difference, and states are rounded at random, so that small changes add up on average. ``"float16"``, for
+            float16 parameters, is PuzzleLib's, whose ``ms`` overflows at a gradient of 256.
+        masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that,
+            so that steps too small for 16 bits are not lost. A parameter that you write yourself counts, not its copy.
+        fuseZeroGrad: zero each gradient while the update reads it. The first ``zeroGradParams()`` after that costs
+            nothing, so nothing may write gradients between the two.
+        seed: of the random rounding, from 0 to 2**64 - 1. The rounding depends on it, on ``t``, the variable's first name
+            and the element's index, on nothing else: not on the mode, the device or the number of threads.
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
-            (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays were changed the graph
-            has to be captured anew.
+            (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays, or a hook, were changed
+            the graph has to be captured anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``.
+        shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
+            averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
 
     The state of a variable: ``mg``, ``ms`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
+    Operations of the library's own hooks are done in the same pass over memory (:mod:`puzzlelib_rmsprop.hooks`).
 
     Raises:
         HyperParameterError: a value is no number or out of range, here or at a later assignment.
@@ -93,12 +105,22 @@ class RMSPropGraves(Optimizer):
         *,
         gradOfLoss: bool = False,
         stateDtype: Any = None,
+        masterWeights: bool = False,
+        fuseZeroGrad: bool = False,
+        seed: int = 0,
         capturable: bool = False,
+        shardState: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
         self.gradOfLoss = gradOfLoss
         self.stateDtype = None if stateDtype is None else _state_dtype(stateDtype)
+        self.masterWeights = masterWeights
+        self.fuseZeroGrad = fuseZeroGrad
+        self.seed = _checked_seed(seed)
         self.capturable = capturable
+        self.shardState = shardState
+        if capturable and self._variance_form():
+            raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
         self.setAttr("learnRate", learnRate)
         self.setAttr("alpha", alpha)
         self.setAttr("momRate", momRate)
@@ -107,6 +129,8 @@ class RMSPropGraves(Optimizer):
     def _unbind(self) -> None:
         super()._unbind()
         self._packed: _Packed | None = None
+        self._packed_seen: Any = None  # when the table's rates were last compared
+        self._zeroed = False  # whether the last update zeroed the gradients
         self._live: Any = None  # the hyper-parameters in device memory
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
@@ -116,7 +140,8 @@ class RMSPropGraves(Optimizer):
         return slots, custom, family
 
     def _options(self) -> dict[str, Any]:
-        return {"gradOfLoss": self.gradOfLoss, "stateDtype": self.stateDtype, "capturable": self.capturable}
+        names = ("gradOfLoss", "stateDtype", "masterWeights", "fuseZeroGrad", "seed", "capturable", "shardState")
+        return {name: getattr(self, name) for name in names}
 
     def _hyper(self) -> tuple[float, float, float, float]:
         return (-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
@@ -125,13 +150,88 @@ class RMSPropGraves(Optimizer):
         if vars(self).get("_live") is not None:
             self._live.write(*self._hyper())
 
+    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
+        """Whether ``ms`` holds the variance, and states are rounded at random; of parameters of ``dtype``, or at all."""
+        state = self.stateDtype if dtype is None else self._dtype_of_state(dtype)
+        return state is not None and state.name == "bfloat16"
+
     def setupState(self, var: Any) -> dict[str, Any]:
-        """Zeros for ``mg``, ``ms`` and ``delta``, in arrays of the family of ``var.data``."""
-        family, dtype = family_of(var.data), self._dtype_of_state(np.dtype(var.data.dtype))
-        return {entity: family.zeros(tuple(var.data.shape), dtype) for entity in ("mg", "ms", "delta")}
+        """Zeros for ``mg``, ``ms`` and ``delta``, arrays of the family of ``var.data``; with masterWeights a ``master``."""
+        family, own = family_of(var.data), np.dtype(var.data.dtype)
+        shape, dtype = tuple(var.data.shape), self._dtype_of_state(own)
+        state = {entity: family.zeros(shape, dtype) for entity in ("mg", "ms", "delta")}
+        if self._has_master(own):
+            state["master"] = family.zeros(shape, np.dtype(np.float32))
+            family.set(state["master"], family.get(var.data).astype(np.float32))
+        return state
+
+    def _has_master(self, dtype: np.dtype) -> bool:
+        return self.masterWeights and dtype.itemsize == 2
 
     def _dtype_of_state(self, dtype: np.dtype) -> np.dtype:
-        return self.stateDtype if self.stateDtype is not None and dtype == np.float16 else state_dtype(dtype)
+        wanted = self.stateDtype
+        if wanted is None or dtype == np.float64 or (wanted == np.float16 and dtype != np.float16):
+            return state_dtype(dtype)
+        return wanted
+
+    def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
+        """The entities of the state of parameters of ``dtype``."""
+        found = dict.fromkeys(("mg", "ms", "delta"), self._dtype_of_state(dtype))
+        return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
+
+    def _extra(self) -> dict[str, Any]:
+        options = {
+            "gradOfLoss": bool(self.gradOfLoss),
+            "stateDtype": None if self.stateDtype is None else self.stateDtype.name,
+            "masterWeights": bool(self.masterWeights),
+            "seed": self.seed,
+        }
+        return super()._extra() | {"options": options}
+
+    def _checkExtra(self, extra: dict[str, Any]) -> None:
+        super()._checkExtra(extra)
+        try:
+            _checked_seed(extra.get("options", {}).get("seed", self.seed))
+        except HyperParameterError as error:
+            raise CheckpointError(f"the file's option is not valid: {error}") from error
+
+    def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
+        if extra.get("options", {}).get("gradOfLoss", self.gradOfLoss) != self.gradOfLoss:
+            # the mean of gradients of the other sign
+            states = [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
+        super()._restore(attrs, states, extra)
+
+    def _applyExtra(self, extra: dict[str, Any]) -> None:
+        super()._applyExtra(extra)
+        # what the random rounding goes on with
+        self.seed = extra.get("options", {}).get("seed", self.seed)
+
+    def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
+        # an element's random numbers are found by the name of its variable and its index there
+        return list(self._slots) if self._variance_form() else super()._stretches(rates)
+
+    def _seeds(self) -> tuple[int, int]:
+        """Two 32-bit numbers of this step: the output of SplitMix64 number ``t`` from ``seed``."""
+        z = (self.seed + self.t * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        z ^= z >> 31
+        return z & 0xFFFFFFFF, z >> 32
+
+    def zeroGradParams(self, *, stream: Any = None) -> None:
+        seen, zeroed, self._zeroed = self._seen, self._zeroed, False
+        if zeroed:
+            self._refresh()
+            # an array may have been replaced by one that is not zero
+            if self._seen is seen:
+                return
+        super().zeroGradParams(stream=stream)
+
+    def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
+        self._zeroed = False
+        super().update(useStreams, sync, stream=stream)
+        # the others' parts of the gradients are left as they are
+        self._zeroed = self.fuseZeroGrad and not self.shardState
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -140,99 +240,147 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
-        self._launch(self._pack([run], family_of(var.data)), stream)
+        extras = Extras(seed=self._seeds()) if self._variance_form(run.dtype) else PLAIN
+        self._pack([run], family_of(var.data)).update(stream, self._hyper(), extras)
 
-    def _step(self, runs: list[Slot], stream: Any) -> None:
-        if type(self).updateVar is not RMSPropGraves.updateVar:
-            # a subclass has a rule, or something around the rule, of its own
-            super()._step(runs, stream)
-            return
-        active = [run for run in runs if run.var.learnRate > 0.0]
-        if not active or self.family is None:
+    def _folds(self) -> bool:
+        # a subclass has a rule, or something around the rule, of its own
+        return type(self).updateVar is RMSPropGraves.updateVar
+
+    def _step(self, runs: list[Slot], stream: Any, extras: Extras) -> None:
+        if not self._folds():
+            super()._step(runs, stream, extras)
+            for run in runs if self.fuseZeroGrad else ():
+                self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
             return
         packed = self._packed
-        if packed is None or packed.source is not runs or packed.runs != active:
-            packed = self._packed = self._pack(active, self.family, runs)
-        self._launch(packed, stream)
+        known = packed is not None and packed.source is runs and self._packed_seen is self._seen is not None
+        if not known:
+            active = [run for run in runs if run.var.learnRate > 0.0]
+            if self.family is None:
+                return
+            if packed is None or packed.source is not runs or packed.runs != active:
+                packed = self._packed = self._pack(active, self.family, runs)
+            packed.follow_rates()
+            self._packed_seen = self._seen
+        assert packed is not None
+        if self.fuseZeroGrad or self._variance_form():
+            extras = extras._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
+        packed.update(stream, self._hyper(), extras)
+        if self.fuseZeroGrad:
+            for run in packed.frozen:
+                self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
+
+    def _row(self, run: Slot, family: Family) -> Row:
+        # whole stretches have no state here where it is in parts
+        return super()._row(run, family) if self.shardState else _row(run, family)
 
     def _pack(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> _Packed:
-        packed = _Packed(runs, family, self._dtype_of_state, source)
+        packed = _Packed(runs, family, self._dtypes, source)
         if self.capturable:
             if self._live is None:
                 self._live = family.kernels().LiveHyper()
                 self._live.write(*self._hyper())
             packed.follow(self._live)
             packed.former = self._packed  # a graph may still replay on its tables
+        if source is None:
+            packed.follow_rates()
         return packed
-
-    def _launch(self, packed: _Packed, stream: Any) -> None:
-        packed.update(stream, *self._hyper())
 
 
 class _Packed:
-    """Variables checked and put into tables, one a dtype, so that a step is one call a dtype."""
+    """Variables checked and put into tables, one a dtype, so that a step is one call a dtype.
+
+    Attributes:
+        source: the runs that these are the active ones of.
+        frozen: the others.
+    """
 
     def __init__(
         self,
         runs: list[Slot],
         family: Family,
-        dtype_of_state: Callable[[np.dtype], np.dtype],
+        dtypes: Callable[[np.dtype], dict[str, np.dtype]],
         source: list[Slot] | None = None,
     ) -> None:
         self.runs = runs
         self.source = source
+        self.frozen = [run for run in source or () if not run.var.learnRate > 0.0]
         self.former: _Packed | None = None
         self._tables: list[tuple[Any, list[Slot]]] = []
         extents = []
         by_dtype: dict[np.dtype, list[Slot]] = {}
         for run in runs:
-            _check(run, family, dtype_of_state(run.dtype))
+            _check(run, family, dtypes(run.dtype))
             for what, array in _buffers(run):
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
             by_dtype.setdefault(run.dtype, []).append(run)
         refuse_overlap(extents)
         kernels = family.kernels()  # loads the compiler
         for dtype, alike in by_dtype.items():
-            rows = [kernels.Row(*(family.address(array) for _, array in _buffers(run)), run.size) for run in alike]
-            self._tables.append((kernels.Table(dtype, rows, dtype_of_state(dtype)), alike))
-        self._factors: list[list[tuple[float, float]]] = [[] for _ in self._tables]
+            rows = [_row(run, family) for run in alike]
+            self._tables.append((kernels.Table(dtype, rows, dtypes(dtype)["mg"]), alike))
+        self._rates: list[list[tuple[float, float, float]]] = [[] for _ in self._tables]
 
     def follow(self, live: Any) -> None:
         for table, _ in self._tables:
             table.follow(live)
 
-    def update(self, stream: Any, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
+    def follow_rates(self) -> None:
+        """Tells the tables what changed in the variables' own rates."""
         for number, (table, runs) in enumerate(self._tables):
-            factors = [(run.var.learnRate, run.var.momRate) for run in runs]
-            if factors != self._factors[number]:
-                table.setRates(factors)
-                self._factors[number] = factors
-            table.update(learnRate, alpha, momRate, epsilon, stream)
+            rates = [(run.var.learnRate, run.var.momRate, run.var.wc) for run in runs]
+            if rates != self._rates[number]:
+                table.setRates([rate[:2] for rate in rates], [rate[2] for rate in rates])
+                self._rates[number] = rates
+
+    def update(self, stream: Any, hyper: tuple[float, float, float, float], extras: Extras) -> None:
+        for table, _ in self._tables:
+            table.update(*hyper, stream, extras)
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:
     state = run.state
-    return [("data", run.data), ("gradient", run.grad), ("mg", state["mg"]), ("ms", state["ms"]), ("delta", state["delta"])]
+    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in ("mg", "ms", "delta"))]
+    return [*found, ("master", state["master"])] if "master" in state else found
+
+
+def _row(run: Slot, family: Family) -> Row:
+    param, grad, mg, ms, delta, *rest = (family.address(array) for _, array in _buffers(run))
+    return Row(param, grad, mg, ms, delta, run.size, rest[0] if rest else 0, run.first, zlib.crc32(run.names[0].encode()))
+
+
+def _checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise HyperParameterError(f"seed must be an int from 0 to 2**64 - 1; got {seed!r}")
+    return seed
 
 
 def _state_dtype(dtype: Any) -> np.dtype:
     try:
+        if str(dtype) == "bfloat16" or getattr(dtype, "__name__", "") == "bfloat16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
         found = np.dtype(dtype)
+    except ImportError as error:
+        raise DependencyError(
+            "stateDtype='bfloat16' needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
+        ) from error
     except TypeError:
         found = None
     if found != np.float16:
-        raise HyperParameterError(f"stateDtype must be None or float16; got {dtype!r}")
+        raise HyperParameterError(f"stateDtype must be None, bfloat16 or float16; got {dtype!r}")
     return found
 
 
-def _check(run: Slot, family: Family, state: np.dtype) -> None:
+def _check(run: Slot, family: Family, dtypes: dict[str, np.dtype]) -> None:
     """Every array of a run: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = run.names[0]
-    missing = {"mg", "ms", "delta"} - set(run.state)
+    missing = set(dtypes) - set(run.state)
     if missing:
         raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")
     if run.dtype.name not in family.dtypes:
         raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {run.dtype}")
     for what, array in _buffers(run):
-        dtype = run.dtype if what in ("data", "gradient") else state
-        check(name, what, array, family, dtype, run.shape)
+        check(name, what, array, family, dtypes.get(what, run.dtype), run.shape)

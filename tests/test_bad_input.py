@@ -184,7 +184,7 @@ VARIABLES = [
         "'W': its delta must be of dtype float32; got float64",
     ),
     (lambda: RMSPropGraves().updateVar(var(), {}), "its state lacks delta, mg, ms"),
-    (lambda: WeightDecay(1)(decaying(var(withgrad=False)), {}), "weight decay needs a gradient, and it has none"),
+    (lambda: WeightDecay(1)(decaying(var(withgrad=False)), {}), "WeightDecay needs a gradient, and it has none"),
 ]
 
 

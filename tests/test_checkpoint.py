@@ -1,5 +1,6 @@
 """Files: ours and PuzzleLib's, local and global, into either mode; and what must not happen to them."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,11 +9,13 @@ import sys
 import time
 
 import h5py
+import ml_dtypes
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
-from puzzlelib_rmsprop.checkpoint import atomicFile
+import puzzlelib_rmsprop
+from puzzlelib_rmsprop import RMSPropGraves, Variable, files, gpuarray
+from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
 from tests.golden import DATA, KINDS, NAMES, Replay
 from tests.standins import Net
@@ -296,9 +299,19 @@ def test_what_the_file_has_besides_is_told(tmp_path):
         loaded_into(path, small)
 
 
+FORMAT1 = {kind: DATA / f"format1_{kind}.hdf" for kind in ("local", "global")}
+
+
 def damaged(path, change):
+    """A file of format 1, which has no checksums, so that what it holds is looked at."""
+    path.write_bytes(FORMAT1["local"].read_bytes())
     with h5py.File(path, "r+") as file:
         change(file)
+
+
+@pytest.mark.parametrize("kind", FORMAT1)
+def test_files_of_format_1_load(kind, globalState):
+    assert_same(content(Own, loaded_into(FORMAT1[kind], globalState=globalState)), content(Own, trained(Own, False, SHAPES)))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +333,6 @@ def damaged(path, change):
 )
 def test_damaged_files(change, message, tmp_path):
     path = tmp_path / "run.hdf"
-    trained(Own, False, SHAPES).save(path)
     damaged(path, change)
     with pytest.raises(CheckpointError, match=message):
         loaded_into(path)
@@ -328,10 +340,12 @@ def test_damaged_files(change, message, tmp_path):
 
 def test_attributes_before_an_invalid_one_are_put_back(tmp_path):
     path = tmp_path / "run.hdf"
-    trained(Own, False, SHAPES).save(path)
-    with h5py.File(path, "r+") as file:
+
+    def change(file):
         file[".attrs/alpha"][()] = 0.5
         file[".attrs/momRate"][()] = 2.0
+
+    damaged(path, change)
     with pytest.raises(CheckpointError, match="momRate.*got 2.0"):
         loaded_into(path)
 
@@ -352,6 +366,256 @@ def test_files_that_are_none(tmp_path):
         pass
     with pytest.raises(CheckpointError, match="is closed"):
         loaded_into(file)
+
+
+# ------------------------------------------------------------------------------------ damaged, and noticed
+
+
+def flipped(path, what):
+    """Turns a bit within a dataset, as a failing disk would."""
+    with h5py.File(path) as file:
+        at = file[what].id.get_offset() + 5
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 4
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("what", [".states/a.W.ms", ".attrs/alpha", ".layout"])
+def test_a_turned_bit_is_noticed_and_named(what, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    flipped(path, what)
+    with pytest.raises(CheckpointError, match=rf"run.hdf is damaged: its SHA-256.*{what}"):
+        loaded_into(path)
+    # an open file has no seal to compare; the datasets have checksums of their own
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match=rf"{what}' is damaged: its checksum does not match"):
+        loaded_into(file)
+
+
+def test_a_turned_bit_in_a_flat_state_is_noticed(globalState, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, True, SHAPES).save(path)
+    flipped(path, ".states/float32.delta")
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match="float32.delta' is damaged: its checksum"):
+        loaded_into(file, globalState=globalState)
+
+
+@pytest.mark.parametrize("lost", [".attrs/alpha", ".states/a.W.ms", ".attrs", ".states"])
+def test_what_was_taken_out_is_missed(lost, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    with h5py.File(path, "r+") as file:
+        del file[lost]
+        with pytest.raises(CheckpointError, match="alpha|no 'ms'|no group"):
+            loaded_into(file)
+
+
+def test_a_file_that_was_changed_on_purpose_loads_when_it_is_opened(tmp_path):
+    path = tmp_path / "run.hdf"
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.save(path)
+    with h5py.File(path, "r+") as file:
+        file["mine"] = 3
+    with pytest.raises(CheckpointError, match="damaged: none of its datasets.*changed on purpose"):
+        loaded_into(path)
+    with h5py.File(path) as file:
+        assert_same(content(Own, loaded_into(file)), content(Own, optimizer))
+
+
+def test_hdf5_that_hangs_or_crashes_is_an_error(tmp_path, monkeypatch):
+    # what it does on some damaged files without a seal: tests/fuzz_checkpoint.py
+    for code, message in (
+        ("import time; time.sleep(60)", "does not come to an end"),
+        ("import os; os.abort()", "crashes on it .signal 6"),
+    ):
+        monkeypatch.setattr(files, "SECONDS", 1.0)
+        monkeypatch.setattr(files, "_PROBE", code)
+        with pytest.raises(CheckpointError, match=message):
+            loaded_into(FORMAT1["local"])
+    # where no process can be started there is no such protection, and loading works
+    monkeypatch.setattr(files.sys, "executable", str(tmp_path / "absent"))
+    loaded_into(FORMAT1["local"])
+
+
+def test_the_seal_is_what_its_text_says(tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    raw = path.read_bytes()
+    lines = raw[:512].decode().rstrip("\0").splitlines()
+    assert lines[1:] == [f"bytes {len(raw)}", f"sha256 {hashlib.sha256(raw[512:]).hexdigest()}"]
+
+
+# --------------------------------------------------------------------------------------- layout and options
+
+
+def test_what_the_layout_says(globalState, tmp_path):
+    class Mine(RMSPropGraves):
+        def _extra(self):
+            return {"options": {"seed": 3}, "hooks": [{"kind": "x"}]}
+
+    optimizer = Mine(alpha=0.25)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    with h5py.File(tmp_path / "run.hdf") as file:
+        layout = json.loads(file[".layout"][()])
+    assert layout["format"] == 2
+    assert layout["library"] == puzzlelib_rmsprop.__version__
+    assert layout["mode"] == ("global" if globalState else "local")
+    assert layout["attrs"] == {"alpha": 0.25, "epsilon": 1e-4, "learnRate": 1e-4, "momRate": 0.9, "t": 1}
+    assert layout["extra"] == {"options": {"seed": 3}, "hooks": [{"kind": "x"}]}
+    entry = next(each for each in layout["variables"] if each["names"] == ["b.W"])
+    # in the order of names: a.W (8), a.b (5), b.W
+    expected = {"names": ["b.W"], "shape": [4, 3], "dtype": "float32", "offset": 13 if globalState else 0, "variance": False}
+    assert entry == expected
+
+
+def test_extras_are_checked_before_and_applied_after_everything_else(tmp_path):
+    seen = []
+
+    class Mine(RMSPropGraves):
+        good = True
+
+        def _extra(self):
+            return {"options": {}, "hooks": [self.t]}
+
+        def _checkExtra(self, extra):
+            seen.append(("check", extra["hooks"], self.t))
+            if not self.good:
+                raise CheckpointError("these hooks do not fit")
+
+        def _applyExtra(self, extra):
+            seen.append(("apply", extra["hooks"], self.t))
+
+    optimizer = Mine()
+    optimizer.setupOn(net_of(Own, SHAPES))
+    step(Own, optimizer, 2)
+    optimizer.save(tmp_path / "run.hdf")
+    step(Own, optimizer, 1)
+    optimizer.load(tmp_path / "run.hdf")
+    assert seen == [("check", [2], 3), ("apply", [2], 2)]
+    optimizer.good = False
+    step(Own, optimizer, 1)
+    before, attrs = content(Own, optimizer), optimizer.getAttrDict()
+    with pytest.raises(CheckpointError, match="these hooks do not fit"):
+        optimizer.load(tmp_path / "run.hdf")
+    assert_same(content(Own, optimizer), before)
+    assert optimizer.getAttrDict() == attrs
+
+
+def test_extras_that_are_no_plain_data_cost_nothing(tmp_path):
+    class Mine(RMSPropGraves):
+        def _extra(self):
+            return {"hooks": [object()]}
+
+    optimizer = Mine()
+    optimizer.setupOn(net_of(Own, SHAPES))
+    with pytest.raises(CheckpointError, match="must be plain data to be saved"):
+        optimizer.save(tmp_path / "run.hdf")
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------ dtypes and forms of the state
+
+VALUES = np.array([0.0, -0.0, 1.0, -1.5, 3.1415927, 1e-30, 65000.0, 1e30], np.float32)
+
+
+def place(dtype, variance=False, entities=("mg", "ms", "delta"), shape=VALUES.shape):
+    state = {entity: (shape, np.dtype(np.float32) if entity == "master" else np.dtype(dtype)) for entity in entities}
+    return Place(["W"], shape, np.dtype(np.float32), 0, state, variance)
+
+
+def through(path, state, saved, wanted):
+    write(path, "", {"t": 1}, {"W": state}, [saved], False, {})
+    (found,) = read(path, "", {"t": 0}, [wanted])[1]
+    return found
+
+
+def test_bfloat16_is_stored_exactly_and_as_numbers(tmp_path):
+    path = tmp_path / "run.hdf"
+    # every bfloat16 there is
+    every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    state = dict.fromkeys(("mg", "ms", "delta"), every)
+    where = place(ml_dtypes.bfloat16, shape=every.shape)
+    found = through(path, state, where, where)
+    as_float32 = through(path, state, where, place(np.float32, shape=every.shape))
+    finite = np.isfinite(every.astype(np.float32))
+    for entity in BUFFERS:
+        assert found[entity].dtype == ml_dtypes.bfloat16
+        assert np.array_equal(found[entity].view(np.uint16)[finite], every.view(np.uint16)[finite])
+        assert np.array_equal(as_float32[entity], every.astype(np.float32), equal_nan=True)
+    with h5py.File(path) as file:  # as any reader of HDF5 sees it
+        dataset = file[".states/W.ms"]
+        assert dataset.id.get_storage_size() == 2 * every.size
+        assert dataset.dtype == np.float32
+        assert np.array_equal(dataset[()], every.astype(np.float32), equal_nan=True)
+
+
+def test_a_damaged_bfloat16_is_noticed(tmp_path):
+    path = tmp_path / "run.hdf"
+    state = dict.fromkeys(BUFFERS, VALUES.astype(ml_dtypes.bfloat16))
+    write(path, "", {"t": 1}, {"W": state}, [place(ml_dtypes.bfloat16)], False, {})
+    flipped(path, ".states/W.delta")
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match="W.delta' is damaged"):
+        read(file, "", {"t": 0}, [place(ml_dtypes.bfloat16)])
+
+
+NARROW = ("float16", "bfloat16", "float32", "float64")
+LOSSLESS = {(a, a) for a in NARROW} | {("float16", "float32"), ("float16", "float64"), ("bfloat16", "float32")}
+LOSSLESS |= {("bfloat16", "float64"), ("float32", "float64")}
+
+
+@pytest.mark.parametrize("saved", NARROW)
+@pytest.mark.parametrize("wanted", NARROW)
+def test_which_dtypes_go_into_which(saved, wanted, tmp_path):
+    from_, to = np.dtype(saved), np.dtype(wanted)
+    state = dict.fromkeys(BUFFERS, np.clip(VALUES, -6e4, 6e4).astype(from_))
+    if (saved, wanted) == ("float32", "bfloat16"):
+        found = through(tmp_path / "run.hdf", state, place(from_), place(to))
+        # to the nearest: within half of the last of eight bits
+        off = np.abs(found["ms"].astype(np.float64) - state["ms"])
+        assert np.all(off <= 2.0**-8 * np.abs(state["ms"]))
+        assert np.array_equal(found["ms"], state["ms"].astype(ml_dtypes.bfloat16))
+    elif (saved, wanted) in LOSSLESS:
+        found = through(tmp_path / "run.hdf", state, place(from_), place(to))
+        assert found["ms"].dtype == to
+        assert np.array_equal(found["ms"].astype(np.float64), state["ms"].astype(np.float64))
+    else:
+        with pytest.raises(CheckpointError, match=f"is {wanted} here.*without loss"):
+            through(tmp_path / "run.hdf", state, place(from_), place(to))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_forms_of_ms_convert(dtype, tmp_path):
+    rng = np.random.default_rng(0)
+    mg = (3 * rng.standard_normal(VALUES.shape)).astype(dtype)
+    variance = rng.random(VALUES.shape).astype(dtype)
+    ms = (np.square(mg.astype(np.float64)) + variance).astype(dtype)
+    squares, variances = place(dtype), place(dtype, True)
+    eps = float(np.finfo(dtype).eps)
+    to_variance = through(tmp_path / "a.hdf", {"mg": mg, "ms": ms, "delta": mg}, squares, variances)["ms"]
+    assert np.array_equal(to_variance, np.maximum(ms.astype(np.float64) - np.square(mg.astype(np.float64)), 0).astype(dtype))
+    to_squares = through(tmp_path / "b.hdf", {"mg": mg, "ms": variance, "delta": mg}, variances, squares)["ms"]
+    assert np.all(np.abs(to_squares - ms.astype(np.float64)) <= 2 * eps * ms)
+    # the same form is not touched, and a variance is never below 0
+    assert np.array_equal(through(tmp_path / "c.hdf", {"mg": mg, "ms": ms, "delta": mg}, variances, variances)["ms"], ms)
+    below = through(tmp_path / "d.hdf", {"mg": mg, "ms": mg * 0, "delta": mg}, squares, variances)["ms"]
+    assert np.all(below == 0)
+
+
+def test_a_form_that_the_dtype_cannot_hold_is_refused(tmp_path):
+    state = {"mg": np.full(8, 1e25, np.float32), "ms": np.ones(8, np.float32), "delta": np.ones(8, np.float32)}
+    with pytest.raises(CheckpointError, match="'W'.*'ms'.*goes beyond what float32 holds"):
+        through(tmp_path / "run.hdf", state, place(np.float32, True), place(np.float32))
+
+
+def test_master_copies_may_be_missing_or_too_many(tmp_path):
+    state = dict.fromkeys(BUFFERS, VALUES)
+    with_master = place(np.float32, entities=(*BUFFERS, "master"))
+    assert "master" not in through(tmp_path / "a.hdf", state, place(np.float32), with_master)
+    assert "master" not in through(tmp_path / "b.hdf", {**state, "master": VALUES}, with_master, place(np.float32))
+    both = through(tmp_path / "c.hdf", {**state, "master": VALUES + 1}, with_master, with_master)
+    assert np.array_equal(both["master"], VALUES + 1)
 
 
 # ------------------------------------------------------------------------------------ saving that fails

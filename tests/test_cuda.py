@@ -344,7 +344,7 @@ def test_half_state_on_request(cuda, globalState):
 
 def test_state_dtype_is_checked():
     for wrong in ("float32", "int8", "nonsense", 3.5):
-        with pytest.raises(HyperParameterError, match="stateDtype must be None or float16; got"):
+        with pytest.raises(HyperParameterError, match="stateDtype must be None, bfloat16 or float16; got"):
             RMSPropGraves(stateDtype=wrong)
 
 
@@ -466,7 +466,8 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     optimizer.update()
     eager.update()
-    launches = [(table._function, table._grid, bytes(table._arguments)) for table, _ in optimizer._packed._tables]
+    plain = [table._plain for table, _ in optimizer._packed._tables]
+    launches = [(launch.function, launch.grid, bytes(launch.arguments)) for launch in plain]
     for change in ({}, {"learnRate": 0.5}, {"alpha": 0.5, "momRate": 0.1, "epsilon": 1e-2}):
         for name, value in change.items():
             setattr(optimizer, name, value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ArrayError
+from ..kernels import Op
 
 __all__ = ["Family", "HostFamily"]
 
@@ -70,23 +72,23 @@ class Family:
         """Copies ``source`` into ``target``, both of this family and of one shape and dtype."""
         raise NotImplementedError
 
-    def add_scaled(self, target: Any, source: Any, factor: float, stream: Any = None) -> None:
-        """``target += factor * source``, in place; 16-bit arrays are computed in float32 and rounded once.
+    def apply_ops(self, grad: Any, param: Any, wc: float, ops: Sequence[Op], stream: Any = None) -> None:
+        """Does operations to a gradient in place; 16-bit ones are computed in float32 and rounded once, at the end.
 
         Raises:
-            ArrayError: the two differ in shape or dtype, or cannot be worked on in place.
+            ArrayError: gradient and parameter differ in shape or dtype, or cannot be worked on in place.
         """
-        for array in (target, source):
+        for array in (grad, param):
             fault = self.fault(array)
             if fault is not None:
-                raise ArrayError(f"add_scaled: the array {fault}")
-        if target.shape != source.shape or target.dtype != source.dtype:
+                raise ArrayError(f"gradient operations: the array {fault}")
+        if tuple(grad.shape) != tuple(param.shape) or grad.dtype != param.dtype:
             raise ArrayError(
-                f"add_scaled needs two arrays of one shape and dtype; got {target.shape}, {target.dtype} and "
-                f"{source.shape}, {source.dtype}"
+                f"gradient operations need a gradient and a parameter of one shape and dtype; got {tuple(grad.shape)}, "
+                f"{grad.dtype} and {tuple(param.shape)}, {param.dtype}"
             )
-        size, dtype = int(target.size), np.dtype(target.dtype)
-        self.kernels().addScaled(self.address(target), self.address(source), size, factor, dtype, stream)
+        size, dtype = int(grad.size), np.dtype(grad.dtype)
+        self.kernels().applyOps(self.address(grad), self.address(param), size, wc, ops, dtype, stream)
 
     def buffer(self, array: Any) -> Any:
         """What a nodeinfo's ``broadcastBuffer`` gets: the array itself, where PuzzleLib has nothing else for it."""
@@ -104,7 +106,7 @@ class Family:
 class HostFamily(Family):
     """Arrays around a NumPy array. A subclass says how to get at it (:meth:`host`) and how to wrap one (:meth:`wrap`)."""
 
-    dtypes = ("float16", "float32", "float64")
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
     device = "cpu"
     alignment = 1
 
@@ -165,4 +167,5 @@ class HostFamily(Family):
         host = self.host(array)
         if content.shape != host.shape:
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {host.shape}")
-        np.copyto(host, content, casting="same_kind")
+        # NumPy takes bfloat16 for a kind of its own
+        np.copyto(host, content, casting="unsafe" if host.dtype.name == "bfloat16" else "same_kind")

@@ -14,6 +14,8 @@ __all__ = ["PuzzleLibCPUFamily"]
 class PuzzleLibCPUFamily(HostFamily):
     """PuzzleLib's ``CPU.CPUArray.CPUArray``, or a subclass, known by the name of the class and what it holds."""
 
+    dtypes = ("float16", "float32", "float64")
+
     def __init__(self, array_type: type) -> None:
         self._type = array_type
         self.name = f"{array_type.__module__}.{array_type.__qualname__}"

@@ -67,8 +67,8 @@ class Extras(NamedTuple):
 PLAIN = Extras()
 
 
-# What a survey of the gradients finds and keeps, in the arrays' memory: ``bad`` is 1 where a gradient is not finite, ``factor``
-# brings the norm to the limit, ``unscale`` is 1/scale of the step, and ``scale`` that of the next one.
+# What a survey of the gradients finds and keeps, in the arrays' memory: ``bad`` is 1 where a gradient is not finite,
+# ``factor`` brings the norm to the limit, ``unscale`` is 1/scale of the step, and ``scale`` that of the next one.
 RECORD = np.dtype(
     [(name, np.float64) for name in ("sumsq", "norm", "factor", "scale", "unscale")]
     + [("bad", np.uint32), ("good", np.uint32), ("skipped", np.uint64)]
@@ -76,7 +76,7 @@ RECORD = np.dtype(
 
 
 class Judge(NamedTuple):
-    """What a survey makes of its sums: the norm to clip to, and how a dynamic loss scale moves (``interval`` 0: not at all)."""
+    """What a survey makes of its sums: the norm to clip to, how a loss scale moves (``interval`` 0: not at all)."""
 
     limit: float = math.inf
     growth: float = 1.0

@@ -12,6 +12,7 @@ checks stop at 8 pairs; five buffers make 10).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,17 +21,18 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from ..config import Config
-from . import Row, state_dtype
+from . import CLIP, DECAY, LASSO, PLAIN, RECORD, SCALE, Extras, Judge, Op, Row, state_dtype
 
-__all__ = ["Row", "Table", "addScaled"]
+__all__ = ["Row", "Survey", "Table", "applyOps"]
 
 
 # ---------------------------------------------------------------------------------------------- memory
 
-_PARAM, _GRAD, _MG, _MS, _DELTA = _BUFFERS = range(5)
+_PARAM, _GRAD, _MG, _MS, _DELTA, _MASTER, _TILE, _STAGE = _BUFFERS = range(8)
 
 
 def _alias_metadata(module: ir.Module, buffer: int) -> tuple[Any, Any]:
@@ -78,11 +80,30 @@ _load_grad, _store_grad = _accessors(_GRAD)
 _load_mg, _store_mg = _accessors(_MG)
 _load_ms, _store_ms = _accessors(_MS)
 _load_delta, _store_delta = _accessors(_DELTA)
+_load_master, _store_master = _accessors(_MASTER)
+_load_tile, _store_tile = _accessors(_TILE)
+_load_stage, _store_stage = _accessors(_STAGE)
+
+TILE = 1024  # elements that are worked on at a time where gradients are prepared: they stay in the first-level cache
 
 
-# --------------------------------------------------------------------------------------------- float16
-# Numba has no float16 on the CPU, so such arrays are uint16 to it. Converting by integer arithmetic needs no F16C
-# instructions or run-time library, and vectorises.
+@intrinsic
+def _tile(typingctx: Any, like: Any) -> Any:
+    """The address of room for TILE elements of ``like``'s dtype on the stack, so that nothing is allocated."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        room = cgutils.alloca_once(builder, ir.ArrayType(context.get_value_type(like.dtype), TILE))
+        room.align = 64
+        return builder.ptrtoint(room, context.get_value_type(types.intp))
+
+    return types.intp(like), codegen
+
+
+# ---------------------------------------------------------------------------------------------- 16 bits
+# Numba has no 16-bit floats on the CPU: to it float16 arrays are uint16, bfloat16 ones int16. Converting by integer
+# arithmetic needs no F16C instructions or run-time library, and vectorises.
+
+_HALF, _BFLOAT = types.uint16, types.int16
 
 
 def _bitcast(source: Any, target: Any) -> Callable:
@@ -94,6 +115,12 @@ def _bitcast(source: Any, target: Any) -> Callable:
         return target(source), codegen
 
     return cast
+
+
+@intrinsic
+def _add(typingctx: Any, a: Any, b: Any) -> Any:
+    """The sum of two uint32 in 32 bits; Numba's own takes 64, which halves what a vector holds."""
+    return types.uint32(types.uint32, types.uint32), lambda context, builder, sig, args: builder.add(*args)
 
 
 _bits_of = _bitcast(types.float32, types.uint32)
@@ -129,6 +156,48 @@ def _float_to_half(value: Any) -> Any:
     return np.uint16(half | _U(_U(bits >> _U(16)) & _U(0x8000)))
 
 
+@njit(error_model="numpy")
+def _bfloat_to_float(bfloat: Any) -> Any:
+    return _float_of(_U(_U(np.uint16(bfloat)) << _U(16)))
+
+
+@njit(error_model="numpy")
+def _float_to_bfloat(value: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, ties to even."""
+    bits = _bits_of(value)
+    rounded = _U(bits + _U(0x7FFF) + _U(_U(bits >> _U(16)) & _U(1)))
+    rounded = rounded if _U(bits & _U(0x7FFFFFFF)) <= _U(0x7F800000) else _U(bits | _U(0x400000))
+    return np.int16(np.uint16(rounded >> _U(16)))
+
+
+@njit(error_model="numpy")
+def _float_to_bfloat_random(value: Any, random: Any) -> Any:
+    """One of the two bfloat16 around a float32, by ``random`` of 16 bits, so that the mean over all of them is ``value``."""
+    # infinity is followed by 16 zeros and stays; of a NaN whose bits are all ones the sum would be a zero
+    rounded = _add(_bits_of(value), random) if value == value else _U(0x7FC00000)
+    return np.int16(np.uint16(rounded >> _U(16)))
+
+
+@njit(error_model="numpy")
+def _mix(x: Any) -> Any:
+    """32 bits, each of which depends on all 32 of ``x``; after Chris Wellons' hash function prospector (public domain)."""
+    x = _U(x ^ _U(x >> _U(16)))
+    x = _U(x * _U(0x7FEB352D))
+    x = _U(x ^ _U(x >> _U(15)))
+    x = _U(x * _U(0x846CA68B))
+    return _U(x ^ _U(x >> _U(16)))
+
+
+@njit(error_model="numpy")
+def _random(x: Any, seed: Any) -> Any:
+    """As :func:`_mix`, with a second number to depend on."""
+    x = _U(x ^ _U(x >> _U(16)))
+    x = _U(x * _U(0x7FEB352D))
+    x = _add(_U(x ^ _U(x >> _U(15))), seed)
+    x = _U(x * _U(0x846CA68B))
+    return _U(x ^ _U(x >> _U(16)))
+
+
 def _widen(value):  # type: ignore[no-untyped-def]
     """To the dtype of the arithmetic."""
     raise NotImplementedError("compiled code only")
@@ -139,18 +208,34 @@ def _narrow(like, value):  # type: ignore[no-untyped-def]
     raise NotImplementedError("compiled code only")
 
 
+def _narrow_state(like, value, random):  # type: ignore[no-untyped-def]
+    """To the dtype of a state: bfloat16 is rounded at random, everything else to nearest."""
+    raise NotImplementedError("compiled code only")
+
+
 @overload(_widen)
 def _widen_overload(value):  # type: ignore[no-untyped-def]
-    if value == types.uint16:
+    if value == _HALF:
         return lambda value: _half_to_float(value)
+    if value == _BFLOAT:
+        return lambda value: _bfloat_to_float(value)
     return lambda value: value
 
 
 @overload(_narrow)
 def _narrow_overload(like, value):  # type: ignore[no-untyped-def]
-    if like.dtype == types.uint16:
+    if like.dtype == _HALF:
         return lambda like, value: _float_to_half(value)
+    if like.dtype == _BFLOAT:
+        return lambda like, value: _float_to_bfloat(value)
     return lambda like, value: value
+
+
+@overload(_narrow_state)
+def _narrow_state_overload(like, value, random):  # type: ignore[no-untyped-def]
+    if like.dtype == _BFLOAT:
+        return lambda like, value, random: _float_to_bfloat_random(value, random)
+    return lambda like, value, random: _narrow(like, value)
 
 
 # --------------------------------------------------------------------------------------------- kernels
@@ -208,11 +293,280 @@ def _graves(table, rates, shared, param_like, state_like, begin, end):  # type: 
             _store_param(param_like, param, i, _narrow(param_like, p))
 
 
-def _add_scaled(y, x, size, factor, like):  # type: ignore[no-untyped-def]
-    """y += factor[0] * x over ``size`` elements of ``like``'s dtype, in the dtype of ``factor``."""
+@njit(error_model="numpy")
+def _rule_variance(param, g, mg, v, delta, learnRate, alpha, momRate, epsilon):  # type: ignore[no-untyped-def]
+    """The rule with the variance itself in place of the mean square: for states too coarse to take a difference of.
+
+    ``v' = alpha*v + alpha*(1 - alpha)*(g - mg)**2`` is what ``ms' - mg'**2`` equals in exact arithmetic.
+    """
+    beta = type(alpha)(1) - alpha
+    difference = g - mg
+    mg = alpha * mg + beta * g
+    v = alpha * v + alpha * beta * difference * difference
+    delta = momRate * delta + learnRate * g / np.sqrt(v + epsilon)
+    return param + delta, mg, v, delta
+
+
+def _apply_rule(like, param, g, mg, ms, delta, learnRate, alpha, momRate, epsilon):  # type: ignore[no-untyped-def]
+    """The form of the rule for states of ``like``'s dtype."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_apply_rule)
+def _apply_rule_overload(like, param, g, mg, ms, delta, learnRate, alpha, momRate, epsilon):  # type: ignore[no-untyped-def]
+    rule = _rule_variance if like.dtype == _BFLOAT else _rule
+    return lambda like, param, g, mg, ms, delta, learnRate, alpha, momRate, epsilon: rule(
+        param, g, mg, ms, delta, learnRate, alpha, momRate, epsilon
+    )
+
+
+# Parameters with a master copy are staged: TILE of them are read into ``stage``, in float32, worked on there, and written
+# back. Others are read and written in place. Arrays say by their dtype which it is:
+_FLOAT, _NO_MASTER = np.zeros(1, np.float32), np.zeros(1, np.int8)
+
+
+def _stage_params(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+    """Reads the master copies, or, where somebody wrote the parameter itself since, that."""
+    raise NotImplementedError("compiled code only")
+
+
+def _unstage_params(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+    """Writes parameters and master copies."""
+    raise NotImplementedError("compiled code only")
+
+
+def _read_param(like, master_like, param, stage, i):  # type: ignore[no-untyped-def]
+    """A parameter, in the dtype of the arithmetic."""
+    raise NotImplementedError("compiled code only")
+
+
+def _write_param(like, master_like, param, stage, i, value):  # type: ignore[no-untyped-def]
+    """Where :func:`_read_param` reads."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_stage_params)
+def _stage_params_overload(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+    def staged(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+        for i in range(size):
+            exact, stored = _load_master(master_like, master, i), _widen(_load_param(like, param, i))
+            _store_stage(master_like, stage, i, exact if _widen(_narrow(like, exact)) == stored else stored)
+
+    def in_place(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+        pass
+
+    return staged if master_like.dtype == types.float32 else in_place
+
+
+@overload(_unstage_params)
+def _unstage_params_overload(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+    def staged(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+        for i in range(size):
+            value = _load_stage(master_like, stage, i)
+            _store_master(master_like, master, i, value)
+            _store_param(like, param, i, _narrow(like, value))
+
+    def in_place(like, master_like, param, master, stage, size):  # type: ignore[no-untyped-def]
+        pass
+
+    return staged if master_like.dtype == types.float32 else in_place
+
+
+# inlined by Numba, because what LLVM inlines gets alias scopes of its own, and takes run-time checks to be known apart
+@overload(_read_param, inline="always")
+def _read_param_overload(like, master_like, param, stage, i):  # type: ignore[no-untyped-def]
+    if master_like.dtype == types.float32:
+        return lambda like, master_like, param, stage, i: _load_stage(master_like, stage, i)
+    return lambda like, master_like, param, stage, i: _widen(_load_param(like, param, i))
+
+
+@overload(_write_param)
+def _write_param_overload(like, master_like, param, stage, i, value):  # type: ignore[no-untyped-def]
+    if master_like.dtype == types.float32:
+        return lambda like, master_like, param, stage, i, value: _store_stage(master_like, stage, i, value)
+    return lambda like, master_like, param, stage, i, value: _store_param(like, param, i, _narrow(like, value))
+
+
+@njit(error_model="numpy")
+def _peek(address, like):  # type: ignore[no-untyped-def]
+    return _load_tile(like, address, 0)
+
+
+@njit(error_model="numpy")
+def _prepare(tile, real, like, master_like, grad, param, stage, size, wc, kinds, values, addresses):  # type: ignore[no-untyped-def]
+    """Writes ``size`` gradients into the tile, with the operations done to them one after the other."""
+    one = real[0]  # of the dtype of the arithmetic
     for i in range(size):
-        value = _widen(_load_grad(like, y, i)) + factor[0] * _widen(_load_param(like, x, i))
-        _store_grad(like, y, i, _narrow(like, value))
+        _store_tile(real, tile, i, _widen(_load_grad(like, grad, i)))
+    for op in range(len(kinds)):
+        value, other = values[op, 0], values[op, 1]
+        if kinds[op] == SCALE:
+            factor = type(one)(value * _peek(addresses[op], values) if addresses[op] else value)
+            for i in range(size):
+                _store_tile(real, tile, i, _load_tile(real, tile, i) * factor)
+        elif kinds[op] == CLIP:
+            low, high = type(one)(value), type(one)(other)
+            for i in range(size):
+                g = _load_tile(real, tile, i)
+                g = low if g < low else g
+                _store_tile(real, tile, i, high if g > high else g)
+        elif kinds[op] == DECAY and wc > 0.0:
+            factor = type(one)(value * wc)
+            for i in range(size):
+                p = _read_param(like, master_like, param, stage, i)
+                _store_tile(real, tile, i, _load_tile(real, tile, i) + factor * p)
+        elif kinds[op] == LASSO and wc > 0.0:
+            factor = type(one)(value * wc)
+            for i in range(size):
+                p = _read_param(like, master_like, param, stage, i)
+                sign = type(one)(1) if p > 0 else (type(one)(-1) if p < 0 else p)
+                _store_tile(real, tile, i, _load_tile(real, tile, i) + factor * sign)
+
+
+def _graves_extra(  # type: ignore[no-untyped-def]
+    table,
+    rates,
+    decays,
+    shared,
+    param_like,
+    state_like,
+    master_like,
+    kinds,
+    values,
+    addresses,
+    zero,
+    skip,
+    seeds,
+    begin,
+    end,
+):
+    """As ``_graves``, with everything else that a step can do; see ``Row``, ``Op`` and ``Extras``.
+
+    table: (rows, 9) int64, the fields of ``Row``. decays: (rows,) float64, wc. kinds, values, addresses: of the ops.
+    """
+    # read here, because a load within the loop could be of what the loop stores
+    alpha, epsilon, seed, nothing = shared[0], shared[1], seeds[1], param_like[0]
+    step, state_step = param_like.itemsize, state_like.itemsize
+    skipped = skip != 0 and _peek(skip, seeds) != 0
+    tile, stage = _tile(shared), _tile(shared)
+    first = 0
+    for row in range(table.shape[0]):
+        size = table[row, 5]
+        low, high = max(begin - first, 0), min(end - first, size)
+        first += size
+        learnRate, momRate = rates[row, 0], rates[row, 1]
+        key = _mix(_U(seeds[0] ^ _U(table[row, 8])))
+        while low < high:
+            index = table[row, 7] + low  # in the variable
+            number = _U(index & 0xFFFFFFFF)
+            count = min(high - low, TILE, 0x100000000 - (index & 0xFFFFFFFF))
+            random_key = _mix(_add(key, _U(index >> 32)))
+            param, grad = table[row, 0] + low * step, table[row, 1] + low * step
+            mg, ms = table[row, 2] + low * state_step, table[row, 3] + low * state_step
+            delta, master = table[row, 4] + low * state_step, table[row, 6] + low * 4
+            if not skipped:
+                _stage_params(param_like, master_like, param, master, stage, count)
+                _prepare(
+                    tile, shared, param_like, master_like, grad, param, stage, count, decays[row], kinds, values, addresses
+                )
+                for i in range(count):
+                    p, m, s, d = _apply_rule(
+                        state_like,
+                        _read_param(param_like, master_like, param, stage, i),
+                        _load_tile(shared, tile, i),
+                        _widen(_load_mg(state_like, mg, i)),
+                        _widen(_load_ms(state_like, ms, i)),
+                        _widen(_load_delta(state_like, delta, i)),
+                        learnRate,
+                        alpha,
+                        momRate,
+                        epsilon,
+                    )
+                    bits = _random(_U(number ^ random_key), seed)
+                    number = _add(number, _U(1))
+                    _store_mg(state_like, mg, i, _narrow_state(state_like, m, _U(bits & _U(0xFFFF))))
+                    _store_ms(state_like, ms, i, _narrow_state(state_like, s, _U(bits >> _U(16))))
+                    _store_delta(state_like, delta, i, _narrow_state(state_like, d, _U(_U(bits >> _U(8)) & _U(0xFFFF))))
+                    _write_param(param_like, master_like, param, stage, i, p)
+                _unstage_params(param_like, master_like, param, master, stage, count)
+            if zero:
+                for i in range(count):
+                    _store_grad(param_like, grad, i, nothing)
+            low += count
+
+
+def _apply_ops(y, x, size, wc, like, real, kinds, values, addresses):  # type: ignore[no-untyped-def]
+    """Does the ops to ``size`` gradients at ``y``, of parameters at ``x``, and rounds once."""
+    tile = _tile(real)
+    for begin in range(0, size, TILE):
+        count = min(TILE, size - begin)
+        grad, param = y + begin * like.itemsize, x + begin * like.itemsize
+        _prepare(tile, real, like, _NO_MASTER, grad, param, 0, count, wc, kinds, values, addresses)
+        for i in range(count):
+            _store_grad(like, grad, i, _narrow(like, _load_tile(real, tile, i)))
+
+
+@njit(error_model="numpy", fastmath={"reassoc"})
+def _square_sum(tile, real, size):  # type: ignore[no-untyped-def]
+    # reassociated, so that it is vectorised: in one order on one machine, whatever the number of threads
+    total = 0.0
+    for i in range(size):
+        g = np.float64(_load_tile(real, tile, i))
+        total += g * g
+    return total
+
+
+@njit(error_model="numpy")
+def _any_bad(tile, real, size):  # type: ignore[no-untyped-def]
+    bad = 0
+    for i in range(size):
+        g = _load_tile(real, tile, i)
+        bad |= 0 if g - g == 0 else 1
+    return bad
+
+
+def _survey(  # type: ignore[no-untyped-def]
+    table, decays, chunks, like, real, master_like, kinds, values, addresses, sums, bads, offset, begin, end
+):
+    """The sum of squares of each chunk from ``begin`` to ``end``, and whether it has a gradient that is not finite.
+
+    chunks: (chunks, 2) int64, row and first element of TILE ones. sums, bads: of all parts; this one's begin at ``offset``.
+    """
+    tile, stage = _tile(real), _tile(real)
+    for number in range(begin, end):
+        row, low = chunks[number, 0], chunks[number, 1]
+        count = min(TILE, table[row, 5] - low)
+        param, grad = table[row, 0] + low * like.itemsize, table[row, 1] + low * like.itemsize
+        master = table[row, 6] + low * 4
+        _stage_params(like, master_like, param, master, stage, count)
+        _prepare(tile, real, like, master_like, grad, param, stage, count, decays[row], kinds, values, addresses)
+        sums[offset + number] = _square_sum(tile, real, count)
+        bads[offset + number] = _any_bad(tile, real, count)
+
+
+def _judge(sums, bads, record, words, limit, growth, backoff, interval, least, most):  # type: ignore[no-untyped-def]
+    """Adds the chunks up and fills the record; see ``RECORD`` and ``Judge``."""
+    total, bad = 0.0, False
+    for i in range(len(sums)):
+        total += sums[i]
+        bad = bad or bads[i] != 0
+    norm = np.sqrt(total)
+    scale = record[3]
+    record[0], record[1], record[4] = total, norm, 1.0 / scale
+    record[2] = norm if norm != norm else (limit / norm if norm > limit else 1.0)
+    words[10] = 1 if bad else 0
+    skipped = np.uint64(words[12]) | (np.uint64(words[13]) << np.uint64(32))
+    skipped += np.uint64(1 if bad else 0)
+    words[12], words[13] = skipped & np.uint64(0xFFFFFFFF), skipped >> np.uint64(32)
+    if interval > 0:
+        if bad:
+            record[3] = max(scale * backoff, least)
+            words[11] = 0
+        else:
+            words[11] += 1
+            if words[11] == interval:
+                record[3] = min(scale * growth, most)
+                words[11] = 0
 
 
 def _compiled(function: Callable) -> Callable:
@@ -223,7 +577,10 @@ def _compiled(function: Callable) -> Callable:
 
 
 _graves_kernel = _compiled(_graves)
-_add_scaled_kernel = _compiled(_add_scaled)
+_graves_extra_kernel = _compiled(_graves_extra)
+_apply_ops_kernel = _compiled(_apply_ops)
+_survey_kernel = _compiled(_survey)
+_judge_kernel = _compiled(_judge)
 
 
 # --------------------------------------------------------------------------------------------- threads
@@ -278,45 +635,146 @@ def _in_threads(run: Callable[[int, int], None], size: int) -> None:
 
 # ------------------------------------------------------------------------------------------- interface
 
+_FIELDS = len(Row._fields)
+_Ops = tuple[np.ndarray, np.ndarray, np.ndarray]  # kinds, values, addresses
+
+
+def _packed(ops: Sequence[Op]) -> _Ops:
+    values = np.array([(op.value, op.other) for op in ops], np.float64).reshape(len(ops), 2)
+    return np.array([op.kind for op in ops], np.int64), values, np.array([op.address for op in ops], np.int64)
+
+
+_NO_OPS = _packed(())
+
+
+def _like(dtype: np.dtype) -> np.ndarray:
+    """What says by its dtype to a kernel what lies at an address."""
+    return np.zeros(1, {"float16": np.uint16, "bfloat16": np.int16}.get(np.dtype(dtype).name, dtype))
+
+
+def _rows(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    table = np.array(rows, np.int64).reshape(len(rows), _FIELDS)
+    return table, _FLOAT if len(rows) and table[0, 6] else _NO_MASTER
+
 
 class Table:
     """Variables of one dtype, packed once, updated by one call.
 
     Args:
-        dtype: of param and grad: float16, float32 or float64.
+        dtype: of param and grad: float16, bfloat16, float32 or float64.
         rows: the variables. Their arrays must stay alive and in place, be contiguous and not overlap.
-        state: dtype of mg, ms and delta; that of the arithmetic by default.
+        state: dtype of mg, ms and delta; that of the arithmetic by default. With bfloat16 ``ms`` is the variance.
     """
 
     def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
         compute = state_dtype(dtype)
-        self._rows = np.array([row[:6] for row in rows], np.int64).reshape(len(rows), 6)
+        self._rows, self._master_like = _rows(rows)
         self._factors = np.ones((len(rows), 2))
+        self._decays = np.zeros(len(rows))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)
         self._like = _like(dtype)
         self._state_like = _like(state or compute)
         self._size = int(self._rows[:, 5].sum())
+        self._seeds = np.zeros(2, np.uint32)
+        self._ops: tuple[Op, ...] = ()
+        self._packed = _NO_OPS
+        self._extras = PLAIN
+        self._never_plain = self._master_like is _FLOAT or self._state_like.dtype == np.int16
 
-    def setRates(self, factors: Sequence[tuple[float, float]]) -> None:
-        """Sets each row's factors on the optimizer's learnRate and momRate."""
+    def setRates(self, factors: Sequence[tuple[float, float]], decays: Sequence[float] | None = None) -> None:
+        """Sets each row's factors on the optimizer's learnRate and momRate, and its wc (0 by default)."""
         self._factors[:] = factors
+        self._decays[:] = 0.0 if decays is None else decays
 
-    def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float, stream: Any = None) -> None:
+    def update(
+        self,
+        learnRate: float,
+        alpha: float,
+        momRate: float,
+        epsilon: float,
+        stream: Any = None,
+        extras: Extras = PLAIN,
+    ) -> None:
         """Runs the rule once over every row; ``stream`` is for other devices."""
         # multiplied in float64 and rounded once
         self._rates[:] = self._factors * (learnRate, momRate)
         self._shared[:] = alpha, epsilon
-        _in_threads(self._part, self._size)
+        if extras is PLAIN and not self._never_plain:
+            _in_threads(self._part, self._size)
+            return
+        if extras.ops != self._ops:
+            self._ops, self._packed = extras.ops, _packed(extras.ops)
+        self._extras = extras
+        self._seeds[:] = extras.seed
+        _in_threads(self._part_extra, self._size)
 
     def _part(self, begin: int, end: int) -> None:
         _graves_kernel(self._rows, self._rates, self._shared, self._like, self._state_like, begin, end)
 
+    def _part_extra(self, begin: int, end: int) -> None:
+        _graves_extra_kernel(
+            self._rows,
+            self._rates,
+            self._decays,
+            self._shared,
+            self._like,
+            self._state_like,
+            self._master_like,
+            *self._packed,
+            self._extras.zeroGrad,
+            self._extras.skip,
+            self._seeds,
+            begin,
+            end,
+        )
 
-def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype, stream: Any = None) -> None:
-    """``y += factor * x`` over ``size`` elements at two addresses that do not overlap; float16 is rounded once."""
-    _add_scaled_kernel(y, x, size, np.array([factor], state_dtype(dtype)), _like(dtype))
+
+class Survey:
+    """Measures the gradients of many variables: their norm, and whether all are finite.
+
+    Args:
+        parts: the variables by dtype; of each row the gradient, the parameter and the size count.
+        record: address of a ``RECORD``, whose ``scale`` is above 0.
+    """
+
+    def __init__(self, parts: Sequence[tuple[np.dtype, Sequence[Row]]], record: int) -> None:
+        self._parts = []
+        count = 0
+        for dtype, rows in parts:
+            table, master_like = _rows(rows)
+            chunks = np.array([(row, low) for row, size in enumerate(table[:, 5]) for low in range(0, size, TILE)], np.int64)
+            chunks = chunks.reshape(-1, 2)
+            real = np.zeros(1, state_dtype(dtype))
+            self._parts.append((table, np.zeros(len(rows)), chunks, _like(dtype), real, master_like, count))
+            count += len(chunks)
+        self._sums, self._bads = np.zeros(count), np.zeros(count, np.uint8)
+        memory: Any = (ctypes.c_char * RECORD.itemsize).from_address(record)
+        self._record: Any = np.ndarray((5,), np.float64, memory)
+        self._words: Any = np.ndarray((RECORD.itemsize // 4,), np.uint32, memory)
+        self._ops: tuple[Op, ...] = ()
+        self._packed = _NO_OPS
+
+    def setRates(self, decays: Sequence[Sequence[float]]) -> None:
+        """Sets each row's wc, a sequence a part."""
+        for part, each in zip(self._parts, decays, strict=True):
+            part[1][:] = each
+
+    def run(self, ops: tuple[Op, ...] = (), judge: Judge = Judge(), stream: Any = None) -> None:  # noqa: B008 (immutable)
+        """Fills the record from the gradients as they are after ``ops``; ``stream`` is for other devices."""
+        if ops != self._ops:
+            self._ops, self._packed = ops, _packed(ops)
+        for table, decays, chunks, like, real, master_like, offset in self._parts:
+            fixed = (table, decays, chunks, like, real, master_like, *self._packed, self._sums, self._bads, offset)
+
+            def part(begin: int, end: int, fixed: tuple = fixed) -> None:
+                _survey_kernel(*fixed, begin // TILE, -(-end // TILE))
+
+            # in elements, so that a thread is worth waking for the same amount of work as elsewhere
+            _in_threads(part, len(chunks) * TILE)
+        _judge_kernel(self._sums, self._bads, self._record, self._words, *judge)
 
 
-def _like(dtype: np.dtype) -> np.ndarray:
-    return np.zeros(1, np.uint16 if dtype == np.float16 else dtype)
+def applyOps(y: int, x: int, size: int, wc: float, ops: Sequence[Op], dtype: np.dtype, stream: Any = None) -> None:
+    """Does ``ops`` to the gradient at ``y`` of the parameter at ``x``, in place; a 16-bit one is rounded once."""
+    _apply_ops_kernel(y, x, size, float(wc), _like(dtype), np.zeros(1, state_dtype(dtype)), *_packed(ops))

@@ -19,12 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DependencyError, DeviceError
-from . import Row, state_dtype
+from ..errors import DependencyError, DeviceError, SetupError
+from . import MAX_OPS, PLAIN, Extras, Judge, Op, Row, state_dtype
 
 try:
     import pycuda.driver as driver
@@ -34,7 +34,7 @@ except ImportError as error:
         f"arrays on a GPU need PyCUDA and an NVIDIA driver: {error}. pip install 'puzzlelib_rmsprop[cuda]'"
     ) from error
 
-__all__ = ["Row", "Table", "addScaled", "nvcc_options", "source"]
+__all__ = ["Row", "Survey", "Table", "addScaled", "applyOps", "nvcc_options", "source"]
 
 _FOLDER = resources.files(__package__)
 
@@ -58,6 +58,7 @@ def constant(name: str, file: str = "rmsprop_graves") -> int:
 
 
 THREADS = constant("THREADS")
+JUDGES = constant("JUDGES")
 CHUNK = constant("CHUNK")
 
 
@@ -145,9 +146,47 @@ def _most_blocks() -> int:
 # ------------------------------------------------------------------------------------------- launching
 
 
-_ROW = np.dtype([(name, np.uint64) for name in Row._fields[:6]] + [("learnRate", np.float64), ("momRate", np.float64)])
+_ROW = np.dtype(
+    [(name, np.uint64) for name in Row._fields[:6]]
+    + [(name, np.float64) for name in ("learnRate", "momRate", "wc")]
+    + [(name, np.uint64) for name in Row._fields[6:]]
+)
 _CHUNK = np.dtype([("row", np.uint32), ("index", np.uint32)])
 _HYPER = struct.Struct("=4d")  # as struct Hyper
+_STEP = struct.Struct("=4dQ2IQ")  # as struct Hyper and struct Extras up to its operations
+_OP = struct.Struct("=Q2dQ")  # as struct Op
+_OPS_SIZE = 8 + MAX_OPS * _OP.size
+_PARTIAL_SIZE = 16
+_BLOCK = (THREADS, 1, 1)
+_LENIENT = Judge()  # no limit, and the scale stays
+
+
+def _packed_rows(rows: Sequence[Row]) -> np.ndarray:
+    packed = np.zeros(len(rows), _ROW)
+    for name in Row._fields:
+        packed[name] = [getattr(row, name) for row in rows]
+    packed["learnRate"] = packed["momRate"] = 1.0
+    return packed
+
+
+def _chunks(rows: np.ndarray) -> np.ndarray:
+    sizes = rows["size"].astype(np.int64)
+    counts = -(-sizes // CHUNK)
+    chunks = np.zeros(int(counts.sum()), _CHUNK)
+    chunks["row"] = np.repeat(np.arange(len(sizes)), counts)
+    chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return chunks
+
+
+def _packed_ops(ops: Sequence[Op]) -> bytes:
+    if len(ops) > MAX_OPS:
+        raise SetupError(f"a gradient takes at most {MAX_OPS} operations in one launch; got {len(ops)}")
+    packed = b"".join([_OP.pack(op.kind, op.value, op.other, op.address) for op in ops])
+    return (struct.pack("=Q", len(ops)) + packed).ljust(_OPS_SIZE, b"\0")
+
+
+def _grid(blocks: int) -> tuple[int, int]:
+    return (min(blocks, _most_blocks()), 1)
 
 
 class LiveHyper:
@@ -162,82 +201,181 @@ class LiveHyper:
         driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
 
 
+class _Launch(NamedTuple):
+    """A kernel with its packed arguments, of which those from byte ``at`` on are of the step."""
+
+    function: Any
+    grid: tuple[int, int]
+    arguments: bytearray
+    at: int
+
+
 class Table:
     """Variables of one dtype, packed once, updated by one launch.
 
     Made and used in one context. One row whose rates are the optimizer's own is the flat kernel; anything else is the
-    kernel for many, whose table lies in device memory.
+    kernel for many, whose table lies in device memory; and what comes besides the rule, master copies and bfloat16
+    state have a kernel that is that of many and all the rest.
 
     Args:
         dtype: of param and grad.
         rows: the variables. Their arrays must stay alive and in place, be contiguous and not overlap.
-        state: of mg, ms and delta; the dtype of the arithmetic by default.
+        state: of mg, ms and delta; the dtype of the arithmetic by default. Where it is bfloat16, ms holds the variance.
     """
 
     def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
-        self._rows = np.zeros(len(rows), _ROW)
-        for name in Row._fields[:6]:
-            self._rows[name] = [getattr(row, name) for row in rows]
-        self._suffix = f"{dtype.name}_{(state or state_dtype(dtype)).name}"
-        self._arguments = bytearray()
-        self._hyper_at = 0
-        self._function: Any = None
-        self._grid = (0, 1)
-        self._held: list[Any] = []  # device memory that the arguments point to
+        state = state_dtype(dtype) if state is None else state
+        self._rows = _packed_rows(rows)
+        self._size = int(self._rows["size"].sum())
+        self._suffix = f"{dtype.name}_{state.name}"
+        self._master = bool(self._rows["master"].any())
+        self._extended_only = self._master or state.name == "bfloat16"
+        # packed at their first use after a change of the rates, because most tables need one of the two
+        self._plain: _Launch | None = None
+        self._extended: _Launch | None = None
+        self._ops: tuple[Op, ...] = ()
+        self._chunks: Any = None
+        self._device_rows: Any = None
+        self._former: list[Any] = []
         self._live: LiveHyper | None = None
         self._context = driver.Context.get_current()
 
-    def setRates(self, rates: Sequence[tuple[float, float]]) -> None:
-        """Sets each row's factors on the optimizer's learnRate and momRate, and packs the launch for them."""
-        sizes = self._rows["size"].astype(np.int64)
-        if int(sizes.sum()) == 0:
-            self._function = None
-        elif len(self._rows) == 1 and tuple(rates[0]) == (1.0, 1.0):
-            self._pack_flat(int(sizes[0]))
-        else:
-            self._pack_many(rates, sizes)
+    def setRates(self, factors: Sequence[tuple[float, float]], decays: Sequence[float] | None = None) -> None:
+        """Sets each row's factors on the optimizer's learnRate and momRate, and its ``wc``; all 0 by default."""
+        self._rows["learnRate"], self._rows["momRate"] = np.array(factors, np.float64).reshape(len(self._rows), 2).T
+        self._rows["wc"] = 0.0 if decays is None else decays
+        if self._live is not None:
+            self._former.append(self._device_rows)  # a captured launch may be replayed on it
+        self._plain = self._extended = self._device_rows = None
 
-    def _pack_flat(self, size: int) -> None:
-        self._function = function(f"graves_flat_{self._suffix}")
-        head = struct.pack("=6Q", *(int(value) for value in self._rows[0].tolist()[:6]))
-        self._finish(head, -(-size // THREADS))
+    def _tables(self) -> tuple[int, int, int]:
+        """Addresses of the rows and the chunks in device memory, and how many chunks there are."""
+        if self._chunks is None:
+            chunks = _chunks(self._rows)
+            self._chunks = driver.to_device(chunks), len(chunks)
+        if self._device_rows is None:
+            self._device_rows = driver.to_device(self._rows)
+        return int(self._device_rows), int(self._chunks[0]), self._chunks[1]
 
-    def _pack_many(self, rates: Sequence[tuple[float, float]], sizes: np.ndarray) -> None:
-        self._function = function(f"graves_many_{self._suffix}")
-        self._rows["learnRate"], self._rows["momRate"] = zip(*rates, strict=True)
-        counts = -(-sizes // CHUNK)
-        chunks = np.zeros(int(counts.sum()), _CHUNK)
-        chunks["row"] = np.repeat(np.arange(len(sizes)), counts)
-        chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(counts) - counts, counts)
-        tables = [driver.to_device(self._rows), driver.to_device(chunks)]
-        # a captured launch may be replayed on the old tables: then they live as long as this does
-        self._held = tables + (self._held if self._live is not None else [])
-        head = struct.pack("=3Q", int(self._held[0]), int(self._held[1]), len(chunks))
-        self._finish(head, len(chunks))
-
-    def _finish(self, head: bytes, blocks: int) -> None:
+    def _pack_plain(self) -> _Launch:
         live = 0 if self._live is None else self._live.address
-        self._arguments = bytearray(head + bytes(_HYPER.size) + struct.pack("=Q", live))
-        self._hyper_at = len(head)
-        self._grid = (min(blocks, _most_blocks()), 1)
+        if len(self._rows) == 1 and self._rows[0]["learnRate"] == self._rows[0]["momRate"] == 1.0:
+            name, blocks = "flat", -(-self._size // THREADS)
+            head = struct.pack("=6Q", *self._rows[0].tolist()[:6])
+        else:
+            tables = self._tables()
+            name, blocks = "many", tables[2]
+            head = struct.pack("=3Q", *tables)
+        arguments = bytearray(head + bytes(_HYPER.size) + struct.pack("=Q", live))
+        self._plain = _Launch(function(f"graves_{name}_{self._suffix}"), _grid(blocks), arguments, len(head))
+        return self._plain
+
+    def _pack_extended(self) -> _Launch:
+        tables = self._tables()
+        head = struct.pack("=4Q", *tables, 0 if self._live is None else self._live.address)
+        arguments = bytearray(head + bytes(_STEP.size) + _packed_ops(self._ops))
+        name = f"graves_extras_{self._suffix}{'_master' if self._master else ''}"
+        self._extended = _Launch(function(name), _grid(tables[2]), arguments, len(head))
+        return self._extended
 
     def follow(self, live: LiveHyper) -> None:
-        """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`setRates`."""
+        """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`update`.
+
+        What a captured launch repeats of its extras are the values that it was captured with.
+        """
         self._live = live
 
-    def update(self, learnRate: float, alpha: float, momRate: float, epsilon: float, stream: Any = None) -> None:
+    def update(
+        self,
+        learnRate: float,
+        alpha: float,
+        momRate: float,
+        epsilon: float,
+        stream: Any = None,
+        extras: Extras = PLAIN,
+    ) -> None:
         """Launches the rule over every row, on ``stream``; does not wait for it."""
-        if self._function is None:
+        if not self._size:
             return
         if driver.Context.get_current() != self._context:
             raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
-        _HYPER.pack_into(self._arguments, self._hyper_at, learnRate, alpha, momRate, epsilon)
-        self._function._launch_kernel(self._grid, (THREADS, 1, 1), self._arguments, 0, stream)
+        if not self._extended_only and (extras is PLAIN or extras == PLAIN):
+            launch = self._plain or self._pack_plain()
+            _HYPER.pack_into(launch.arguments, launch.at, learnRate, alpha, momRate, epsilon)
+        else:
+            launch = self._extended or self._pack_extended()
+            ops, zero, skip, (first, second) = extras
+            if ops != self._ops:
+                launch.arguments[launch.at + _STEP.size :] = _packed_ops(ops)
+                self._ops = ops
+            _STEP.pack_into(launch.arguments, launch.at, learnRate, alpha, momRate, epsilon, skip, first, second, zero)
+        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)
+
+
+class Survey:
+    """What the gradients of many variables are like together: sum of squares, norm, whether all are finite.
+
+    Made and used in one context. A launch a dtype, and one that adds their sums and writes the record.
+
+    Args:
+        parts: rows by dtype; of a row, param, grad, size and master are used.
+        record: address of a ``RECORD`` in device memory.
+    """
+
+    def __init__(self, parts: Sequence[tuple[np.dtype, Sequence[Row]]], record: int) -> None:
+        self._parts: list[tuple[Any, np.ndarray, Any, int, int]] = []
+        self._context = driver.Context.get_current()
+        self._ops: tuple[Op, ...] = ()
+        total = 0
+        for dtype, rows in parts:
+            packed = _packed_rows(rows)
+            chunks = _chunks(packed)
+            on_device = driver.to_device(chunks) if len(chunks) else None
+            self._parts.append((function(f"survey_{dtype.name}"), packed, on_device, len(chunks), total))
+            total += len(chunks)
+        self._partials = driver.mem_alloc(max(total, 1) * _PARTIAL_SIZE)
+        self._judge = function("survey_judge")
+        self._head = struct.pack("=3Q", int(self._partials), total, record)
+        self.setRates([[0.0] * len(rows) for _, rows in parts])
+
+    def setRates(self, decays: Sequence[Sequence[float]]) -> None:
+        """Sets each row's ``wc``; a list a part."""
+        held, self._launches = [], []
+        for (kernel, rows, chunks, count, begin), wc in zip(self._parts, decays, strict=True):
+            rows["wc"] = wc
+            if count:
+                on_device = driver.to_device(rows)
+                held.append(on_device)
+                addresses = int(on_device), int(chunks), count, int(self._partials) + begin * _PARTIAL_SIZE
+                head = struct.pack("=4Q", *addresses)
+                self._launches.append(_Launch(kernel, _grid(count), bytearray(head + _packed_ops(self._ops)), len(head)))
+        self._held = held
+
+    def run(self, ops: tuple[Op, ...] = (), judge: Judge = _LENIENT, stream: Any = None) -> None:
+        """Queues it on ``stream``; does not wait for it, and allocates nothing."""
+        if driver.Context.get_current() != self._context:
+            raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
+        if ops != self._ops:
+            packed = _packed_ops(ops)
+            for launch in self._launches:
+                launch.arguments[launch.at :] = packed
+            self._ops = ops
+        for launch in self._launches:
+            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)
+        how = (judge.limit, judge.growth, judge.backoff, judge.least, judge.most, judge.interval)
+        self._judge._launch_kernel((1, 1), (JUDGES, 1, 1), self._head + struct.pack("=5dQ", *how), 0, stream)
+
+
+def _on_gradient(kernel: str, size: int, dtype: np.dtype, arguments: bytes, stream: Any) -> None:
+    if size:
+        function(f"{kernel}_{dtype.name}")._launch_kernel(_grid(-(-size // THREADS)), _BLOCK, arguments, 0, stream)
 
 
 def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype, stream: Any = None) -> None:
     """``y += factor * x`` over ``size`` elements at two addresses that do not overlap; 16-bit ones are rounded once."""
-    if size:
-        arguments = struct.pack("=3Qd", y, x, size, factor)
-        grid = (min(-(-size // THREADS), _most_blocks()), 1)
-        function(f"add_scaled_{dtype.name}")._launch_kernel(grid, (THREADS, 1, 1), arguments, 0, stream)
+    _on_gradient("add_scaled", size, dtype, struct.pack("=3Qd", y, x, size, factor), stream)
+
+
+def applyOps(y: int, x: int, size: int, wc: float, ops: Sequence[Op], dtype: np.dtype, stream: Any = None) -> None:
+    """``ops`` on the gradient at ``y``, in place, ``x`` being its parameter's address; rounded once, at the end."""
+    _on_gradient("apply_ops", size, dtype, struct.pack("=3Qd", y, x, size, wc) + _packed_ops(ops), stream)

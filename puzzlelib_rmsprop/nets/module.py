@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import gpuarray
 from ..arrays import family_of
+from ..changes import WatchedDict
 from ..checkpoint import new_groups, opened
 from ..errors import CheckpointError, ModuleError
 from ..variable import Variable
@@ -40,7 +41,7 @@ class Module:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name
-        self.vars: dict[str, Variable] = {}
+        self.vars: dict[str, Variable] = WatchedDict()
         self.inData: Any = None
         self.data: Any = None
         self.grad: Any = None
@@ -67,6 +68,10 @@ class Module:
         for name, var in self._namedVars(""):
             table.setdefault(var, []).append(name)
         return table
+
+    def _watched(self) -> bool:
+        """Whether what :meth:`getVar` returns changes only together with ``changes.count``."""
+        return type(self).getVar is Module.getVar and isinstance(self.vars, WatchedDict)
 
     def _namedVars(self, prefix: str) -> Iterator[tuple[str, Variable]]:
         for name, var in self.vars.items():

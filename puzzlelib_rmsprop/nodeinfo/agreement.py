@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from ..errors import SetupError, VariableError
+from ..errors import CheckpointError, SetupError, VariableError
 
-__all__ = ["agree"]
+__all__ = ["agree", "together"]
 
 
 def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:
@@ -36,6 +36,23 @@ def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None)
     index, (what, value, other) = next((i, found) for i, found in enumerate(differences) if found is not None)
     kind = VariableError if what.startswith("variable") else SetupError
     raise kind(f"the processes of the group differ: {what} is {value} on process 0, and {other} on process {index}")
+
+
+def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = None) -> None:
+    """Returns when every process has done its part of ``what`` and has ``found`` the same.
+
+    Raises:
+        Exception: ``failure``, where this process has one.
+        CheckpointError: another process has one, or has found something else; the same on every process.
+    """
+    told = nodeinfo.allgatherObject([None if failure is None else f"{type(failure).__name__}: {failure}", found])
+    if failure is not None:
+        raise failure
+    for index, (theirs, other) in enumerate(told):
+        if theirs is not None:
+            raise CheckpointError(f"{what} failed on process {index}: {theirs}")
+        if other != told[0][1]:
+            raise CheckpointError(f"{what}: process {index} has found another file than process 0")
 
 
 def _can_gather(nodeinfo: Any) -> bool:

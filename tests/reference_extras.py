@@ -1,0 +1,158 @@
+"""What comes besides the rule, in NumPy: operations on gradients, the variance form, random rounding, copies, surveys.
+
+Like :mod:`tests.reference` it imports nothing of the library. Every operation is rounded once, in the dtype of the
+arithmetic (``real``), so that the results are to be met bit for bit.
+
+An operation is (kind, value, other, content): ``content`` is the number at its address, or None where it has none.
+"""
+
+import numpy as np
+
+SCALE, CLIP, DECAY, LASSO = range(4)
+
+
+def bfloat16(values):
+    """Rounded to the nearest bfloat16, ties to even; float32 in and out. Not for NaN."""
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16) << np.uint64(16)
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def nearest(values, dtype):
+    """Rounded to a dtype given by name or as such, and back."""
+    values = np.asarray(values)
+    return bfloat16(values) if np.dtype(dtype).name == "bfloat16" else values.astype(dtype).astype(values.dtype)
+
+
+# ------------------------------------------------------------------------------------- gradients on their way
+
+
+def applied(ops, g, p, wc):
+    """A gradient after the operations; ``g`` and ``p`` of the dtype of the arithmetic."""
+    real = g.dtype.type
+    with np.errstate(all="ignore"):
+        for kind, value, other, content in ops:
+            if kind == SCALE:
+                g = g * real(np.float64(value) * (1.0 if content is None else np.float64(content)))
+            elif kind == CLIP:
+                g = np.where(g < real(value), real(value), g)
+                g = np.where(g > real(other), real(other), g)
+            elif not wc > 0:
+                continue
+            elif kind == DECAY:
+                g = g + real(np.float64(value) * wc) * p
+            else:
+                g = g + real(np.float64(value) * wc) * np.where(p > 0, real(1), np.where(p < 0, real(-1), p))
+    return g
+
+
+# ------------------------------------------------------------------------------------------- random rounding
+
+
+def mix(x):
+    """Of uint32, in uint64 that is cut off by hand."""
+    x = x ^ x >> 16
+    x = x * 0x7FEB352D & 0xFFFFFFFF
+    x = x ^ x >> 15
+    x = x * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def numbers(seed, key, first, size):
+    """The 16-bit random numbers of elements ``first`` on: for mg, for the variance, for delta."""
+    e = first + np.arange(size, dtype=np.uint64)
+    k = mix(np.uint64(mix(seed[0] ^ key)) + (e >> np.uint64(32)) & np.uint64(0xFFFFFFFF))
+    x = (e & np.uint64(0xFFFFFFFF)) ^ k
+    x = x ^ x >> 16
+    x = x * 0x7FEB352D & 0xFFFFFFFF
+    x = x ^ x >> 15
+    x = x + seed[1] & 0xFFFFFFFF
+    x = x * 0x846CA68B & 0xFFFFFFFF
+    x = x ^ x >> 16
+    return x & 0xFFFF, x >> 16, x >> 8 & 0xFFFF
+
+
+def at_random(values, r):
+    """float32 rounded up or down to bfloat16 by 16 random bits; as float32."""
+    values = np.asarray(values, np.float32)
+    bits = values.view(np.uint32).astype(np.uint64)
+    rounded = np.where(np.isinf(values), bits >> np.uint64(16), bits + r >> np.uint64(16))
+    rounded = np.where(np.isnan(values), bits >> np.uint64(16) & np.uint64(0x8000) | np.uint64(0x7FC0), rounded)
+    return (rounded << np.uint64(16)).astype(np.uint32).view(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- update
+
+
+class Extended:
+    """One variable. ``dtype`` and ``state`` are names of dtypes; param, master and state are kept in the arithmetic's."""
+
+    def __init__(self, param, dtype, state, master=False, wc=0.0, first=0, key=0, rates=(1.0, 1.0)):
+        self.real = np.dtype(np.float64 if dtype == "float64" else np.float32)
+        self.dtype, self.state, self.wc, self.first, self.key, self.rates = dtype, state, wc, first, key, rates
+        self.param = np.asarray(param).astype(self.real)
+        self.master = self.param.copy() if master else None
+        self.mg, self.ms, self.delta = (np.zeros_like(self.param) for _ in range(3))
+
+    def step(self, grad, learnRate, alpha, momRate, epsilon, ops=(), skip=False, seed=(0, 0)):
+        if skip:
+            return
+        real = self.real.type
+        learnRate, momRate = real(learnRate * self.rates[0]), real(momRate * self.rates[1])
+        alpha, epsilon = real(alpha), real(epsilon)
+        beta = real(1) - alpha
+        p = self.param
+        if self.master is not None:
+            p = np.where(nearest(self.master, self.dtype) == self.param, self.master, self.param)
+        g = applied(ops, np.asarray(grad).astype(self.real), p, self.wc)
+        with np.errstate(all="ignore"):
+            if self.state == "bfloat16":
+                diff = g - self.mg
+                mg = alpha * self.mg + beta * g
+                ms = variance = alpha * self.ms + (alpha * beta) * diff * diff
+            else:
+                mg = alpha * self.mg + beta * g
+                ms = alpha * self.ms + beta * g * g
+                variance = ms - mg * mg
+                variance = np.where(variance < 0, real(0), variance)
+            delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
+            p = p + delta
+        r = numbers(seed, self.key, self.first, p.size)
+        for name, value, random in zip(("mg", "ms", "delta"), (mg, ms, delta), r, strict=True):
+            setattr(self, name, at_random(value, random) if self.state == "bfloat16" else nearest(value, self.state))
+        self.param = nearest(p, self.dtype)
+        if self.master is not None:
+            self.master = p
+
+    def buffers(self):
+        found = {"param": self.param, "mg": self.mg, "ms": self.ms, "delta": self.delta}
+        return found if self.master is None else found | {"master": self.master}
+
+
+# ---------------------------------------------------------------------------------------------------- survey
+
+
+class Judged:
+    """The record that a survey keeps, and how it moves."""
+
+    def __init__(self, scale=1.0):
+        self.sumsq = self.norm = self.unscale = 0.0
+        self.factor, self.scale = 1.0, scale
+        self.bad = self.good = self.skipped = 0
+
+    def run(self, gradients, limit=np.inf, growth=1.0, backoff=1.0, interval=0, least=2.0**-24, most=2.0**24):
+        """``gradients``: after their operations."""
+        everything = np.concatenate([np.asarray(g, np.float64).ravel() for g in gradients] or [np.zeros(0)])
+        self.bad = int(not np.isfinite(everything).all())
+        with np.errstate(all="ignore"):
+            self.sumsq = np.sum(everything * everything)
+            self.norm = np.sqrt(self.sumsq)
+            self.factor = limit / self.norm if self.norm > limit else np.nan if np.isnan(self.norm) else 1.0
+        self.unscale = 1.0 / self.scale
+        self.skipped += self.bad
+        if interval and self.bad:
+            self.scale, self.good = max(self.scale * backoff, least), 0
+        elif interval:
+            self.good += 1
+            if self.good == interval:
+                self.scale, self.good = min(self.scale * growth, most), 0
