@@ -6,19 +6,30 @@ Every check runs on all processes and may not rely on the library to collect the
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 
+import h5py
 import numpy as np
 from mpi4py import MPI
 
 # CUDA's simulator has to be there before anything imports PyCUDA
 exec(sys.argv[1])
 
-from puzzlelib_rmsprop import MPINodeInfo, RMSPropGraves, Variable, WeightDecay, gpuarray  # noqa: E402
-from puzzlelib_rmsprop.errors import Error, GroupError, SetupError, VariableError  # noqa: E402
+from puzzlelib_rmsprop import (  # noqa: E402
+    GradientClipping,
+    MPINodeInfo,
+    NonFiniteGuard,
+    RMSPropGraves,
+    Variable,
+    WeightDecay,
+    gpuarray,
+)
+from puzzlelib_rmsprop.errors import CheckpointError, Error, GroupError, SetupError, VariableError  # noqa: E402
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
 from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
 from tests import standins  # noqa: E402
@@ -395,6 +406,264 @@ def hooks_come_before_the_average():
             found = content(net.getVar(n).data)
             assert np.abs(found - expected.param).max() <= 2e-3 * np.abs(expected.param).max(), n
             assert same_bits(found), n
+
+
+# ---------------------------------------------------------------------------------------- state in parts
+
+
+OPTIONS = {
+    "plain": {},
+    "bfloat16 state": {"stateDtype": "bfloat16", "seed": 7},
+    "master weights": {"masterWeights": True},
+    "all at once": {"stateDtype": "bfloat16", "masterWeights": True, "fuseZeroGrad": True},
+    "gradients of the loss": {"gradOfLoss": True, "fuseZeroGrad": True},
+}
+
+
+def pair(node, sharded=True, hooks=lambda: (), **options):
+    """A group's optimizer and net, and those of one process alone that is given the mean gradients."""
+    made = []
+    for nodeinfo in (node, None):
+        net = some_net()
+        for name in SHAPES:
+            net.getVar(name).wc = 0.5
+        # borders of parts lie anywhere in these
+        net.getVar("fc1.b").learnRate, net.getVar("fc0.b").momRate, net.getVar("fc1.W").learnRate = 0.0, 0.5, 2.0
+        more = {"shardState": sharded} if nodeinfo is not None else {}
+        optimizer = RMSPropGraves(learnRate=0.01, nodeinfo=nodeinfo, **options, **more)
+        for hook in hooks():
+            optimizer.addHook(hook)
+        optimizer.setupOn(net, useGlobalState=True)
+        made.append((optimizer, net))
+    return made
+
+
+def in_step(group_of, alone, steps=3, exact=True):
+    """Both take the same steps; their parameters are equal after each."""
+    (optimizer, net), (lonely, other) = group_of, alone
+
+    def both(_):
+        optimizer.update()
+
+    for means in train(optimizer, net, both, steps):
+        for n, mean in means.items():
+            put(other.getVar(n).grad, mean)
+        lonely.update()
+        for n in SHAPES:
+            found = content(net.getVar(n).data)
+            assert same_bits(found), n
+            assert equal(found, content(other.getVar(n).data)), (n, found, content(other.getVar(n).data))
+
+
+def whole_state(optimizer):
+    """dtype, entity -> the flat state of all processes, without what only fills the last part."""
+    found = {}
+    for dtype, state in optimizer.states.items():
+        used = max(slot.offset + slot.size for slot in optimizer._slots if slot.dtype == dtype)
+        for entity, array in state.items():
+            parts = WORLD.allgather(content(array))
+            found[dtype.name, entity] = (np.concatenate(parts) if optimizer.shardState else parts[0])[:used]
+    return found
+
+
+@check
+def state_in_parts_takes_the_same_steps():
+    with group() as node:
+        for name, options in OPTIONS.items():
+            made = pair(node, **options)
+            in_step(*made)
+            (optimizer, net), (lonely, _) = made
+            for key, found in whole_state(optimizer).items():
+                expected = whole_state(lonely)[key]
+                assert equal(found, expected), (name, key)
+            if options.get("fuseZeroGrad"):
+                optimizer.zeroGradParams()
+                assert not any(content(net.getVar(n).grad).any() for n in SHAPES), name
+
+
+@check
+def a_part_is_one_nth():
+    with group() as node:
+        make = next(iter(families().values()))[0]
+        size = 64 * SIZE * 50
+        net = Net(W=Variable(make(np.ones(size - 7, np.float32))), H=Variable(make(np.ones(3, np.float64))))
+        optimizer = RMSPropGraves(nodeinfo=node, shardState=True)
+        optimizer.setupOn(net, useGlobalState=True)
+        for entity, array in optimizer.states[np.dtype(np.float32)].items():
+            assert int(array.nbytes) * SIZE == (size if SIZE > 1 else size - 7) * 4, entity
+        # and no more than a line of a cache is added to small ones
+        assert all(int(array.nbytes) == 64 for array in optimizer.states[np.dtype(np.float64)].values()) or SIZE == 1
+        optimizer.update()
+
+
+@check
+def hooks_with_state_in_parts():
+    with group() as node:
+        cases = {
+            "decay": lambda: (WeightDecay(0.25),),
+            "clipping": lambda: (GradientClipping(0.5),),
+            "decay, then clipping": lambda: (WeightDecay(0.25), GradientClipping(0.5)),
+            "guarded": lambda: (NonFiniteGuard(), WeightDecay(0.25)),
+        }
+        for name, hooks in cases.items():
+            for sharded in (False, True):
+                if not name.startswith("decay"):
+                    in_step(*pair(node, sharded, hooks))
+                    continue
+                # before the average, on gradients rounded once more: within that of one process with the decay on the mean
+                (optimizer, net), (lonely, other) = pair(node, sharded, hooks)
+                for means in train(optimizer, net, RMSPropGraves.update, 3):
+                    for n, mean in means.items():
+                        put(other.getVar(n).grad, mean)
+                    lonely.update()
+                    for n in SHAPES:
+                        found, expected = content(net.getVar(n).data), content(other.getVar(n).data)
+                        assert same_bits(found), (name, n)
+                        assert np.abs(found - expected).max() <= (4e-3 if n == "half.W" else 1e-5), (name, n)
+
+
+@check
+def a_guard_skips_on_all_processes():
+    for sharded in (False, True):
+        with group() as node:
+            guard = NonFiniteGuard()
+            ((optimizer, net), _) = pair(node, sharded)
+            optimizer.addHook(guard)
+            before = {n: content(net.getVar(n).data) for n in SHAPES}
+            if RANK == SIZE - 1:
+                grad = content(net.getVar("fc1.W").grad)
+                grad[0, 0] = np.inf
+                put(net.getVar("fc1.W").grad, grad)
+            optimizer.update()
+            assert guard.skipped == 1
+            assert all(equal(content(net.getVar(n).data), before[n]) for n in SHAPES)
+
+
+@check
+def checkpoints_of_parts_load_anywhere():
+    """Saved by all, loaded by one process in either mode, by other numbers of processes, and back; bit for bit."""
+    folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
+    for name, options in OPTIONS.items():
+        path, again = os.path.join(folder, f"{name}.hdf"), os.path.join(folder, f"{name} again.hdf")
+        with group() as node:
+            made = pair(node, **options)
+            in_step(*made)
+            (optimizer, net), alone = made
+            optimizer.save(path if RANK == 0 else None)
+            expected = whole_state(optimizer)
+            parameters = {n: content(net.getVar(n).data) for n in SHAPES}
+            with h5py.File(path) as file:  # the same file as one process writes
+                alone[0].save(again + str(RANK))
+                with h5py.File(again + str(RANK)) as other:
+                    assert sorted(file[".states"]) == sorted(other[".states"])
+                    for key in other[".states"]:
+                        assert file[".states"][key].shape == other[".states"][key].shape, key
+                        assert np.array_equal(file[".states"][key][()], other[".states"][key][()]), key
+            WORLD.Barrier()
+            for mode in (False, True):  # one process without a group
+                ((single, there), _) = pair(None, False, **options) if mode else (local(**options), None)
+                for n in SHAPES:
+                    put(there.getVar(n).data, parameters[n])
+                single.load(path)
+                for slot in single._slots:
+                    for entity, array in slot.state.items():
+                        key = slot.dtype.name, entity
+                        whole = expected[key][offsets(alone[0], slot)]
+                        assert equal(content(array).reshape(-1), whole), (name, mode, slot.names, entity)
+                assert single.t == 3
+        # groups of another size, each for itself
+        for sizes in ([0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 2, 3]):
+            with group(comm=WORLD.Split(sizes[RANK])) as node:
+                sharded = pair(node, **options)[0][0]
+                sharded.load(path)
+                assert (sharded.t, sharded.learnRate) == (3, 0.01)
+                target = f"{again}.{sizes[RANK]}.{node.gridsize}"
+                sharded.save(target)
+                node.barrier()
+                with h5py.File(path) as file, h5py.File(target) as other:
+                    for key in file[".states"]:
+                        assert np.array_equal(file[".states"][key][()], other[".states"][key][()]), (name, key)
+        # and on: the group that loads its own file goes on as if it had never stopped
+        with group() as node:
+            ((fresh, there), _) = pair(node, **options)
+            for n in SHAPES:
+                put(there.getVar(n).data, parameters[n])
+            fresh.load(path)
+            in_step((fresh, there), alone)
+    WORLD.Barrier()
+    if RANK == 0:
+        shutil.rmtree(folder)
+
+
+def local(**options):
+    net = some_net()
+    optimizer = RMSPropGraves(learnRate=0.01, **options)
+    optimizer.setupOn(net)
+    return optimizer, net
+
+
+def offsets(optimizer, slot):
+    """Where a variable lies in the flat state of ``optimizer``."""
+    offset = next(other.offset for other in optimizer._slots if other.names == slot.names)
+    return slice(offset, offset + slot.size)
+
+
+@check
+def a_failed_save_or_load_fails_everywhere():
+    folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
+    with group() as node:
+        ((optimizer, _), _) = pair(node)
+        path = os.path.join(folder, "run.hdf")
+        optimizer.save(path)
+        for attempt, wrong in (
+            (optimizer.save, os.path.join(folder, "missing", "run.hdf")),
+            (optimizer.load, os.path.join(folder, "missing.hdf") if RANK == SIZE - 1 else path),
+        ):
+            try:
+                attempt(wrong)
+            except CheckpointError as error:
+                assert "missing" in str(error), error
+            else:
+                raise AssertionError("no error")
+        optimizer.update()
+        WORLD.Barrier()
+        # another file on one process
+        own = f"{path}.{RANK}"
+        with h5py.File(path) as source, h5py.File(own, "w") as target:
+            for key in source:
+                source.copy(key, target)
+        other = RMSPropGraves(learnRate=0.02)
+        other.setupOn(some_net(), useGlobalState=True)
+        if RANK == SIZE - 1:
+            other.save(own)
+        if SIZE > 1:
+            try:
+                optimizer.load(own)
+            except CheckpointError as error:
+                assert f"process {SIZE - 1} has found another file" in str(error)
+            else:
+                raise AssertionError("two files are taken for one")
+        WORLD.Barrier()
+        optimizer.update()
+    if RANK == 0:
+        shutil.rmtree(folder)
+
+
+@check
+def parts_need_a_group_that_can():
+    class PuzzleLibs:
+        index, gridsize, device = 0, 1, 0
+
+        def broadcastBuffer(self, name, buffer):
+            pass
+
+    for nodeinfo, said in ((None, "needs a nodeinfo"), (PuzzleLibs(), "method reduceScatter()")):
+        try:
+            RMSPropGraves(nodeinfo=nodeinfo, shardState=True).setupOn(some_net(), useGlobalState=True)
+        except SetupError as error:
+            assert said in str(error)
+        else:
+            raise AssertionError("set up")
 
 
 # -------------------------------------------------------------------------------------------- agreement
