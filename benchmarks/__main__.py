@@ -1,4 +1,4 @@
-"""The CPU update beside what else computes it, in one run: python -m benchmarks [--quick] [--json PATH]
+"""The update beside what else computes it, in one run: python -m benchmarks [--device cpu|cuda] [--quick] [--json PATH]
 
 Every contender is set to the same hyper-parameters and first checked to compute its own formula's step. Then all are
 timed in turns, round after round, and the medians compared, so that a noisy machine is noisy for everybody.
@@ -11,23 +11,24 @@ import datetime
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-from . import contenders
+from . import cases as the_cases
+from . import fresh, tables
+from .contenders import CONTENDERS, OURS
+from .targets import targets
+from .timing import LIMITS, ROOT, Progress, Refused, Worker, measure
 
-# (what it is called, sizes of the variables)
-CASES = {
-    "one variable of 50,000,000": [50_000_000],
-    "one variable of 1,000,000": [1_000_000],
-    "one variable of 10,768": [10_768],
-    # 10,010 parameters
-    "a net of 6 variables": [64 * 100, 100, 100 * 30, 30, 30 * 15, 30],
-    "1,000 variables of 1,000": [1_000] * 1000,
-}
+PACKAGES = (
+    "puzzlelib_rmsprop",
+    *("numpy", "numba", "h5py", "pycuda", "torch", "tensorflow-cpu", "tensorflow", "jax", "optax", "paddlepaddle"),
+    *("cupy-cuda13x", "cupy-cuda12x", "cupy"),
+)
 
 
 def cpu_name() -> str:
@@ -38,118 +39,182 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        command = [sys.executable, "-m", "benchmarks.worker"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def ask(self, **order) -> object:
-        """Has an order carried out. Raises RuntimeError with the reason where it was not."""
-        self._process.stdin.write(json.dumps(order | {"name": self.name}) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"its process ended with status {self._process.wait()}")
-        reply = json.loads(line)
-        if "missing" in reply:
-            raise RuntimeError(f"{reply['missing']} is not installed")
-        if "failed" in reply:
-            raise RuntimeError(reply["failed"])
-        return reply["answer"]
-
-    def end(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+def output_of(*command: str) -> str | None:
+    """The first line that a command prints, in this repository."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, cwd=ROOT)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.splitlines()), "")
 
 
-def measure(case: str, sizes: list[int], workers: list[Worker], rounds: int) -> dict[str, list[float]]:
-    """Contender -> seconds per step, one figure a round."""
-    big = sum(sizes) > 1e7
-    for worker in workers:
-        worker.ask(do="make", sizes=sizes)
-    times: dict[str, list[float]] = {worker.name: [] for worker in workers}
-    for number in range(rounds):
-        print(f"\r  {case}: round {number + 1}/{rounds} ", end="", file=sys.stderr, flush=True)
-        for worker in workers:
-            # the one before may have threads that wait for work by spinning, OpenMP's for 0.2 seconds
-            time.sleep(0.25)
-            times[worker.name].append(worker.ask(do="time", seconds=0.2 if big else 0.05, most=2 if big else 10_000))
-    print("\r" + " " * 60, end="\r", file=sys.stderr)
-    return times
-
-
-def table(case: str, times: dict[str, list[float]], ours: str) -> list[str]:
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    lines = [f"| {case} | median, us | quartiles | beside {ours} |", "| --- | ---: | ---: | ---: |"]
-    for name in sorted(medians, key=medians.__getitem__):
-        low, _, high = statistics.quantiles(times[name], n=4)
-        ratio = medians[name] / medians[ours]
-        lines.append(f"| {name} | {medians[name] * 1e6:,.1f} | {low * 1e6:,.1f} - {high * 1e6:,.1f} | {ratio:.2f} |")
-    return lines
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("puzzlelib_rmsprop", "numpy", "numba", "torch", "tensorflow-cpu", "jax", "optax", "paddlepaddle"):
+def machine(device: str) -> dict[str, Any]:
+    """What the figures are taken on and with."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    compiler = output_of(os.environ.get("CC", "cc"), "--version")
+    if compiler:
+        versions["cc"] = compiler
+    commit = output_of("git", "rev-parse", "--short", "HEAD") or "unknown"
+    found: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit + ("" if output_of("git", "status", "--porcelain") in ("", None) else ", changed"),
+        "system": platform.platform(),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "load": os.getloadavg()[0],
+        "versions": versions,
+    }
+    if device == "cuda":
+        worker = Worker(OURS)
+        try:
+            gpu = worker.ask("gpu")
+        except Refused as reason:
+            raise SystemExit(f"there is no GPU to measure on: {reason}") from None
+        finally:
+            worker.end()
+        name = gpu.pop("device")
+        driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
+        found |= {"device_name": name, "driver": f"{driver}, CUDA {gpu['driver_cuda']}", **gpu}
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and no 50,000,000: a minute")
-    parser.add_argument("--json", metavar="PATH", help="write every figure there")
-    known = list(contenders.CONTENDERS)
-    parser.add_argument("--only", nargs="+", choices=known, default=known, metavar="NAME", help="; ".join(known))
-    args = parser.parse_args()
-    # the table's ratios are to ours, and the last line's to the copy
-    names = [name for name in known if name in {*args.only, contenders.OURS, "copy"}]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": versions(),
-    }
-    print(f"{about['cpu']}, {about['cores']} cores; {', '.join(f'{k} {v}' for k, v in about['versions'].items())}")
-    workers = []
-    for name in names:
-        worker = Worker(name)
-        try:
-            error = worker.ask(do="check")
-        except RuntimeError as reason:
-            print(f"left out: {name}: {reason}")
+def chosen(words: Sequence[str] | None, device: str) -> list[str]:
+    """Ours and the copy always; of the others, those with one of the words in their names. ValueError for a vain word."""
+    here = [name for name, contender in CONTENDERS.items() if device in contender.devices]
+    if words is None:
+        return here
+    others = [name for name in here if CONTENDERS[name].kind in ("peer", "by hand")]
+    for word in words:
+        if not any(word.lower() in name.lower() for name in others):
+            raise ValueError(f"no peer's name has {word!r} in it; there are {'; '.join(others)}")
+    return [name for name in here if name not in others or any(word.lower() in name.lower() for word in words)]
+
+
+def checked(
+    names: Sequence[str], device: str, cores: int, dtypes: Sequence[str]
+) -> tuple[dict[str, Worker], dict[str, str], bool]:
+    """Those that compute their formula; why the others are left out; whether one of the latter is this library's."""
+    workers = {name: Worker(name) for name in names}
+    left_out: dict[str, str] = {}
+    wrong = False
+    for dtype in dtypes:
+        able = [name for name in workers if dtype in CONTENDERS[name].dtypes]
+        # all at once, since nothing is timed: their imports take seconds
+        for name in able:
+            workers[name].send("check", dtype=dtype, device=device, threads=cores)
+        for name in able:
+            try:
+                error = workers[name].receive(LIMITS["check"])
+            except Refused as reason:
+                print(f"left out: {name}: {reason}", flush=True)
+                left_out[name] = str(reason)
+                wrong |= CONTENDERS[name].kind not in ("peer", "by hand") and not reason.missing
+                workers.pop(name).end()
+            else:
+                told = (
+                    "copies"
+                    if CONTENDERS[name].kind == "limit"
+                    else f"its formula in float64, to {error:.0e} of a parameter's way"
+                )
+                print(f"checked: {name}, {dtype}: {told}", flush=True)
+    return workers, left_out, wrong
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
+    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
+    made.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="NAME",
+        help="words from the names of those to time beside ours: torch tensorflow; default: all",
+    )
+    made.add_argument(
+        "--suite",
+        nargs="+",
+        choices=[*the_cases.SUITES, "all"],
+        default=["all"],
+        help="what to measure: the main cases; sweeps over size, count of variables, dtype, threads; first use; memory",
+    )
+    made.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
+    made.add_argument("--json", type=Path, metavar="PATH", help="write every figure there")
+    made.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there as well")
+    made.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figures there; needs matplotlib")
+    made.add_argument(
+        "--plot-only",
+        type=Path,
+        metavar="PATH.json",
+        help="measure nothing: draw that file's figures, beside it or in --plots",
+    )
+    return made
+
+
+def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """Checks and measures."""
+    suites = the_cases.SUITES if "all" in given.suite else tuple(given.suite)
+    about = machine(given.device) | {"arguments": {"suites": list(suites), "peers": given.peers, "quick": given.quick}}
+    cores = about["cores"]
+    print(tables.about_line(about), flush=True)
+    planned = the_cases.cases(given.device, suites, given.quick, cores, names)
+    dtypes = dict.fromkeys(case.dtype for case in sorted(planned, key=lambda case: case.dtype != "float32"))
+    taking_part = [name for name in names if any(name in case.names for case in planned)]
+    workers, left_out, wrong = checked(taking_part, given.device, cores, list(dtypes))
+    extra = {"first": 5 if given.quick else 14, "memory": 2 if given.device == "cpu" else 1}
+    turns = sum(case.rounds * sum(name in workers for name in case.names) for case in planned)
+    progress = Progress(turns + sum(count for suite, count in extra.items() if suite in suites))
+    found: dict[str, Any] = {"about": about, "left_out": left_out, "results": []}
+    try:
+        for case in planned:
+            found["results"].append(measure(case, workers, given.device, cores, given.quick, progress))
+    finally:
+        for worker in workers.values():
             worker.end()
-            continue
-        if error is not None:
-            print(f"checked: {name}: within {error:.1e} of its formula in float64 after five steps")
-        workers.append(worker)
-    results = {}
-    for case, sizes in CASES.items():
-        if args.quick and sum(sizes) > 1e7:
-            continue
-        times = measure(case, sizes, workers, rounds=3 if args.quick else 11)
-        results[case] = {"elements": sum(sizes), "variables": len(sizes), "seconds": times}
-        print("\n" + "\n".join(table(case, times, contenders.OURS)))
-        copied = 8 * sum(sizes) / statistics.median(times["copy"])
-        moved = 36 * sum(sizes) / statistics.median(times[contenders.OURS])
-        print(f"\nbytes moved a second: {moved / 1e9:.1f} GB/s, {moved / copied:.2f} of the copy's")
-    for worker in workers:
-        worker.end()
-    if args.json:
-        os.makedirs(os.path.dirname(args.json) or ".", exist_ok=True)
-        with open(args.json, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=1)
+    for suite, look in (("first", fresh.first), ("memory", fresh.memory)):
+        if suite in suites:
+            try:
+                found[suite] = look(given.device, given.quick, progress)
+            except RuntimeError as reason:  # the figures so far are not to be lost
+                left_out[suite] = str(reason)
+    progress.end()
+    found["targets"] = [
+        each._asdict() for each in targets(given.device, found["results"], found.get("first"), found.get("memory"))
+    ]
+    return found, wrong
+
+
+def draw(found: dict[str, Any], folder: Path) -> None:
+    from . import plots
+
+    for path in plots.draw(found, folder):
+        print(f"written: {path}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser()
+    given = options.parse_args(arguments)
+    if given.plot_only:
+        draw(json.loads(given.plot_only.read_text()), given.plots or given.plot_only.parent)
+        return 0
+    try:
+        names = chosen(given.peers, given.device)
+    except ValueError as error:
+        options.error(str(error))
+    found, wrong = run(given, names)
+    text = tables.report(found)
+    print(f"\n{text}", end="")
+    for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, text)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+    if given.plots:
+        draw(found, given.plots)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,52 +5,172 @@ Frameworks do not share a process well: their thread pools, allocators and proto
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from . import contenders
+from .contenders import Arrays, LeftOut, Where, Work
 
 
-def repeat(step, seconds: float, most: int) -> float:
-    """Mean seconds of a call, over as many calls as fit in the time given, at least one."""
-    count, start = 0, time.perf_counter()
+def arrays(sizes: list[int], dtype: str) -> tuple[Arrays, Arrays]:
+    """Parameters and gradients. Random, and not zeros; a part repeated, because drawing 50 million takes a second."""
+    total = sum(sizes)
+    pool = np.random.default_rng(0).standard_normal(min(total, 1 << 20), np.float32).astype(dtype)
+    cuts = np.cumsum(sizes)[:-1]
+    return np.split(np.resize(pool, total), cuts), np.split(np.resize(pool[::-1], total), cuts)
+
+
+def on_cpu(work: Work, grads: Arrays | None, seconds: float, most: int) -> dict[str, float]:
+    """Mean seconds of a step, over as many as fit in the time given, at least one.
+
+    With ``grads``: of zeroing and a step, the gradients being written in between, as a net's backward does, outside of
+    the time; or the state would die away, and the processor compute with subnormal numbers.
+    """
+    clock, step, zero = time.perf_counter, work.step, work.zero or contenders.nothing
+    count, spent, start = 0, 0.0, clock()
     while True:
-        step()
+        if grads is None:
+            step()
+        else:
+            a = clock()
+            zero()
+            b = clock()
+            work.fill(grads)
+            c = clock()
+            step()
+            spent += clock() - c + b - a
         count += 1
-        spent = time.perf_counter() - start
-        if count == most or spent > seconds:
-            return spent / count
+        passed = clock() - start
+        if count == most or passed > seconds:
+            return {"seconds": (passed if grads is None else spent) / count}
+
+
+def on_gpu(work: Work, zeroed: bool, seconds: float, most: int) -> dict[str, float]:
+    """Seconds of a step on the device, over several in a row; and of the call on the host, the queue being empty before."""
+    clock = work.clock
+    assert clock is not None
+    zero = work.zero if zeroed and work.zero is not None else contenders.nothing
+
+    def both() -> None:
+        zero()
+        work.step()
+
+    run: Callable[[], Any] = both if zeroed else work.step
+
+    def several(count: int) -> float:
+        clock.synchronize()
+        first = clock.event()
+        for _ in range(count):
+            run()
+        return clock.seconds(first, clock.event()) / count
+
+    host = []
+    for _ in range(5):
+        clock.synchronize()
+        start = time.perf_counter()
+        run()
+        host.append(time.perf_counter() - start)
+    count = max(1, min(most, int(seconds / max(several(1), 1e-6))))
+    return {"seconds": several(count), "host_seconds": statistics.median(host)}
+
+
+def launches(work: Work) -> int:
+    """Kernels that PyCUDA launches in a step."""
+    from pycuda import driver
+
+    count = 0
+    original = driver.Function._launch_kernel
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return original(self, *arguments)
+
+    driver.Function._launch_kernel = counted
+    try:
+        work.step()
+    finally:
+        driver.Function._launch_kernel = original
+    return count
+
+
+def gpu() -> dict[str, Any]:
+    """What the GPU is."""
+    import pycuda.autoprimaryctx
+    from pycuda import driver
+
+    device = pycuda.autoprimaryctx.device
+    return {
+        "device": device.name(),
+        "compute_capability": ".".join(map(str, device.compute_capability())),
+        "memory_bytes": device.total_memory(),
+        "driver_cuda": driver.get_driver_version(),
+    }
+
+
+class Contender:
+    """Carries out orders."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.work: Work | None = None
+        self.grads: Arrays | None = None
+        self.device = "cpu"
+
+    def check(self, dtype: str, device: str, threads: int) -> float:
+        return contenders.check(self.name, dtype, Where(device, threads))
+
+    def make(self, sizes: list[int], dtype: str, zero: bool, device: str, threads: int, warm: int) -> int | None:
+        """Sets up a case; the number of kernels that a step launches, where that is known."""
+        self.drop()
+        self.device = device
+        params, grads = arrays(sizes, dtype)
+        self.work = contenders.CONTENDERS[self.name].make(params, grads, Where(device, threads))
+        self.grads = grads if zero else None
+        del params, grads
+        for _ in range(warm):  # compile, and warm up
+            self.work.step()
+        if device == "cuda":
+            self.work.clock.synchronize()
+            if contenders.CONTENDERS[self.name].kind == "ours":
+                return launches(self.work)
+        return None
+
+    def time(self, seconds: float, most: int) -> dict[str, float]:
+        if self.device == "cuda":
+            return on_gpu(self.work, self.grads is not None, seconds, most)
+        return on_cpu(self.work, self.grads, seconds, most)
+
+    def drop(self) -> None:
+        self.work = self.grads = None
+        gc.collect()
+
+    gpu = staticmethod(gpu)
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a framework prints is not an answer
-    step = None
+    contender = Contender(sys.argv[1])
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            if order["do"] == "check":
-                answer = contenders.check(order["name"])
-            elif order["do"] == "make":
-                step = None  # the last case's memory goes first
-                rng = np.random.default_rng(0)
-                params, grads = ([rng.standard_normal(n, np.float32) for n in order["sizes"]] for _ in range(2))
-                step = contenders.CONTENDERS[order["name"]](params, grads)
-                del params, grads
-                for _ in range(3):  # compile, and warm up
-                    step()
-                answer = None
-            else:
-                answer = repeat(step, order["seconds"], order["most"])
-            reply = {"answer": answer}
+            reply = {"answer": getattr(contender, order.pop("do"))(**order)}
         except ImportError as error:
-            reply = {"missing": error.name}
+            reply = {"left_out": f"{error.name or error} is not installed"}
+        except LeftOut as error:
+            reply = {"left_out": str(error)}
         except Exception as error:
-            reply = {"failed": f"{type(error).__name__}: {error}"}
+            contender.drop()
+            reply = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         print(json.dumps(reply), file=answers, flush=True)
 
 

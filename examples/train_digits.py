@@ -116,6 +116,7 @@ class Run:
     seed: int
     epochs: int
     batch_size: int
+    state_dtype: str | None = None
     epoch: int = 0
     batch: int = 0  # of the epoch, already done
     loss_sum: float = 0.0  # over the epoch so far
@@ -138,7 +139,7 @@ def resume(path: str, args: argparse.Namespace) -> Run:
         if "run" not in file:
             raise errors.CheckpointError(f"{path} is no checkpoint of this script: it has no 'run'")
         run = Run(**json.loads(file["run"][()]))
-    for name in ("seed", "batch_size"):
+    for name in ("seed", "batch_size", "state_dtype"):
         asked = getattr(args, name)
         if asked is not None and asked != getattr(run, name):
             raise errors.CheckpointError(
@@ -277,6 +278,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=positive, help="passes over the training digits (default: 30, or the checkpoint's)")
     parser.add_argument("--batch-size", type=positive, help="digits in a batch (default: 32)")
     parser.add_argument("--seed", type=int, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument(
+        "--state-dtype", choices=["bfloat16"], help="of the optimizer's state: half the memory (default: float32)"
+    )
     parser.add_argument("--checkpoint", metavar="PATH", help="save net, optimizer and progress there after each epoch")
     parser.add_argument("--resume", metavar="PATH", help="continue from a checkpoint, and go on saving there")
     parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
@@ -289,10 +293,11 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     Config.backend = Config.Backend(args.device)
-    run = resume(args.resume, args) if args.resume else Run(args.seed or 0, args.epochs or 30, args.batch_size or 32)
+    new = Run(args.seed or 0, args.epochs or 30, args.batch_size or 32, args.state_dtype)
+    run = resume(args.resume, args) if args.resume else new
     checkpoint = args.checkpoint or args.resume
     digits, net = load(run.seed), build(run.seed)
-    optimizer = RMSPropGraves(learnRate=LEARN_RATE)
+    optimizer = RMSPropGraves(learnRate=LEARN_RATE, stateDtype=run.state_dtype, seed=run.seed)
     optimizer.setupOn(net, useGlobalState=args.global_state)
     if args.resume:
         net.load(args.resume)

@@ -12,16 +12,18 @@ SCALE, CLIP, DECAY, LASSO = range(4)
 
 
 def bfloat16(values):
-    """Rounded to the nearest bfloat16, ties to even; float32 in and out. Not for NaN."""
-    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    """Rounded to the nearest bfloat16, ties to even; float32 in and out."""
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16) << np.uint64(16)
-    return rounded.astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(values), values, rounded.astype(np.uint32).view(np.float32))
 
 
 def nearest(values, dtype):
-    """Rounded to a dtype given by name or as such, and back."""
+    """Rounded to a dtype given by its name, and back."""
     values = np.asarray(values)
-    return bfloat16(values) if np.dtype(dtype).name == "bfloat16" else values.astype(dtype).astype(values.dtype)
+    with np.errstate(over="ignore"):
+        return bfloat16(values) if dtype == "bfloat16" else values.astype(dtype).astype(values.dtype)
 
 
 # ------------------------------------------------------------------------------------- gradients on their way
@@ -74,7 +76,7 @@ def numbers(seed, key, first, size):
 
 def at_random(values, r):
     """float32 rounded up or down to bfloat16 by 16 random bits; as float32."""
-    values = np.asarray(values, np.float32)
+    values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = np.where(np.isinf(values), bits >> np.uint64(16), bits + r >> np.uint64(16))
     rounded = np.where(np.isnan(values), bits >> np.uint64(16) & np.uint64(0x8000) | np.uint64(0x7FC0), rounded)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from gpu_bench import Net
 
 REPLAYS = 7
 SIZES = (1031, 8192, 5, 100_003)
@@ -138,6 +137,16 @@ def _torch() -> Any:
 # --------------------------------------------------------------------------------------------- the checks
 
 
+def net_of(variables: dict[str, Any]) -> Any:
+    """A net with those variables."""
+    from puzzlelib_rmsprop.nets import Module
+
+    net = Module()
+    for name, var in variables.items():
+        net.setVar(name, var)
+    return net
+
+
 def training(dtype: str, global_state: bool, seed: int = 0, **options: Any) -> Any:
     """An optimizer on a net of PyCUDA arrays, one step taken, so that everything is loaded and packed."""
     from pycuda import gpuarray
@@ -151,7 +160,7 @@ def training(dtype: str, global_state: bool, seed: int = 0, **options: Any) -> A
         variables[f"v{number}"] = Variable(gpuarray.to_gpu(data), grad=gpuarray.to_gpu(grad))
     variables["v1"].learnRate = 0.5
     optimizer = RMSPropGraves(**HYPER, **options)
-    optimizer.setupOn(Net(variables), useGlobalState=global_state)
+    optimizer.setupOn(net_of(variables), useGlobalState=global_state)
     return optimizer
 
 
@@ -243,7 +252,7 @@ def check_shared(make: Callable[[np.ndarray], tuple[Any, int]], read: Callable[[
     own = [gpuarray.to_gpu(data), gpuarray.to_gpu(grad)]
     for arrays in (wrapped, own):
         optimizer = RMSPropGraves(**HYPER)
-        optimizer.setupOn(Net({"x": Variable(arrays[0], grad=arrays[1])}))
+        optimizer.setupOn(net_of({"x": Variable(arrays[0], grad=arrays[1])}))
         for _ in range(3):
             optimizer.update()
     driver.Context.synchronize()

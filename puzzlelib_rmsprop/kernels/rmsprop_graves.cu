@@ -53,7 +53,7 @@ struct Op {
     double value, other;
     u64 address;
 };
-constexpr u64 SCALE = 0, CLIP = 1, DECAY = 2;  // and LASSO
+constexpr u32 SCALE = 0, CLIP = 1, DECAY = 2, LASSO = 3, NOTHING = 4;
 
 struct Ops {
     u64 count;
@@ -306,56 +306,56 @@ __device__ __forceinline__ void many(const Row *rows, const Chunk *chunks, u64 c
 
 // ---- operations on gradients ---------------------------------------------------------------------------------------
 
-// Operations with the numbers that they have for one row, in shared memory.
+// Operations with the numbers that they have for one row; in shared memory.
 template <class Real>
 struct Steps {
-    u32 count;
     struct {
-        u64 kind;
+        u32 kind;
         Real value, other;
     } step[MAX_OPS];
 
     // Called by every thread of the block.
     __device__ __forceinline__ void prepare(const Ops &ops, double wc)
     {
+        if (!ops.count)
+            return;
         __syncthreads();  // until the last row's are done with
-        if (threadIdx.x == 0) {
-            count = 0;
-#pragma unroll 1
-            for (u32 o = 0; o < ops.count; ++o) {
-                const u64 kind = ops.op[o].kind, address = ops.op[o].address;
-                if (kind >= DECAY && !(wc > 0.0))
-                    continue;
-                const double factor = kind >= DECAY ? wc : kind == SCALE && address ? *global<const double>(address) : 1.0;
-                step[count].kind = kind;
-                step[count].value = Real(ops.op[o].value * factor);
-                step[count].other = Real(ops.op[o].other);
-                ++count;
-            }
+        const u32 o = threadIdx.x;
+        if (o < ops.count) {
+            const u64 kind = ops.op[o].kind, address = ops.op[o].address;
+            const double factor = kind >= DECAY ? wc : kind == SCALE && address ? *global<const double>(address) : 1.0;
+            step[o].kind = kind >= DECAY && !(wc > 0.0) ? NOTHING : u32(kind);
+            step[o].value = Real(ops.op[o].value * factor);
+            step[o].other = Real(ops.op[o].other);
         }
         __syncthreads();
     }
 
     template <int N>
-    __device__ __forceinline__ void apply(Real (&g)[N], const Real (&p)[N]) const
+    __device__ __forceinline__ void apply(const Ops &ops, Real (&g)[N], const Real (&p)[N]) const
     {
 #pragma unroll 1
-        for (u32 o = 0; o < count; ++o) {
-            const u64 kind = step[o].kind;
+        for (u32 o = 0; o < ops.count; ++o) {
+            const u32 kind = step[o].kind;
             const Real value = step[o].value, other = step[o].other;
+            if (kind == SCALE) {
 #pragma unroll
-            for (int k = 0; k < N; ++k) {
-                if (kind == SCALE) {
+                for (int k = 0; k < N; ++k)
                     g[k] = g[k] * value;
-                } else if (kind == CLIP) {
+            } else if (kind == CLIP) {
+#pragma unroll
+                for (int k = 0; k < N; ++k) {
                     g[k] = g[k] < value ? value : g[k];
                     g[k] = g[k] > other ? other : g[k];
-                } else if (kind == DECAY) {
-                    g[k] = g[k] + value * p[k];
-                } else {
-                    const Real sign = p[k] > Real(0) ? Real(1) : p[k] < Real(0) ? Real(-1) : p[k];
-                    g[k] = g[k] + value * sign;
                 }
+            } else if (kind == DECAY) {
+#pragma unroll
+                for (int k = 0; k < N; ++k)
+                    g[k] = g[k] + value * p[k];
+            } else if (kind == LASSO) {
+#pragma unroll
+                for (int k = 0; k < N; ++k)
+                    g[k] = g[k] + value * (p[k] > Real(0) ? Real(1) : p[k] < Real(0) ? Real(-1) : p[k]);
             }
         }
     }
@@ -384,7 +384,7 @@ struct Extended {
     Rates<Real> rates;
     Random random;
     const Steps<Real> &steps;
-    bool zero;
+    const Extras &extras;
 
     template <int N, class Index>
     __device__ __forceinline__ void at(Index i) const
@@ -404,11 +404,8 @@ struct Extended {
         for (int k = 0; k < N; ++k) {
             rp[k] = MASTER ? current(p[k], f[k]) : Real(widen(p[k]));
             rg[k] = widen(g[k]);
-            narrow(Real(0), g[k]);
         }
-        if (zero)
-            g.store(grad + i);
-        steps.apply(rg, rp);
+        steps.apply(extras.ops, rg, rp);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
             Real rm = widen(m[k]), rs = widen(s[k]), rd = widen(d[k]);
@@ -422,6 +419,7 @@ struct Extended {
             keep(rd, x >> 8 & 0xFFFFu, d[k]);
             narrow(rp[k], p[k]);
             f[k] = rp[k];
+            narrow(Real(0), g[k]);
         }
         m.store(mg + i);
         s.store(ms + i);
@@ -429,6 +427,8 @@ struct Extended {
         p.store(param + i);
         if (MASTER)
             f.store(master + i);
+        if (extras.zeroGrad)
+            g.store(grad + i);
     }
 
     __device__ __forceinline__ u32 aligned() const
@@ -461,8 +461,8 @@ __device__ __forceinline__ void extended(const Row *rows, const Chunk *chunks, u
                                          const Hyper &given, const Extras &extras)
 {
     __shared__ Steps<Real> steps;
-    const bool skip = extras.skip && *global<const u32>(extras.skip), zero = extras.zeroGrad;
-    if (skip && !zero)
+    const bool skip = extras.skip && *global<const u32>(extras.skip);
+    if (skip && !extras.zeroGrad)
         return;
     for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
         const Chunk chunk = chunks[c];
@@ -485,7 +485,7 @@ __device__ __forceinline__ void extended(const Row *rows, const Chunk *chunks, u
                                                             Rates<Real>(hyper, row.learnRate, row.momRate),
                                                             Random(extras.seed, row.key, row.first + part.start),
                                                             steps,
-                                                            zero};
+                                                            extras};
         share<buffers.N, u32>(buffers, buffers.aligned(), part.n, threadIdx.x, blockDim.x);
     }
 }
@@ -502,6 +502,7 @@ template <int COUNT>
 __device__ __forceinline__ Partial block_sum(Partial mine)
 {
     __shared__ Partial all[COUNT];
+    __syncthreads();  // until the last sum is done with
     all[threadIdx.x] = mine;
     for (int half = COUNT / 2; half; half /= 2) {
         __syncthreads();
@@ -522,6 +523,7 @@ struct Squares {
     const Stored *__restrict__ param;
     const Real *__restrict__ master;
     const Steps<Real> &steps;
+    const Ops &ops;
     bool with_param, with_master;
     double sum;
     bool bad;
@@ -539,10 +541,10 @@ struct Squares {
             rg[k] = widen(g[k]);
             rp[k] = !with_param ? Real(0) : with_master ? current(p[k], master[i + k]) : Real(widen(p[k]));
         }
-        steps.apply(rg, rp);
+        steps.apply(ops, rg, rp);
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            sum += double(rg[k]) * double(rg[k]);
+            sum = fma(double(rg[k]), double(rg[k]), sum);  // rounded once: doubles are slow on many devices
             bad |= !(rg[k] - rg[k] == Real(0));
         }
     }
@@ -559,12 +561,12 @@ __device__ __forceinline__ void survey(const Row *rows, const Chunk *chunks, u64
         steps.prepare(ops, row.wc);
         bool with_param = false;
 #pragma unroll 1
-        for (u32 o = 0; o < steps.count; ++o)
-            with_param |= steps.step[o].kind >= DECAY;
+        for (u32 o = 0; o < ops.count; ++o)
+            with_param |= steps.step[o].kind == DECAY || steps.step[o].kind == LASSO;
         const Stored *const grad = global<const Stored>(row.grad) + part.start;
         const Stored *const param = global<const Stored>(row.param) + part.start;
         Squares<Stored, Real> squares{grad, param, global<const Real>(row.master) + part.start,
-                                      steps, with_param, row.master != 0, 0.0, false};
+                                      steps, ops, with_param, row.master != 0, 0.0, false};
         const u32 skip = ahead<squares.N>(grad);
         share<squares.N, u32>(squares, !with_param || skip == ahead<squares.N>(param) ? skip : NEVER, part.n, threadIdx.x,
                               blockDim.x);
@@ -626,6 +628,7 @@ struct Applied {
     Stored *__restrict__ y;
     const Stored *__restrict__ x;
     const Steps<Real> &steps;
+    const Ops &ops;
 
     template <int N, class Index>
     __device__ __forceinline__ void at(Index i) const
@@ -639,7 +642,7 @@ struct Applied {
             rg[k] = widen(g[k]);
             rp[k] = widen(p[k]);
         }
-        steps.apply(rg, rp);
+        steps.apply(ops, rg, rp);
 #pragma unroll
         for (int k = 0; k < N; ++k)
             narrow(rg[k], g[k]);
@@ -652,7 +655,7 @@ __device__ __forceinline__ void apply_ops(Stored *y, const Stored *x, u64 n, dou
 {
     __shared__ Steps<Real> steps;
     steps.prepare(ops, wc);
-    const Applied<Stored, Real> applied{y, x, steps};
+    const Applied<Stored, Real> applied{y, x, steps, ops};
     const u32 skip = ahead<applied.N>(y);
     share<applied.N, u64>(applied, skip == ahead<applied.N>(x) ? skip : NEVER, n,
                           u64(blockIdx.x) * blockDim.x + threadIdx.x, u64(gridDim.x) * blockDim.x);

@@ -1,0 +1,802 @@
+"""What the CUDA kernels do besides the rule, bit for bit beside tests/reference_extras.py; on a GPU or on the simulator."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import kernels as words
+from puzzlelib_rmsprop.errors import DeviceError, SetupError
+from puzzlelib_rmsprop.kernels import CLIP, DECAY, LASSO, RECORD, SCALE, Extras, Judge, Op
+from tests import reference_extras
+from tests.reference_extras import Extended, Judged, applied, numbers
+from tests.test_cuda import HYPER, Buffers, chunk, fails_with, size_of
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+DTYPES = ["float16", "bfloat16", "float32", "float64"]
+COMBINATIONS = [
+    ("float32", "float32", False),
+    ("float64", "float64", False),
+    ("float16", "float32", False),
+    ("float16", "float16", False),
+    ("bfloat16", "float32", False),
+    ("float32", "bfloat16", False),
+    ("float16", "bfloat16", False),
+    ("bfloat16", "bfloat16", False),
+    ("float16", "float32", True),
+    ("bfloat16", "float32", True),
+    ("float16", "bfloat16", True),
+    ("bfloat16", "bfloat16", True),
+]
+each_combination = pytest.mark.parametrize(
+    ("dtype", "state", "master"), COMBINATIONS, ids=lambda part: {True: "master", False: "alone"}.get(part, part)
+)
+OPS = {
+    "scale": [Op(SCALE, 0.37)],
+    "clip": [Op(CLIP, -0.5, 0.25)],
+    "decay": [Op(DECAY, 0.3)],
+    "lasso": [Op(LASSO, -0.2)],
+    "all": [Op(SCALE, 1.7), Op(DECAY, -0.11), Op(CLIP, -0.9, 1.1), Op(LASSO, 0.05)],
+    "eight": [Op(CLIP, -2, 2), Op(DECAY, 0.1), Op(SCALE, 3), Op(DECAY, -0.2), Op(CLIP, -1, 1.5), *[Op(SCALE, 0.9)] * 3],
+}
+
+
+@pytest.fixture
+def kernels(cuda):
+    from puzzlelib_rmsprop.kernels import cuda as module
+
+    return module
+
+
+class Device:
+    """A few numbers on the device."""
+
+    def __init__(self, content):
+        from pycuda import gpuarray as device
+
+        self.array = device.to_gpu(np.atleast_1d(content))
+        self.address = int(self.array.gpudata)
+
+    def get(self):
+        return self.array.get()
+
+
+def plain(ops, contents=None):
+    """Operations as the reference takes them; ``contents`` by address."""
+    return [(op.kind, op.value, op.other, (contents or {}).get(op.address)) for op in ops]
+
+
+def same(found, expected, what=""):
+    """Bit for bit but for the payload of a NaN and the sign of a zero; ``expected`` is of the arithmetic's dtype."""
+    found = np.asarray(found).astype(expected.dtype)
+    differ = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))
+    assert not differ.any(), f"{what}: {differ.sum()} of {differ.size} differ, first at {np.argwhere(differ)[0]}"
+
+
+class Variable:
+    """One on the device and in the reference."""
+
+    def __init__(self, size, dtype, state, master=False, offsets=(0,) * 5, seed=0, **more):
+        self.rng = np.random.default_rng(seed)
+        self.dtype, self.state = dtype, state
+        param = self.rng.standard_normal(size).astype(dtype)
+        self.buffers = Buffers(param, state, offsets, master)
+        self.expected = Extended(param, dtype, state, master, **more)
+        self.named = {name: more[name] for name in ("first", "key") if name in more}
+
+    def row(self, kernels):
+        return self.buffers.row(kernels, **self.named)
+
+    def new_grad(self):
+        self.grad = self.rng.standard_normal(self.buffers.size).astype(self.dtype)
+        self.buffers.set_grad(self.grad)
+
+    def step(self, ops=(), **more):
+        self.expected.step(self.grad, **HYPER, ops=plain(ops), **more)
+
+    def check(self, zeroed=False):
+        found = self.buffers.get()
+        for name, content in self.expected.buffers().items():
+            same(found[name], content, name)
+        assert np.array_equal(found["grad"], np.zeros_like(self.grad) if zeroed else self.grad), "grad"
+
+
+def table_of(kernels, *variables, rates=True):
+    first = variables[0]
+    table = kernels.Table(np.dtype(first.dtype), [v.row(kernels) for v in variables], np.dtype(first.state))
+    if rates:
+        table.setRates([v.expected.rates for v in variables], [v.expected.wc for v in variables])
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- the update
+
+
+@each_combination
+@pytest.mark.parametrize("size", [0, 1, 7, 257, 1025, "chunk-1", "chunk", "chunk+1", "3chunk+5"])
+def test_every_combination(kernels, dtype, state, master, size):
+    variable = Variable(size_of(size), dtype, state, master, wc=0.3, key=0xDEADBEEF, rates=(0.5, 0.75))
+    table = table_of(kernels, variable)
+    ops = tuple(OPS["all"])
+    for t in range(3):
+        seed = (17 * t, 2**32 - 1 - t)
+        variable.new_grad()
+        table.update(**HYPER, extras=Extras(ops=ops, zeroGrad=t % 2 == 1, seed=seed))
+        variable.step(ops, seed=seed)
+        variable.check(zeroed=t % 2 == 1)
+
+
+@each_combination
+def test_every_alignment(kernels, dtype, state, master):
+    arrays = 6 if master else 5
+    together = [(k,) * arrays for k in (1, 3, 4, 8)]
+    apart = [tuple(k if i == j else 0 for j in range(arrays)) for i in range(arrays) for k in (1, 4)]
+    for seed, offsets in enumerate(together + apart):
+        variable = Variable(517, dtype, state, master, offsets, seed, wc=1.0)
+        table = table_of(kernels, variable)
+        for zero in (False, True):
+            variable.new_grad()
+            table.update(**HYPER, extras=Extras(ops=(Op(DECAY, -0.1),), zeroGrad=zero))
+            variable.step([Op(DECAY, -0.1)])
+            variable.check(zero)
+
+
+@each_combination
+def test_as_the_plain_kernels_where_there_is_nothing_else(kernels, dtype, state, master):
+    # what the rule gives, from another entry point; where there is no plain one, from the reference alone
+    variables = [Variable(1234, dtype, state, master) for _ in range(2)]
+    for variable, extras in zip(
+        variables, (Extras(), Extras(seed=(0, 1)) if state != "bfloat16" else Extras()), strict=True
+    ):
+        table = table_of(kernels, variable)
+        for _ in range(3):
+            variable.new_grad()
+            table.update(**HYPER, extras=extras)
+            variable.step()
+        variable.check()
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("wc", [0.0, 0.7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operations_in_the_update(kernels, name, wc, dtype):
+    variable = Variable(300, dtype, "float64" if dtype == "float64" else "float32", wc=wc)
+    table = table_of(kernels, variable)
+    for _ in range(2):
+        variable.new_grad()
+        table.update(**HYPER, extras=Extras(ops=tuple(OPS[name])))
+        variable.step(OPS[name])
+        variable.check()
+
+
+@pytest.mark.parametrize("entry", ["alone", "fused"])
+def test_a_factor_in_device_memory(kernels, entry):
+    # read when the kernel runs; multiplied in double and rounded once
+    content = Device(np.float64(1 / 3))
+    ops = (Op(SCALE, 1e-3, address=content.address), Op(SCALE, 2.0))
+    variable = Variable(300, "float32", "float32")
+    table = table_of(kernels, variable)
+    for value in (1 / 3, 0.7, np.nan):
+        content.array.set(np.array([value]))
+        variable.new_grad()
+        expected = plain(ops, {content.address: value})
+        if entry == "fused":
+            table.update(**HYPER, extras=Extras(ops=ops))
+            variable.expected.step(variable.grad, **HYPER, ops=expected)
+            variable.check()
+        else:
+            row = variable.row(kernels)
+            kernels.applyOps(row.grad, row.param, row.size, 0.0, ops, np.dtype("float32"))
+            same(variable.buffers.get()["grad"], applied(expected, variable.grad, variable.grad, 0.0))
+
+
+def test_new_operations_are_packed_and_old_ones_forgotten(kernels):
+    variable = Variable(100, "float32", "float32", wc=1.0)
+    table = table_of(kernels, variable)
+    for ops in (OPS["all"], OPS["scale"], [], OPS["eight"], OPS["clip"]):
+        variable.new_grad()
+        table.update(**HYPER, extras=Extras(ops=tuple(ops), zeroGrad=True))
+        variable.step(ops)
+        variable.check(zeroed=True)
+    variable.new_grad()
+    table.update(**HYPER)
+    variable.step()
+    variable.check()
+
+
+def test_many_rows_each_with_its_own(kernels, monkeypatch):
+    # one block goes from row to row, so that nothing of the last one may stay with it
+    for blocks in (1, 1000):
+        monkeypatch.setattr(kernels, "_most_blocks", lambda blocks=blocks: blocks)
+        for dtype, state, master in (("float32", "float32", False), ("bfloat16", "bfloat16", True)):
+            rng = np.random.default_rng(3)
+            variables = [
+                Variable(
+                    size, dtype, state, master, (i % 3,) * 5, i,
+                    wc=[0.0, 0.5, 1.0, -1.0][i % 4], key=i * 0x1234567, first=i * 1000, rates=tuple(rng.random(2)),
+                )
+                for i, size in enumerate([5, 0, 300, chunk() + 3, 1, 40, 2 * chunk(), 9])
+            ]  # fmt: skip
+            table = table_of(kernels, *variables)
+            for _ in range(2):
+                for variable in variables:
+                    variable.new_grad()
+                    variable.step(OPS["all"], seed=(3, 4))
+                table.update(**HYPER, extras=Extras(ops=tuple(OPS["all"]), seed=(3, 4)))
+            for variable in variables:
+                variable.check()
+
+
+def test_changed_rates_and_decays(kernels, request):
+    variables = [Variable(n, "float32", "float32", seed=n) for n in (30, 50)]
+    table = table_of(kernels, *variables, rates=False)
+    for rates, wc in (((1.0, 1.0), 0.0), ((0.5, 1.0), 0.0), ((0.5, 1.0), 2.0), ((0.5, 1.0), None), ((2.0, 0.5), 1.0)):
+        table.setRates([rates] * 2, None if wc is None else [wc] * 2)
+        for extras in (Extras(ops=(Op(DECAY, 0.1),)), words.PLAIN):
+            for variable in variables:
+                variable.expected.rates, variable.expected.wc = rates, wc or 0.0
+                variable.new_grad()
+                variable.step(extras.ops)
+            table.update(**HYPER, extras=extras)
+            for variable in variables:
+                variable.check()
+
+
+def test_a_step_repacks_nothing(kernels, simulator):
+    variables = [Variable(n, "bfloat16", "bfloat16", True, seed=n) for n in (30, 50)]
+    table = table_of(kernels, *variables)
+    table.update(**HYPER, extras=Extras(seed=(1, 2)))
+    simulator.reset()
+    for t in range(4):
+        table.update(**HYPER, extras=Extras(ops=(Op(SCALE, 0.5 + t),), zeroGrad=t > 1, seed=(t, t)))
+    counts = simulator.counters()
+    assert (counts["copies"], counts["allocations"], simulator.blocking()) == (0, 0, [])
+    assert [launch["name"] for launch in simulator.launches()] == ["graves_extras_bfloat16_bfloat16_master"] * 4
+    simulator.reset()
+    table.setRates([(1.0, 0.5)] * 2, [1.0] * 2)
+    table.update(**HYPER)
+    assert simulator.counters()["copies"] == 1, "the rows, not the chunks"
+
+
+@each_combination
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_skipped_step(kernels, dtype, state, master, zero):
+    flag = Device(np.zeros(1, np.uint32))
+    variable = Variable(chunk() + 77, dtype, state, master, (1,) * 5, wc=1.0)
+    table = table_of(kernels, variable)
+    for skip in (0, 1, 0x80000000, 0):
+        flag.array.set(np.array([skip], np.uint32))
+        variable.new_grad()
+        before = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
+        table.update(**HYPER, extras=Extras(ops=(Op(DECAY, 1.0),), zeroGrad=zero, skip=flag.address, seed=(5, 6)))
+        variable.step([Op(DECAY, 1.0)], skip=skip, seed=(5, 6))
+        variable.check(zeroed=zero)
+        after = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
+        assert (before == after) == bool(skip)
+
+
+def test_nan_and_infinity_stay(kernels):
+    for state in ("float32", "bfloat16"):
+        variable = Variable(6, "float32", state)
+        table = table_of(kernels, variable)
+        variable.grad = np.array([1.0, np.nan, np.inf, -np.inf, 3e38, -np.nan], np.float32)
+        variable.buffers.set_grad(variable.grad)
+        seed = (7, 8)
+        table.update(**HYPER, extras=Extras(seed=seed, ops=(Op(SCALE, 1.0),)))
+        variable.step([Op(SCALE, 1.0)], seed=seed)
+        found = variable.buffers.get()
+        for name, content in variable.expected.buffers().items():
+            same(found[name], content, name)
+        # 3e38 overflows in its square
+        assert np.isfinite(found["mg"].astype(np.float32)).tolist() == [True, False, False, False, True, False]
+        assert np.isinf(found["mg"].astype(np.float32)).tolist() == [False, False, True, True, False, False]
+
+
+# -------------------------------------------------------------------------------------------- master copies
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_small_steps_add_up_in_a_master_copy(kernels, dtype):
+    variables = [Variable(64, dtype, "float32", master) for master in (False, True)]
+    for variable in variables:
+        variable.buffers.set("param", 1.0)
+        table = table_of(kernels, variable)
+        variable.buffers.set_grad(1.0)
+        for _ in range(50):
+            table.update(1e-5, 0.95, 0.0, 1e-4, extras=Extras(seed=(1, 1)))
+    alone, kept = (variable.buffers.get() for variable in variables)
+    assert (alone["param"] == 1).all(), "each step is less than half a unit"
+    assert (kept["master"] > 1.001).all()
+    assert np.array_equal(kept["param"], kept["master"].astype(dtype))
+
+
+@pytest.mark.parametrize(("dtype", "state"), [(dtype, state) for dtype, state, master in COMBINATIONS if master])
+def test_a_parameter_that_the_user_wrote(kernels, dtype, state):
+    variable = Variable(700, dtype, state, True, wc=1.0)
+    table = table_of(kernels, variable)
+    for t in range(4):
+        variable.new_grad()
+        table.update(**HYPER, extras=Extras(ops=(Op(DECAY, -0.5),), seed=(t, 0)))
+        variable.step([Op(DECAY, -0.5)], seed=(t, 0))
+        variable.check()
+        # some of them; one NaN, one as it is, one zero of the other sign
+        written = variable.buffers.get()["param"]
+        written[t:600:7] = np.linspace(-3, 3, written[t:600:7].size)
+        written[650 + t] = np.nan
+        variable.buffers.set("param", written)
+        variable.expected.param = written.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------ random rounding
+
+
+@pytest.mark.parametrize("first", [2**32 - 3000, 2**32 - 1, 2**32, 2**33 - 5, 2**40 + 12345])
+def test_indices_of_64_bits_name_random_numbers(kernels, first):
+    variable = Variable(chunk() + 500, "float32", "bfloat16", first=first, key=77)
+    table = table_of(kernels, variable)
+    for t in range(2):
+        variable.new_grad()
+        table.update(**HYPER, extras=Extras(seed=(t, 9)))
+        variable.step(seed=(t, 9))
+        variable.check()
+
+
+def test_a_variable_of_more_than_2_33_elements(kernels):
+    # its last chunk, of which alone there is memory
+    from pycuda import driver
+
+    far = 1 << 33
+    variable = Variable(500, "float32", "bfloat16", first=far + 3, key=5, wc=1.0)
+    rows = np.zeros(1, kernels._ROW)
+    for i, name in enumerate(("param", "grad", "mg", "ms", "delta")):
+        rows[name] = variable.buffers.address(i) - far * variable.buffers.guarded[i].dtype.itemsize
+    rows["size"], rows["learnRate"], rows["momRate"] = far + 500, 1.0, 1.0
+    rows["wc"], rows["first"], rows["key"] = 1.0, 3, 5
+    chunks = np.zeros(1, kernels._CHUNK)
+    chunks["index"] = far // kernels.CHUNK
+    held = [driver.to_device(rows), driver.to_device(chunks)]
+    variable.new_grad()
+    arguments = struct.pack("=4Q4dQ2IQ", int(held[0]), int(held[1]), 1, 0, *HYPER.values(), 0, 21, 22, 1)
+    arguments += kernels._packed_ops(OPS["all"])
+    function = kernels.function("graves_extras_float32_bfloat16")
+    function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
+    variable.step(OPS["all"], seed=(21, 22))
+    variable.check(zeroed=True)
+
+
+def test_random_rounding_is_fair(kernels):
+    # a state between two bfloat16, stored many times: right on average, and neighbours in memory, in time and in name apart
+    size, steps = 4096, 24
+    exact = np.float32(1 + 0.3 * 2**-7)
+    ups = []
+    for key in (0, 1):
+        variable = Variable(size, "float32", "bfloat16", key=key)
+        table = table_of(kernels, variable)
+        for t in range(steps):
+            for name in ("mg", "ms", "delta"):
+                variable.buffers.set(name, 0.0)
+            variable.buffers.set_grad(exact)
+            # alpha 0 and momRate 0: mg = g, variance = 0, delta = learnRate * g / sqrt(epsilon)
+            table.update(1.0, 0.0, 0.0, 1.0, extras=Extras(seed=(1000 + t, 0xABCDEF * t & 0xFFFFFFFF)))
+            found = variable.buffers.get()
+            for name in ("mg", "delta"):
+                up = found[name].astype(np.float32) > 1.004
+                assert np.isin(found[name].astype(np.float32), [1.0, 1 + 2**-7]).all()
+                ups.append(up)
+    up = np.array(ups, np.float64).reshape(2, steps, 2, size)  # key, step, buffer, element
+    share = up.mean()
+    # five standard deviations of what independent throws with probability 0.3 give
+    assert abs(share - 0.3) < 5 * np.sqrt(0.21 / up.size)
+    error = (up - 0.3) / np.sqrt(0.21)
+    apart = {
+        "neighbours": error[..., 1:] * error[..., :-1],
+        "every 32nd": error[..., 32:] * error[..., :-32],
+        "steps": error[:, 1:] * error[:, :-1],
+        "variables": error[0] * error[1],
+        "mg and delta": error[:, :, 0] * error[:, :, 1],
+    }
+    for what, products in apart.items():
+        assert abs(products.mean()) < 5 / np.sqrt(products.size), what
+
+
+def test_random_numbers_are_uniform():
+    # of the reference, which the kernels meet bit for bit
+    for seed in ((0, 0), (1, 0), (0, 1), (123, 456)):
+        for r in numbers(seed, 42, 2**32 - 50_000, 100_000):
+            assert abs(r.mean() - 32767.5) < 5 * 65536 / np.sqrt(12 * r.size)
+            counts = np.bincount(r.astype(np.int64) >> 8, minlength=256)
+            assert np.abs(counts - r.size / 256).max() < 5 * np.sqrt(r.size / 256)
+
+
+def test_errors_of_many_steps_do_not_add_up(kernels):
+    # to nearest, a decay of mg by less than half a unit a step would stop; at random it goes on
+    variable = Variable(2000, "float32", "bfloat16")
+    table = table_of(kernels, variable)
+    variable.buffers.set_grad(0.0)
+    variable.buffers.set("mg", 1.0)
+    for t in range(40):
+        table.update(0.0, 0.999, 0.0, 1.0, extras=Extras(seed=(t, 3)))
+    mean = variable.buffers.get()["mg"].astype(np.float64).mean()
+    # a step's error is at most a unit of 2**-8, so that the mean of 2000 has a deviation below 40**0.5 * 2**-8 / 2000**0.5
+    assert abs(mean - 0.999**40) < 5 * np.sqrt(40 / 2000) * 2**-8
+    assert reference_extras.bfloat16(np.float32(0.999)) == 1
+
+
+# --------------------------------------------------------------------------------------- unfused operations
+
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-7, -6e4, 1.0]
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offsets", [(0, 0), (3, 3), (1, 0)])
+def test_operations_alone(kernels, name, dtype, offsets):
+    for size in (0, 1, 77, 3001):
+        for wc in (0.0, 0.7, -1.0):
+            rng = np.random.default_rng(size)
+            y, x = rng.standard_normal((2, size)).astype(dtype)
+            if size > 70:
+                y[:64], x[:64] = np.repeat(SPECIAL, 8), np.tile(SPECIAL, 8)
+            buffers = Buffers(x, "float32", (*offsets, 0, 0, 0))
+            buffers.set_grad(y)
+            kernels.applyOps(buffers.address(1), buffers.address(0), size, wc, tuple(OPS[name]), np.dtype(dtype))
+            real = np.dtype(np.float64 if dtype == "float64" else np.float32)
+            expected = applied(plain(OPS[name]), y.astype(real), x.astype(real), wc)
+            found = buffers.get()
+            same(found["grad"], reference_extras.nearest(expected, dtype), name)
+            same(found["param"], x.astype(real))
+
+
+def test_too_many_operations(kernels):
+    ops = (Op(SCALE, 1.0),) * (words.MAX_OPS + 1)
+    variable = Variable(5, "float32", "float32")
+    table = table_of(kernels, variable)
+    row = variable.row(kernels)
+    for call in (
+        lambda: table.update(**HYPER, extras=Extras(ops=ops)),
+        lambda: kernels.applyOps(row.grad, row.param, 5, 0.0, ops, np.dtype("float32")),
+    ):
+        with pytest.raises(SetupError, match="at most 8 operations in one launch; got 9"):
+            call()
+
+
+def test_constants_of_the_kernels(kernels):
+    assert kernels.constant("MAX_OPS") == words.MAX_OPS
+    for name in ("SCALE", "CLIP", "DECAY"):
+        assert f"{name} = {getattr(words, name)}" in kernels.source()
+
+
+# ----------------------------------------------------------------------------------------------- the survey
+
+
+class Surveyed:
+    """Gradients on the device, and a survey of them."""
+
+    def __init__(self, kernels, parts, scale=1.0, wc=None, master=False):
+        self.variables = [
+            [Variable(size, dtype, "float32", master and dtype != "float32", (seed % 3,) * 5, seed)
+             for seed, size in enumerate(sizes)]
+            for dtype, sizes in parts
+        ]  # fmt: skip
+        for variables in self.variables:
+            for variable in variables:
+                variable.new_grad()
+        record = np.zeros(1, RECORD)
+        record["scale"] = scale
+        self.record = Device(record.view(np.uint8))
+        rows = [[variable.row(kernels) for variable in variables] for variables in self.variables]
+        dtypes = [np.dtype(dtype) for dtype, _ in parts]
+        self.survey = kernels.Survey(list(zip(dtypes, rows, strict=True)), self.record.address)
+
+    def get(self):
+        return self.record.get().view(RECORD)[0]
+
+    def set(self, variable, at, value):
+        variable.grad[at] = value
+        variable.buffers.set_grad(variable.grad)
+
+    def gradients(self, ops=(), wc=0.0):
+        return [
+            applied(plain(ops), v.grad.astype(v.expected.real), v.expected.param, wc)
+            for variables in self.variables
+            for v in variables
+        ]
+
+
+def check_record(found, expected):
+    # a sum of n positive numbers in any order of pairs: n * 1e-16 at the very most, here some thousands
+    for name in ("sumsq", "norm", "factor"):
+        assert np.isclose(found[name], getattr(expected, name), rtol=1e-12, atol=0, equal_nan=True), name
+    for name in ("scale", "unscale", "bad", "good", "skipped"):
+        assert found[name] == getattr(expected, name), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_survey(kernels, dtype):
+    for sizes in ([], [0], [1], [7, 0, 255], [chunk() - 1, chunk(), chunk() + 1], [3 * chunk() + 5, 2]):
+        surveyed = Surveyed(kernels, [(dtype, sizes)])
+        expected = Judged()
+        for limit in (np.inf, 0.5, 1e9):
+            surveyed.survey.run(judge=Judge(limit=limit))
+            expected.run(surveyed.gradients(), limit=limit)
+            check_record(surveyed.get(), expected)
+
+
+def test_survey_of_several_dtypes(kernels):
+    surveyed = Surveyed(kernels, [("float32", [50, 9000]), ("bfloat16", [3]), ("float64", []), ("float16", [0, 20000])])
+    expected = Judged()
+    surveyed.survey.run()
+    expected.run(surveyed.gradients())
+    check_record(surveyed.get(), expected)
+
+
+@pytest.mark.parametrize("name", ["all", "clip", "scale"])
+@pytest.mark.parametrize("master", [False, True])
+def test_survey_after_operations(kernels, name, master):
+    surveyed = Surveyed(kernels, [("float32", [50, 9000]), ("float16", [2, 1999])], master=master)
+    if master:
+        for variable in surveyed.variables[1]:
+            # parameters rounded from what is in the copies, and some that the user wrote
+            fine = variable.expected.param * np.float32(1 + 1e-4)
+            variable.buffers.set("master", fine)
+            written = np.where(np.arange(fine.size) % 5 == 0, np.float32(0.125), fine.astype(np.float16))
+            variable.buffers.set("param", written)
+            variable.expected.param = np.where(np.arange(fine.size) % 5 == 0, np.float32(0.125), fine)
+    expected = Judged()
+    surveyed.survey.setRates([[0.8, 0.8], [0.8, 0.8]])
+    surveyed.survey.run(tuple(OPS[name]))
+    expected.run(surveyed.gradients(OPS[name], 0.8))
+    check_record(surveyed.get(), expected)
+    surveyed.survey.setRates([[0.0, 0.0], [0.0, 0.0]])
+    surveyed.survey.run(tuple(OPS[name]))
+    expected.run(surveyed.gradients(OPS[name], 0.0))
+    check_record(surveyed.get(), expected)
+    surveyed.survey.run()
+    expected.run(surveyed.gradients())
+    check_record(surveyed.get(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_survey_finds_every_bad_gradient(kernels, dtype):
+    sizes = [3, 2 * chunk() + 13]
+    surveyed = Surveyed(kernels, [("float32", [40]), (dtype, sizes)])
+    expected = Judged()
+    for variable in surveyed.variables[1]:
+        size = variable.buffers.size
+        for at in {0, 1, 2, size // 2, size - 14 if size > 14 else 0, size - 2, size - 1}:
+            for value in (np.nan, np.inf, -np.inf):
+                kept = variable.grad[at]
+                surveyed.set(variable, at, value)
+                surveyed.survey.run(judge=Judge(limit=1.0))
+                expected.run(surveyed.gradients(), limit=1.0)
+                check_record(surveyed.get(), expected)
+                assert surveyed.get()["bad"] == 1
+                surveyed.set(variable, at, kept)
+        surveyed.survey.run(judge=Judge(limit=1.0))
+        assert surveyed.get()["bad"] == 0
+        expected.run(surveyed.gradients(), limit=1.0)
+
+
+def test_a_square_that_overflows_is_no_bad_gradient(kernels):
+    surveyed = Surveyed(kernels, [("float64", [100])])
+    surveyed.set(surveyed.variables[0][0], 99, 1e200)
+    surveyed.survey.run(judge=Judge(limit=2.0))
+    found = surveyed.get()
+    assert (found["bad"], found["sumsq"], found["factor"]) == (0, np.inf, 0.0)
+
+
+def test_survey_is_the_same_whatever_the_grid(kernels, monkeypatch):
+    found = set()
+    for blocks in (1, 3, 1000, 1000):
+        monkeypatch.setattr(kernels, "_most_blocks", lambda blocks=blocks: blocks)
+        surveyed = Surveyed(kernels, [("float32", [5 * chunk() + 9, 100]), ("float16", [3000])])
+        surveyed.survey.run()
+        found.add(surveyed.get().tobytes())
+    assert len(found) == 1
+
+
+def test_survey_of_more_chunks_than_threads_add(kernels):
+    count = 2 * kernels.JUDGES + 3
+    surveyed = Surveyed(kernels, [("float32", [2] * count)])
+    expected = Judged()
+    surveyed.survey.run()
+    expected.run(surveyed.gradients())
+    check_record(surveyed.get(), expected)
+    surveyed.set(surveyed.variables[0][-1], 1, np.nan)
+    surveyed.survey.run()
+    assert surveyed.get()["bad"] == 1
+
+
+def test_loss_scale(kernels):
+    surveyed = Surveyed(kernels, [("float32", [10])], scale=8.0)
+    (variable,) = surveyed.variables[0]
+    expected = Judged(8.0)
+    rng = np.random.default_rng(4)
+    judge = {"growth": 2.0, "backoff": 0.25, "interval": 3, "least": 0.5, "most": 64.0}
+    scales = set()
+    for t in range(120):
+        bad = rng.random() < (0.05 if t < 60 else 0.5)
+        surveyed.set(variable, 9, np.inf if bad else 1.0)
+        how = judge | ({"interval": 0} if t % 10 == 9 else {})
+        surveyed.survey.run(judge=Judge(**how))
+        expected.run(surveyed.gradients(), **how)
+        check_record(surveyed.get(), expected)
+        scales.add(expected.scale)
+    assert {0.5, 64.0} <= scales
+    assert expected.skipped > 20
+
+
+def test_survey_neither_waits_nor_allocates(kernels, simulator):
+    surveyed = Surveyed(kernels, [("float32", [10, 2 * chunk()])])
+    surveyed.survey.run(tuple(OPS["all"]))
+    simulator.reset()
+    for t in range(3):
+        surveyed.survey.run((Op(SCALE, t),), Judge(limit=2.0 + t))
+    counts = simulator.counters()
+    assert (counts["copies"], counts["allocations"], simulator.blocking()) == (0, 0, [])
+    assert [launch["name"] for launch in simulator.launches()] == ["survey_float32", "survey_judge"] * 3
+
+
+def test_another_context_is_refused(kernels):
+    import pycuda.autoprimaryctx
+
+    surveyed = Surveyed(kernels, [("float32", [10])])
+    table = table_of(kernels, surveyed.variables[0][0])
+    other = pycuda.autoprimaryctx.device.make_context()
+    try:
+        for call in (surveyed.survey.run, lambda: table.update(**HYPER, extras=Extras(zeroGrad=True))):
+            with pytest.raises(DeviceError, match="context that is current is not the one the arrays lie in"):
+                call()
+    finally:
+        other.pop()
+        other.detach()
+
+
+# ------------------------------------------------------------------------------------------------- together
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clipped_and_skipped_on_a_late_stream(kernels, seed, request):
+    # survey, then the update that follows its record, all on one stream and none of it waited for
+    from pycuda import driver
+
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.seed(seed)
+    surveyed = Surveyed(kernels, [("float32", [300, 20])])
+    variables = surveyed.variables[0]
+    table = table_of(kernels, *variables)
+    at = {name: surveyed.record.address + RECORD.fields[name][1] for name in ("factor", "bad")}
+    ops = (Op(SCALE, 1.0, address=at["factor"]),)
+    stream = driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+    expected = Judged()
+    for t in range(4):
+        for variable in variables:
+            variable.new_grad()
+        if t == 2:
+            surveyed.set(variables[1], 19, np.nan)
+        driver.Context.synchronize()
+        surveyed.survey.run(judge=Judge(limit=1.5), stream=stream)
+        table.update(**HYPER, stream=stream, extras=Extras(ops=ops, skip=at["bad"], zeroGrad=True))
+        stream.synchronize()
+        expected.run(surveyed.gradients(), limit=1.5)
+        check_record(surveyed.get(), expected)
+        factor = float(surveyed.get()["factor"])  # in its last bit the kernel's
+        for variable in variables:
+            variable.expected.step(variable.grad, **HYPER, ops=plain(ops, {ops[0].address: factor}), skip=expected.bad)
+            variable.check(zeroed=True)
+
+
+def test_live_hyper_parameters(kernels):
+    live = kernels.LiveHyper()
+    variable = Variable(300, "float16", "float32", True)
+    table = table_of(kernels, variable, rates=False)
+    table.follow(live)
+    table.setRates([(1.0, 1.0)])
+    for t in range(3):
+        hyper = HYPER | {"learnRate": 0.1 * t}
+        live.write(**hyper)
+        variable.new_grad()
+        table.update(9.0, 0.1, 0.1, 9.0, extras=Extras(ops=(Op(SCALE, 0.5),), zeroGrad=True))
+        variable.expected.step(variable.grad, **hyper, ops=plain([Op(SCALE, 0.5)]))
+        variable.check(zeroed=True)
+
+
+def test_a_captured_launch_keeps_its_rows(kernels):
+    # its arguments, launched again after the rates have changed
+    live = kernels.LiveHyper()
+    live.write(**HYPER)
+    variable = Variable(300, "float32", "float32", rates=(0.5, 0.5))
+    table = table_of(kernels, variable, rates=False)
+    table.follow(live)
+    table.setRates([(0.5, 0.5)])
+    variable.new_grad()
+    table.update(**HYPER, extras=Extras(ops=(Op(SCALE, 0.5),)))
+    captured = table._extended
+    table.setRates([(0.0, 0.0)])
+    table.update(**HYPER, extras=Extras(ops=(Op(SCALE, 0.5),)))
+    captured.function._launch_kernel(captured.grid, (kernels.THREADS, 1, 1), captured.arguments, 0, None)
+    for rates in ((0.5, 0.5), (0.0, 0.0), (0.5, 0.5)):
+        variable.expected.rates = rates
+        variable.step([Op(SCALE, 0.5)])
+    variable.check()
+
+
+def test_the_shipped_ptx_has_every_entry(kernels):
+    ptx = kernels._shipped_ptx("rmsprop_graves")
+    assert ptx is not None, "run tools/make_ptx.py"
+    names = [f"graves_extras_{dtype}_{state}{'_master' * master}" for dtype, state, master in COMBINATIONS]
+    names += [f"{kernel}_{dtype}" for kernel in ("survey", "apply_ops", "add_scaled") for dtype in DTYPES]
+    for name in [*names, "survey_judge"]:
+        assert f".entry {name}(".encode() in ptx
+
+
+# ------------------------------------------------------------------------------------------- planted faults
+
+FAULTS = {
+    "operations from the last to the first": (
+        "const u32 kind = step[o].kind;\n            const Real value = step[o].value, other = step[o].other;",
+        "const u32 b = ops.count - 1 - o, kind = step[b].kind; const Real value = step[b].value, other = step[b].other;",
+    ),
+    "decay where wc is not above 0": ("kind >= DECAY && !(wc > 0.0) ?", "kind >= DECAY && wc == 0.0 ?"),
+    "a factor in single precision": ("Real(ops.op[o].value * factor)", "Real(float(ops.op[o].value) * float(factor))"),
+    "a clip that hides NaN": ("g[k] < value ? value : g[k]", "g[k] >= value ? g[k] : value"),
+    "no sign of zero": (": p[k] < Real(0) ? Real(-1) : p[k]", ": Real(-1)"),
+    "no wait for the last sum": ("    __syncthreads();  // until the last sum", "    // until the last sum"),
+    "no wait for the last row": ("        __syncthreads();  // until the last row", "        // until the last row"),
+    "a skip that is not looked at": ("const bool skip = extras.skip && *", "const bool skip = false && *"),
+    "a skipped step that keeps its gradient": ("if (skip && !extras.zeroGrad)", "if (skip)"),
+    "gradients that stay": ("        if (extras.zeroGrad)\n            g", "        if (false)\n            g"),
+    "a variable's name left out": ("mix(seeds[0] ^ u32(variable))", "mix(seeds[0])"),
+    "a key that does not follow 2**32": ("element < low ? key_after : key", "key"),
+    "the high half left out": ("high = u32(first >> 32)", "high = 0"),
+    "the second seed left out": ("+ seed) * 0x846CA68Bu", "+ 1u) * 0x846CA68Bu"),
+    "random numbers in each other's place": ("keep(rs, x >> 16, s[k])", "keep(rs, x & 0xFFFFu, s[k])"),
+    "NaN rounded to a number": ("x == x ? rounded : (bits >> 16 & 0x8000u) | 0x7FC0u", "rounded"),
+    "state rounded to nearest": (
+        "const u32 rounded = (bits + random) >> 16;",
+        "const u32 rounded = (bits + 0x8000u) >> 16;",
+    ),
+    "the variance from the new mean": (
+        "    const Real diff = g - mg;\n    mg = r.alpha * mg + beta * g;",
+        "    mg = r.alpha * mg + beta * g;\n    const Real diff = g - mg;",
+    ),
+    "a master copy that is not followed": ("== widen(param) ? master :", "!= widen(param) ? master :"),
+    "a master copy that is not written": ("            f.store(master + i);", "            ;"),
+    "a master copy against the user": (
+        "return widen(rounded) == widen(param) ? master : Real(widen(param));",
+        "return master;",
+    ),
+    "no look at the copy's alignment": ("(!MASTER || skip == ahead<N>(master))", "true"),
+    "a sum that forgets its partners": ("all[threadIdx.x].bad |= all[threadIdx.x + half].bad;", ""),
+    "partial sums that are not all added": ("i < count; i += JUDGES", "i < count && i < JUDGES; i += JUDGES"),
+    "an infinity that counts as a number": ("bad |= !(rg[k] - rg[k] == Real(0));", "bad |= !(rg[k] == rg[k]);"),
+    "a scale of the next step": ("r.unscale = 1.0 / r.scale;\n", ""),
+    "a scale without an end": ("r.scale * j.growth > j.most ? j.most : r.scale * j.growth", "r.scale * j.growth"),
+    "steps that are not counted anew": ("            r.good = 0;\n", ""),
+    "a factor that hides NaN": ("r.norm == r.norm ? 1.0 : r.norm", "1.0"),
+    "partial sums in the same place": (
+        "int(self._partials) + begin * _PARTIAL_SIZE",
+        "int(self._partials)",
+        "kernels/cuda.py",
+    ),
+    "operations packed once": (
+        "            if ops != self._ops:\n                launch",
+        "            if not self._ops:\n                launch",
+        "kernels/cuda.py",
+    ),
+    "a survey off its stream": (
+        "\n            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
+        "\n            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
+        "kernels/cuda.py",
+    ),
+    "rows that a captured launch loses": ("self._former.append(self._device_rows)", "pass", "kernels/cuda.py"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
+    assert fails_with(FAULTS[fault], tmp_path, "test_cuda_extras.py", "not planted and not ptx")
