@@ -252,7 +252,11 @@ class Optimizer:
         """What has to be alike in all processes of a group: [what, value] in an order of their own."""
         facts = {
             "the optimizer": type(self).__qualname__,
-            **{f"its {name}": repr(value) for name, value in {**self.getAttrDict(), **self._options()}.items() if name != "t"},
+            **{
+                f"its {name}": repr(value)
+                for name, value in {**self.getAttrDict(), **self._options()}.items()
+                if name != "t"
+            },
             "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in self.hooks]),
             "the device of the arrays": str(getattr(family, "device", None)),
             "the number of variables": str(len(slots)),

@@ -1,13 +1,15 @@
-"""What test_mpi.py runs under mpirun: ``python -m tests.mpi_program PRELUDE NAME...``; each function is a check or a disaster.
+"""What test_mpi.py runs under mpirun: ``python -m tests.mpi_program PRELUDE NAME...``; functions are checks or disasters.
 
 Every check runs on all processes and may not rely on the library to collect the results.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -15,6 +17,7 @@ import traceback
 
 import h5py
 import numpy as np
+import pytest
 from mpi4py import MPI
 
 # CUDA's simulator has to be there before anything imports PyCUDA
@@ -23,16 +26,17 @@ exec(sys.argv[1])
 from puzzlelib_rmsprop import (  # noqa: E402
     GradientClipping,
     MPINodeInfo,
+    NCCLNodeInfo,
     NonFiniteGuard,
     RMSPropGraves,
     Variable,
     WeightDecay,
     gpuarray,
 )
-from puzzlelib_rmsprop.errors import CheckpointError, Error, GroupError, SetupError, VariableError  # noqa: E402
+from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, GroupError, SetupError, VariableError  # noqa: E402
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
 from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
-from tests import standins  # noqa: E402
+from tests import fake_nccl, standins  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.standins import Net  # noqa: E402
 
@@ -115,12 +119,8 @@ def place_in_the_group():
         node.barrier()
     with MPINodeInfo(WORLD.Split(RANK % 2), device=7, timeout=20) as node:
         assert (node.index, node.device) == (RANK // 2, 7)
-    try:
+    with pytest.raises(GroupError, match="is closed"):
         node.barrier()
-    except GroupError as error:
-        assert "is closed" in str(error)
-    else:
-        raise AssertionError("a closed nodeinfo works")
 
 
 @check
@@ -217,17 +217,13 @@ def scatters_and_gathers():
                     node.allGather("data", array)
                     assert equal(get(array), expected), (dtype, part)
         if SIZE > 1:
-            try:
+            with pytest.raises(ArrayError, match=f"size {SIZE + 1}"):
                 node.reduceScatter("grad", np.ones(SIZE + 1, np.float32))
-            except Error as error:
-                assert f"size {SIZE + 1}" in str(error)
-            else:
-                raise AssertionError("uneven parts are taken")
 
 
 @check
 def on_a_stream():
-    """What a stream has queued before is averaged, and what it queues after sees the average; with and without CUDA-aware."""
+    """What a stream has queued before is averaged, and what it queues after sees it; CUDA-aware or not."""
     if not CUDA:
         return
     import pycuda.gpuarray
@@ -269,9 +265,7 @@ def some_net(rank=0, name=None):
     make = families()[name or next(iter(families()))][0]
     wrap = standins.PuzzleVariable if (name or "").startswith("puzzlelib") else Variable
     rng = np.random.default_rng([10, rank])
-    return Net(
-        {n: wrap(make(rng.standard_normal(shape).astype(DTYPES.get(n, np.float32)))) for n, shape in SHAPES.items()}
-    )
+    return Net({n: wrap(make(rng.standard_normal(shape).astype(DTYPES.get(n, np.float32)))) for n, shape in SHAPES.items()})
 
 
 def content(array):
@@ -619,12 +613,8 @@ def a_failed_save_or_load_fails_everywhere():
             (optimizer.save, os.path.join(folder, "missing", "run.hdf")),
             (optimizer.load, os.path.join(folder, "missing.hdf") if RANK == SIZE - 1 else path),
         ):
-            try:
+            with pytest.raises(CheckpointError, match="missing"):
                 attempt(wrong)
-            except CheckpointError as error:
-                assert "missing" in str(error), error
-            else:
-                raise AssertionError("no error")
         optimizer.update()
         WORLD.Barrier()
         # another file on one process
@@ -637,12 +627,8 @@ def a_failed_save_or_load_fails_everywhere():
         if RANK == SIZE - 1:
             other.save(own)
         if SIZE > 1:
-            try:
+            with pytest.raises(CheckpointError, match=f"process {SIZE - 1} has found another file"):
                 optimizer.load(own)
-            except CheckpointError as error:
-                assert f"process {SIZE - 1} has found another file" in str(error)
-            else:
-                raise AssertionError("two files are taken for one")
         WORLD.Barrier()
         optimizer.update()
     if RANK == 0:
@@ -657,39 +643,118 @@ def parts_need_a_group_that_can():
         def broadcastBuffer(self, name, buffer):
             pass
 
-    for nodeinfo, said in ((None, "needs a nodeinfo"), (PuzzleLibs(), "method reduceScatter()")):
-        try:
+    for nodeinfo, said in ((None, "needs a nodeinfo"), (PuzzleLibs(), r"method reduceScatter\(\)")):
+        with pytest.raises(SetupError, match=said):
             RMSPropGraves(nodeinfo=nodeinfo, shardState=True).setupOn(some_net(), useGlobalState=True)
-        except SetupError as error:
-            assert said in str(error)
+
+
+# ------------------------------------------------------------------------------------------------ NCCL
+
+
+def nccl_groups():
+    """A group that meets over MPI, and one that meets at an address; NCCL is a stand-in."""
+    fake_nccl.install()
+    yield NCCLNodeInfo(device=0, timeout=20)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = WORLD.bcast(server.getsockname()[1])
+    yield NCCLNodeInfo(address=f"127.0.0.1:{port}", index=RANK, gridsize=SIZE, timeout=20)
+
+
+@check
+def nccl_does_the_same():
+    if not CUDA:
+        return
+    from pycuda import driver
+
+    for node in nccl_groups():
+        with node:
+            assert (node.index, node.gridsize, node.device) == (RANK, SIZE, 0)
+            assert node.meanValue(RANK) == (SIZE - 1) / 2
+            assert node.allgatherObject([RANK, "x"]) == [[rank, "x"] for rank in range(SIZE)]
+            for name, (make, get, dtypes) in families().items():
+                for dtype in dtypes:
+                    parts = contents(5, 16 * SIZE, dtype)
+                    own = slice(16 * RANK, 16 * (RANK + 1))
+                    for stream in (None, driver.Stream()):
+                        array = make(parts[RANK])
+                        node.sumTensor("grad", array, stream)
+                        assert equal(get(array), in_order(parts)), (name, dtype)
+                        array = make(parts[RANK])
+                        node.reduceScatter("grad", array, stream)
+                        assert equal(get(array)[own], in_order(parts)[own]), (name, dtype)
+                        assert equal(np.delete(get(array), own), np.delete(parts[RANK], own)), (name, dtype)
+                        node.allGather("data", array, stream)
+                        assert equal(get(array), in_order(parts)), (name, dtype)
+                    array = make(parts[RANK])
+                    node.broadcastBuffer("data", array.gpudata if name == "puzzlelib-cuda" else array)
+                    assert equal(get(array), parts[0]), (name, dtype)
+            for options in OPTIONS.values():
+                in_step(*pair(node, **options))
+            in_step(*pair(node, sharded=False))
+            with pytest.raises(ArrayError, match="arrays of a GPU"):
+                node.sumTensor("grad", np.ones(3, np.float32))
+        with pytest.raises(GroupError, match="closed"):
+            node.sumTensor("grad", array)
+        assert node._comm.destroyed
+        assert not node._watcher.is_alive()
+
+
+@check
+def nccl_errors_and_late_processes_are_noticed():
+    if not CUDA:
+        return
+    from pycuda import gpuarray as pycuda_arrays
+
+    fake_nccl.install()
+    for cause in ("an error", "a late process"):
+        if cause == "a late process" and SIZE == 1:
+            continue
+        node = NCCLNodeInfo(device=0, timeout=3)
+        tensor = pycuda_arrays.to_gpu(np.ones(3, np.float32))
+        node.sumTensor("grad", tensor)
+        if cause == "an error":
+            node._comm.state = fake_nccl.Result.RemoteError
+            deadline = time.monotonic() + 20
+            while not node._comm.aborted and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert node._comm.aborted, "the watcher has seen nothing"
+            said = "NCCL reports to process"
         else:
-            raise AssertionError("set up")
+            said = "has waited 3 s in averaging 'grad' for the others"
+        if cause == "an error" or RANK != SIZE - 1:  # the last one comes too late
+            with pytest.raises(GroupError, match=said):
+                node.sumTensor("grad", tensor)
+            with pytest.raises(GroupError, match=said):
+                node.meanValue(1.0)
+        WORLD.Barrier()
+        node._ended.set()
+        node._meeting.close()
 
 
 # -------------------------------------------------------------------------------------------- agreement
 
 
-def refused(kind, node, change, **options):
-    """The message that every process gets when process 1 has made a change; all have to get the same."""
-    net = some_net()
-    optimizer = RMSPropGraves(nodeinfo=node, **(options if RANK == 1 else {}))
-    if RANK == 1:
-        changed = change(net, optimizer)
-        net = changed if changed is not None else net
+def refused(node, net, options):
+    """The message that every process gets when process 1 has other options (None: a hook); all have to get the same."""
+    optimizer = RMSPropGraves(nodeinfo=node, **(options or {} if RANK == 1 else {}))
+    if options is None and RANK == 1:
+        optimizer.addHook(WeightDecay(1))
     data = {n: net.getVar(n).data for n in net.vars}
-    try:
+    with pytest.raises((SetupError, VariableError)) as caught:
         optimizer.setupOn(net, useGlobalState=True)
-    except kind as error:
-        message = str(error)
-    else:
-        raise AssertionError(f"no {kind.__name__}")
     assert all(net.getVar(n).data is data[n] for n in data), "something was changed"
-    return message
+    return str(caught.value)
 
 
 def without(name):
     net = some_net()
     return Net({n: var for n, var in net.vars.items() if n != name})
+
+
+def rated(name, learnRate):
+    net = some_net()
+    net.getVar(name).learnRate = learnRate
+    return net
 
 
 def another(name, shape=None, dtype=np.float32, called=None):
@@ -704,18 +769,23 @@ def nets_that_differ_are_refused_everywhere():
     if SIZE == 1:
         return
     cases = [
-        (VariableError, lambda net, opt: another("fc0.W", (5, 8)), {}, "'fc0.W': its shape is (5, 7) on process 0, and (5, 8)"),
-        (VariableError, lambda net, opt: another("fc0.b", dtype=np.float64), {}, "'fc0.b': its dtype is float32 on process 0"),
-        (VariableError, lambda net, opt: another("fc0.b", called="fc0.c"), {}, "variable 'fc0.b' on process 0, and variable 'fc0.c'"),
-        (SetupError, lambda net, opt: without("fc1.b"), {}, "the number of variables is 6 on process 0, and 5 on process 1"),
-        (VariableError, lambda net, opt: setattr(net.getVar("fc1.W"), "learnRate", 2.0), {}, "'fc1.W': its learnRate is 1.0"),
-        (SetupError, lambda net, opt: setattr(opt, "alpha", 0.5), {}, "its alpha is 0.95 on process 0, and 0.5 on process 1"),
-        (SetupError, lambda net, opt: opt.addHook(WeightDecay(1)), {}, "its hooks is [] on process 0"),
-        (SetupError, lambda net, opt: None, {"gradOfLoss": True}, "its gradOfLoss is False on process 0, and True on"),
-    ]  # fmt: skip
+        (another("fc0.W", (5, 8)), {}, "'fc0.W': its shape is (5, 7) on process 0, and (5, 8)"),
+        (another("fc0.b", dtype=np.float64), {}, "'fc0.b': its dtype is float32 on process 0"),
+        (
+            another("fc0.b", called="fc0.c"),
+            {},
+            "variable in its place is variable 'fc0.b' on process 0, and variable 'fc0.c' on process 1",
+        ),
+        (rated("fc1.W", 2.0), {}, "'fc1.W': its learnRate is 1.0 on process 0, and 2.0"),
+        (without("fc1.b"), {}, "the number of variables is 6 on process 0, and 5 on process 1"),
+        (some_net(), {"alpha": 0.5}, "its alpha is 0.95 on process 0, and 0.5 on process 1"),
+        (some_net(), {"gradOfLoss": True}, "its gradOfLoss is False on process 0, and True on process 1"),
+        (some_net(), {"seed": 3}, "its seed is 0 on process 0, and 3 on process 1"),
+        (some_net(), None, "its hooks is [] on process 0, and ['WeightDecay'] on process 1"),
+    ]
     with group() as node:
-        for kind, change, options, expected in cases:
-            message = refused(kind, node, change, **options)
+        for net, options, expected in cases:
+            message = refused(node, net if RANK == 1 else some_net(), options)
             assert same_bits(np.frombuffer(message.encode(), np.uint8)), message
             assert expected in message, message
         # and the group is of use still
@@ -732,15 +802,10 @@ def an_error_of_one_is_told_to_all():
         net = some_net()
         if RANK == 1:
             net.getVar("fc0.b").grad = None
-        try:
+        told = rf"process 1 of {SIZE} cannot be set up: VariableError: variable 'fc0.b' has no gradient"
+        kind, said = (VariableError, "'fc0.b' has no gradient") if RANK == 1 else (SetupError, told)
+        with pytest.raises(kind, match=said):
             RMSPropGraves(nodeinfo=node).setupOn(net, useGlobalState=True)
-        except SetupError as error:
-            assert RANK != 1
-            assert f"process 1 of {SIZE} cannot be set up: VariableError: variable 'fc0.b' has no gradient" in str(error)
-        except VariableError:
-            assert RANK == 1
-        else:
-            raise AssertionError("set up")
 
 
 # -------------------------------------------------------------------------------------------- disasters
@@ -825,7 +890,9 @@ def one_is_killed_in_the_middle_of_a_step():
     node, optimizer = training(2.0)
     if RANK == 1:
         # within the reduction: the others have this process's share of some pieces, and wait for the next
-        def dying(*arguments, real=node._call, calls=iter(range(9))):
+        real, calls = node._call, itertools.count()
+
+        def dying(*arguments):
             real(*arguments)
             if next(calls) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)

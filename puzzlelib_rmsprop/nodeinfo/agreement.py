@@ -66,7 +66,7 @@ def _difference(first: list[list[str]], own: list[list[str]]) -> list[str] | Non
     """[what, its value in ``first``, its value in ``own``]; both have one number of variables, or that is the difference."""
     for theirs, ours in zip(first, own, strict=False):
         if theirs[0] != ours[0]:
-            return ["variable", theirs[0].partition(":")[0], ours[0].partition(":")[0]]
+            return ["variable in its place", theirs[0].partition(":")[0], ours[0].partition(":")[0]]
         if theirs[1] != ours[1]:
             return [ours[0], theirs[1], ours[1]]
     return None

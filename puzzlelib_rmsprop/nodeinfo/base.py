@@ -65,7 +65,7 @@ class NodeInfo:
         self._lacks("allGather")
 
     def allgatherObject(self, value: Any) -> list[Any]:
-        """Every process's ``value``, in the order of ``index``. Small ones: text, numbers, lists and dictionaries of them."""
+        """Every process's ``value``, in the order of ``index``: text, numbers, lists and dictionaries of them."""
         self._lacks("allgatherObject")
         return [value]
 

@@ -247,7 +247,9 @@ class MPINodeInfo(NodeInfo):
         from ..kernels.cuda import addScaled, driver
 
         size = min(memory.size, STAGING // memory.dtype.itemsize)
-        scaled = DeviceMemory(int(scratch := driver.mem_alloc(max(1, size * memory.dtype.itemsize))), size, memory.dtype, stream)
+        scaled = DeviceMemory(
+            int(scratch := driver.mem_alloc(max(1, size * memory.dtype.itemsize))), size, memory.dtype, stream
+        )
         for begin in range(0, memory.size, max(1, size)):
             count = min(size, memory.size - begin)
             driver.memset_d8_async(scaled.address, 0, count * memory.dtype.itemsize, stream)

@@ -32,8 +32,8 @@ def _bindings() -> Any:
         from nccl.bindings import nccl
     except ImportError as error:
         raise DependencyError(
-            f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'puzzlelib_rmsprop[nccl]', and the NCCL of your CUDA: "
-            f"pip install nvidia-nccl-cu13 (or -cu12)"
+            f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'puzzlelib_rmsprop[nccl]' for CUDA 13, or nccl4py "
+            f"and nvidia-nccl-cu12 for CUDA 12"
         ) from error
     return nccl
 
@@ -127,7 +127,9 @@ class NCCLNodeInfo(NodeInfo):
         try:
             comm = nccl.comm_init_rank_scalable(self.gridsize, self.index, 1, bytearray(unique_id), config.ptr)
         except nccl.NCCLError as error:
-            raise GroupError(f"NCCL refuses process {self.index} of {self.gridsize} on GPU {self.device}: {error}") from error
+            raise GroupError(
+                f"NCCL refuses process {self.index} of {self.gridsize} on GPU {self.device}: {error}"
+            ) from error
         self._comm = comm
         self._until_ready("making a communicator")
         return comm
@@ -137,7 +139,9 @@ class NCCLNodeInfo(NodeInfo):
         began = time.monotonic()
         while (result := int(self._nccl.comm_get_async_error(self._comm))) == self._nccl.Result.InProgress:
             if time.monotonic() - began > self.timeout:
-                self._abort(f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s in {what} for the others")
+                self._abort(
+                    f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s in {what} for the others"
+                )
                 raise GroupError(self._failure)
             time.sleep(1e-4)
         if result != self._nccl.Result.Success:
@@ -166,8 +170,8 @@ class NCCLNodeInfo(NodeInfo):
                 self._abort(f"NCCL reports to process {self.index}: {self._nccl.get_error_string(result)}")
             elif self._queued and time.monotonic() - self._queued[0][1] > self.timeout:
                 self._abort(
-                    f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s for the others: one has died, hangs, "
-                    f"or needs a longer timeout"
+                    f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s for the others: one has died, "
+                    f"hangs, or needs a longer timeout"
                 )
 
     def _abort(self, message: str) -> None:
@@ -238,21 +242,19 @@ class NCCLNodeInfo(NodeInfo):
         memory = self._memory(buffer, None)
         nbytes = memory.size * memory.dtype.itemsize
         address = memory.address
-        self._call(f"broadcasting {name!r}", "broadcast", address, address, nbytes, self._kind(np.dtype(np.uint8)), 0, stream=None)
+        self._call(
+            f"broadcasting {name!r}", "broadcast", address, address, nbytes, self._kind(np.dtype(np.uint8)), 0, stream=None
+        )
 
     def sumTensor(self, name: str, tensor: Any, stream: Any = None) -> None:
         memory = self._memory(tensor, stream)
         address, kind = memory.address, self._kind(memory.dtype)
-        self._call(
-            f"averaging {name!r}", "all_reduce", address, address, memory.size, kind, self._mean, stream=stream
-        )
+        self._call(f"averaging {name!r}", "all_reduce", address, address, memory.size, kind, self._mean, stream=stream)
 
     def reduceScatter(self, name: str, tensor: Any, stream: Any = None) -> None:
         memory, part, own = self._parts(tensor, stream)
         kind = self._kind(memory.dtype)
-        self._call(
-            f"averaging {name!r}", "reduce_scatter", memory.address, own, part, kind, self._mean, stream=stream
-        )
+        self._call(f"averaging {name!r}", "reduce_scatter", memory.address, own, part, kind, self._mean, stream=stream)
 
     def allGather(self, name: str, tensor: Any, stream: Any = None) -> None:
         memory, part, own = self._parts(tensor, stream)

@@ -68,7 +68,9 @@ class Rendezvous(NodeInfo):
                     continue
                 if hello != _HELLO or gridsize != self.gridsize or not 0 < index < gridsize or index in self._sockets:
                     connection.close()
-                    raise GroupError(f"a process that says it is {index} of {gridsize} came to this group of {self.gridsize}")
+                    raise GroupError(
+                        f"a process that says it is {index} of {gridsize} came to this group of {self.gridsize}"
+                    )
                 self._sockets[index] = connection
 
     def _connect(self, host: str, port: int, deadline: float) -> socket.socket:
@@ -91,35 +93,33 @@ class Rendezvous(NodeInfo):
         try:
             if self.index:
                 self._send(0, [value])
-                self._sockets[0].settimeout(self._timeout)
-                answer = _receive(self._sockets[0])
-            else:
-                values = {0: value}
-                for other, connection in self._sockets.items():
-                    connection.settimeout(self._timeout)
-                    message = _receive(connection)
-                    if isinstance(message, str):
-                        self.fail(GroupError(message))
-                        raise GroupError(message)
-                    values[other] = message[0]
-                answer = [values[i] for i in range(self.gridsize)]
-                for other in self._sockets:
-                    self._send(other, answer)
+                return self._receive(0)
+            values = [value, *(self._receive(other)[0] for other in range(1, self.gridsize))]
+            for other in self._sockets:
+                self._send(other, values)
+            return values
         except OSError as error:
-            self._failure = f"process {self.index} of {self.gridsize} has lost another: {error or type(error).__name__}"
-            self.fail(GroupError(self._failure))
+            self.fail(GroupError(f"it has lost another: {error}"))
             raise GroupError(self._failure) from error
-        if isinstance(answer, str):
-            self._failure = answer
-            raise GroupError(answer)
-        return answer
+
+    def _receive(self, other: int) -> Any:
+        self._sockets[other].settimeout(self._timeout)
+        found = _receive(self._sockets[other])
+        if isinstance(found, str):  # what another process has failed of
+            self._fail(found)
+            raise GroupError(found)
+        return found
 
     def fail(self, error: BaseException) -> None:
         if self._failure is None:
-            self._failure = f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}"
+            self._fail(f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}")
+
+    def _fail(self, message: str) -> None:
+        """Tells those that this process talks to."""
+        self._failure = message
         for other in self._sockets:
             with contextlib.suppress(OSError):
-                self._send(other, str(error) if isinstance(error, GroupError) else self._failure)
+                self._send(other, message)
         self._drop()
 
     def close(self) -> None:
