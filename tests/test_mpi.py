@@ -1,21 +1,27 @@
 """Groups of processes over MPI: tests/mpi_program.py under mpirun, with more processes than cores."""
 
+import contextlib
+import inspect
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, nodeinfo
-from puzzlelib_rmsprop.errors import DependencyError, SetupError
+from puzzlelib_rmsprop.errors import DependencyError, GroupError, SetupError
 from puzzlelib_rmsprop.nodeinfo.agreement import agree
 from puzzlelib_rmsprop.nodeinfo.base import on_stream
+from puzzlelib_rmsprop.nodeinfo.rendezvous import Rendezvous
+from tests import fake_nccl
 from tests.conftest import BACKENDS, in_child
 
 # beside this Python, where Open MPI's wheel puts it, or the system's
@@ -113,6 +119,16 @@ def test_disaster(mpirun, name):
     assert (done.returncode == 0) == (name == "all_end_without_closing"), done.text
 
 
+def test_a_death_that_the_launcher_does_not_notice(mpirun):
+    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    if "Open MPI) 5" not in version:
+        pytest.skip("only Open MPI 5 can be told to leave the others alone")
+    more = ("--runtime-options", "continuous")
+    done = mpirun(3, "-m", "tests.mpi_program", prelude(), "one_is_killed", timeout=50, more=more)
+    assert len(re.findall(r"GroupError: process [02] of 3 has waited 2 s in averaging 'grad'", done.text)) == 2, done.text
+    assert done.returncode
+
+
 # -------------------------------------------------------------------------------- what needs no MPI
 
 
@@ -190,3 +206,124 @@ def test_public_names():
     assert nodeinfo.__all__ == ["MPINodeInfo", "NCCLNodeInfo", "NodeInfo"]
     assert issubclass(MPINodeInfo, NodeInfo)
     assert issubclass(NCCLNodeInfo, NodeInfo)
+
+
+# ---------------------------------------------------------------------------------------------- NCCL
+
+
+def test_the_stand_in_takes_what_nccl4py_takes():
+    # import and protocol alone: several processes need a GPU each
+    nccl = pytest.importorskip("nccl.bindings.nccl")
+    for name, function in inspect.getmembers(fake_nccl, inspect.isfunction):
+        if name.startswith("_") or name == "install":
+            continue
+        found = getattr(nccl, name).__doc__.partition("(")[2].partition(")")[0]
+        arguments = [each.split()[-1] for each in found.split(", ") if each]
+        assert arguments == list(inspect.signature(function).parameters), name
+    for kind in (fake_nccl.DataType, fake_nccl.RedOp, fake_nccl.Result):
+        real = getattr(nccl, kind.__name__)
+        assert {each.name: each.value for each in kind} == {each.name: real[each.name].value for each in kind}
+    config = nccl.Config()
+    config.blocking = 0
+    assert (config.blocking, config.ptr != 0) == (0, True)
+    assert issubclass(nccl.NCCLError, Exception)
+
+
+def test_nccl_meets_over_one_way_only():
+    pytest.importorskip("nccl.bindings.nccl")
+    for arguments in ({"index": 0}, {"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1", "index": 0, "comm": 1}):
+        with pytest.raises(SetupError, match="index and gridsize"):
+            NCCLNodeInfo(**arguments)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def meet(work, gridsize=3, timeout=10.0, address=None):
+    """``work(rendezvous)`` of every process, in threads: what each returned, or raised."""
+    address = address or f"127.0.0.1:{free_port()}"
+
+    def one(index):
+        time.sleep(0.05 * (gridsize - index))  # process 0 comes last
+        try:
+            return work(Rendezvous(address, index, gridsize, timeout=timeout))
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(gridsize) as pool:
+        return list(pool.map(one, range(gridsize)))
+
+
+def test_rendezvous():
+    def work(group):
+        assert group.allgatherObject({"i": group.index}) == [{"i": 0}, {"i": 1}, {"i": 2}]
+        group.barrier()
+        found = group.allgatherObject("x" * 100_000)
+        group.close()
+        return [len(each) for each in found]
+
+    assert meet(work) == [[100_000] * 3] * 3
+
+
+def test_rendezvous_of_one_that_fails():
+    def work(group):
+        if group.index == 1:
+            group.fail(ValueError("no more digits"))
+            raise ValueError
+        return group.allgatherObject(0)
+
+    first, second, third = meet(work)
+    assert isinstance(second, ValueError)
+    for error in (first, third):
+        assert isinstance(error, GroupError)
+        assert str(error) == "process 1 of 3 has failed: ValueError: no more digits"
+
+
+def test_rendezvous_of_one_that_is_gone():
+    def work(group):
+        if group.index == 2:
+            group._drop()
+            return None
+        return group.allgatherObject(0)
+
+    first, second, _ = meet(work)
+    assert "process 0 of 3 has failed: GroupError: it has lost another" in str(first)
+    assert str(second) == str(first)
+
+
+def test_rendezvous_that_nobody_comes_to():
+    for index, said in ((0, "timed out"), (1, "refused")):
+        began = time.monotonic()
+        with pytest.raises(GroupError, match=rf"process {index} of 2 has not met the others .* within 0.3 s: .*{said}"):
+            Rendezvous(f"127.0.0.1:{free_port()}", index, 2, timeout=0.3)
+        assert time.monotonic() - began < 20
+
+
+def test_rendezvous_sends_others_away():
+    address = f"127.0.0.1:{free_port()}"
+
+    def stranger():
+        time.sleep(0.3)
+        with socket.create_connection(address.split(":")) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                return connection.recv(10)
+            return b""
+
+    with ThreadPoolExecutor(2) as pool:
+        server = pool.submit(Rendezvous, address, 0, 2, timeout=10.0)
+        assert pool.submit(stranger).result() == b""
+        other = Rendezvous(address, 1, 2, timeout=10.0)
+        server.result().close()
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "index", "said"),
+    [("host", 0, "'host:port'"), ("h:x", 0, "'host:port'"), ("h:1", 2, "index must be from 0 to 1")],
+)
+def test_rendezvous_arguments(address, index, said):
+    with pytest.raises(SetupError, match=said):
+        Rendezvous(address, index, 2, timeout=1.0)

@@ -14,6 +14,7 @@ from .base import NodeInfo
 
 __all__ = ["Rendezvous"]
 
+HELLO = 5.0  # seconds for a process to say who it is
 _HELLO = "puzzlelib_rmsprop group"
 
 
@@ -60,7 +61,7 @@ class Rendezvous(NodeInfo):
             while len(self._sockets) < self.gridsize - 1:
                 server.settimeout(_left(deadline))
                 connection, _ = server.accept()
-                connection.settimeout(_left(deadline))
+                connection.settimeout(min(_left(deadline), HELLO))
                 try:
                     hello, index, gridsize = _receive(connection)
                 except (OSError, ValueError, TypeError):
