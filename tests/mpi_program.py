@@ -808,6 +808,32 @@ def an_error_of_one_is_told_to_all():
             RMSPropGraves(nodeinfo=node).setupOn(net, useGlobalState=True)
 
 
+# ------------------------------------------------------------------------------------------ what is sent
+
+
+def steps_of(mode):
+    make = next(iter(families().values()))[0]
+    # of more than a hundred thousand bytes each, in as many equal parts as there may be processes
+    net = Net(W=Variable(make(np.ones(60_000, np.float32))), H=Variable(make(np.ones(60_000, np.float16))))
+    with group() as node:
+        optimizer = RMSPropGraves(nodeinfo=node, shardState=mode != "plain")
+        if mode == "surveyed":
+            optimizer.addHook(GradientClipping(1.0))
+        optimizer.setupOn(net, useGlobalState=True)
+        for _ in range(int(os.environ["STEPS"])):
+            optimizer.update()
+
+
+def what_is_sent():
+    """Run by itself, STEPS steps in each way."""
+    for mode in ("plain", "sharded", "surveyed"):
+        steps_of(mode)
+
+
+what_is_sent.disaster = True  # no result to be told
+CHECKS["what_is_sent"] = what_is_sent
+
+
 # -------------------------------------------------------------------------------------------- disasters
 # Each ends the whole job; test_mpi.py looks at what was printed, and when.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import scaling
 from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, nodeinfo
 from puzzlelib_rmsprop.errors import DependencyError, GroupError, SetupError
 from puzzlelib_rmsprop.nodeinfo.agreement import agree
@@ -127,6 +128,56 @@ def test_a_death_that_the_launcher_does_not_notice(mpirun):
     done = mpirun(3, "-m", "tests.mpi_program", prelude(), "one_is_killed", timeout=50, more=more)
     assert len(re.findall(r"GroupError: process [02] of 3 has waited 2 s in averaging 'grad'", done.text)) == 2, done.text
     assert done.returncode
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_bytes_sent(mpirun, tmp_path, processes):
+    """What Open MPI counts on its way out of each process, beside the formulas of docs/scaling.md, all together."""
+    counted = []
+    for steps in (1, 3):
+        out = tmp_path / f"{steps}"
+        more = ("--mca", "pml_monitoring_enable", "2", "--mca", "pml_monitoring_enable_output", "3")
+        more += ("--mca", "pml_monitoring_filename", out, "-x", f"STEPS={steps}")
+        done = mpirun(processes, "-m", "tests.mpi_program", prelude(), "what_is_sent", more=more)
+        assert done.returncode == 0, done.text
+        files = sorted(tmp_path.glob(f"{steps}.*.prof"))
+        if not files:
+            pytest.skip("this MPI does not count what it sends")
+        assert len(files) == processes
+        lines = [re.findall(r"^[IE]\t\d+\t\d+\t(\d+) bytes", path.read_text(), re.M) for path in files]
+        counted.append(np.array([sum(map(int, found)) for found in lines]))
+    expected = 0.0
+    for itemsize in (4, 2):
+        line = 64 // itemsize * processes
+        padded = -(-60_000 // line) * line
+        for mode, size in (("plain", 60_000), ("sharded", padded), ("surveyed", padded)):
+            expected += scaling.bytes_sent(size, itemsize, processes, mode)
+    assert ((counted[1] - counted[0]) / 2 == expected).all(), (counted, expected)
+
+
+def test_example(mpirun, tmp_path):
+    script = Path(__file__).parent.parent / "examples" / "train_distributed.py"
+    if not script.exists():
+        pytest.skip("the examples are not here")
+    path = tmp_path / "digits.hdf"
+    accuracies = []
+    for processes, options in (
+        (1, ["--epochs", 3]),
+        (2, ["--epochs", 3]),
+        (4, ["--epochs", 2, "--shard-state", "--checkpoint", path]),
+        (3, ["--epochs", 3, "--shard-state", "--resume", path]),
+        (2, ["--epochs", 4, "--resume", path]),
+    ):
+        done = mpirun(processes, script, *map(str, options))
+        assert done.returncode == 0, done.text
+        assert f"{processes} processes, 50,826 parameters" in done.text
+        accuracies.append(re.findall(r"^test accuracy: (0\.\d{4})$", done.text, re.M))
+        assert len(accuracies[-1]) == 1, done.text
+    # one training, whatever it is run on; sums in another order may tip a digit or two of 360
+    single, *others, _ = (float(found) for (found,) in accuracies)
+    assert single > 0.9
+    for other in (others[0], others[2]):
+        assert abs(other - single) <= 0.012
 
 
 # -------------------------------------------------------------------------------- what needs no MPI
