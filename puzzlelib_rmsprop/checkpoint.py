@@ -217,13 +217,15 @@ class Source:
         try:
             text = np.asarray(content_of(parent[key])[0]).item()
             saved = parent[key].attrs.get("sha256")
+            if saved is not None and saved != hashlib.sha256(text).hexdigest().encode():
+                raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum does not match")
             found = json.loads(text)
             if found["format"] > FORMAT:
                 raise CheckpointError(
                     f"{self.file} is of format {found['format']}; this version reads up to {FORMAT}: upgrade"
                 )
-            if (saved is not None or found["format"] > 1) and saved != hashlib.sha256(text).hexdigest().encode():
-                raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum does not match")
+            if saved is None and found["format"] > 1:
+                raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum is missing")
             if not isinstance(found["variables"], list) or (found["format"] > 1 and not isinstance(found["sha256"], dict)):
                 raise TypeError("it is not what was written")
             return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import numbers
 import os
 from typing import Any
 
@@ -56,8 +57,9 @@ class _Config:
                 raise ConfigError(f"Config.backend must be one of {', '.join(map(str, Backend))}; got {value!r}")
         elif name in ("deviceIdx", "numThreads"):
             least = 1 if name == "numThreads" else 0
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
                 raise ConfigError(f"Config.{name} must be an int >= {least}; got {value!r}")
+            value = int(value)
         elif name == "globalEvalMode":
             if not isinstance(value, bool):
                 raise ConfigError(f"Config.{name} must be True or False; got {value!r}")

@@ -16,6 +16,7 @@ Example:
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 from typing import Any
 
@@ -70,7 +71,10 @@ def to_gpu(ary: Any) -> Any:
         ArrayError: when ``ary`` is not numeric.
         DependencyError, DeviceError: when the backend asked for is not available.
     """
-    content = np.array(ary, order="C", copy=True, subok=False)
+    try:
+        content = np.array(ary, order="C", copy=True, subok=False)
+    except ValueError as error:
+        raise ArrayError(f"to_gpu needs an array or what NumPy makes one of; got {type(ary).__name__}: {error}") from error
     if content.dtype.kind not in "fiub" and content.dtype.name != "bfloat16":
         raise ArrayError(f"to_gpu needs numbers; got {type(ary).__name__} of dtype {content.dtype}")
     family = _family()
@@ -83,16 +87,29 @@ def to_gpu(ary: Any) -> Any:
 
 def empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
     """A new array with whatever content its memory happens to have. Errors as :func:`to_gpu`."""
-    return _family().empty(_tuple(shape), np.dtype(dtype))
+    return _family().empty(_shape(shape), _dtype(dtype))
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
     """A new array of zeros. Errors as :func:`to_gpu`."""
-    return _family().zeros(_tuple(shape), np.dtype(dtype))
+    return _family().zeros(_shape(shape), _dtype(dtype))
 
 
-def _tuple(shape: Any) -> tuple[int, ...]:
-    return tuple(shape) if np.iterable(shape) else (shape,)
+def _shape(shape: Any) -> tuple[int, ...]:
+    try:
+        found = tuple(map(operator.index, shape if np.iterable(shape) else (shape,)))
+    except TypeError:
+        found = (-1,)
+    if min(found, default=0) < 0:
+        raise ArrayError(f"a shape must be an int, or a tuple of ints, of at least 0; got {shape!r}")
+    return found
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        return np.dtype(dtype)
+    except TypeError as error:
+        raise ArrayError(f"dtype must be one of NumPy's; got {dtype!r}") from error
 
 
 def dtypesSupported() -> list[tuple[type, float]]:

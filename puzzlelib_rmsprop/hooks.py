@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
-from .hyper import HyperParameter, number
+from .hyper import HyperParameter, flag, number
 from .kernels import CLIP, DECAY, LASSO, RECORD, SCALE, Judge, Op, Row
 
 __all__ = [
@@ -94,7 +94,7 @@ class WeightDecay(_Operation):
 
     def __init__(self, rate: float, *, gradOfLoss: bool = False) -> None:
         self.rate = rate
-        self.gradOfLoss = gradOfLoss
+        self.gradOfLoss = flag("gradOfLoss", gradOfLoss)
 
     def _ops(self) -> tuple[Op, ...]:
         return (Op(self._kind, self.rate if self.gradOfLoss else -self.rate),)

@@ -6,9 +6,11 @@ import math
 import numbers
 from typing import Any
 
+import numpy as np
+
 from .errors import HyperParameterError
 
-__all__ = ["HyperParameter", "number"]
+__all__ = ["HyperParameter", "flag", "number"]
 
 
 def number(name: str, value: Any, least: float, below: float = math.inf, hint: str = "") -> float:
@@ -17,12 +19,37 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     Raises:
         HyperParameterError: names the parameter, the rule and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    real = _real(value)
+    if real is None:
         raise HyperParameterError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
-    if not (least <= float(value) < below and math.isfinite(value)):
+    if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
-        raise HyperParameterError(f"{name} must be a finite number{rule}; got {value!r}{hint}")
-    return float(value)
+        got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
+        raise HyperParameterError(f"{name} must be a finite number{rule}; got {got}{hint}")
+    return real
+
+
+def _real(value: Any) -> float | None:
+    """A real number as a float, infinite where it is beyond every float; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except TypeError:  # NumPy's timedelta64 is an integer to Python
+        return None
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value`` as a bool, where it is one, NumPy's, or 0 or 1: a text such as "False" would count as true.
+
+    Raises:
+        HyperParameterError: names the option, the rule and the value.
+    """
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise HyperParameterError(f"{name} must be True or False; got {value!r}")
+    return bool(value)
 
 
 class HyperParameter:

@@ -68,7 +68,6 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     if seal == "damaged":
         damaged.append("the SHA-256 of the file is not the one that it was saved with" + (f"; {wrong}" if wrong else ""))
     for part in parts:
-        damaged += [part["error"]] * ("error" in part)
         damaged += [f"dataset {each['name']!r}: {each['why']}" for each in part["datasets"] if each["checksum"] == "damaged"]
     return {"path": path, "bytes": size, "seal": seal, "damaged": damaged, "parts": parts}
 
@@ -143,7 +142,8 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any
     try:
         source = Source(file, name)
     except Error as error:
-        return {**part, "writer": "unknown", "error": str(error)}
+        layout = {"name": f"/{name}.layout", "checksum": "damaged", "why": str(error)}
+        return {**part, "writer": "unknown", "datasets": [layout]}
     layout = source.layout
     part["writer"] = f"puzzlelib_rmsprop {layout.get('library', '(format 1)')}" if layout else "PuzzleLib"
     part |= {"format": layout.get("format"), "extra": source.extra, "attrs": {}, "t": None}

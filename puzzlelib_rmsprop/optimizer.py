@@ -6,9 +6,10 @@ A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:m
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
+from .hyper import flag
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
 from .nodeinfo.agreement import agree, together
 from .nodeinfo.base import on_stream
@@ -139,6 +141,20 @@ class Optimizer:
         self._seen: tuple[int, Any] | None = None
         self._rated: tuple[int, Any] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For ``copy`` and ``pickle``: a copy looks at its own net and memory anew, never at this one's.
+
+        Raises:
+            SetupError: in global mode, where the copies of the net's views would lie apart from that of the flat buffer.
+        """
+        if self.globalState:
+            raise SetupError(
+                f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
+                " load() on another"
+            )
+        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_surveys": {}, "_seen": None, "_rated": None}
+        return vars(self) | fresh
+
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
@@ -194,12 +210,13 @@ class Optimizer:
             ArrayError: an array cannot be used, or two overlap; names the variables.
         """
         try:
+            useGlobalState = flag("useGlobalState", useGlobalState)
             slots, custom, family = self._inspect(mod, useGlobalState)
         except Exception as error:
             agree(self.nodeinfo, [], error)
             raise
         agree(self.nodeinfo, self._facts(slots, family))
-        fresh: dict[str, Any] = {"module": mod, "globalState": bool(useGlobalState), "customVars": custom}
+        fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
             if family is not None:
@@ -221,8 +238,12 @@ class Optimizer:
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         """Reads the net's variables and checks all of them; changes nothing."""
         for method in ("getVarTable", "getVar", "setVar"):
-            if not callable(getattr(mod, method, None)):
-                raise SetupError(f"setupOn needs a net with a method {method}(); got {type(mod).__qualname__}")
+            if isinstance(mod, type) or not callable(getattr(mod, method, None)):
+                got = f"the class {mod.__qualname__}" if isinstance(mod, type) else type(mod).__qualname__
+                raise SetupError(f"setupOn needs a net with a method {method}(); got {got}")
+        for method in ("broadcastBuffer", "sumTensor") if self.nodeinfo is not None else ():
+            if not callable(getattr(self.nodeinfo, method, None)):
+                raise SetupError(f"nodeinfo must have a method {method}(), as a NodeInfo has; got {self.nodeinfo!r}")
         if self.nodeinfo is not None and not useGlobalState:
             raise SetupError("an optimizer with a nodeinfo needs global state: setupOn(net, useGlobalState=True)")
         if self.shardState:
@@ -232,13 +253,23 @@ class Optimizer:
         custom: list[str] = []
         family: Family | None = None
         seen: set[str] = set()
-        for var, names in mod.getVarTable().items():
+        table = mod.getVarTable()
+        if not isinstance(table, Mapping):
+            raise SetupError(
+                f"getVarTable() must give a dict of variables to lists of names; got {type(table).__qualname__}"
+            )
+        for var, names in table.items():
             _check_names(mod, var, names, seen)
             if getattr(var, "hasUpdater", False):
                 if self.nodeinfo is not None:
                     raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
                 custom.append(names[0])
                 continue
+            for attribute in ("data", "grad", "learnRate", "momRate", "wc"):
+                if not hasattr(var, attribute):
+                    raise VariableError(
+                        f"variable {names[0]!r}: a {type(var).__qualname__} without {attribute!r} is no variable"
+                    )
             slot = Slot(list(names), var, var.data, var.grad)
             family = _check_arrays(slot, family)
             slots.append(slot)
@@ -314,10 +345,19 @@ class Optimizer:
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 
     def _share_states(self) -> None:
-        """Global mode: gives each variable its view of the flat state, where all of that is here."""
-        for slot in self._slots if self._shards is None else ():
-            flat = self.states[slot.dtype]
-            slot.state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in flat.items()}
+        """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
+        found = []
+        for slot in self._slots:
+            state = self.states.get(slot.dtype if self.globalState else slot.names[0])
+            if not isinstance(state, dict):
+                raise VariableError(f"variable {slot.names[0]!r}: its state must be a dict of arrays; got {state!r}")
+            if self._shards is not None:
+                state = {}
+            elif self.globalState:
+                state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in state.items()}
+            found.append(state)
+        for slot, state in zip(self._slots, found, strict=True):
+            slot.state = state
 
     def _total(self, slot: Slot) -> int:
         return int(self.globalVar[slot.dtype].data.size)
@@ -491,8 +531,14 @@ class Optimizer:
         get = self.module.getVar
         moved = []
         for slot in self._slots:
-            var = get(slot.names[0])
-            if var is not slot.var or var.data is not slot.data or var.grad is not slot.grad:
+            try:
+                var = get(slot.names[0])
+                data, grad = var.data, var.grad
+            except Exception as error:
+                raise VariableError(
+                    f"variable {slot.names[0]!r}: the net has none of that name any more: {error!r}"
+                ) from error
+            if var is not slot.var or data is not slot.data or grad is not slot.grad:
                 moved.append((slot, self._follow(slot, var)))
         if moved:
             assert self.family is not None
@@ -501,10 +547,12 @@ class Optimizer:
             for slot, var in moved:
                 slot.var, slot.data, slot.grad = var.var, var.data, var.grad
             self._runs = None
-        arrays = [array for state in self.states.values() for array in state.values()]
+        try:
+            arrays = [array for state in self.states.values() for array in state.values()]
+        except AttributeError:  # one is no dict: the next line's business
+            arrays = []
         if len(arrays) != len(self._state_arrays) or any(map(operator.is_not, arrays, self._state_arrays)):
-            if self.globalState:
-                self._share_states()
+            self._share_states()
             self._state_arrays = arrays
             self._runs = None
         watched = getattr(self.module, "_watched", None)
@@ -543,7 +591,11 @@ class Optimizer:
         if self._runs is not None and self._rated is self._seen is not None:
             return self._runs
         rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
-        if self._runs is None or rates != self._rates:
+        try:
+            changed = self._runs is None or rates != self._rates
+        except ValueError:  # an array
+            changed = True
+        if changed:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
             if self.globalState:
@@ -754,7 +806,7 @@ class Optimizer:
 
 
 def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
-    if not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
     for name in names:
         if name in seen:
@@ -796,8 +848,9 @@ def _extents(slots: list[Slot], family: Family) -> Iterator[tuple[str, int, int]
 def _check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
-            good = math.isfinite(value) and value >= least
-        except TypeError:
+            # not an array, though it be 0-d: it could change unseen
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= least
+        except (TypeError, OverflowError):
             good = False
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")

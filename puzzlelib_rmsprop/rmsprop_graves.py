@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .hyper import HyperParameter
+from .hyper import HyperParameter, flag
 from .kernels import PLAIN, Extras, Row, state_dtype
 from .optimizer import Optimizer, Slot
 
@@ -112,14 +113,14 @@ class RMSPropGraves(Optimizer):
         shardState: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
-        self.gradOfLoss = gradOfLoss
+        self.gradOfLoss = flag("gradOfLoss", gradOfLoss)
         self.stateDtype = None if stateDtype is None else _state_dtype(stateDtype)
-        self.masterWeights = masterWeights
-        self.fuseZeroGrad = fuseZeroGrad
+        self.masterWeights = flag("masterWeights", masterWeights)
+        self.fuseZeroGrad = flag("fuseZeroGrad", fuseZeroGrad)
         self.seed = _checked_seed(seed)
-        self.capturable = capturable
-        self.shardState = shardState
-        if capturable and self._variance_form():
+        self.capturable = flag("capturable", capturable)
+        self.shardState = flag("shardState", shardState)
+        if self.capturable and self._variance_form():
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
         self.setAttr("learnRate", learnRate)
         self.setAttr("alpha", alpha)
@@ -132,6 +133,9 @@ class RMSPropGraves(Optimizer):
         self._packed_seen: Any = None  # when the table's rates were last compared
         self._zeroed = False  # whether the last update zeroed the gradients
         self._live: Any = None  # the hyper-parameters in device memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_packed": None, "_packed_seen": None, "_live": None}
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         slots, custom, family = super()._inspect(mod, useGlobalState)
@@ -351,9 +355,9 @@ def _row(run: Slot, family: Family) -> Row:
 
 
 def _checked_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**64:
         raise HyperParameterError(f"seed must be an int from 0 to 2**64 - 1; got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def _state_dtype(dtype: Any) -> np.dtype:

@@ -10,7 +10,7 @@ import numpy as np
 from . import changes
 from .arrays import family_of
 from .config import Config
-from .errors import SetupError
+from .errors import SetupError, VariableError
 
 __all__ = ["Variable"]
 
@@ -59,6 +59,9 @@ class Variable:
         postUpdater: Callable[[Variable], None] | None = None,
     ) -> None:
         family = family_of(data)
+        for what, function in (("updater", updater), ("postUpdater", postUpdater)):
+            if function is not None and not callable(function):
+                raise VariableError(f"variable {name!r}: its {what} must be callable; got {function!r}")
         if name is None:
             name = str(Variable.index)
             Variable.index += 1
@@ -104,9 +107,16 @@ class Variable:
 
     def set(self, variable: Variable) -> None:
         """Copies another variable's data, and its gradient where both have one, into this one's arrays."""
+        if not hasattr(variable, "data") or not hasattr(variable, "grad"):
+            raise VariableError(f"variable {self.name!r}: set() takes a Variable; got {variable!r}")
         pairs = [(self.data, variable.data)]
         if self.grad is not None and variable.grad is not None:
             pairs.append((self.grad, variable.grad))
+        for (target, source), what in zip(pairs, ("data", "gradient"), strict=False):
+            if tuple(target.shape) != tuple(source.shape):
+                raise VariableError(
+                    f"variable {self.name!r}: set() needs a {what} of shape {tuple(target.shape)}; got {tuple(source.shape)}"
+                )
         for target, source in pairs:
             family_of(target).set(target, family_of(source).get(source))
 

@@ -625,7 +625,7 @@ FAULTS = {
     "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
     "an index of 32 bits": ("start(u64(chunk.index) * CHUNK)", "start(chunk.index * u32(CHUNK))"),
     "chunks that start at 0": ("start(u64(chunk.index) * CHUNK)", "start(0)"),
-    "an alignment that is not looked at": ("first = aligned < n ? aligned : n;", "first = 0;"),
+    "an alignment that is not looked at": ("first = aligned != NEVER && aligned < n ? aligned : n;", "first = 0;"),
     "the rates of the first row": ("row.learnRate, row.momRate)};", "row.learnRate, rows[0].momRate)};"),
     "a variance that may be negative": ("variance < Real(0) ? Real(0) : variance", "variance"),
     "a memset off its stream": ("array.nbytes, stream)", "array.nbytes, None)", "arrays/cuda_family.py"),

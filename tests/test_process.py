@@ -147,3 +147,32 @@ next(item for name, item in vars(caching).items() if name.lstrip("_") == "CacheI
         before=before,
     )
     assert done.stdout == "True\n", done.stderr
+
+
+def test_an_interrupt_waits_for_every_thread():
+    # Ctrl-C while two threads update: when it is raised nothing works on the arrays any more
+    code = """
+import signal, threading, time
+import numpy as np
+from puzzlelib_rmsprop import Config
+from puzzlelib_rmsprop.kernels import cpu
+Config.numThreads = 2
+working = []
+def run(begin, end):
+    working.append(begin)
+    time.sleep(0.3)
+    if threading.current_thread() is threading.main_thread():
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.3)
+    working.remove(begin)
+try:
+    cpu._in_threads(run, 2 * cpu.BLOCK)
+except KeyboardInterrupt:
+    print("interrupted", len(working))
+done = []
+cpu._in_threads(lambda begin, end: done.append((begin, end)), 2 * cpu.BLOCK)
+print(len(done))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # its own block is left where it was; the helper's is done
+    assert done.stdout.split() == ["interrupted", "1", "2"]

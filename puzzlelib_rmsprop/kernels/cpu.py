@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -589,32 +589,65 @@ _judge_kernel = _compiled(_judge)
 # close to each other in memory and end together, also where something else uses a core (see benchmarks/NOTES.md).
 BLOCK = 1 << 18
 
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+
+class _Helper:
+    """A thread that does what it is given. Two locks wake and await it, in half the time of an executor's queue."""
+
+    def __init__(self) -> None:
+        self._go, self._done = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._done.acquire()
+        self._work: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="rmsprop_graves", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self._go.acquire()
+            try:
+                self._work()  # type: ignore[misc]
+            except BaseException as error:
+                self._error = error
+            self._work = None
+            self._done.release()
+
+    def begin(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._go.release()
+
+    def wait(self) -> None:
+        """Until it is done, also where a signal's handler raises: that comes after."""
+        interrupt = None
+        while True:
+            try:
+                self._done.acquire()
+                break
+            except BaseException as raised:
+                interrupt = raised
+        error, self._error = interrupt or self._error, None
+        if error is not None:
+            raise error
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+_helpers: list[_Helper] = []
+_in_use = threading.Lock()  # by one update at a time; another one that comes meanwhile works alone
+
+
+def _forget_helpers() -> None:
+    global _helpers, _in_use
+    _helpers, _in_use = [], threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     # threads do not survive a fork: the child makes its own
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    if _pool is None or _pool_size < count:
-        # an older, smaller pool ends by itself when nothing refers to it any more
-        _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="rmsprop_graves"), count
-    return _pool
+    os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def _in_threads(run: Callable[[int, int], None], size: int) -> None:
     """Calls ``run(begin, end)`` on blocks that make up ``range(size)``, in as many threads as are worth it."""
     threads = min(Config.numThreads, size // BLOCK)
-    if threads < 2:
+    in_use = _in_use
+    if threads < 2 or not in_use.acquire(blocking=False):
         run(0, size)
         return
     begins = iter(range(0, size, BLOCK))
@@ -623,14 +656,22 @@ def _in_threads(run: Callable[[int, int], None], size: int) -> None:
         for begin in begins:
             run(begin, min(begin + BLOCK, size))
 
-    helping: list[Future] = []
-    # no thread starts once the interpreter is ending: then this one does what is left
-    with contextlib.suppress(RuntimeError):
-        pool = _helpers(threads - 1)
-        helping = [pool.submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helping:
-        helper.result()
+    helping: list[_Helper] = []
+    try:
+        # no thread starts once the interpreter is ending: then this one does what is left
+        with contextlib.suppress(RuntimeError):
+            while len(_helpers) < threads - 1:
+                _helpers.append(_Helper())
+        for helper in _helpers[: threads - 1]:
+            helper.begin(work)
+            helping.append(helper)
+        work()
+    finally:
+        # all of them, because they work on memory that only the caller keeps alive
+        with contextlib.ExitStack() as waiting:
+            waiting.callback(in_use.release)
+            for helper in helping:
+                waiting.callback(helper.wait)
 
 
 # ------------------------------------------------------------------------------------------- interface
@@ -673,6 +714,7 @@ class Table:
         self._decays = np.zeros(len(rows))
         self._rates = np.zeros((len(rows), 2), compute)
         self._shared = np.zeros(2, compute)
+        self._hyper: tuple[float, ...] | None = None  # those that rates and shared hold
         self._like = _like(dtype)
         self._state_like = _like(state or compute)
         self._size = int(self._rows[:, 5].sum())
@@ -685,6 +727,7 @@ class Table:
     def setRates(self, factors: Sequence[tuple[float, float]], decays: Sequence[float] | None = None) -> None:
         """Sets each row's factors on the optimizer's learnRate and momRate, and its wc (0 by default)."""
         self._factors[:] = factors
+        self._hyper = None
         self._decays[:] = 0.0 if decays is None else decays
 
     def update(
@@ -697,9 +740,12 @@ class Table:
         extras: Extras = PLAIN,
     ) -> None:
         """Runs the rule once over every row; ``stream`` is for other devices."""
-        # multiplied in float64 and rounded once
-        self._rates[:] = self._factors * (learnRate, momRate)
-        self._shared[:] = alpha, epsilon
+        hyper = learnRate, alpha, momRate, epsilon
+        if hyper != self._hyper:
+            # multiplied in float64 and rounded once
+            np.multiply(self._factors, (learnRate, momRate), out=self._rates, casting="same_kind")
+            self._shared[:] = alpha, epsilon
+            self._hyper = hyper
         if extras is PLAIN and not self._never_plain:
             _in_threads(self._part, self._size)
             return

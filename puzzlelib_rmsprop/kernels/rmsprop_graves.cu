@@ -206,7 +206,7 @@ constexpr u32 NEVER = ~u32(0);
 template <int N, class Index, class Work>
 __device__ __forceinline__ void share(Work &work, u32 aligned, Index n, Index thread, Index threads)
 {
-    const Index first = aligned < n ? aligned : n;
+    const Index first = aligned != NEVER && aligned < n ? aligned : n;
     const Index last = n - (n - first) % N;
     for (Index i = first + thread * N; i < last; i += threads * N)
         work.template at<N>(i);
@@ -373,7 +373,7 @@ __device__ __forceinline__ Real current(Stored param, Real master)
 // As Buffers, with everything that may come besides the rule.
 template <class Stored, class State, class Real, bool MASTER>
 struct Extended {
-    static constexpr int N = VECTOR<Stored, State> < VECTOR<Real, Real> || !MASTER ? VECTOR<Stored, State> : VECTOR<Real, Real>;
+    static constexpr int N = MASTER ? VECTOR<Real, State> : VECTOR<Stored, State>;
 
     Stored *__restrict__ param;
     Stored *__restrict__ grad;

@@ -19,7 +19,7 @@ def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None)
         SetupError: they differ, or another process has an error; the same on every process but that one.
         VariableError: they differ in a variable.
     """
-    if nodeinfo is None or nodeinfo.gridsize == 1 or not _can_gather(nodeinfo):
+    if not _can_gather(nodeinfo) or nodeinfo.gridsize == 1:
         return
     failure = None if error is None else f"{type(error).__name__}: {error}"
     # a digest first: a group is large, and its nets are alike
