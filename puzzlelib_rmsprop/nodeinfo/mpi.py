@@ -63,11 +63,14 @@ class MPINodeInfo(NodeInfo):
         DependencyError: mpi4py or an MPI library is missing.
         HyperParameterError: ``timeout`` is no number above 0.
 
-    Example::
+    Example:
+        In a script that ``mpirun -n 4 python train.py`` starts:
 
-        with MPINodeInfo() as nodeinfo:  # mpirun -n 4 python train.py
-            optimizer = RMSPropGraves(nodeinfo=nodeinfo)
-            optimizer.setupOn(net, useGlobalState=True)
+        >>> from puzzlelib_rmsprop import MPINodeInfo, RMSPropGraves
+        >>> def train(net):
+        ...     with MPINodeInfo(timeout=60) as nodeinfo:
+        ...         optimizer = RMSPropGraves(nodeinfo=nodeinfo)
+        ...         optimizer.setupOn(net, useGlobalState=True)
     """
 
     def __init__(

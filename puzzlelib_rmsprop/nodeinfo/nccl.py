@@ -60,11 +60,12 @@ class NCCLNodeInfo(NodeInfo):
         GroupError: the processes do not meet within ``timeout``, or NCCL refuses them.
         SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``.
 
-    Example::
-
-        with NCCLNodeInfo(address="10.0.0.1:29500", index=rank, gridsize=8, device=rank % 4) as nodeinfo:
-            optimizer = RMSPropGraves(nodeinfo=nodeinfo)
-            optimizer.setupOn(net, useGlobalState=True)
+    Example:
+        >>> from puzzlelib_rmsprop import NCCLNodeInfo, RMSPropGraves
+        >>> def train(net, rank):
+        ...     with NCCLNodeInfo(address="10.0.0.1:29500", index=rank, gridsize=8, device=rank % 4) as nodeinfo:
+        ...         optimizer = RMSPropGraves(nodeinfo=nodeinfo)
+        ...         optimizer.setupOn(net, useGlobalState=True)
     """
 
     def __init__(
