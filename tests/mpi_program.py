@@ -643,6 +643,8 @@ def parts_need_a_group_that_can():
         def broadcastBuffer(self, name, buffer):
             pass
 
+        sumTensor = broadcastBuffer
+
     for nodeinfo, said in ((None, "needs a nodeinfo"), (PuzzleLibs(), r"method reduceScatter\(\)")):
         with pytest.raises(SetupError, match=said):
             RMSPropGraves(nodeinfo=nodeinfo, shardState=True).setupOn(some_net(), useGlobalState=True)
