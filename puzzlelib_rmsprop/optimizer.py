@@ -605,6 +605,7 @@ class Optimizer:
                 self._surveys.clear()
             self._rates = rates
         self._rated = self._seen
+        assert self._runs is not None
         return self._runs
 
     def _own(self, runs: list[Slot]) -> list[Slot]:
