@@ -141,7 +141,7 @@ def numpy_passes(params: Arrays, grads: Arrays, where: Where) -> Work:
 
 
 # PuzzleLib compiles such a loop, with restrict on each pointer, by its compiler's highest level of optimization
-C_FLAGS = ["-std=gnu99", "-O3", "-march=native", "-mtune=native", "-ffast-math", "-flto", "-shared", "-fPIC"]
+C_FLAGS = ["-std=gnu99", "-O3", "-march=native", "-mtune=native", "-ffast-math", "-fPIC"]
 C_LOOP = """
 #include <math.h>
 #include <stddef.h>
@@ -161,16 +161,18 @@ void step(float *restrict p, const float *restrict g, float *restrict mg, float 
 def c_loop(params: Arrays, grads: Arrays, where: Where) -> Work:
     """The loop that PuzzleLib has on its CPU backend, one thread, called once a variable."""
     with tempfile.TemporaryDirectory() as folder:
-        source, library = os.path.join(folder, "loop.c"), os.path.join(folder, "loop.so")
+        source, compiled, library = (os.path.join(folder, f"loop.{kind}") for kind in ("c", "o", "so"))
         with open(source, "w") as file:
             file.write(C_LOOP)
-        command = [os.environ.get("CC", "cc"), *C_FLAGS, source, "-o", library, "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise LeftOut(f"there is no C compiler {command[0]} here") from error
-        if done.returncode:
-            raise LeftOut(f"{command[0]} does not compile it: {done.stderr.strip()[-200:]}")
+        compiler = os.environ.get("CC", "cc")
+        # linked without -ffast-math: with it, loading the library turns subnormal numbers off in the whole process
+        for options in ([*C_FLAGS, "-c", source, "-o", compiled], ["-shared", compiled, "-o", library, "-lm"]):
+            try:
+                done = subprocess.run([compiler, *options], capture_output=True, text=True)
+            except OSError as error:
+                raise LeftOut(f"there is no C compiler {compiler} here") from error
+            if done.returncode:
+                raise LeftOut(f"{compiler} does not compile it: {done.stderr.strip()[-200:]}")
         function = ctypes.CDLL(library).step
     params, grads = [aligned(param) for param in params], [aligned(grad) for grad in grads]
     states = [[aligned(np.zeros_like(param)) for _ in range(3)] for param in params]

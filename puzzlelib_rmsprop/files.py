@@ -199,9 +199,14 @@ def _sync_folder(folder: str) -> None:
 
 def _write_at(descriptor: int, content: Any, offset: int) -> None:
     left = memoryview(content).cast("B")
+    os.lseek(descriptor, offset, os.SEEK_SET)  # pwrite and pread are not everywhere
     while left:
-        done = os.pwrite(descriptor, left, offset)
-        left, offset = left[done:], offset + done
+        left = left[os.write(descriptor, left) :]
+
+
+def _read_at(descriptor: int, size: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
 
 
 class _Sink:
@@ -244,7 +249,7 @@ class _Sink:
     def readinto(self, buffer: Any) -> int:
         into = memoryview(buffer).cast("B")
         start, end = self._position, self._position + len(into)
-        into[:] = os.pread(self._descriptor, len(into), start).ljust(len(into), b"\0")
+        into[:] = _read_at(self._descriptor, len(into), start).ljust(len(into), b"\0")
         for offset, content in self._kept:
             low, high = max(start, offset), min(end, offset + len(content))
             if low < high:
@@ -274,7 +279,7 @@ class _Sink:
 def _seal(descriptor: int) -> bytes:
     """What the first 512 bytes of a file must be, given the rest."""
     digest, offset = hashlib.sha256(), USERBLOCK
-    while block := os.pread(descriptor, _BLOCK, offset):
+    while block := _read_at(descriptor, _BLOCK, offset):
         digest.update(block)
         offset += len(block)
     return (_MAGIC + f"bytes {offset}\nsha256 {digest.hexdigest()}\n".encode()).ljust(USERBLOCK, b"\0")
@@ -284,7 +289,7 @@ def sealed(path: str) -> bool | None:
     """Whether a file is as it was written: True or False; None where it has no seal."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        head = os.pread(descriptor, USERBLOCK, 0)
+        head = _read_at(descriptor, USERBLOCK, 0)
         return head == _seal(descriptor) if head.startswith(_MAGIC) else None
     finally:
         os.close(descriptor)
@@ -345,7 +350,7 @@ def _check(path: str) -> None:
             raise CheckpointError(f"cannot read {path}: it is damaged: {found['error']}")
         return
     damaged = [each["name"] for part in found.get("parts", []) for each in part["datasets"] if each["checksum"] == "damaged"]
-    where = ", ".join(map(repr, damaged)) or found.get("error") or "none of its datasets"
+    where = ", ".join(map(repr, damaged)) or found.get("error") or ("none of its datasets" if found else "unknown")
     raise CheckpointError(
         f"{path} is damaged: its SHA-256 is not the one that it was saved with; damaged: {where}. (If it was changed on "
         f"purpose, open it with h5py and give the open file)"

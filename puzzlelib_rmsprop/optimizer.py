@@ -592,10 +592,10 @@ class Optimizer:
             return self._runs
         rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
         try:
-            changed = self._runs is None or rates != self._rates
+            same = rates == self._rates
         except ValueError:  # an array
-            changed = True
-        if changed:
+            same = False
+        if self._runs is None or not same:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
             if self.globalState:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tests.reference import Reference
@@ -65,7 +66,7 @@ def _spike(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
 
 def _largest(info: np.finfo) -> float:
     """About the largest gradient whose square the arithmetic can hold; all of them, in float16."""
-    return {16: 65504.0, 32: 1e18, 64: 1e150}[info.bits]
+    return {"float16": 65504.0, "float64": 1e150}.get(np.dtype(info.dtype).name, 1e18)
 
 
 def _subnormal(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
@@ -119,7 +120,7 @@ GRADIENTS: dict[str, Make] = {
 
 def gradients(steps: int, dtype: Any, seed: int = 0) -> np.ndarray:
     """(steps, WIDTH * len(GRADIENTS)): every gradient of the grid, as parameters of ``dtype`` get it."""
-    rng, info = np.random.default_rng(seed), np.finfo(dtype)
+    rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
     return np.concatenate([make(rng, steps, info) for make in GRADIENTS.values()], axis=1).astype(dtype)
 
 
@@ -178,6 +179,9 @@ ROWS = {
     "float32": Row("float32"),
     "float64": Row("float64"),
     "float16": Row("float16"),
+    "float16, master": Row("float16", master=True, keywords={"masterWeights": True}),
+    "bfloat16": Row("bfloat16"),
+    "bfloat16, master": Row("bfloat16", master=True, keywords={"masterWeights": True}),
     "float16, float16 state": Row("float16", state="float16", keywords={"stateDtype": "float16"}),
 }
 BUFFERS = ("param", "mg", "ms", "delta")

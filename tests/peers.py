@@ -309,7 +309,7 @@ def version(name: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "from a folder"
+        return "its repository"
 
 
 def _cell(outcome: Outcome, part: slice) -> str:

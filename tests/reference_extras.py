@@ -156,5 +156,5 @@ class Judged:
             self.scale, self.good = max(self.scale * backoff, least), 0
         elif interval:
             self.good += 1
-            if self.good == interval:
+            if self.good >= interval:
                 self.scale, self.good = min(self.scale * growth, most), 0

@@ -1,5 +1,6 @@
 """Trainings that stop and go on in another process: what test_resume.py runs on both sides."""
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (gives NumPy its bfloat16)
 import numpy as np
 
-from puzzlelib_rmsprop import Config, RMSPropGraves, WeightDecay
+from puzzlelib_rmsprop import Config, GradientClipping, LossScaling, NonFiniteGuard, RMSPropGraves, WeightDecay
 from puzzlelib_rmsprop.arrays import family_of
 from tests import conftest
 from tests.standins import Net
@@ -26,6 +27,7 @@ class Row:
     options: dict[str, Any] = field(default_factory=dict)
     hooks: Any = tuple  # makes them
     rates: bool = False
+    nan: bool = False  # whether two of the gradients are
 
 
 ROWS = [
@@ -42,6 +44,9 @@ ROWS = [
     Row("fused zeroing", options={"fuseZeroGrad": True}),
     Row("weight decay", hooks=lambda: [WeightDecay(1e-2)], rates=True),
     Row("rates of their own", rates=True),
+    Row("clipping by norm", hooks=lambda: [GradientClipping(1.0)]),
+    Row("a guard that skips", hooks=lambda: [NonFiniteGuard("skip")], nan=True),
+    Row("dynamic loss scaling", "float16", hooks=lambda: [LossScaling(8.0, interval=3)], nan=True),
 ]
 
 
@@ -73,22 +78,23 @@ def made(row, arrays, globalState, seed):
     return optimizer
 
 
-def train(optimizer, arrays, begin, end):
+def train(optimizer, arrays, begin, end, nan=False):
     """The steps from ``begin`` to ``end``; a step's gradients depend on nothing but its number."""
     for number in range(begin, end):
         rng = np.random.default_rng(number)
         for name in SHAPES:
             grad = optimizer.module.getVar(name).grad
-            arrays.put(grad, rng.standard_normal(grad.shape))
+            spoilt = nan and name == "one" and number in (STOP - 2, STOP + 2)
+            arrays.put(grad, np.full(grad.shape, np.nan) if spoilt else rng.standard_normal(grad.shape))
         optimizer.update()
 
 
 def outcome(optimizer):
-    """Every bit that a training leaves: parameters and state."""
+    """Every bit that a training leaves: parameters, state, and what the hooks keep."""
     found = {name: _bits(optimizer.module.getVar(name).data) for name in SHAPES}
     for slot in optimizer._slots:
         found |= {f"{slot.names[0]}.{entity}": _bits(array) for entity, array in slot.state.items()}
-    return found | {"t": np.array(optimizer.t)}
+    return found | {"t": np.array(optimizer.t), "extra": np.array(json.dumps(optimizer._extra()))}
 
 
 def _bits(array):
@@ -108,7 +114,7 @@ def go_on(folder):
             data = optimizer.module.getVar(name).data
             family_of(data).set(data, parameters[name].view(np.dtype(row.dtype)).reshape(shape))
         optimizer.load(saved)
-        train(optimizer, arrays, STOP, END)
+        train(optimizer, arrays, STOP, END, row.nan)
         np.savez(saved.with_suffix(".end.npz"), **outcome(optimizer))
 
 

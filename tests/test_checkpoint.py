@@ -705,3 +705,13 @@ def test_atomic_file_writes_through_a_link(tmp_path):
     assert link.is_symlink()
     with h5py.File(target) as file:
         assert file["x"][()] == 1
+
+
+def test_a_size_that_the_file_cannot_hold_is_refused_before_memory_is_asked_for(tmp_path):
+    path = tmp_path / "run.hdf"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(".attrs/t", (2**40,), np.float64, chunks=(1024,))  # eight terabytes, none of them written
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match="'/.attrs/t' claims 8796093022208 bytes, more than"):
+        loaded_into(file)
+    with pytest.raises(CheckpointError, match="claims 8796093022208 bytes"):
+        loaded_into(path)

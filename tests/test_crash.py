@@ -43,6 +43,27 @@ def test_a_mixture_is_noticed(tmp_path):
         crash.loaded(tmp_path / "run.hdf", False)
 
 
+@posix
+def test_what_is_synced_and_in_which_order(tmp_path, monkeypatch):
+    # a process that dies cannot show it: everything is on the disk before the name is, and then the name
+    calls, path = [], tmp_path / "run.hdf"
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        calls.append("folder" if folder else os.pread(descriptor, 100, 0)[:16])
+        real_sync(descriptor)
+
+    def replace(source, target):
+        calls.append("replace")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    trained(Own, False, {"W": (3,)}).save(path)
+    assert calls == [b"puzzlelib_rmspro", "replace", "folder"]  # sealed when it was synced
+
+
 # ------------------------------------------------------------------------------------------- leftovers
 
 

@@ -248,19 +248,6 @@ def test_no_nan_where_the_variance_rounds_below_zero(kernels, size):
         assert np.isfinite(content).all(), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_add_scaled(kernels, dtype):
-    rng = np.random.default_rng(2)
-    y, x = rng.standard_normal((2, 3001)).astype(dtype)
-    from pycuda import gpuarray as device
-
-    on_device = [device.to_gpu(y), device.to_gpu(x)]
-    kernels.addScaled(int(on_device[0].gpudata), int(on_device[1].gpudata), y.size, -0.3, y.dtype)
-    compute = state_dtype(y.dtype)
-    expected = (y.astype(compute) + compute.type(-0.3) * x.astype(compute)).astype(dtype)
-    assert np.array_equal(on_device[0].get(), expected)
-
-
 # ------------------------------------------------------------------------------------- the optimizer on CUDA
 
 

@@ -729,7 +729,7 @@ def test_the_shipped_ptx_has_every_entry(kernels):
     ptx = kernels._shipped_ptx("rmsprop_graves")
     assert ptx is not None, "run tools/make_ptx.py"
     names = [f"graves_extras_{dtype}_{state}{'_master' * master}" for dtype, state, master in COMBINATIONS]
-    names += [f"{kernel}_{dtype}" for kernel in ("survey", "apply_ops", "add_scaled") for dtype in DTYPES]
+    names += [f"{kernel}_{dtype}" for kernel in ("survey", "apply_ops") for dtype in DTYPES]
     for name in [*names, "survey_judge"]:
         assert f".entry {name}(".encode() in ptx
 

@@ -30,8 +30,9 @@ def folder(tmp_path_factory):
     for case in cases(conftest.ARRAYS):
         number, kind, saved, _ = case.split("~")
         arrays = conftest.ARRAYS[kind]
-        optimizer = resume.made(resume.ROWS[int(number)], arrays, saved == "global", seed=1)
-        resume.train(optimizer, arrays, 0, resume.STOP)
+        row = resume.ROWS[int(number)]
+        optimizer = resume.made(row, arrays, saved == "global", seed=1)
+        resume.train(optimizer, arrays, 0, resume.STOP, row.nan)
         optimizer.save(place / f"{case}.hdf")
         np.savez(place / f"{case}.npz", **resume.outcome(optimizer))
     code = f"{conftest.in_child()}; from tests import resume; resume.go_on({str(place)!r})"
@@ -50,9 +51,9 @@ def pytest_generate_tests(metafunc):
 
 def test_as_if_it_had_never_stopped(case, folder):
     number, kind, saved, _ = case.split("~")
-    arrays = conftest.ARRAYS[kind]
-    whole = resume.made(resume.ROWS[int(number)], arrays, saved == "global", seed=1)
-    resume.train(whole, arrays, 0, resume.END)
+    row, arrays = resume.ROWS[int(number)], conftest.ARRAYS[kind]
+    whole = resume.made(row, arrays, saved == "global", seed=1)
+    resume.train(whole, arrays, 0, resume.END, row.nan)
     expected, found = resume.outcome(whole), np.load(folder / f"{case}.end.npz")
     halfway = np.load(folder / f"{case}.npz")
     assert expected.keys() == set(found)

@@ -67,8 +67,8 @@ PLANTED = {
     ),
     "local": ("__global__ void k(int *x, int n) { int a[9]; a[n] = n; a[x[n]] += x[1]; x[0] = a[x[2]]; }", "local memory"),
     "registers": (
-        f"__global__ void add_scaled_float32(float *x) {{ u64 i = threadIdx.x * 80; {SPILL} __syncthreads(); {USE} }}",
-        "registers; at most 32",
+        f"__global__ void survey_judge(float *x) {{ u64 i = threadIdx.x * 80; {SPILL} __syncthreads(); {USE} }}",
+        "registers; at most 48",
     ),
     "scalar": (
         f"__global__ void graves_flat_float32_float32({BUFFERS}) {{ int i = threadIdx.x;"

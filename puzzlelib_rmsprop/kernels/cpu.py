@@ -564,7 +564,7 @@ def _judge(sums, bads, record, words, limit, growth, backoff, interval, least, m
             words[11] = 0
         else:
             words[11] += 1
-            if words[11] == interval:
+            if words[11] >= interval:
                 record[3] = min(scale * growth, most)
                 words[11] = 0
 

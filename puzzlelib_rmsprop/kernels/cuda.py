@@ -34,7 +34,7 @@ except ImportError as error:
         f"arrays on a GPU need PyCUDA and an NVIDIA driver: {error}. pip install 'puzzlelib_rmsprop[cuda]'"
     ) from error
 
-__all__ = ["Row", "Survey", "Table", "addScaled", "applyOps", "nvcc_options", "source"]
+__all__ = ["Row", "Survey", "Table", "applyOps", "nvcc_options", "source"]
 
 _FOLDER = resources.files(__package__)
 
@@ -366,16 +366,8 @@ class Survey:
         self._judge._launch_kernel((1, 1), (JUDGES, 1, 1), self._head + struct.pack("=5dQ", *how), 0, stream)
 
 
-def _on_gradient(kernel: str, size: int, dtype: np.dtype, arguments: bytes, stream: Any) -> None:
-    if size:
-        function(f"{kernel}_{dtype.name}")._launch_kernel(_grid(-(-size // THREADS)), _BLOCK, arguments, 0, stream)
-
-
-def addScaled(y: int, x: int, size: int, factor: float, dtype: np.dtype, stream: Any = None) -> None:
-    """``y += factor * x`` over ``size`` elements at two addresses that do not overlap; 16-bit ones are rounded once."""
-    _on_gradient("add_scaled", size, dtype, struct.pack("=3Qd", y, x, size, factor), stream)
-
-
 def applyOps(y: int, x: int, size: int, wc: float, ops: Sequence[Op], dtype: np.dtype, stream: Any = None) -> None:
     """``ops`` on the gradient at ``y``, in place, ``x`` being its parameter's address; rounded once, at the end."""
-    _on_gradient("apply_ops", size, dtype, struct.pack("=3Qd", y, x, size, wc) + _packed_ops(ops), stream)
+    if size:
+        arguments = struct.pack("=3Qd", y, x, size, wc) + _packed_ops(ops)
+        function(f"apply_ops_{dtype.name}")._launch_kernel(_grid(-(-size // THREADS)), _BLOCK, arguments, 0, stream)

@@ -12,12 +12,13 @@
 // All read the hyper-parameters from the launch, or, where `live` is given, from device memory, so that a launch
 // captured in a graph follows them.
 //   survey_*, survey_judge  sum of squares and non-finite numbers of many gradients
-//   apply_ops_*, add_scaled_*  operations on one gradient, in place
+//   apply_ops_*     operations on one gradient, in place
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-namespace {
+// named, because what lies in an unnamed one is called after the compiler's process
+namespace puzzlelib_rmsprop {
 
 typedef unsigned long long u64;
 typedef unsigned int u32;
@@ -610,7 +611,7 @@ __device__ __forceinline__ void judge(const Partial *partials, u64 count, Record
         r.good = r.bad ? 0 : r.good + 1;
         if (r.bad) {
             r.scale = r.scale * j.backoff < j.least ? j.least : r.scale * j.backoff;
-        } else if (r.good == j.interval) {
+        } else if (r.good >= j.interval) {
             r.scale = r.scale * j.growth > j.most ? j.most : r.scale * j.growth;
             r.good = 0;
         }
@@ -661,16 +662,9 @@ __device__ __forceinline__ void apply_ops(Stored *y, const Stored *x, u64 n, dou
                           u64(blockIdx.x) * blockDim.x + threadIdx.x, u64(gridDim.x) * blockDim.x);
 }
 
-// y += factor * x, for weight decay.
-template <class Stored, class Real>
-__device__ __forceinline__ void add_scaled(Stored *__restrict__ y, const Stored *__restrict__ x, u64 n, Real factor)
-{
-    const u64 step = u64(gridDim.x) * blockDim.x;
-    for (u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step)
-        narrow(Real(widen(y[i])) + factor * Real(widen(x[i])), y[i]);
-}
+}  // namespace puzzlelib_rmsprop
 
-}  // namespace
+using namespace puzzlelib_rmsprop;
 
 // ---- entry points --------------------------------------------------------------------------------------------------
 
@@ -730,11 +724,6 @@ extern "C" __global__ void __launch_bounds__(JUDGES)
         apply_ops_##NAME(STORED *y, const STORED *x, u64 n, double wc, Ops ops)                                       \
     {                                                                                                                 \
         apply_ops<STORED, REAL>(y, x, n, wc, ops);                                                                    \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        add_scaled_##NAME(STORED *y, const STORED *x, u64 n, double factor)                                           \
-    {                                                                                                                 \
-        add_scaled<STORED, REAL>(y, x, n, REAL(factor));                                                              \
     }
 
 FOR_A_GRADIENT(float32, float, float)
