@@ -247,7 +247,8 @@ class MPINodeInfo(NodeInfo):
                 rest[:] = wide.astype(rest.dtype)
 
     def _average_on_gpu(self, memory: Memory, stream: Any, what: str) -> None:
-        from ..kernels.cuda import addScaled, driver
+        from ..kernels import SCALE, Op
+        from ..kernels.cuda import applyOps, driver
 
         size = min(memory.size, STAGING // memory.dtype.itemsize)
         scaled = DeviceMemory(
@@ -255,9 +256,10 @@ class MPINodeInfo(NodeInfo):
         )
         for begin in range(0, memory.size, max(1, size)):
             count = min(size, memory.size - begin)
-            driver.memset_d8_async(scaled.address, 0, count * memory.dtype.itemsize, stream)
             source = memory.address + begin * memory.dtype.itemsize
-            addScaled(scaled.address, source, count, 1 / self.gridsize, memory.dtype, stream)
+            driver.memcpy_dtod_async(scaled.address, source, count * memory.dtype.itemsize, stream)
+            scale = (Op(SCALE, 1 / self.gridsize),)
+            applyOps(scaled.address, scaled.address, count, 0.0, scale, memory.dtype, stream)
             memory.settle()
             self._call(what, self._comm.Iallreduce, self._direct(scaled, 0, count), self._direct(memory, begin, count))
         del scratch
