@@ -21,7 +21,7 @@ from .hooks import (
     NonFiniteGuard,
     WeightDecay,
 )
-from .nodeinfo import NodeInfo
+from .nodeinfo import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .optimizer import Optimizer
 from .rmsprop_graves import RMSPropGraves
 from .variable import Variable
@@ -35,6 +35,8 @@ __all__ = [
     "Hooks",
     "Lasso",
     "LossScaling",
+    "MPINodeInfo",
+    "NCCLNodeInfo",
     "NodeInfo",
     "NonFiniteGuard",
     "Optimizer",

@@ -15,6 +15,7 @@ __all__ = [
     "DependencyError",
     "DeviceError",
     "Error",
+    "GroupError",
     "HyperParameterError",
     "ModuleError",
     "NonFiniteError",
@@ -38,6 +39,10 @@ class DependencyError(Error, ImportError):
 
 class DeviceError(Error, RuntimeError):
     """A GPU, its context or its compiler refuses what was asked of it."""
+
+
+class GroupError(Error, RuntimeError):
+    """Another process of the group has failed, died or hung, or is too late; the group is of no use any more."""
 
 
 class HyperParameterError(Error, ValueError):

@@ -17,11 +17,15 @@ import numpy as np
 
 from . import changes, checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
+from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
 from .hyper import flag
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
+from .nodeinfo.agreement import agree, together
+from .nodeinfo.base import on_stream
+from .shards import Parts, Shards
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -81,6 +85,8 @@ class Optimizer:
         shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
         customVars: first names of the variables that have their own updater.
         nodeinfo: as given.
+        shardState: whether each process of the group holds, and updates, only its part of the state; False by default.
+            Then ``states`` holds that part, gradients are undefined after an update, and hooks get an empty state.
 
     Example:
         A whole optimizer. Gradients are in PuzzleLib's sign, so the step is added.
@@ -101,6 +107,8 @@ class Optimizer:
         >>> optimizer.t
         1
     """
+
+    shardState = False
 
     def __init__(self, nodeinfo: NodeInfo | None = None) -> None:
         self.t = 0
@@ -125,6 +133,8 @@ class Optimizer:
         self._runs: list[Slot] | None = None
         self._rates: list[tuple[float, float, float]] = []
         self._stream: Any = None
+        self._shards: Shards | None = None
+        self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         self._surveys: dict[Survey, tuple[list[Slot], Any]] = {}
         # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
         self._watched = False
@@ -193,12 +203,19 @@ class Optimizer:
                 points the net's own variables at views of them.
 
         Raises:
-            SetupError: the net lacks a method or has no variables, or a nodeinfo lacks global state.
+            SetupError: the net lacks a method or has no variables, a nodeinfo lacks global state, or the processes of its
+                group differ in their optimizers or nets (VariableError where it is a variable); all are told the first
+                difference.
             VariableError: a variable does not fit; names it.
             ArrayError: an array cannot be used, or two overlap; names the variables.
         """
-        useGlobalState = flag("useGlobalState", useGlobalState)
-        slots, custom, family = self._inspect(mod, useGlobalState)
+        try:
+            useGlobalState = flag("useGlobalState", useGlobalState)
+            slots, custom, family = self._inspect(mod, useGlobalState)
+        except Exception as error:
+            agree(self.nodeinfo, [], error)
+            raise
+        agree(self.nodeinfo, self._facts(slots, family))
         fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
@@ -229,6 +246,8 @@ class Optimizer:
                 raise SetupError(f"nodeinfo must have a method {method}(), as a NodeInfo has; got {self.nodeinfo!r}")
         if self.nodeinfo is not None and not useGlobalState:
             raise SetupError("an optimizer with a nodeinfo needs global state: setupOn(net, useGlobalState=True)")
+        if self.shardState:
+            Shards.check(self.nodeinfo)
 
         slots: list[Slot] = []
         custom: list[str] = []
@@ -260,6 +279,29 @@ class Optimizer:
             refuse_overlap(_extents(slots, family))
         return slots, custom, family
 
+    def _facts(self, slots: list[Slot], family: Family | None) -> list[list[str]]:
+        """What has to be alike in all processes of a group: [what, value] in an order of their own."""
+        facts = {
+            "the optimizer": type(self).__qualname__,
+            **{
+                f"its {name}": repr(value)
+                for name, value in {**self.getAttrDict(), **self._options()}.items()
+                if name != "t"
+            },
+            "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in self.hooks]),
+            "the device of the arrays": str(getattr(family, "device", None)),
+            "the number of variables": str(len(slots)),
+        }
+        for slot in sorted(slots, key=lambda slot: slot.names[0]):
+            of_var = {"names": slot.names, "shape": slot.shape, "dtype": slot.dtype.name}
+            of_var.update({rate: getattr(slot.var, rate) for rate in ("learnRate", "momRate", "wc")})
+            facts.update({f"variable {slot.names[0]!r}: its {what}": str(value) for what, value in of_var.items()})
+        return [[what, value] for what, value in facts.items()]
+
+    def _options(self) -> dict[str, Any]:
+        """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
+        return {}
+
     def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> dict[str, Any]:
         """Moves the variables into flat buffers, one at a time, and points the net at them."""
         params: dict[np.dtype, SharedArray] = {}
@@ -269,7 +311,7 @@ class Optimizer:
                 buffer = buffers.setdefault(slot.dtype, SharedArray(slot.dtype, family))
                 buffer.register(slot.shape, slot.dtype, slot.names[0])
         for buffer in (*params.values(), *grads.values()):
-            buffer.build()
+            buffer.build(self.nodeinfo.gridsize if self.shardState and self.nodeinfo is not None else 1)
         for slot in slots:
             name, var = slot.names[0], slot.var
             data, grad = params[slot.dtype][name], grads[slot.dtype][name]
@@ -288,7 +330,8 @@ class Optimizer:
         if self.nodeinfo is not None:
             for var in flat.values():
                 self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
-        return {"shParams": params, "shGrads": grads, "globalVar": flat}
+        shards = Shards(self.nodeinfo, family, flat) if self.shardState else None
+        return {"shParams": params, "shGrads": grads, "globalVar": flat, "_shards": shards}
 
     def _setup_states(self, slots: list[Slot]) -> None:
         if not self.globalState:
@@ -296,18 +339,21 @@ class Optimizer:
                 slot.state = self.states[slot.names[0]] = WatchedDict(self.setupState(slot.var))
         else:
             for dtype, var in self.globalVar.items():
-                self.states[dtype] = WatchedDict(self.setupState(var))
+                own = var if self._shards is None else self._shards.own(dtype)
+                self.states[dtype] = WatchedDict(self.setupState(own))
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 
     def _share_states(self) -> None:
-        """Gives each variable its state; in global mode, its view of the flat one."""
+        """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
         found = []
         for slot in self._slots:
             state = self.states.get(slot.dtype if self.globalState else slot.names[0])
             if not isinstance(state, dict):
                 raise VariableError(f"variable {slot.names[0]!r}: its state must be a dict of arrays; got {state!r}")
-            if self.globalState:
+            if self._shards is not None:
+                state = {}
+            elif self.globalState:
                 state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in state.items()}
             found.append(state)
         for slot, state in zip(self._slots, found, strict=True):
@@ -361,9 +407,13 @@ class Optimizer:
             if self.hooks or self.nodeinfo is not None:
                 extras = self._prepare_gradients(stream)
                 runs = self._current_runs()
-            self._step(runs, stream, extras)
-        except BaseException:
+            self._step(self._own(runs), stream, extras)
+            if self._shards is not None:
+                self._shards.gather(stream)
+        except BaseException as error:
             self.t -= 1
+            # the others wait for this process, or will
+            getattr(self.nodeinfo, "fail", lambda error: None)(error)
             raise
         for name in self.customVars:
             self.module.getVar(name).update(self.learnRate)
@@ -392,9 +442,7 @@ class Optimizer:
             fold = max(fold, first)
         first = min(first, fold)
         self._run_hooks(hooks[:first], stream)
-        if self.nodeinfo is not None:
-            for var in self.globalVar.values():
-                self.nodeinfo.sumTensor("grad", var.grad)
+        self._average(stream)
         self._run_hooks(hooks[first:fold], stream)
         guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
         ops: tuple[Op, ...] = ()
@@ -406,6 +454,14 @@ class Optimizer:
         if self.family is None or (guard is None and not ops):
             return PLAIN
         return Extras(ops, skip=0 if guard is None else guard._field("bad"))
+
+    def _average(self, stream: Any) -> None:
+        """Replaces the gradients by their means over the group; of a part, where no more is needed."""
+        if self._shards is not None and not any(isinstance(hook, Survey) for hook in self.hooks):
+            self._shards.reduce(stream)
+        elif self.nodeinfo is not None:
+            for var in self.globalVar.values():
+                on_stream(self.nodeinfo.sumTensor, "grad", var.grad, stream)
 
     def _run_hooks(self, hooks: list[Callable[..., None]], stream: Any) -> None:
         """Runs hooks one after the other on each variable; a survey on all at once."""
@@ -549,7 +605,26 @@ class Optimizer:
                 self._surveys.clear()
             self._rates = rates
         self._rated = self._seen
+        assert self._runs is not None
         return self._runs
+
+    def _own(self, runs: list[Slot]) -> list[Slot]:
+        """The runs, or what of them lies in this process's part; the same list for the same ``runs``."""
+        if self._shards is None:
+            return runs
+        if self._own_runs is None or self._own_runs[0] is not runs:
+            self._own_runs = runs, [own for run in runs if (own := self._cut(run, self._shards)) is not None]
+        return self._own_runs[1]
+
+    def _cut(self, run: Slot, shards: Shards) -> Slot | None:
+        found = shards.cut(run.dtype, run.offset, run.size)
+        if found is None:
+            return None
+        (begin, end), (low, high) = found, shards.bounds(run.dtype)
+        var = shards.variable(run.dtype, begin, end, run.names[0])
+        var.learnRate, var.momRate, var.wc = run.var.learnRate, run.var.momRate, run.var.wc
+        state = {k: _part(array, begin - low, (end - begin,), high - low) for k, array in self.states[run.dtype].items()}
+        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset)
 
     def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
         runs = []
@@ -568,7 +643,9 @@ class Optimizer:
         else:
             data, grad = (_part(array, low, (high - low,), flat.data.size) for array in (flat.data, flat.grad))
             var = Variable(data, name=f"{dtype}[{low}:{high}]", grad=grad)
-            state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
+            state = {}
+            if self._shards is None:
+                state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
         var.learnRate, var.momRate, var.wc = rates
         return Slot([var.name], var, var.data, var.grad, state, low)
 
@@ -596,13 +673,38 @@ class Optimizer:
                 which is written into and left open.
             name: prefix of the groups, for several optimizers in one file. Default: none.
 
+        With ``shardState`` every process of the group has to call it; process 0 gets the parts, an array at a time, and
+        writes. The others' ``hdf`` is not used.
+
         Raises:
             SetupError: before :meth:`setupOn`.
-            CheckpointError: the file cannot be written, or has groups of that name already.
+            CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        if self._shards is not None:
+            self._save_shards(hdf, name or "", self._shards)
+            return
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
         checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+
+    def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
+        parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
+        failure: Exception | None = None
+        if shards.nodeinfo.index == 0:
+            try:
+                checkpoint.write(hdf, name, self.getAttrDict(), parts, self._places(), True, self._extra())
+            except Exception as error:
+                failure = error
+        # all processes have to take part in all that is gathered, whatever became of the file
+        for each in parts.values():
+            each.finish()
+        together(self.nodeinfo, failure, "saving")
+
+    def _sizes(self, dtype: np.dtype) -> tuple[int, int]:
+        """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
+        low, high = self._shards.bounds(dtype) if self._shards is not None else (0, 0)
+        shapes = {slot.names[0]: slot.shape for slot in self._slots if slot.dtype == dtype}
+        return high - low, layout(shapes, dtype, self.shParams[dtype].family.alignment)[1]
 
     def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
         """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
@@ -613,12 +715,24 @@ class Optimizer:
             hdf: a path, or an open ``h5py`` file or group, which is left open.
             name: prefix of the groups.
 
+        With ``shardState`` every process of the group has to call it, reads the file and keeps its part.
+
         Raises:
             SetupError: before :meth:`setupOn`.
-            CheckpointError: the file does not fit; names the variable and says why.
+            CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
         """
         self._refresh()
-        self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
+        if self._shards is None:
+            self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
+            return
+        failure: Exception | None = None
+        try:
+            found = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+            self._checkExtra(found[2])
+        except Exception as error:
+            failure = error
+        together(self.nodeinfo, failure, "loading", None if failure else [repr(found[0]), repr(found[2])])
+        self._restore(*found)
 
     def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
         """Takes what was read and fits; checks the rest before it changes anything."""
@@ -633,7 +747,10 @@ class Optimizer:
             raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
         for slot, state in zip(self._slots, states, strict=True):
             for entity, content in state.items():
-                family_of(slot.state[entity]).set(slot.state[entity], content)
+                if self._shards is None:
+                    family_of(slot.state[entity]).set(slot.state[entity], content)
+                else:
+                    self._shards.put(self.states[slot.dtype][entity], slot.dtype, slot.offset, content)
         self._applyExtra(extra)
 
     def _extra(self) -> dict[str, Any]:
@@ -672,11 +789,17 @@ class Optimizer:
                 slot.shape,
                 slot.dtype,
                 slot.offset,
-                {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in slot.state.items()},
+                {entity: (shape, np.dtype(array.dtype)) for entity, (shape, array) in self._entities(slot).items()},
                 self._variance_form(slot.dtype),
             )
             for slot in self._slots
         ]
+
+    def _entities(self, slot: Slot) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """A variable's state, wherever it lies: entity -> its shape, and an array of its dtype."""
+        if self._shards is None:
+            return {entity: (tuple(array.shape), array) for entity, array in slot.state.items()}
+        return {entity: (slot.shape, array) for entity, array in self.states[slot.dtype].items()}
 
     def _variance_form(self, dtype: np.dtype | None = None) -> bool:
         """Whether ``ms`` of parameters of ``dtype`` holds the variance ``ms - mg*mg`` in place of the mean square."""

@@ -61,6 +61,8 @@ class RMSPropGraves(Optimizer):
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
             (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays, or a hook, were changed
             the graph has to be captured anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``.
+        shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
+            averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
 
     The state of a variable: ``mg``, ``ms`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
     Operations of the library's own hooks are done in the same pass over memory (:mod:`puzzlelib_rmsprop.hooks`).
@@ -108,6 +110,7 @@ class RMSPropGraves(Optimizer):
         fuseZeroGrad: bool = False,
         seed: int = 0,
         capturable: bool = False,
+        shardState: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
         self.gradOfLoss = flag("gradOfLoss", gradOfLoss)
@@ -116,6 +119,7 @@ class RMSPropGraves(Optimizer):
         self.fuseZeroGrad = flag("fuseZeroGrad", fuseZeroGrad)
         self.seed = _checked_seed(seed)
         self.capturable = flag("capturable", capturable)
+        self.shardState = flag("shardState", shardState)
         if self.capturable and self._variance_form():
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
         self.setAttr("learnRate", learnRate)
@@ -138,6 +142,10 @@ class RMSPropGraves(Optimizer):
         if self.capturable and (family is None or family.device != "cuda"):
             raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
         return slots, custom, family
+
+    def _options(self) -> dict[str, Any]:
+        names = ("gradOfLoss", "stateDtype", "masterWeights", "fuseZeroGrad", "seed", "capturable", "shardState")
+        return {name: getattr(self, name) for name in names}
 
     def _hyper(self) -> tuple[float, float, float, float]:
         return (-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
@@ -226,7 +234,8 @@ class RMSPropGraves(Optimizer):
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         self._zeroed = False
         super().update(useStreams, sync, stream=stream)
-        self._zeroed = self.fuseZeroGrad
+        # the others' parts of the gradients are left as they are
+        self._zeroed = self.fuseZeroGrad and not self.shardState
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -267,7 +276,8 @@ class RMSPropGraves(Optimizer):
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
 
     def _row(self, run: Slot, family: Family) -> Row:
-        return _row(run, family)
+        # whole stretches have no state here where it is in parts
+        return super()._row(run, family) if self.shardState else _row(run, family)
 
     def _pack(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> _Packed:
         packed = _Packed(runs, family, self._dtypes, source)

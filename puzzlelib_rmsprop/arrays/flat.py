@@ -12,6 +12,8 @@ from .family import Family
 
 __all__ = ["SharedArray"]
 
+ALIGNMENT = 64  # bytes that parts of a buffer are aligned to: a line of a cache, and the widest load of a GPU
+
 
 class SharedArray:
     """One flat buffer that holds several named arrays, as PuzzleLib's ``SharedArray``. It starts as zeros, gaps too.
@@ -53,9 +55,12 @@ class SharedArray:
             raise ArrayError(f"{name!r} cannot be registered: the buffer is built already")
         self.shapes[name] = tuple(shape)
 
-    def build(self) -> None:
-        """Makes the buffer and the arrays in it, in the order they were registered."""
+    def build(self, parts: int = 1) -> None:
+        """Makes the buffer and the arrays in it, in the order they were registered; of ``parts`` equal, aligned parts."""
         self.offsets, size = layout(self.shapes, self.dtype, self.family.alignment)
+        if parts > 1:
+            step = parts * max(1, ALIGNMENT // self.dtype.itemsize)
+            size = -(-size // step) * step
         self.ary = self.family.zeros((size,), self.dtype)
         self.blocks = {name: self.family.view(self.ary, self.offsets[name], shape) for name, shape in self.shapes.items()}
 

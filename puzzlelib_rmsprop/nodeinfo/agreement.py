@@ -1,0 +1,72 @@
+"""Whether the processes of a group are about to train the same net, told to all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ..errors import CheckpointError, SetupError, VariableError
+
+__all__ = ["agree", "together"]
+
+
+def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:
+    """Compares every process's ``facts``, each [what, value], in one order; ``error`` is what one has found by itself.
+
+    A nodeinfo without ``allgatherObject`` of its own, as PuzzleLib's, cannot compare.
+
+    Raises:
+        SetupError: they differ, or another process has an error; the same on every process but that one.
+        VariableError: they differ in a variable.
+    """
+    if not _can_gather(nodeinfo) or nodeinfo.gridsize == 1:
+        return
+    failure = None if error is None else f"{type(error).__name__}: {error}"
+    # a digest first: a group is large, and its nets are alike
+    told = nodeinfo.allgatherObject([failure, hashlib.sha256(repr(facts).encode()).hexdigest()])
+    for index, (theirs, _) in enumerate(told):
+        if theirs is not None:
+            if error is not None:
+                return
+            raise SetupError(f"process {index} of {nodeinfo.gridsize} cannot be set up: {theirs}")
+    if all(digest == told[0][1] for _, digest in told):
+        return
+    first = nodeinfo.allgatherObject(facts if nodeinfo.index == 0 else None)[0]
+    differences = nodeinfo.allgatherObject(_difference(first, facts))
+    index, (what, value, other) = next((i, found) for i, found in enumerate(differences) if found is not None)
+    kind = VariableError if what.startswith("variable") else SetupError
+    raise kind(f"the processes of the group differ: {what} is {value} on process 0, and {other} on process {index}")
+
+
+def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = None) -> None:
+    """Returns when every process has done its part of ``what`` and has ``found`` the same.
+
+    Raises:
+        Exception: ``failure``, where this process has one.
+        CheckpointError: another process has one, or has found something else; the same on every process.
+    """
+    told = nodeinfo.allgatherObject([None if failure is None else f"{type(failure).__name__}: {failure}", found])
+    if failure is not None:
+        raise failure
+    for index, (theirs, other) in enumerate(told):
+        if theirs is not None:
+            raise CheckpointError(f"{what} failed on process {index}: {theirs}")
+        if other != told[0][1]:
+            raise CheckpointError(f"{what}: process {index} has found another file than process 0")
+
+
+def _can_gather(nodeinfo: Any) -> bool:
+    from .base import NodeInfo
+
+    method = getattr(type(nodeinfo), "allgatherObject", None)
+    return method is not None and method is not NodeInfo.allgatherObject
+
+
+def _difference(first: list[list[str]], own: list[list[str]]) -> list[str] | None:
+    """[what, its value in ``first``, its value in ``own``]; both have one number of variables, or that is the difference."""
+    for theirs, ours in zip(first, own, strict=False):
+        if theirs[0] != ours[0]:
+            return ["variable in its place", theirs[0].partition(":")[0], ours[0].partition(":")[0]]
+        if theirs[1] != ours[1]:
+            return [ours[0], theirs[1], ours[1]]
+    return None

@@ -1,0 +1,126 @@
+"""State in parts: each process of a group holds, and updates, its equal part of the flat buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .arrays import Family
+from .errors import SetupError
+from .nodeinfo.base import on_stream
+from .variable import Variable
+
+__all__ = ["Parts", "Shards"]
+
+PIECE = 1 << 25  # bytes that are gathered at a time
+
+
+class Shards:
+    """Which part is this process's, and what the group does to put parts together.
+
+    Args:
+        nodeinfo: with ``reduceScatter``, ``allGather`` and ``allgatherObject``.
+        family: of the flat arrays.
+        flat: dtype -> flat parameters and gradients, of a size that the group divides.
+    """
+
+    def __init__(self, nodeinfo: Any, family: Family, flat: dict[np.dtype, Variable]) -> None:
+        self.nodeinfo, self._family, self._flat = nodeinfo, family, flat
+
+    @staticmethod
+    def check(nodeinfo: Any) -> None:
+        """Raises SetupError where the group cannot do it."""
+        if nodeinfo is None:
+            raise SetupError("shardState=True needs a nodeinfo: the group whose processes hold the parts")
+        for method in ("reduceScatter", "allGather", "allgatherObject"):
+            if not callable(getattr(nodeinfo, method, None)):
+                raise SetupError(f"shardState=True needs a nodeinfo with a method {method}(); got {type(nodeinfo).__name__}")
+
+    def bounds(self, dtype: np.dtype) -> tuple[int, int]:
+        """Where this process's part begins and ends, in elements."""
+        part = int(self._flat[dtype].data.size) // self.nodeinfo.gridsize
+        return self.nodeinfo.index * part, (self.nodeinfo.index + 1) * part
+
+    def variable(self, dtype: np.dtype, begin: int, end: int, name: str) -> Variable:
+        """Elements of the flat parameters and gradients."""
+        data, grad = (
+            self._family.view(array, begin, (end - begin,)) for array in (self._flat[dtype].data, self._flat[dtype].grad)
+        )
+        return Variable(data, name=name, grad=grad)
+
+    def own(self, dtype: np.dtype) -> Variable:
+        """This process's part."""
+        return self.variable(dtype, *self.bounds(dtype), str(dtype))
+
+    def cut(self, dtype: np.dtype, offset: int, size: int) -> tuple[int, int] | None:
+        """What of ``size`` elements from ``offset`` on lies in this process's part."""
+        low, high = self.bounds(dtype)
+        begin, end = max(offset, low), min(offset + size, high)
+        return (begin, end) if begin < end else None
+
+    def reduce(self, stream: Any) -> None:
+        """The mean gradients, each process its part."""
+        for var in self._flat.values():
+            on_stream(self.nodeinfo.reduceScatter, "grad", var.grad, stream)
+
+    def gather(self, stream: Any) -> None:
+        """Everybody's parameters, from those that have updated them."""
+        for var in self._flat.values():
+            on_stream(self.nodeinfo.allGather, "data", var.data, stream)
+
+    def whole(self, array: Any) -> np.ndarray | None:
+        """The parts of a state array put together, on process 0; None on the others, which have to call it too."""
+        nodes, part, dtype = self.nodeinfo.gridsize, int(array.size), np.dtype(array.dtype)
+        first = self.nodeinfo.index == 0
+        found = np.empty((nodes, part), dtype) if first else None
+        most = max(1, PIECE // (nodes * dtype.itemsize))
+        scratch = self._family.zeros((nodes * min(most, part),), dtype)
+        for begin in range(0, part, most):
+            count = min(most, part - begin)
+            piece = self._family.view(scratch, 0, (nodes * count,))
+            own = self._family.view(piece, self.nodeinfo.index * count, (count,))
+            self._family.copy(own, self._family.view(array, begin, (count,)))
+            self.nodeinfo.allGather("state", piece)
+            if found is not None:
+                found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
+        return None if found is None else found.reshape(-1)
+
+    def put(self, array: Any, dtype: np.dtype, offset: int, content: np.ndarray) -> None:
+        """Copies what of a variable's state is this process's into its part."""
+        found = self.cut(dtype, offset, content.size)
+        if found is not None:
+            (begin, end), (low, _) = found, self.bounds(dtype)
+            target = self._family.view(array, begin - low, (end - begin,))
+            self._family.set(target, content.reshape(-1)[begin - offset : end - offset])
+
+
+class Parts(Mapping):
+    """The state of a dtype as a checkpoint wants it, entity -> whole content; put together when an entity is asked for.
+
+    Each process of the group goes through the entities in their order, once: process 0 by reading them, and all by
+    :meth:`finish`.
+    """
+
+    def __init__(self, state: Mapping[str, Any], sizes: tuple[int, int], shards: Shards) -> None:
+        self._state, self._shards = state, shards
+        self._part, self._used = sizes
+        self._left = list(state)
+
+    def __getitem__(self, entity: str) -> Any:
+        assert self._left[0] == entity
+        self._left.pop(0)
+        whole = self._shards.whole(self._state[entity])
+        return None if whole is None else whole[: self._used]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def finish(self) -> None:
+        """Goes through what is left."""
+        while self._left:
+            self[self._left[0]]
