@@ -374,10 +374,12 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
         """
         self._refresh()
-        if self.family is None:
-            return
+        if self.family is not None:
+            self._zero_gradients(self.family, stream)
+
+    def _zero_gradients(self, family: Family, stream: Any) -> None:
         for var in self.globalVar.values() if self.globalState else [slot.var for slot in self._slots]:
-            self.family.fill_zero(var.grad, stream)
+            family.fill_zero(var.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["RMSPropGraves"]
 
 _FLOAT32 = np.finfo(np.float32)
+_ZERO = Extras(zeroGrad=True)
 
 
 class RMSPropGraves(Optimizer):
@@ -131,7 +132,8 @@ class RMSPropGraves(Optimizer):
         super()._unbind()
         self._packed: _Packed | None = None
         self._packed_seen: Any = None  # when the table's rates were last compared
-        self._zeroed = False  # whether the last update zeroed the gradients
+        self._zeroed: list[Slot] | None = None  # the runs whose gradients the last update zeroed
+        self._always: Any = None  # where a 1 lies, in the arrays' memory
         self._live: Any = None  # the hyper-parameters in device memory
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,20 +224,29 @@ class RMSPropGraves(Optimizer):
         z ^= z >> 31
         return z & 0xFFFFFFFF, z >> 32
 
-    def zeroGradParams(self, *, stream: Any = None) -> None:
-        seen, zeroed, self._zeroed = self._seen, self._zeroed, False
-        if zeroed:
-            self._refresh()
-            # an array may have been replaced by one that is not zero
-            if self._seen is seen:
-                return
-        super().zeroGradParams(stream=stream)
+    def _zero_gradients(self, family: Family, stream: Any) -> None:
+        runs, zeroed, self._zeroed = self._runs, self._zeroed, None
+        # where an array was replaced there are no runs now
+        if runs is not None and zeroed is runs:
+            return
+        packed = self._packed
+        few = len(self._slots) < (2 if family.device == "cuda" else 16)  # then one by one is faster
+        if self.globalState or few or packed is None or runs is None or packed.source is not runs:
+            super()._zero_gradients(family, stream)
+            return
+        if self._always is None:
+            self._always = family.zeros((1,), np.dtype(np.float64))
+            family.set(self._always, np.array([1], np.uint64).view(np.float64))
+        # one call for all: a step that is skipped, but for its zeros
+        packed.update(stream, self._hyper(), Extras(zeroGrad=True, skip=family.address(self._always)))
+        for run in packed.frozen:
+            family.fill_zero(run.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
-        self._zeroed = False
+        self._zeroed = None
         super().update(useStreams, sync, stream=stream)
-        # the others' parts of the gradients are left as they are
-        self._zeroed = self.fuseZeroGrad and not self.shardState
+        # in parts, the others' are left as they are
+        self._zeroed = self._runs if self.fuseZeroGrad and not self.shardState else None
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -268,8 +279,10 @@ class RMSPropGraves(Optimizer):
             packed.follow_rates()
             self._packed_seen = self._seen
         assert packed is not None
-        if self.fuseZeroGrad or self._variance_form():
+        if self._variance_form():
             extras = extras._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
+        elif self.fuseZeroGrad:
+            extras = _ZERO if extras is PLAIN else extras._replace(zeroGrad=True)
         packed.update(stream, self._hyper(), extras)
         if self.fuseZeroGrad:
             for run in packed.frozen:

@@ -108,6 +108,24 @@ def test_a_failed_update_zeroes_nothing(arrays, globalState):
     assert not arrays.get(net.getVar("z").grad).any()
 
 
+def test_many_gradients_are_zeroed_in_one_call(arrays):
+    net = Net({f"v{i}": arrays.var(np.ones(i % 5, np.float32 if i % 3 else np.float16)) for i in range(40)})
+    optimizer = RMSPropGraves(**HYPER)
+    optimizer.setupOn(net)
+    net.getVar("v7").learnRate = 0.0
+    for step in range(3):
+        before = {name: arrays.get(var.data) for name, var in net.vars.items()}
+        set_grads(arrays, net, step)
+        optimizer.zeroGradParams()
+        for name, var in net.vars.items():
+            assert not arrays.get(var.grad).any(), name
+            assert arrays.get(var.data).tobytes() == before[name].tobytes(), name
+        set_grads(arrays, net, step)
+        optimizer.update()
+        if step == 1:
+            net.getVar("v9").grad = arrays.make(np.full(4, 3, np.float16))
+
+
 # ------------------------------------------------------------------------------------ bfloat16 state
 
 
