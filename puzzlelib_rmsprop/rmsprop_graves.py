@@ -234,9 +234,6 @@ class RMSPropGraves(Optimizer):
         if self.globalState or few or packed is None or runs is None or packed.source is not runs:
             super()._zero_gradients(family, stream)
             return
-        if self._always is None:
-            self._always = family.zeros((1,), np.dtype(np.float64))
-            family.set(self._always, np.array([1], np.uint64).view(np.float64))
         # one call for all: a step that is skipped, but for its zeros
         packed.update(stream, self._hyper(), Extras(zeroGrad=True, skip=family.address(self._always)))
         for run in packed.frozen:
@@ -302,6 +299,9 @@ class RMSPropGraves(Optimizer):
             packed.former = self._packed  # a graph may still replay on its tables
         if source is None:
             packed.follow_rates()
+        elif self._always is None and not self.globalState:
+            self._always = family.zeros((1,), np.dtype(np.float64))
+            family.set(self._always, np.array([1], np.uint64).view(np.float64))
         return packed
 
 
