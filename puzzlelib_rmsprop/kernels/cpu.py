@@ -32,7 +32,7 @@ __all__ = ["Row", "Survey", "Table", "applyOps"]
 
 # ---------------------------------------------------------------------------------------------- memory
 
-_PARAM, _GRAD, _MG, _MS, _DELTA, _MASTER, _TILE, _STAGE = _BUFFERS = range(8)
+_PARAM, _GRAD, _MG, _MS, _DELTA, _MASTER, _STAGE = _BUFFERS = range(7)
 
 
 def _alias_metadata(module: ir.Module, buffer: int) -> tuple[Any, Any]:
@@ -81,7 +81,8 @@ _load_mg, _store_mg = _accessors(_MG)
 _load_ms, _store_ms = _accessors(_MS)
 _load_delta, _store_delta = _accessors(_DELTA)
 _load_master, _store_master = _accessors(_MASTER)
-_load_tile, _store_tile = _accessors(_TILE)
+# a tile of prepared gradients takes the place of the gradients themselves, so the two are not known apart
+_load_tile, _store_tile = _load_grad, _store_grad
 _load_stage, _store_stage = _accessors(_STAGE)
 
 TILE = 1024  # elements that are worked on at a time where gradients are prepared: they stay in the first-level cache
@@ -387,6 +388,18 @@ def _write_param_overload(like, master_like, param, stage, i, value):  # type: i
     return lambda like, master_like, param, stage, i, value: _store_param(like, param, i, _narrow(like, value))
 
 
+def _reads_in_place(like, real, kinds):  # type: ignore[no-untyped-def]
+    """Whether gradients can be read where they are: no operation is to be done, and they are of the arithmetic's dtype."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_reads_in_place)
+def _reads_in_place_overload(like, real, kinds):  # type: ignore[no-untyped-def]
+    if like.dtype == real.dtype:
+        return lambda like, real, kinds: len(kinds) == 0
+    return lambda like, real, kinds: False
+
+
 @njit(error_model="numpy")
 def _peek(address, like):  # type: ignore[no-untyped-def]
     return _load_tile(like, address, 0)
@@ -448,6 +461,7 @@ def _graves_extra(  # type: ignore[no-untyped-def]
     alpha, epsilon, seed, nothing = shared[0], shared[1], seeds[1], param_like[0]
     step, state_step = param_like.itemsize, state_like.itemsize
     skipped = skip != 0 and _peek(skip, seeds) != 0
+    in_place = _reads_in_place(param_like, shared, kinds)
     tile, stage = _tile(shared), _tile(shared)
     first = 0
     for row in range(table.shape[0]):
@@ -466,14 +480,15 @@ def _graves_extra(  # type: ignore[no-untyped-def]
             delta, master = table[row, 4] + low * state_step, table[row, 6] + low * 4
             if not skipped:
                 _stage_params(param_like, master_like, param, master, stage, count)
-                _prepare(
-                    tile, shared, param_like, master_like, grad, param, stage, count, decays[row], kinds, values, addresses
-                )
+                source = grad
+                if not in_place:
+                    source, wc = tile, decays[row]
+                    _prepare(tile, shared, param_like, master_like, grad, param, stage, count, wc, kinds, values, addresses)
                 for i in range(count):
                     p, m, s, d = _apply_rule(
                         state_like,
                         _read_param(param_like, master_like, param, stage, i),
-                        _load_tile(shared, tile, i),
+                        _load_tile(shared, source, i),
                         _widen(_load_mg(state_like, mg, i)),
                         _widen(_load_ms(state_like, ms, i)),
                         _widen(_load_delta(state_like, delta, i)),
@@ -533,15 +548,19 @@ def _survey(  # type: ignore[no-untyped-def]
     chunks: (chunks, 2) int64, row and first element of TILE ones. sums, bads: of all parts; this one's begin at ``offset``.
     """
     tile, stage = _tile(real), _tile(real)
+    in_place = _reads_in_place(like, real, kinds)
     for number in range(begin, end):
         row, low = chunks[number, 0], chunks[number, 1]
         count = min(TILE, table[row, 5] - low)
         param, grad = table[row, 0] + low * like.itemsize, table[row, 1] + low * like.itemsize
         master = table[row, 6] + low * 4
         _stage_params(like, master_like, param, master, stage, count)
-        _prepare(tile, real, like, master_like, grad, param, stage, count, decays[row], kinds, values, addresses)
-        sums[offset + number] = _square_sum(tile, real, count)
-        bads[offset + number] = _any_bad(tile, real, count)
+        source = grad
+        if not in_place:
+            source = tile
+            _prepare(tile, real, like, master_like, grad, param, stage, count, decays[row], kinds, values, addresses)
+        sums[offset + number] = _square_sum(source, real, count)
+        bads[offset + number] = _any_bad(source, real, count)
 
 
 def _judge(sums, bads, record, words, limit, growth, backoff, interval, least, most):  # type: ignore[no-untyped-def]
