@@ -110,6 +110,8 @@ if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   tests+=(--ignore=tests/test_examples.py)
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
 fi
+# what has nothing to do with a GPU, or needs an MPI, runs elsewhere
+for file in benchmarks convert crash cudasim fuzz_checkpoint inspect mpi; do tests+=("--ignore=tests/test_$file.py"); done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
 
 # the examples, on CUDA where this version's arrays can lie there
@@ -149,6 +151,13 @@ for tool in memcheck racecheck initcheck; do
       "${cuda[@]}" "${watched[@]}" -k "${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step) and not planted}"
   fi
 done
+
+if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
+  leave_out "memcheck of the extras" "compute-sanitizer is not here"
+else
+  step "memcheck of the extras" 60 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "$python" -m pytest -q -x \
+    -p no:cacheprovider "${cuda[@]}" tests/test_cuda_extras.py -k "(every_alignment or survey or skipped) and not planted"
+fi
 
 {
   printf '\n## Checks\n\n'
