@@ -190,6 +190,9 @@ def launch(name: str, net: str, ranks: int, args: argparse.Namespace) -> dict[st
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
+        # in a container everybody is root
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
     own = ["--work", name, "--nets", net, "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
     command = [mpirun, "--oversubscribe", "-n", str(ranks), python, "-m", "benchmarks.distributed", *own]
