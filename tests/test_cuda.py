@@ -410,22 +410,27 @@ def test_use_streams_waits_only_when_asked(cuda, globalState, simulator):
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["ordered-with-the-default", "non-blocking"])
 @pytest.mark.parametrize("seed", range(6))
-def test_order_on_late_streams(cuda, globalState, seed, blocking, request):
-    # zeroing, a hook and the step on one stream, each needing the one before; the simulator runs them as late as it may
+@pytest.mark.parametrize("shapes", [[(300,)], [(300,), (77,)]], ids=["one", "two"])
+def test_order_on_late_streams(cuda, globalState, shapes, seed, blocking, request):
+    # a gradient written, zeroed, and the step with a hook, on one stream, each needing the one before;
+    # the simulator runs them as late as it may
     from pycuda import driver
 
     if request.config.simulated:
         from tests.cudasim import control
 
         control.seed(seed)
-    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    net, optimizer = make(cuda, shapes, globalState)
     optimizer.addHook(WeightDecay(0.5))
+    old = {name: cuda.make(np.ones(var.grad.shape, np.float32)) for name, var in net.vars.items()}
     expected = {}
     for name, var in net.vars.items():
         var.wc = 1.0
         expected[name] = Reference(var.data.get(), dtype=np.float32)
     stream = driver.Stream(0 if blocking else 1)  # CU_STREAM_NON_BLOCKING
     for _ in range(4):
+        for name, var in net.vars.items():
+            driver.memcpy_dtod_async(var.grad.gpudata, old[name].gpudata, old[name].nbytes, stream)
         optimizer.zeroGradParams(stream=stream)
         optimizer.update(stream=stream)
         for reference in expected.values():

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import Config
+from puzzlelib_rmsprop import Config, RMSPropGraves, Variable, gpuarray
 from tests import numerics
 from tests.numerics import BUFFERS, CONFIGS, LEARN_RATE, QUICK, ROWS, Row, run
+from tests.standins import Net
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -20,6 +21,36 @@ def test_within_the_bound(row, backend):
             assert not result.out[name].any()
         # it says something: most errors are within two orders of magnitude of their bound
         assert np.median(result.ratio[name][~result.out[name]]) > 0.01
+
+
+def test_bfloat16_state_stays_finite(backend):
+    # it rounds at random, so a bound of each error says little; but nothing may leave the range that float64 stays in
+    on_cpu = Config.backend is Config.Backend.cpu
+    row = Row("float32", state="bfloat16", keywords={"stateDtype": "bfloat16"})
+    result = run(row, QUICK, 400 if on_cpu else 40, every=1 if on_cpu else 10)
+    for name in BUFFERS:
+        assert not result.infinite[name].any(), name
+
+
+@pytest.mark.parametrize("level", [1.003, 1e4 / 3])
+def test_bfloat16_mean_is_within_azumas_bound(level, backend):
+    # docs/numerics.md: every element's error is bounded, and their mean goes to zero with their number
+    rng = np.random.default_rng(5)
+    optimizer = RMSPropGraves(alpha=0.95, stateDtype="bfloat16", seed=1)
+    var = Variable(gpuarray.to_gpu(np.ones(4096, np.float32)))
+    optimizer.setupOn(Net(W=var))
+    exact, largest = np.zeros(4096), np.zeros(4096)
+    for _ in range(200 if Config.backend is Config.Backend.cpu else 80):
+        grad = (level * (1 + 1e-3 * rng.standard_normal(4096))).astype(np.float32)
+        var.grad.set(grad)
+        optimizer.update()
+        exact = 0.95 * exact + 0.05 * grad
+        largest = np.maximum(largest, np.abs(exact))
+    mg = optimizer.states["W"]["mg"]
+    error = (mg if isinstance(mg, np.ndarray) else mg.get()).astype(np.float64) - exact
+    assert (np.abs(error) < 8 * 2.0**-7 * largest / np.sqrt(1 - 0.95**2)).all()
+    assert error.std() > 0
+    assert abs(error.mean()) < 6 * error.std() / np.sqrt(error.size)
 
 
 class Written:
