@@ -10,7 +10,10 @@ from ..arrays import family_of
 from ..arrays.family import HostFamily
 from ..errors import ArrayError
 
-__all__ = ["DeviceMemory", "Memory", "memory_of", "pinned"]
+__all__ = ["DeviceMemory", "Memory", "averaged", "memory_of", "pinned"]
+
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Memory:
@@ -84,6 +87,17 @@ def memory_of(buffer: Any, stream: Any = None) -> Memory:
         host = np.asarray(family.host(buffer)).reshape(-1)
         return Memory(host.ctypes.data, host.size, host.dtype, host)
     return DeviceMemory(family.address(buffer), int(buffer.size), np.dtype(buffer.dtype), stream)
+
+
+def averaged(memory: Memory) -> Memory:
+    """``memory``, of numbers that have a mean; whole numbers would be cut off.
+
+    Raises:
+        ArrayError: of another dtype.
+    """
+    if memory.dtype.name not in FLOATS:
+        raise ArrayError(f"what is averaged must be {', '.join(FLOATS)}; got {memory.dtype}")
+    return memory
 
 
 def pinned(nbytes: int) -> np.ndarray:

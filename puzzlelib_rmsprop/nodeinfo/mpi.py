@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import ArrayError, DependencyError, GroupError
 from ..hyper import number
 from .base import NodeInfo
-from .memory import DeviceMemory, Memory, memory_of, pinned
+from .memory import DeviceMemory, Memory, averaged, memory_of, pinned
 
 __all__ = ["MPINodeInfo"]
 
@@ -82,12 +82,14 @@ class MPINodeInfo(NodeInfo):
         self._failure: str | None = None
         self._closed = False
         self._staging: dict[bool, list[np.ndarray]] = {}
-        self._sent: list[Any] = []
+        self._kept: list[Any] = []  # requests that are not complete: MPI may use their memory yet
         comm = self._MPI.COMM_WORLD if comm is None else comm
         super().__init__(comm.Get_rank(), comm.Get_size())
+        self._comm: Any = None
+        self._control: Any = None
+        atexit.register(self._at_exit)
         self._comm = self._duplicate(comm)
         self._control = self._duplicate(comm)
-        atexit.register(self._at_exit)
         if device is None:
             machines = self.allgatherObject(self._MPI.Get_processor_name())
             device = machines[: self.index].count(machines[self.index])
@@ -105,9 +107,20 @@ class MPINodeInfo(NodeInfo):
             raise GroupError(self._failure)
         if self._closed:
             raise GroupError(f"{what}: this nodeinfo is closed")
-        self._wait(start(*arguments), what)
+        try:
+            self._wait(start(*arguments), what)
+        except self._MPI.Exception as error:  # a message of another size, say: the processes are out of step
+            self.fail(error)
+            raise GroupError(f"{self._failure}, in {what}") from error
 
     def _wait(self, request: Any, what: str) -> None:
+        try:
+            self._poll(request, what)
+        except BaseException:
+            self._kept.append(request)
+            raise
+
+    def _poll(self, request: Any, what: str) -> None:
         began = time.monotonic()
         while not request.Test():
             waited = time.monotonic() - began
@@ -128,16 +141,19 @@ class MPINodeInfo(NodeInfo):
 
     def _listen(self) -> None:
         """Raises what another process has said that it died of."""
-        if hasattr(self, "_control") and self._control.Iprobe(self._MPI.ANY_SOURCE):
+        if self._control is not None and self._control.Iprobe(self._MPI.ANY_SOURCE):
             self._broken(self._control.recv(source=self._MPI.ANY_SOURCE))
 
     def fail(self, error: BaseException) -> None:
         if self._failure is not None or self._closed:
             return
         self._failure = f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}"
+        self._tell(self._failure)
+
+    def _tell(self, message: str) -> None:
         for other in range(self.gridsize):
             if other != self.index:
-                self._sent.append(self._control.isend(self._failure, other))
+                self._kept.append(self._control.isend(message, other))
 
     def close(self) -> None:
         """Waits for the other processes to close too.
@@ -149,6 +165,7 @@ class MPINodeInfo(NodeInfo):
             return
         self._call("close()", self._control.Ibarrier)
         self._closed = True
+        atexit.unregister(self._at_exit)
         self._staging.clear()
         for comm in (self._comm, self._control):
             comm.Free()
@@ -158,30 +175,38 @@ class MPINodeInfo(NodeInfo):
         if self._closed or self._MPI.Is_finalized():
             return
         died_of = getattr(sys, "last_value", None)
-        if died_of is not None:
+        if died_of is not None and self._control is not None:
             self.fail(died_of)
-        barrier, began = self._control.Ibarrier(), time.monotonic()
-        grace = min(GRACE, self.timeout)
-        while not barrier.Test():
-            waited = time.monotonic() - began
-            if self._failure is None and waited > min(1.0, grace / 2):
-                self.fail(RuntimeError("it ended before the others, without close()"))
-            if waited > grace:
-                break
-            time.sleep(PAUSE)
-        else:
-            if self._failure is None:
-                return
+        if self._control is not None and self._all_end():
+            return
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
         # requests that will never be complete: MPI_Finalize would wait for them
         self._MPI.COMM_WORLD.Abort(1)
 
+    def _all_end(self) -> bool:
+        """Waits for the others to end too; False where one has failed or does not."""
+        barrier, began, told = self._control.Ibarrier(), time.monotonic(), self._failure is not None
+        # others may have work of their own left where nothing has failed; those that wait for this process are told
+        grace = min(GRACE, self.timeout) if told else self.timeout
+        while not barrier.Test():
+            waited = time.monotonic() - began
+            if not told and waited > min(1.0, grace / 2):
+                told = True
+                self._tell(
+                    f"process {self.index} of {self.gridsize} has failed: RuntimeError: it ended before the others, without "
+                    f"close()"
+                )
+            if waited > grace:
+                return False
+            time.sleep(PAUSE)
+        return self._failure is None
+
     # --------------------------------------------------------------------------------------- what it does
 
     def meanValue(self, value: float) -> float:
-        total = np.array([value], np.float64)
+        total = np.array([float(value)])
         self._call("meanValue()", self._comm.Iallreduce, self._MPI.IN_PLACE, total)
         return float(total[0]) / self.gridsize
 
@@ -212,7 +237,7 @@ class MPINodeInfo(NodeInfo):
             memory.settle()
 
     def sumTensor(self, name: str, tensor: Any, stream: Any = None) -> None:
-        memory = memory_of(tensor, stream)
+        memory = averaged(memory_of(tensor, stream))
         what = f"averaging {name!r}"
         if self.gridsize == 1:
             return
@@ -277,6 +302,7 @@ class MPINodeInfo(NodeInfo):
 
     def reduceScatter(self, name: str, tensor: Any, stream: Any = None) -> None:
         memory, part = self._parts(tensor, stream)
+        averaged(memory)
         if self.gridsize == 1:
             return
         for begin, stages in self._pieces(memory, part, self.gridsize):

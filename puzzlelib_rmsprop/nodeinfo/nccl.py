@@ -20,7 +20,7 @@ from ..errors import ArrayError, DependencyError, DeviceError, GroupError, Setup
 from ..hyper import number
 from ..kernels.context import ensure_context
 from .base import NodeInfo
-from .memory import Memory, memory_of
+from .memory import Memory, averaged, memory_of
 from .mpi import MPINodeInfo
 from .rendezvous import Rendezvous
 
@@ -248,13 +248,13 @@ class NCCLNodeInfo(NodeInfo):
         )
 
     def sumTensor(self, name: str, tensor: Any, stream: Any = None) -> None:
-        memory = self._memory(tensor, stream)
+        memory = averaged(self._memory(tensor, stream))
         address, kind = memory.address, self._kind(memory.dtype)
         self._call(f"averaging {name!r}", "all_reduce", address, address, memory.size, kind, self._mean, stream=stream)
 
     def reduceScatter(self, name: str, tensor: Any, stream: Any = None) -> None:
         memory, part, own = self._parts(tensor, stream)
-        kind = self._kind(memory.dtype)
+        kind = self._kind(averaged(memory).dtype)
         self._call(f"averaging {name!r}", "reduce_scatter", memory.address, own, part, kind, self._mean, stream=stream)
 
     def allGather(self, name: str, tensor: Any, stream: Any = None) -> None:
