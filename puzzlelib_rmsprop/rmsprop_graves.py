@@ -61,7 +61,8 @@ class RMSPropGraves(Optimizer):
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
             (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays, or a hook, were changed
-            the graph has to be captured anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``.
+            the graph has to be captured anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``, and not in
+            a group of processes (SetupError).
         shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
             averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
 
@@ -141,6 +142,9 @@ class RMSPropGraves(Optimizer):
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         slots, custom, family = super()._inspect(mod, useGlobalState)
+        if self.capturable and getattr(self.nodeinfo, "gridsize", 1) > 1:
+            # over MPI the host adds, and over NCCL no replay would be watched
+            raise SetupError("capturable=True is for one process: the averages of a group are in no CUDA graph")
         if self.capturable and (family is None or family.device != "cuda"):
             raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
         return slots, custom, family
