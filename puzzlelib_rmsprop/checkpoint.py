@@ -199,6 +199,12 @@ def read(
         return _read_attrs(source, attrs), _States(source, places).read_all(), source.extra
 
 
+def fingerprint(attrs: Mapping[str, Any], states: Sequence[Mapping[str, np.ndarray]], extra: Mapping[str, Any]) -> str:
+    """The SHA-256 of what :func:`read` returned, whichever file it stood in."""
+    sums = [{entity: _digest_of(content) for entity, content in state.items()} for state in states]
+    return hashlib.sha256(repr((sorted(attrs.items()), sums, extra)).encode()).hexdigest()
+
+
 class Source:
     """One optimizer in a file: its groups, its layout, and its datasets, each compared with its checksum."""
 

@@ -136,6 +136,7 @@ class Optimizer:
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         self._surveys: dict[Survey, tuple[list[Slot], Any]] = {}
+        self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
         # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
         self._watched = False
         self._seen: tuple[int, Any] | None = None
@@ -216,6 +217,13 @@ class Optimizer:
             agree(self.nodeinfo, [], error)
             raise
         agree(self.nodeinfo, self._facts(slots, family))
+        try:
+            self._bind(mod, useGlobalState, slots, custom, family)
+        except BaseException as error:
+            self._tell(error)
+            raise
+
+    def _bind(self, mod: Any, useGlobalState: bool, slots: list[Slot], custom: list[str], family: Family | None) -> None:
         fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
@@ -234,6 +242,10 @@ class Optimizer:
             vars(self).update(before)
             raise
         self.t = 0
+
+    def _tell(self, error: BaseException) -> None:
+        """Spares the other processes the wait for this one."""
+        getattr(self.nodeinfo, "fail", lambda error: None)(error)
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         """Reads the net's variables and checks all of them; changes nothing."""
@@ -289,6 +301,7 @@ class Optimizer:
                 if name != "t"
             },
             "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in self.hooks]),
+            "its hooks' arguments": str([_arguments(hook) for hook in self.hooks if type(hook) in FOLDED]),
             "the device of the arrays": str(getattr(family, "device", None)),
             "the number of variables": str(len(slots)),
         }
@@ -397,14 +410,15 @@ class Optimizer:
             VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
                 In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
         """
-        self._refresh()
-        runs = self._current_runs()
-        if useStreams and stream is not None:
-            raise SetupError("update() takes useStreams=True, or a stream, not both")
-        own = self._own_stream() if useStreams else None
-        stream = stream if own is None else own
-        self.t += 1
+        t, self._verdict = self.t, None
         try:
+            self._refresh()
+            runs = self._current_runs()
+            if useStreams and stream is not None:
+                raise SetupError("update() takes useStreams=True, or a stream, not both")
+            own = self._own_stream() if useStreams else None
+            stream = stream if own is None else own
+            self.t += 1
             extras = PLAIN
             if self.hooks or self.nodeinfo is not None:
                 extras = self._prepare_gradients(stream)
@@ -413,9 +427,10 @@ class Optimizer:
             if self._shards is not None:
                 self._shards.gather(stream)
         except BaseException as error:
-            self.t -= 1
-            # the others wait for this process, or will
-            getattr(self.nodeinfo, "fail", lambda error: None)(error)
+            self.t = t
+            # the others wait for this process, or will; but not where they have come to the same verdict
+            if error is not self._verdict:
+                self._tell(error)
             raise
         for name in self.customVars:
             self.module.getVar(name).update(self.learnRate)
@@ -503,7 +518,11 @@ class Optimizer:
             survey.setRates([[run.var.wc for run in alike] for alike in parts.values()])
             known = self._surveys[hook] = (runs, survey)
         known[1].run(ops, hook._judge(), stream)
-        hook._tripped(self._slots)
+        try:
+            hook._tripped(self._slots)
+        except Exception as error:
+            self._verdict = error
+            raise
 
     def _row(self, run: Slot, family: Family) -> Row:
         """Where the gradient and the parameter of a run lie."""
@@ -682,24 +701,33 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
-        self._refresh()
         if self._shards is not None:
             self._save_shards(hdf, name or "", self._shards)
             return
+        self._refresh()
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
         checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
 
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
-        parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
         failure: Exception | None = None
-        if shards.nodeinfo.index == 0:
-            try:
-                checkpoint.write(hdf, name, self.getAttrDict(), parts, self._places(), True, self._extra())
-            except Exception as error:
-                failure = error
-        # all processes have to take part in all that is gathered, whatever became of the file
-        for each in parts.values():
-            each.finish()
+        try:
+            self._refresh()
+        except Exception as error:
+            failure = error
+        together(self.nodeinfo, failure, "saving")
+        parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
+        try:
+            if shards.nodeinfo.index == 0:
+                try:
+                    checkpoint.write(hdf, name, self.getAttrDict(), parts, self._places(), True, self._extra())
+                except Exception as error:
+                    failure = error
+            # all processes have to take part in all that is gathered, whatever became of the file
+            for each in parts.values():
+                each.finish()
+        except BaseException as error:  # Ctrl-C
+            self._tell(error)
+            raise
         together(self.nodeinfo, failure, "saving")
 
     def _sizes(self, dtype: np.dtype) -> tuple[int, int]:
@@ -717,23 +745,25 @@ class Optimizer:
             hdf: a path, or an open ``h5py`` file or group, which is left open.
             name: prefix of the groups.
 
-        With ``shardState`` every process of the group has to call it, reads the file and keeps its part.
+        With a nodeinfo every process of the group has to call it, and reads the whole file, or a copy of it; with
+        ``shardState`` it keeps its part.
 
         Raises:
             SetupError: before :meth:`setupOn`.
-            CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
+            CheckpointError: the file does not fit; names the variable and says why. In a group, one process's does not, or
+                is another than process 0's; on every process.
         """
-        self._refresh()
-        if self._shards is None:
-            self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
-            return
         failure: Exception | None = None
+        content = None
         try:
+            self._refresh()
             found = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
             self._checkExtra(found[2])
+            if self.nodeinfo is not None:
+                content = checkpoint.fingerprint(*found)
         except Exception as error:
             failure = error
-        together(self.nodeinfo, failure, "loading", None if failure else [repr(found[0]), repr(found[2])])
+        together(self.nodeinfo, failure, "loading", content)
         self._restore(*found)
 
     def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
@@ -865,6 +895,11 @@ def _part(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
     if getattr(array, "shape", None) != (total,):
         return array
     return family_of(array).view(array, offset, shape)
+
+
+def _arguments(hook: Any) -> dict[str, Any]:
+    """Of one of the library's own, that is: a user's may keep what it likes."""
+    return {name.strip("_"): value for name, value in vars(hook).items() if isinstance(value, bool | int | float | str)}
 
 
 def _content(array: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Family
 from .errors import SetupError
-from .nodeinfo.base import on_stream
+from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
 
 __all__ = ["Parts", "Shards"]
@@ -35,7 +35,9 @@ class Shards:
         if nodeinfo is None:
             raise SetupError("shardState=True needs a nodeinfo: the group whose processes hold the parts")
         for method in ("reduceScatter", "allGather", "allgatherObject"):
-            if not callable(getattr(nodeinfo, method, None)):
+            # NodeInfo's own serve a group of one
+            base = nodeinfo.gridsize > 1 and getattr(type(nodeinfo), method, None) is getattr(NodeInfo, method)
+            if base or not callable(getattr(nodeinfo, method, None)):
                 raise SetupError(f"shardState=True needs a nodeinfo with a method {method}(); got {type(nodeinfo).__name__}")
 
     def bounds(self, dtype: np.dtype) -> tuple[int, int]:
@@ -70,11 +72,13 @@ class Shards:
         for var in self._flat.values():
             on_stream(self.nodeinfo.allGather, "data", var.data, stream)
 
-    def whole(self, array: Any) -> np.ndarray | None:
-        """The parts of a state array put together, on process 0; None on the others, which have to call it too."""
+    def room(self, array: Any) -> np.ndarray | None:
+        """For the parts of a state array put together, on process 0."""
+        return np.empty((self.nodeinfo.gridsize, array.size), array.dtype) if self.nodeinfo.index == 0 else None
+
+    def whole(self, array: Any, found: np.ndarray | None) -> None:
+        """Puts the parts of a state array together in ``found``, where there is one; all processes have to call it."""
         nodes, part, dtype = self.nodeinfo.gridsize, int(array.size), np.dtype(array.dtype)
-        first = self.nodeinfo.index == 0
-        found = np.empty((nodes, part), dtype) if first else None
         most = max(1, PIECE // (nodes * dtype.itemsize))
         scratch = self._family.zeros((nodes * min(most, part),), dtype)
         for begin in range(0, part, most):
@@ -85,7 +89,6 @@ class Shards:
             self.nodeinfo.allGather("state", piece)
             if found is not None:
                 found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
-        return None if found is None else found.reshape(-1)
 
     def put(self, array: Any, dtype: np.dtype, offset: int, content: np.ndarray) -> None:
         """Copies what of a variable's state is this process's into its part."""
@@ -110,9 +113,18 @@ class Parts(Mapping):
 
     def __getitem__(self, entity: str) -> Any:
         assert self._left[0] == entity
-        self._left.pop(0)
-        whole = self._shards.whole(self._state[entity])
-        return None if whole is None else whole[: self._used]
+        found = self._shards.room(self._state[entity])  # or no memory is left, and finish() has this entity to go through
+        self._gather(found)
+        return None if found is None else found.reshape(-1)[: self._used]
+
+    def _gather(self, found: np.ndarray | None) -> None:
+        array = self._state[self._left.pop(0)]
+        try:
+            self._shards.whole(array, found)
+        except BaseException as error:
+            # nothing brings the processes into step again
+            getattr(self._shards.nodeinfo, "fail", lambda error: None)(error)
+            raise
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
@@ -123,4 +135,4 @@ class Parts(Mapping):
     def finish(self) -> None:
         """Goes through what is left."""
         while self._left:
-            self[self._left[0]]
+            self._gather(None)

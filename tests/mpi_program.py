@@ -33,7 +33,15 @@ from puzzlelib_rmsprop import (  # noqa: E402
     WeightDecay,
     gpuarray,
 )
-from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, GroupError, SetupError, VariableError  # noqa: E402
+from puzzlelib_rmsprop.errors import (  # noqa: E402
+    ArrayError,
+    CheckpointError,
+    GroupError,
+    HyperParameterError,
+    NonFiniteError,
+    SetupError,
+    VariableError,
+)
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
 from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
 from tests import fake_nccl, standins  # noqa: E402
@@ -62,6 +70,12 @@ def staging(nbytes, small=0):
     mpi.STAGING, mpi.SMALL = nbytes, small
     yield
     mpi.STAGING, mpi.SMALL = before
+
+
+def leave(node):
+    """Goes on with the next check after a group has failed on purpose."""
+    node._closed = True
+    WORLD.Barrier()
 
 
 def families():
@@ -252,6 +266,39 @@ def on_a_stream():
                     if not aware or dtype in ("float16", "bfloat16"):
                         assert equal(target.get()[own], in_order(parts)[own]), (dtype, aware, method.__name__)
                 node.broadcastBuffer("data", array)
+
+
+@check
+def only_floats_are_averaged():
+    if CUDA:
+        return
+    with group() as node:
+        for dtype in ("int16", "int32", "int64", "bool", "complex64"):
+            array = np.arange(2 * SIZE).astype(dtype)
+            for method in (node.sumTensor, node.reduceScatter):
+                with pytest.raises(ArrayError, match=f"averaged must be float16.*; got {dtype}"):
+                    method("grad", array)
+            assert equal(array, np.arange(2 * SIZE).astype(dtype))
+            node.broadcastBuffer("data", array)
+        with pytest.raises(TypeError):
+            node.meanValue(None)
+
+
+@check
+def processes_out_of_step_get_a_group_error():
+    if SIZE == 1:
+        return
+    node = group(timeout=2)
+
+    def out_of_step():
+        for _ in range(3):
+            node.sumTensor("grad", np.ones(3 if RANK == 1 else 5, np.float32))
+        node.barrier()
+
+    for _ in range(2):  # MPI's error on some, the others' word or a wait in vain on the rest
+        with pytest.raises(GroupError):
+            out_of_step()
+    leave(node)
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -548,6 +595,43 @@ def a_guard_skips_on_all_processes():
 
 
 @check
+def a_guard_that_raises_does_so_everywhere_and_the_group_goes_on():
+    for sharded in (False, True):
+        with group() as node:
+            (optimizer, net), _ = pair(node, sharded, lambda: (NonFiniteGuard("raise"),))
+            before = {n: content(net.getVar(n).data) for n in SHAPES}
+            if RANK == SIZE - 1:
+                put(net.getVar("half.W").grad, np.full(9, np.nan, np.float16))
+            with pytest.raises(NonFiniteError, match="the gradient of 'half.W'"):
+                optimizer.update()
+            assert all(equal(content(net.getVar(n).data), before[n]) for n in SHAPES)
+            for n in SHAPES:
+                put(net.getVar(n).grad, np.ones(SHAPES[n]))
+            optimizer.update()
+            assert optimizer.t == 1
+
+
+@check
+def an_error_of_one_in_an_update_is_told_to_all():
+    """Wherever it comes from: a process that swallows it would be a step behind."""
+    if SIZE == 1:
+        return
+    node = group(timeout=60)
+    (optimizer, net), _ = pair(node, False)
+    if RANK == 1:
+        net.getVar("fc0.b").learnRate = np.nan
+    told = rf"process 1 of {SIZE} has failed: HyperParameterError"
+    with pytest.raises(HyperParameterError if RANK == 1 else GroupError, match="learnRate must be" if RANK == 1 else told):
+        optimizer.update()
+    assert optimizer.t == 0
+    if RANK == 1:
+        net.getVar("fc0.b").learnRate = 1.0
+    with pytest.raises(GroupError, match=told):
+        optimizer.update()
+    leave(node)
+
+
+@check
 def checkpoints_of_parts_load_anywhere():
     """Saved by all, loaded by one process in either mode, by other numbers of processes, and back; bit for bit."""
     folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
@@ -619,12 +703,21 @@ def offsets(optimizer, slot):
 @check
 def a_failed_save_or_load_fails_everywhere():
     folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
+    for sharded in (False, True):
+        _a_failed_save_or_load(folder, sharded)
+    if RANK == 0:
+        shutil.rmtree(folder)
+
+
+def _a_failed_save_or_load(folder, sharded):
     with group() as node:
-        ((optimizer, _), _) = pair(node)
+        ((optimizer, _), _) = pair(node, sharded)
         path = os.path.join(folder, "run.hdf")
-        optimizer.save(path)
+        if sharded or RANK == 0:
+            optimizer.save(path)
+        node.barrier()
         for attempt, wrong in (
-            (optimizer.save, os.path.join(folder, "missing", "run.hdf")),
+            (optimizer.save if sharded else optimizer.load, os.path.join(folder, "missing", "run.hdf")),
             (optimizer.load, os.path.join(folder, "missing.hdf") if RANK == SIZE - 1 else path),
         ):
             with pytest.raises(CheckpointError, match="missing"):
@@ -636,17 +729,65 @@ def a_failed_save_or_load_fails_everywhere():
         with h5py.File(path) as source, h5py.File(own, "w") as target:
             for key in source:
                 source.copy(key, target)
-        other = RMSPropGraves(learnRate=0.02)
-        other.setupOn(some_net(), useGlobalState=True)
-        if RANK == SIZE - 1:
-            other.save(own)
-        if SIZE > 1:
-            with pytest.raises(CheckpointError, match=f"process {SIZE - 1} has found another file"):
-                optimizer.load(own)
+        for learnRate in (0.02, 0.01):
+            other, there = local()
+            other.learnRate = learnRate
+            if learnRate == 0.01:  # of another run, with the same attributes
+                put(there.getVar("fc0.W").grad, np.ones(SHAPES["fc0.W"]))
+                other.update()
+                other.t = 0
+            if RANK == SIZE - 1:
+                other.save(own)
+            if SIZE > 1:
+                with pytest.raises(CheckpointError, match=f"process {SIZE - 1} has found another file"):
+                    optimizer.load(own)
         WORLD.Barrier()
         optimizer.update()
+
+
+@check
+def a_save_that_fails_on_one_process_leaves_none_waiting():
+    folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
+    path = os.path.join(folder, "run.hdf")
+    with group() as node:
+        (optimizer, net), _ = pair(node)
+        # no memory to put a part together in
+        room, calls = optimizer._shards.room, itertools.count()
+
+        def full(array):
+            if RANK == 0 and next(calls) == 1:
+                raise MemoryError("no room")
+            return room(array)
+
+        optimizer._shards.room = full
+        with pytest.raises(MemoryError if RANK == 0 else CheckpointError, match="no room"):
+            optimizer.save(path)
+        assert not os.path.exists(path)
+        # an array that no longer fits
+        grad = net.getVar("fc0.b").grad
+        if RANK == SIZE - 1:
+            net.getVar("fc0.b").grad = grad.copy()
+        with pytest.raises(
+            VariableError if RANK == SIZE - 1 else CheckpointError, match="'fc0.b': its gradient was replaced"
+        ):
+            optimizer.save(path)
+        net.getVar("fc0.b").grad = grad
+        optimizer.save(path)
+        optimizer.update()
+    # Ctrl-C
+    node = group(timeout=60)
+    (optimizer, _), _ = pair(node)
+    if RANK == 0:
+        optimizer._extra = interrupted
+    with pytest.raises(KeyboardInterrupt if RANK == 0 else GroupError, match="KeyboardInterrupt" if RANK else None):
+        optimizer.save(path)
+    leave(node)
     if RANK == 0:
         shutil.rmtree(folder)
+
+
+def interrupted():
+    raise KeyboardInterrupt
 
 
 @check
@@ -824,6 +965,44 @@ def an_error_of_one_is_told_to_all():
             RMSPropGraves(nodeinfo=node).setupOn(net, useGlobalState=True)
 
 
+@check
+def hooks_with_other_arguments_are_refused():
+    if SIZE == 1:
+        return
+    hooks = [
+        (GradientClipping, 0.5, "{'threshold': 0.5}"),
+        (WeightDecay, 0.25, "{'rate': 0.25, 'gradOfLoss': False}"),
+        (NonFiniteGuard, "warn", "{'policy': 'warn'}"),
+    ]
+    with group() as node:
+        for kind, argument, said in hooks:
+            optimizer = RMSPropGraves(nodeinfo=node)
+            optimizer.addHook(kind(argument if RANK == 1 else "skip" if kind is NonFiniteGuard else 1.0))
+            with pytest.raises(SetupError, match=rf"its hooks' arguments is .* on process 0, and \[{said}\] on process 1"):
+                optimizer.setupOn(some_net(), useGlobalState=True)
+
+
+@check
+def an_error_of_one_after_the_comparison_is_told_to_all():
+    if SIZE == 1:
+        return
+    node = group(timeout=60)
+    net, optimizer = some_net(), RMSPropGraves(nodeinfo=node)
+    if RANK == 1:
+        net.setVar = None  # found to be there, and then not
+        optimizer._inspect = lambda *args: RMSPropGraves._inspect(optimizer, some_net(), True)
+
+    def begin():
+        optimizer.setupOn(net, useGlobalState=True)
+        optimizer.update()
+
+    with pytest.raises(
+        TypeError if RANK == 1 else GroupError, match=f"1 of {SIZE} has failed: TypeError" if RANK != 1 else None
+    ):
+        begin()
+    leave(node)
+
+
 # ------------------------------------------------------------------------------------------ what is sent
 
 
@@ -955,8 +1134,25 @@ def one_leaves():
 
 
 @disaster
+def one_is_not_there():
+    if RANK == 1:
+        time.sleep(600)
+    group(timeout=2.0)
+
+
+@disaster
 def all_end_without_closing():
     training(20.0)
+    print("ended", flush=True)
+
+
+@disaster
+def one_has_work_left():
+    """Nobody closes, and nobody waits for this process's part in an update."""
+    mpi.GRACE = 1.0
+    training(20.0)
+    if RANK == 0:
+        time.sleep(3)
     print("ended", flush=True)
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, nodeinfo
+from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, RMSPropGraves, nodeinfo
 from puzzlelib_rmsprop.errors import DependencyError, GroupError, SetupError
+from puzzlelib_rmsprop.nets import Linear
 from puzzlelib_rmsprop.nodeinfo.agreement import agree
 from puzzlelib_rmsprop.nodeinfo.base import on_stream
 from puzzlelib_rmsprop.nodeinfo.rendezvous import Rendezvous
@@ -105,7 +106,9 @@ SAID = {
     "one_is_killed": (r"signal 9", 1),
     "one_is_killed_in_the_middle_of_a_step": (r"signal 9", 1),
     "one_leaves": (r"GroupError: process 1 of 3 has failed: RuntimeError: it ended before the others, without close\(\)", 2),
+    "one_is_not_there": (r"GroupError: process [02] of 3 has waited 2 s in making a communicator for the others", 1),
     "all_end_without_closing": (r"^ended", 3),
+    "one_has_work_left": (r"^ended", 3),
 }
 
 
@@ -116,7 +119,7 @@ def test_disaster(mpirun, name):
     done = mpirun(3, "-m", "tests.mpi_program", prelude(), name, timeout=50)
     pattern, least = SAID[name]
     assert len(re.findall(pattern, done.text, re.M)) >= least, done.text
-    assert (done.returncode == 0) == (name == "all_end_without_closing"), done.text
+    assert (done.returncode == 0) == (name in ("all_end_without_closing", "one_has_work_left")), done.text
 
 
 def test_a_death_that_the_launcher_does_not_notice(mpirun):
@@ -227,6 +230,23 @@ def test_a_group_of_one_has_every_method():
 def test_a_transport_that_lacks_a_method_says_so(method):
     with pytest.raises(SetupError, match=rf"NodeInfo must define {method}\(\) for a group of 2"):
         getattr(NodeInfo(gridsize=2), method)("grad", None)
+
+
+def test_parts_are_refused_at_setup_where_a_transport_has_the_four_methods_alone():
+    class PuzzleLibs(NodeInfo):
+        def sumTensor(self, name, tensor, stream=None):
+            pass
+
+    optimizer = RMSPropGraves(nodeinfo=PuzzleLibs(gridsize=2), shardState=True)
+    with pytest.raises(SetupError, match=r"needs a nodeinfo with a method reduceScatter\(\); got PuzzleLibs"):
+        optimizer.setupOn(Linear(2, 1), useGlobalState=True)
+
+
+def test_a_group_cannot_be_captured():
+    for capturable in (True, False):
+        optimizer = RMSPropGraves(nodeinfo=NodeInfo(gridsize=2), capturable=capturable)
+        with pytest.raises(SetupError, match="for one process") if capturable else contextlib.nullcontext():
+            optimizer.setupOn(Linear(2, 1), useGlobalState=True)
 
 
 def test_a_stream_reaches_those_that_take_one():

@@ -41,10 +41,16 @@ def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None)
 def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = None) -> None:
     """Returns when every process has done its part of ``what`` and has ``found`` the same.
 
+    Without a group, or with one that cannot compare, this process answers for itself.
+
     Raises:
         Exception: ``failure``, where this process has one.
         CheckpointError: another process has one, or has found something else; the same on every process.
     """
+    if not _can_gather(nodeinfo) or nodeinfo.gridsize == 1:
+        if failure is not None:
+            raise failure
+        return
     told = nodeinfo.allgatherObject([None if failure is None else f"{type(failure).__name__}: {failure}", found])
     if failure is not None:
         raise failure
@@ -58,8 +64,8 @@ def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = N
 def _can_gather(nodeinfo: Any) -> bool:
     from .base import NodeInfo
 
-    method = getattr(type(nodeinfo), "allgatherObject", None)
-    return method is not None and method is not NodeInfo.allgatherObject
+    base = getattr(type(nodeinfo), "allgatherObject", None) is NodeInfo.allgatherObject
+    return not base and callable(getattr(nodeinfo, "allgatherObject", None))
 
 
 def _difference(first: list[list[str]], own: list[list[str]]) -> list[str] | None:
