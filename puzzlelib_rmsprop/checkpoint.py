@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +94,9 @@ def content_of(dataset: h5py.Dataset) -> tuple[np.ndarray, str]:
     if dataset.dtype == np.float32 and dataset.id.get_type().equal(_bfloat16()):
         bits = np.empty(dataset.shape, np.uint16)
         dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, mtype=_bfloat16())
-        return (bits.astype(np.uint32) << 16).view(np.float32), digest(bits, "bfloat16")
+        wide = bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32), digest(bits, "bfloat16")
     content = np.asarray(dataset[()])
     return content, digest(content, content.dtype.str)
 
@@ -171,6 +173,7 @@ def write(
                 for other in others:
                     # a second name for the same data, so that either backend of PuzzleLib finds it
                     state_group[f"{other}.{entity}"] = state_group[f"{first}.{entity}"]
+                del content  # before the next is put together
         if f"{name}.layout" in parent:
             del parent[f"{name}.layout"]
         text = json.dumps({**described, "sha256": sums}).encode()
@@ -183,26 +186,24 @@ def write(
 
 
 def read(
-    hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], places: Sequence[Place]
-) -> tuple[dict[str, Any], list[dict[str, np.ndarray]], dict[str, Any]]:
+    hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], places: Sequence[Place], parts: Sequence[slice] | None = None
+) -> tuple[dict[str, Any], list[dict[str, np.ndarray]], dict[str, Any], str]:
     """Reads and checks what :func:`write` or PuzzleLib wrote, for an optimizer that has ``attrs`` and ``places``.
+
+    ``parts``: what to keep of each place's elements; then one array of a dtype is in memory at a time, whatever its size.
 
     Returns:
         The attributes found, each converted to the type it has in ``attrs``; for each place entity -> content, of the shape,
-        dtype and form of the place, where an entity of ``OPTIONAL`` may be missing; and ``extra``, empty for other writers.
+        dtype and form of the place (flat, where in parts), where an entity of ``OPTIONAL`` may be missing; ``extra``, empty
+        for other writers; and the SHA-256 of all that was read, kept or not.
 
     Raises:
         CheckpointError: the file does not fit; says which variable and why.
     """
     with opened(hdf, "r") as parent:
         source = Source(parent, name)
-        return _read_attrs(source, attrs), _States(source, places).read_all(), source.extra
-
-
-def fingerprint(attrs: Mapping[str, Any], states: Sequence[Mapping[str, np.ndarray]], extra: Mapping[str, Any]) -> str:
-    """The SHA-256 of what :func:`read` returned, whichever file it stood in."""
-    sums = [{entity: _digest_of(content) for entity, content in state.items()} for state in states]
-    return hashlib.sha256(repr((sorted(attrs.items()), sums, extra)).encode()).hexdigest()
+        found = _read_attrs(source, attrs), _States(source, places).read_all(parts), source.extra
+        return *found, hashlib.sha256(repr((sorted(source.seen.items()), source.extra)).encode()).hexdigest()
 
 
 class Source:
@@ -216,6 +217,7 @@ class Source:
         self.layout = self._read_layout(parent, f"{name}.layout")
         self.extra: dict[str, Any] = self.layout.get("extra", {})
         self.sums: dict[str, str] | None = self.layout.get("sha256")
+        self.seen: dict[tuple[str, str], str] = {}  # the checksum of each dataset that was read
 
     def _read_layout(self, parent: h5py.Group, key: str) -> dict[str, Any]:
         if key not in parent:
@@ -247,6 +249,7 @@ class Source:
             found = getattr(dataset, "shape", "no dataset")
             raise CheckpointError(f"{what} must be of shape {shape}; {self.file} has {found}")
         content, found = content_of(dataset)
+        self.seen[part, key] = found
         if self.sums is not None and self.sum_of(part, key) != found:
             raise CheckpointError(f"{self.file}: dataset {dataset.name!r} is damaged: its checksum does not match")
         return content
@@ -323,13 +326,22 @@ class _States:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
-    def read_all(self) -> list[dict[str, np.ndarray]]:
+    def read_all(self, parts: Sequence[slice] | None = None) -> list[dict[str, np.ndarray]]:
+        had: list[dict[str, np.ndarray]] = [{} for _ in self._places]
+        for entity in dict.fromkeys(entity for place in self._places for entity in place.state):
+            for i, place in enumerate(self._places):
+                content = self._read(place, entity) if entity in place.state else None
+                if content is not None:
+                    had[i][entity] = content if parts is None else content.reshape(-1)[parts[i]].copy()
+            content = None
+            self._flat_contents.clear()
         found = []
-        for place in self._places:
-            state = {entity: self._read(place, entity) for entity in place.state}
+        for i, place in enumerate(self._places):
             entry = self._entry(place)
-            had = {entity: content for entity, content in state.items() if content is not None}
-            found.append(fitted(place, had, bool(entry and entry.get("variance")), self._file))
+            if parts is not None:
+                kept = {entity: (content.shape, place.state[entity][1]) for entity, content in had[i].items()}
+                place = replace(place, state=kept)
+            found.append(fitted(place, had[i], bool(entry and entry.get("variance")), self._file))
         if self._group is not None:
             left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
             if left := left - self._used:

@@ -34,7 +34,7 @@ import numpy as np
 
 from .arrays import family_of
 from .checkpoint import Place, fitted
-from .errors import CheckpointError
+from .errors import CheckpointError, SetupError
 from .optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
@@ -368,6 +368,8 @@ def _numpy(value: Any) -> np.ndarray:
 
 def _squares(optimizer: Optimizer, slot: Slot) -> dict[str, np.ndarray]:
     """A variable's state as float32 or float64, with the mean square."""
+    if optimizer._shards is not None:
+        raise SetupError("the state is in parts: save() it, load() it into an optimizer of one process, and convert that")
     state = {entity: np.array(family_of(slot.state[entity]).get(slot.state[entity])) for entity in _ENTITIES}
     wide = {e: array if array.dtype == np.float64 else array.astype(np.float32) for e, array in state.items()}
     shapes = {entity: (array.shape, array.dtype) for entity, array in wide.items()}
@@ -388,5 +390,10 @@ def _restore(
     states = []
     for slot, place in zip(optimizer._slots, optimizer._places(), strict=True):
         state = {e: _turned(slot.names[0], array, transposed) for e, array in found[slot.names[0]].items()}
-        states.append({e: np.ascontiguousarray(array) for e, array in fitted(place, state, False, where).items()})
+        whole = {e: np.ascontiguousarray(array) for e, array in fitted(place, state, False, where).items()}
+        # state in parts takes its own alone, flat
+        parts = (
+            {} if optimizer._shards is None else {e: array.reshape(-1)[optimizer._span(slot)] for e, array in whole.items()}
+        )
+        states.append(parts or whole)
     optimizer._restore(attrs, states, {})

@@ -72,6 +72,7 @@ class Optimizer:
 
     Args:
         nodeinfo: the group of processes to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); needs global state.
+            ``setupOn`` compares them; rates and hooks changed later have to be changed on all alike, and are not compared.
 
     Attributes:
         t: number of updates so far.
@@ -746,7 +747,7 @@ class Optimizer:
             name: prefix of the groups.
 
         With a nodeinfo every process of the group has to call it, and reads the whole file, or a copy of it; with
-        ``shardState`` it keeps its part.
+        ``shardState`` it keeps its part, and no more than one array of each dtype is in memory besides.
 
         Raises:
             SetupError: before :meth:`setupOn`.
@@ -754,21 +755,19 @@ class Optimizer:
                 is another than process 0's; on every process.
         """
         failure: Exception | None = None
-        content = None
+        seen = None
         try:
             self._refresh()
-            found = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
-            self._checkExtra(found[2])
-            if self.nodeinfo is not None:
-                content = checkpoint.fingerprint(*found)
+            parts = None if self._shards is None else [self._span(slot) for slot in self._slots]
+            attrs, states, extra, seen = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places(), parts)
+            self._checkExtra(extra)
         except Exception as error:
             failure = error
-        together(self.nodeinfo, failure, "loading", content)
-        self._restore(*found)
+        together(self.nodeinfo, failure, "loading", seen)
+        self._restore(attrs, states, extra)
 
     def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
-        """Takes what was read and fits; checks the rest before it changes anything."""
-        self._checkExtra(extra)
+        """Takes what was read and fits."""
         before = self.getAttrDict()
         try:
             for key, value in attrs.items():
@@ -782,8 +781,12 @@ class Optimizer:
                 if self._shards is None:
                     family_of(slot.state[entity]).set(slot.state[entity], content)
                 else:
-                    self._shards.put(self.states[slot.dtype][entity], slot.dtype, slot.offset, content)
+                    begin = slot.offset + self._span(slot).start
+                    self._shards.put(self.states[slot.dtype][entity], slot.dtype, begin, content)
         self._applyExtra(extra)
+
+    def _span(self, slot: Slot) -> slice:
+        return slice(None) if self._shards is None else self._shards.span(slot.dtype, slot.offset, slot.size)
 
     def _extra(self) -> dict[str, Any]:
         """What :meth:`save` saves besides attributes and state: plain data for JSON."""

@@ -90,13 +90,15 @@ class Shards:
             if found is not None:
                 found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
 
-    def put(self, array: Any, dtype: np.dtype, offset: int, content: np.ndarray) -> None:
-        """Copies what of a variable's state is this process's into its part."""
-        found = self.cut(dtype, offset, content.size)
-        if found is not None:
-            (begin, end), (low, _) = found, self.bounds(dtype)
-            target = self._family.view(array, begin - low, (end - begin,))
-            self._family.set(target, content.reshape(-1)[begin - offset : end - offset])
+    def span(self, dtype: np.dtype, offset: int, size: int) -> slice:
+        """The same in elements of a variable that begins at ``offset``."""
+        begin, end = self.cut(dtype, offset, size) or (offset, offset)
+        return slice(begin - offset, end - offset)
+
+    def put(self, array: Any, dtype: np.dtype, begin: int, content: np.ndarray) -> None:
+        """Copies state from element ``begin`` of the flat buffer on, all of it this process's, into its part."""
+        if content.size:
+            self._family.set(self._family.view(array, begin - self.bounds(dtype)[0], (content.size,)), content)
 
 
 class Parts(Mapping):

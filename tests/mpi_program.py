@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -31,6 +32,7 @@ from puzzlelib_rmsprop import (  # noqa: E402
     RMSPropGraves,
     Variable,
     WeightDecay,
+    convert,
     gpuarray,
 )
 from puzzlelib_rmsprop.errors import (  # noqa: E402
@@ -784,6 +786,43 @@ def a_save_that_fails_on_one_process_leaves_none_waiting():
     leave(node)
     if RANK == 0:
         shutil.rmtree(folder)
+
+
+@check
+def other_libraries_state_is_taken_in_parts_and_not_given():
+    with group() as node:
+        (optimizer, _), (alone, other) = pair(node)
+        for n in SHAPES:
+            put(other.getVar(n).grad, np.random.default_rng(13).standard_normal(SHAPES[n]))
+        alone.update()
+        convert.fromChainer(optimizer, convert.toChainer(alone))
+        found, expected = whole_state(optimizer), whole_state(alone)
+        assert all(equal(found[key], expected[key]) for key in expected)
+        with pytest.raises(SetupError, match="the state is in parts"):
+            convert.toChainer(optimizer)
+
+
+@check
+def no_process_holds_the_whole_state():
+    """Nor a second array beside the one that is put together or read: that, the parts, and what passes through."""
+    path = os.path.join(WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None), "run.hdf")
+    if CUDA:
+        return
+    with group() as node:
+        size = 1_000_000
+        net = Net(**{name: Variable(np.ones(size // 2, np.float32)) for name in "VW"})
+        optimizer = RMSPropGraves(nodeinfo=node, shardState=True)
+        optimizer.setupOn(net, useGlobalState=True)
+        optimizer.update()
+        for work, arrays in ((optimizer.save, 3), (optimizer.load, 1 + 3 / SIZE)):
+            tracemalloc.start()
+            work(path)
+            node.barrier()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak <= 4 * size * arrays + 1e6, (work.__name__, peak)
+    if RANK == 0:
+        shutil.rmtree(os.path.dirname(path))
 
 
 def interrupted():
