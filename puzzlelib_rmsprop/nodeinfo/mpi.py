@@ -42,13 +42,15 @@ def _mpi() -> Any:
 class MPINodeInfo(NodeInfo):
     """This process's place among those that ``mpirun`` or ``srun`` started, and what they do together.
 
-    Arrays of the host are reduced where they are. Those on a GPU pass through pinned memory, piece by piece; with
-    ``cudaAware=True`` MPI gets their addresses, except for 16-bit numbers, which it cannot add, and in ``reduceScatter``.
-    16-bit numbers are added in float32 and rounded once. Large arrays are added in the order of the processes.
+    Arrays of the host are averaged where they are; in ``reduceScatter`` they are copied piece by piece. Those on a GPU pass
+    through pinned memory, piece by piece; with ``cudaAware=True`` MPI gets their addresses, except for 16-bit numbers, which
+    it cannot add, and in ``reduceScatter``. 16-bit numbers are added in float32 and rounded once. Large arrays are added in
+    the order of the processes.
 
     A process that waits longer than ``timeout`` for the others gets a :class:`~puzzlelib_rmsprop.errors.GroupError`; so
     does one that hears of another's exception, at once. The group is of no use then: every later call raises it again, and
-    when the process ends, ``MPI_Abort`` ends those that are left. A process killed from outside ends the job under
+    when the process ends, ``MPI_Abort`` ends those that are left. A process that ends without :meth:`close` waits as long
+    for the others to end, and those that wait for it get the error. A process killed from outside ends the job under
     ``mpirun`` and, with ``--kill-on-bad-exit``, under ``srun``; otherwise the timeout does.
 
     Args:
