@@ -355,6 +355,8 @@ class Optimizer:
             for dtype, var in self.globalVar.items():
                 own = var if self._shards is None else self._shards.own(dtype)
                 self.states[dtype] = WatchedDict(self.setupState(own))
+                if self._shards is not None:
+                    Shards.check_state(self.states[dtype], own)
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 

@@ -40,6 +40,16 @@ class Shards:
             if base or not callable(getattr(nodeinfo, method, None)):
                 raise SetupError(f"shardState=True needs a nodeinfo with a method {method}(); got {type(nodeinfo).__name__}")
 
+    @staticmethod
+    def check_state(state: Mapping[str, Any], own: Variable) -> None:
+        """Raises SetupError for state that cannot be put together again: of the whole, and each process has one."""
+        for entity, array in state.items():
+            if tuple(array.shape) != tuple(own.data.shape):
+                raise SetupError(
+                    f"shardState=True needs state with an element for each parameter; {entity!r} is of shape "
+                    f"{tuple(array.shape)} for {own.data.size} parameters"
+                )
+
     def bounds(self, dtype: np.dtype) -> tuple[int, int]:
         """Where this process's part begins and ends, in elements."""
         part = int(self._flat[dtype].data.size) // self.nodeinfo.gridsize

@@ -844,6 +844,19 @@ def parts_need_a_group_that_can():
             RMSPropGraves(nodeinfo=nodeinfo, shardState=True).setupOn(some_net(), useGlobalState=True)
 
 
+@check
+def state_of_the_whole_is_refused_in_parts():
+    # a checkpoint of it could not be loaded
+    class Counting(RMSPropGraves):
+        def setupState(self, var):
+            return super().setupState(var) | {"count": np.zeros(1, np.float32)}
+
+    node = group()
+    with pytest.raises(SetupError, match=r"'count' is of shape \(1,\)"):
+        Counting(nodeinfo=node, shardState=True).setupOn(some_net(), useGlobalState=True)
+    leave(node)
+
+
 # ------------------------------------------------------------------------------------------------ NCCL
 
 
