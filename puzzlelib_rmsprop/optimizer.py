@@ -135,7 +135,7 @@ class Optimizer:
         self._stream: Any = None
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
-        self._surveys: dict[Survey, tuple[list[Slot], Any]] = {}
+        self._surveys: dict[Survey, tuple[list[Slot], Any, Any]] = {}  # with the runs and the record that each was made for
         # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
         self._watched = False
         self._seen: tuple[int, Any] | None = None
@@ -493,7 +493,8 @@ class Optimizer:
         hook._bind(family)
         runs = [run for run in self._current_runs() if run.var.learnRate > 0.0]
         known = self._surveys.get(hook)
-        if known is None or len(known[0]) != len(runs) or any(map(operator.is_not, known[0], runs)):
+        same = known is not None and known[2] is hook._record and len(known[0]) == len(runs)
+        if known is None or not same or any(map(operator.is_not, known[0], runs)):
             parts: dict[np.dtype, list[Slot]] = {}
             for run in runs:
                 parts.setdefault(run.dtype, []).append(run)
@@ -501,7 +502,7 @@ class Optimizer:
                 [(dtype, [self._row(run, family) for run in alike]) for dtype, alike in parts.items()], hook._field("sumsq")
             )
             survey.setRates([[run.var.wc for run in alike] for alike in parts.values()])
-            known = self._surveys[hook] = (runs, survey)
+            known = self._surveys[hook] = (runs, survey, hook._record)
         known[1].run(ops, hook._judge(), stream)
         hook._tripped(self._slots)
 
