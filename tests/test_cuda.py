@@ -553,6 +553,23 @@ def test_freed_arrays(cuda):
         RMSPropGraves().setupOn(Net(W=var))
 
 
+def test_arrays_off_their_dtype(cuda):
+    # PyCUDA makes a view at any byte; a kernel that reads there ends the context
+    from pycuda import gpuarray as device
+
+    held = cuda.make(np.zeros(64, np.uint8))
+    for dtype, off in (("float32", 2), ("float16", 1), ("float64", 4)):
+        array = device.GPUArray((5,), dtype, base=held, gpudata=int(held.gpudata) + off)
+        with pytest.raises(ArrayError, match=f"'W': its data must be aligned to its dtype {dtype}; it starts at an odd"):
+            RMSPropGraves().setupOn(Net(W=Variable(array, grad=array)))
+
+
+def test_arrays_of_the_other_byte_order(cuda):
+    array = cuda.make(np.ones(5, ">f4"))
+    with pytest.raises(ArrayError, match="'W': its data must be in the machine's byte order; its dtype is >f4"):
+        RMSPropGraves().setupOn(Net(W=Variable(array, grad=cuda.make(np.ones(5, ">f4")))))
+
+
 def test_strided_arrays(cuda):
     array = cuda.make(np.ones((4, 6), np.float32))
     with pytest.raises(ArrayError, match="'W': its data must be C-contiguous"):
