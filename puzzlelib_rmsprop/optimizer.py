@@ -216,6 +216,8 @@ class Optimizer:
             agree(self.nodeinfo, [], error)
             raise
         agree(self.nodeinfo, self._facts(slots, family))
+        if family is not None:
+            family.synchronize()  # what writes the arrays may be queued on any stream
         fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
@@ -684,11 +686,17 @@ class Optimizer:
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        self._wait()
         if self._shards is not None:
             self._save_shards(hdf, name or "", self._shards)
             return
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
         checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+
+    def _wait(self) -> None:
+        # an update may be queued on a stream that the default one, which copies states, is not ordered with
+        if self.family is not None:
+            self.family.synchronize()
 
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
         parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
@@ -725,6 +733,7 @@ class Optimizer:
             CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
         """
         self._refresh()
+        self._wait()
         if self._shards is None:
             self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
             return

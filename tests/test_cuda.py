@@ -11,8 +11,16 @@ import sys
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, Variable, WeightDecay, gpuarray
-from puzzlelib_rmsprop.errors import ArrayError, DependencyError, DeviceError, Error, HyperParameterError, SetupError
+from puzzlelib_rmsprop import GradientClipping, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
+from puzzlelib_rmsprop.errors import (
+    ArrayError,
+    DependencyError,
+    DeviceError,
+    Error,
+    HyperParameterError,
+    NonFiniteError,
+    SetupError,
+)
 from puzzlelib_rmsprop.kernels import state_dtype
 from tests.reference import Reference
 from tests.standins import Net
@@ -461,6 +469,76 @@ def test_set_up_has_ended_before_late_streams_begin(cuda, globalState, seed, req
     assert np.array_equal(var.data.get(), expected.param)
 
 
+@pytest.fixture(params=range(6))
+def late(request, cuda):
+    """A stream that the default one is not ordered with; on the simulator late in ways that a seed decides."""
+    from pycuda import driver
+
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.seed(request.param)
+    return driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+
+
+def settle():
+    """Waits for what a test itself has copied, too."""
+    from pycuda import driver
+
+    driver.Context.synchronize()
+
+
+def test_tables_have_arrived_before_late_streams_begin(cuda, globalState, late):
+    # a step's own copies to the device: the first tables, and those of new rates
+    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    eager_net, eager = make(cuda, [(300,), (77,)], globalState)
+    settle()
+    for rate in (1.0, 0.5, 0.25):
+        for each, stream in ((net, late), (eager_net, None)):
+            each.getVar("v0001").learnRate = rate
+            (optimizer if stream else eager).update(stream=stream)
+    late.synchronize()
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get(), eager_net.getVar(name).data.get())
+
+
+def test_what_a_hook_found_on_a_late_stream(cuda, globalState, late):
+    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    clipping, guard = GradientClipping(0.5), NonFiniteGuard("raise")
+    optimizer.addHook(clipping)  # after the set-up, so that their records are new
+    optimizer.addHook(guard)
+    grads = [var.grad.get() for var in net.vars.values()]
+    settle()
+    optimizer.update(stream=late)
+    assert np.isclose(clipping.norm, np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in grads)))
+    before = net.getVar("v0000").data.get()
+    grads[1][5] = np.inf
+    cuda.put(net.getVar("v0001").grad, grads[1])
+    settle()
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="of 'v0001'; nothing was updated"):
+            optimizer.update(stream=late)
+    assert guard.skipped == 2
+    assert np.array_equal(net.getVar("v0000").data.get(), before)
+
+
+def test_checkpoints_after_updates_on_late_streams(cuda, globalState, late, tmp_path):
+    _, optimizer = make(cuda, [(300,), (77,)], globalState)
+    _, eager = make(cuda, [(300,), (77,)], globalState)
+    settle()
+    for _ in range(3):
+        optimizer.update(stream=late)
+        eager.update()
+    optimizer.save(tmp_path / "late.hdf")
+    for _ in range(3):
+        optimizer.update(stream=late)
+    optimizer.load(tmp_path / "late.hdf")
+    late.synchronize()
+    for key, state in eager.states.items():
+        for entity, array in state.items():
+            assert np.array_equal(optimizer.states[key][entity].get(), array.get()), entity
+
+
 # ------------------------------------------------------------------------------------------ capturable
 
 
@@ -643,6 +721,11 @@ FAULTS = {
     "a launch off its stream": (
         "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
         "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
+        "kernels/cuda.py",
+    ),
+    "tables that are not waited for": (
+        "            arrived()  # the launch may come on any stream\n",
+        "            pass\n",
         "kernels/cuda.py",
     ),
     "a set-up that is not waited for": ("                family.synchronize()\n", "                pass\n", "optimizer.py"),

@@ -16,7 +16,7 @@ from typing import Any
 from ..config import Config
 from ..errors import DependencyError, DeviceError
 
-__all__ = ["available", "driver_library", "ensure_context"]
+__all__ = ["arrived", "available", "driver_library", "ensure_context"]
 
 _ON_THE_CPU = "Config.backend = Config.Backend.cpu works without"
 
@@ -104,6 +104,18 @@ def ensure_context() -> None:
     if threading.current_thread() is threading.main_thread():
         atexit.register(_finish)
     _held.pushed = _Pushed(context)
+
+
+def arrived() -> None:
+    """Waits until what the default stream has copied from the host is on the device.
+
+    Such a copy returns when the driver has read the host's memory. Only streams that are ordered with the default one
+    would wait for the rest of its way.
+    """
+    driver = sys.modules["pycuda.driver"]
+    event = driver.Event(driver.event_flags.DISABLE_TIMING)
+    event.record()
+    event.synchronize()
 
 
 def _current() -> tuple[int, int]:
