@@ -603,11 +603,8 @@ class Optimizer:
         if self._runs is None or not same:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
-            if self.globalState:
-                self._runs = self._stretches(rates)
-            else:
-                self._runs = list(self._slots)
-                self._surveys.clear()
+            self._runs = self._stretches(rates) if self.globalState else list(self._slots)
+            self._surveys.clear()  # they hold each variable's wc
             self._rates = rates
         self._rated = self._seen
         assert self._runs is not None
