@@ -699,6 +699,16 @@ def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
         kernels._compiled_by_nvcc(SOURCE, "sm_61")
 
 
+def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path):
+    def refuse(content):
+        raise kernels.driver.LogicError("an illegal memory access was encountered")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernels.driver, "module_from_buffer", refuse)
+    with pytest.raises(DependencyError, match=r"install the CUDA toolkit.*The PTX: the driver says: an illegal memory"):
+        kernels._module.__wrapped__(SOURCE)
+
+
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")

@@ -122,12 +122,18 @@ def _compiled_by_nvcc(file: str, arch: str) -> bytes:
 @context_dependent_memoize
 def _module(file: str) -> Any:
     """One file's kernels, loaded into the current context."""
-    ptx = _shipped_ptx(file)
+    ptx, why = _shipped_ptx(file), "none of this source is shipped"
     if ptx is not None:
-        with contextlib.suppress(driver.Error):
+        try:
             return driver.module_from_buffer(ptx)
+        except driver.Error as error:
+            why = f"the driver says: {error}"  # an old driver, or what an earlier kernel has left behind
     major, minor = driver.Context.get_device().compute_capability()
-    return driver.module_from_buffer(_compiled_by_nvcc(file, f"sm_{major}{minor}"))
+    try:
+        compiled = _compiled_by_nvcc(file, f"sm_{major}{minor}")
+    except DependencyError as error:
+        raise DependencyError(f"{error}. The PTX: {why}") from error
+    return driver.module_from_buffer(compiled)
 
 
 @context_dependent_memoize
