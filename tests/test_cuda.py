@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import GradientClipping, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
+from puzzlelib_rmsprop import GradientClipping, NodeInfo, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
 from puzzlelib_rmsprop.errors import (
     ArrayError,
     DependencyError,
@@ -522,6 +522,25 @@ def test_what_a_hook_found_on_a_late_stream(cuda, globalState, late):
     assert np.array_equal(net.getVar("v0000").data.get(), before)
 
 
+def test_a_nodeinfo_that_takes_no_stream_before_late_streams(cuda, late):
+    from pycuda import driver
+
+    class PuzzleLibs(NodeInfo):
+        def sumTensor(self, name, tensor):  # queues its work on the default stream
+            driver.memset_d8_async(int(tensor.gpudata), 0, tensor.nbytes)
+
+    rng = np.random.default_rng(0)
+    net = Net(a=cuda.var(rng.standard_normal(300).astype(np.float32)))
+    optimizer = RMSPropGraves(**HYPER, nodeinfo=PuzzleLibs())
+    optimizer.setupOn(net, True)
+    for _ in range(3):
+        cuda.put(net.getVar("a").grad, 1.0)
+        settle()
+        optimizer.update(stream=late)
+        late.synchronize()
+    assert not optimizer.states[np.dtype(np.float32)]["mg"].get().any()
+
+
 def test_checkpoints_after_updates_on_late_streams(cuda, globalState, late, tmp_path):
     _, optimizer = make(cuda, [(300,), (77,)], globalState)
     _, eager = make(cuda, [(300,), (77,)], globalState)
@@ -734,7 +753,7 @@ FAULTS = {
         "kernels/cuda.py",
     ),
     "tables that are not waited for": (
-        "            arrived()  # the launch may come on any stream\n",
+        "            default_stream_ended()  # the launch may come on any stream\n",
         "            pass\n",
         "kernels/cuda.py",
     ),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError
-from ..kernels.context import arrived, driver_library
+from ..kernels.context import default_stream_ended, driver_library
 from .family import Family
 
 __all__ = ["CUDAFamily"]
@@ -85,7 +85,7 @@ class CUDAFamily(Family):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
         if array.size:
             array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
-            arrived()  # what works on it may come on any stream
+            default_stream_ended()  # what works on it may come on any stream
 
 
 _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL

@@ -16,7 +16,7 @@ from typing import Any
 from ..config import Config
 from ..errors import DependencyError, DeviceError
 
-__all__ = ["arrived", "available", "driver_library", "ensure_context"]
+__all__ = ["available", "default_stream_ended", "driver_library", "ensure_context"]
 
 _ON_THE_CPU = "Config.backend = Config.Backend.cpu works without"
 
@@ -106,16 +106,16 @@ def ensure_context() -> None:
     _held.pushed = _Pushed(context)
 
 
-def arrived() -> None:
-    """Waits until what the default stream has copied from the host is on the device.
+def default_stream_ended() -> None:
+    """Waits until what the default stream was given has ended, for streams that are not ordered with it.
 
-    Such a copy returns when the driver has read the host's memory. Only streams that are ordered with the default one
-    would wait for the rest of its way.
+    A copy from the host, too, returns before it has arrived: when the driver has read the host's memory.
     """
-    driver = sys.modules["pycuda.driver"]
-    event = driver.Event(driver.event_flags.DISABLE_TIMING)
-    event.record()
-    event.synchronize()
+    driver = sys.modules.get("pycuda.driver")
+    if driver is not None:
+        event = driver.Event(driver.event_flags.DISABLE_TIMING)
+        event.record()
+        event.synchronize()
 
 
 def _current() -> tuple[int, int]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import DependencyError, DeviceError, SetupError
 from . import MAX_OPS, PLAIN, Extras, Judge, Op, Row, state_dtype
-from .context import arrived
+from .context import default_stream_ended
 
 try:
     import pycuda.driver as driver
@@ -206,7 +206,7 @@ class LiveHyper:
     def write(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
         """Copies the values there, after what the default stream and those ordered with it were given before."""
         driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
-        arrived()  # a replay may come on any stream
+        default_stream_ended()  # a replay may come on any stream
 
 
 class _Launch(NamedTuple):
@@ -263,7 +263,7 @@ class Table:
             self._chunks = driver.to_device(chunks), len(chunks)
         if self._device_rows is None:
             self._device_rows = driver.to_device(self._rows)
-            arrived()  # the launch may come on any stream
+            default_stream_ended()  # the launch may come on any stream
         return int(self._device_rows), int(self._chunks[0]), self._chunks[1]
 
     def _pack_plain(self) -> _Launch:
@@ -359,7 +359,7 @@ class Survey:
                 head = struct.pack("=4Q", *addresses)
                 self._launches.append(_Launch(kernel, _grid(count), bytearray(head + _packed_ops(self._ops)), len(head)))
         self._held = held
-        arrived()
+        default_stream_ended()
 
     def run(self, ops: tuple[Op, ...] = (), judge: Judge = _LENIENT, stream: Any = None) -> None:
         """Queues it on ``stream``; does not wait for it, and allocates nothing."""
