@@ -111,11 +111,10 @@ def default_stream_ended() -> None:
 
     A copy from the host, too, returns before it has arrived: when the driver has read the host's memory.
     """
-    driver = sys.modules.get("pycuda.driver")
-    if driver is not None:
-        event = driver.Event(driver.event_flags.DISABLE_TIMING)
-        event.record()
-        event.synchronize()
+    if "pycuda.driver" in sys.modules:
+        # not by PyCUDA's events: those need a context that PyCUDA knows, and PuzzleLib makes its own current; what fails
+        # here fails at the next call again
+        driver_library().cuStreamSynchronize(None)
 
 
 def _current() -> tuple[int, int]:
