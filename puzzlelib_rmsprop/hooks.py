@@ -192,6 +192,8 @@ class Survey(Hook):
             fresh = np.zeros(1, RECORD)
             fresh["scale"] = fresh["unscale"] = 1.0
             return fresh
+        # the step may have been queued on a stream that the default one, which reads, is not ordered with
+        self._family.synchronize()
         return self._family.get(self._record).view(RECORD)
 
     def _write(self, record: np.ndarray) -> None:

@@ -136,7 +136,7 @@ class Optimizer:
         self._stream: Any = None
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
-        self._surveys: dict[Survey, tuple[list[Slot], Any]] = {}
+        self._surveys: dict[Survey, tuple[list[Slot], Any, Any]] = {}  # with the runs and the record that each was made for
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
         # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
         self._watched = False
@@ -225,6 +225,8 @@ class Optimizer:
             raise
 
     def _bind(self, mod: Any, useGlobalState: bool, slots: list[Slot], custom: list[str], family: Family | None) -> None:
+        if family is not None:
+            family.synchronize()  # what writes the arrays may be queued on any stream
         fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
             slots.sort(key=lambda slot: slot.names[0])
@@ -511,7 +513,8 @@ class Optimizer:
         hook._bind(family)
         runs = [run for run in self._current_runs() if run.var.learnRate > 0.0]
         known = self._surveys.get(hook)
-        if known is None or len(known[0]) != len(runs) or any(map(operator.is_not, known[0], runs)):
+        same = known is not None and known[2] is hook._record and len(known[0]) == len(runs)
+        if known is None or not same or any(map(operator.is_not, known[0], runs)):
             parts: dict[np.dtype, list[Slot]] = {}
             for run in runs:
                 parts.setdefault(run.dtype, []).append(run)
@@ -519,7 +522,7 @@ class Optimizer:
                 [(dtype, [self._row(run, family) for run in alike]) for dtype, alike in parts.items()], hook._field("sumsq")
             )
             survey.setRates([[run.var.wc for run in alike] for alike in parts.values()])
-            known = self._surveys[hook] = (runs, survey)
+            known = self._surveys[hook] = (runs, survey, hook._record)
         known[1].run(ops, hook._judge(), stream)
         try:
             hook._tripped(self._slots)
@@ -622,11 +625,8 @@ class Optimizer:
         if self._runs is None or not same:
             for slot, each in zip(self._slots, rates, strict=True):
                 _check_rates(slot.names[0], *each)
-            if self.globalState:
-                self._runs = self._stretches(rates)
-            else:
-                self._runs = list(self._slots)
-                self._surveys.clear()
+            self._runs = self._stretches(rates) if self.globalState else list(self._slots)
+            self._surveys.clear()  # they hold each variable's wc
             self._rates = rates
         self._rated = self._seen
         assert self._runs is not None
@@ -708,13 +708,20 @@ class Optimizer:
             self._save_shards(hdf, name or "", self._shards)
             return
         self._refresh()
+        self._wait()
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
         checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+
+    def _wait(self) -> None:
+        # an update may be queued on a stream that the default one, which copies states, is not ordered with
+        if self.family is not None:
+            self.family.synchronize()
 
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
         failure: Exception | None = None
         try:
             self._refresh()
+            self._wait()
         except Exception as error:
             failure = error
         together(self.nodeinfo, failure, "saving")
@@ -760,6 +767,7 @@ class Optimizer:
         seen = None
         try:
             self._refresh()
+            self._wait()
             parts = None if self._shards is None else [self._span(slot) for slot in self._slots]
             attrs, states, extra, seen = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places(), parts)
             self._checkExtra(extra)

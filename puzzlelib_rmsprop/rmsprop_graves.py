@@ -60,9 +60,10 @@ class RMSPropGraves(Optimizer):
             and the element's index, on nothing else: not on the mode, the device or the number of threads.
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
-            (SetupError). ``t`` does not count replays, and after a variable's own rates or arrays, or a hook, were changed
-            the graph has to be captured anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``, and not in
-            a group of processes (SetupError).
+            (SetupError). Take one update before the capture: the first allocates, which a capture forbids. ``t`` does not
+            count replays, and after a variable's own rates or arrays, or a hook, were changed the graph has to be captured
+            anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``, and not in a group of processes
+            (SetupError).
         shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
             averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
 

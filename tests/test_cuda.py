@@ -11,8 +11,16 @@ import sys
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, Variable, WeightDecay, gpuarray
-from puzzlelib_rmsprop.errors import ArrayError, DependencyError, DeviceError, Error, HyperParameterError, SetupError
+from puzzlelib_rmsprop import GradientClipping, NodeInfo, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
+from puzzlelib_rmsprop.errors import (
+    ArrayError,
+    DependencyError,
+    DeviceError,
+    Error,
+    HyperParameterError,
+    NonFiniteError,
+    SetupError,
+)
 from puzzlelib_rmsprop.kernels import state_dtype
 from tests.reference import Reference
 from tests.standins import Net
@@ -461,6 +469,95 @@ def test_set_up_has_ended_before_late_streams_begin(cuda, globalState, seed, req
     assert np.array_equal(var.data.get(), expected.param)
 
 
+@pytest.fixture(params=range(6))
+def late(request, cuda):
+    """A stream that the default one is not ordered with; on the simulator late in ways that a seed decides."""
+    from pycuda import driver
+
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.seed(request.param)
+    return driver.Stream(1)  # CU_STREAM_NON_BLOCKING
+
+
+def settle():
+    """Waits for what a test itself has copied, too."""
+    from pycuda import driver
+
+    driver.Context.synchronize()
+
+
+def test_tables_have_arrived_before_late_streams_begin(cuda, globalState, late):
+    # a step's own copies to the device: the first tables, and those of new rates
+    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    eager_net, eager = make(cuda, [(300,), (77,)], globalState)
+    settle()
+    for rate in (1.0, 0.5, 0.25):
+        for each, stream in ((net, late), (eager_net, None)):
+            each.getVar("v0001").learnRate = rate
+            (optimizer if stream else eager).update(stream=stream)
+    late.synchronize()
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get(), eager_net.getVar(name).data.get())
+
+
+def test_what_a_hook_found_on_a_late_stream(cuda, globalState, late):
+    net, optimizer = make(cuda, [(300,), (77,)], globalState)
+    clipping, guard = GradientClipping(0.5), NonFiniteGuard("raise")
+    optimizer.addHook(clipping)  # after the set-up, so that their records are new
+    optimizer.addHook(guard)
+    grads = [var.grad.get() for var in net.vars.values()]
+    settle()
+    optimizer.update(stream=late)
+    assert np.isclose(clipping.norm, np.sqrt(sum((grad.astype(np.float64) ** 2).sum() for grad in grads)))
+    before = net.getVar("v0000").data.get()
+    grads[1][5] = np.inf
+    cuda.put(net.getVar("v0001").grad, grads[1])
+    settle()
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="of 'v0001'; nothing was updated"):
+            optimizer.update(stream=late)
+    assert guard.skipped == 2
+    assert np.array_equal(net.getVar("v0000").data.get(), before)
+
+
+def test_a_nodeinfo_that_takes_no_stream_before_late_streams(cuda, late):
+    from pycuda import driver
+
+    class PuzzleLibs(NodeInfo):
+        def sumTensor(self, name, tensor):  # queues its work on the default stream
+            driver.memset_d8_async(int(tensor.gpudata), 0, tensor.nbytes)
+
+    rng = np.random.default_rng(0)
+    net = Net(a=cuda.var(rng.standard_normal(300).astype(np.float32)))
+    optimizer = RMSPropGraves(**HYPER, nodeinfo=PuzzleLibs())
+    optimizer.setupOn(net, True)
+    for _ in range(3):
+        cuda.put(net.getVar("a").grad, 1.0)
+        settle()
+        optimizer.update(stream=late)
+        late.synchronize()
+    assert not optimizer.states[np.dtype(np.float32)]["mg"].get().any()
+
+
+def test_checkpoints_after_updates_on_late_streams(cuda, globalState, late, tmp_path):
+    _, optimizer = make(cuda, [(300,), (77,)], globalState)
+    _, eager = make(cuda, [(300,), (77,)], globalState)
+    settle()
+    for _ in range(3):
+        optimizer.update(stream=late)
+        eager.update()
+    optimizer.save(tmp_path / "late.hdf")
+    for _ in range(3):
+        optimizer.update(stream=late)
+    optimizer.load(tmp_path / "late.hdf")
+    late.synchronize()
+    for key, state in eager.states.items():
+        for entity, array in state.items():
+            assert np.array_equal(optimizer.states[key][entity].get(), array.get()), entity
+
+
 # ------------------------------------------------------------------------------------------ capturable
 
 
@@ -553,6 +650,23 @@ def test_freed_arrays(cuda):
         RMSPropGraves().setupOn(Net(W=var))
 
 
+def test_arrays_off_their_dtype(cuda):
+    # PyCUDA makes a view at any byte; a kernel that reads there ends the context
+    from pycuda import gpuarray as device
+
+    held = cuda.make(np.zeros(64, np.uint8))
+    for dtype, off in (("float32", 2), ("float16", 1), ("float64", 4)):
+        array = device.GPUArray((5,), dtype, base=held, gpudata=int(held.gpudata) + off)
+        with pytest.raises(ArrayError, match=f"'W': its data must be aligned to its dtype {dtype}; it starts at an odd"):
+            RMSPropGraves().setupOn(Net(W=Variable(array, grad=array)))
+
+
+def test_arrays_of_the_other_byte_order(cuda):
+    array = cuda.make(np.ones(5, ">f4"))
+    with pytest.raises(ArrayError, match="'W': its data must be in the machine's byte order; its dtype is >f4"):
+        RMSPropGraves().setupOn(Net(W=Variable(array, grad=cuda.make(np.ones(5, ">f4")))))
+
+
 def test_strided_arrays(cuda):
     array = cuda.make(np.ones((4, 6), np.float32))
     with pytest.raises(ArrayError, match="'W': its data must be C-contiguous"):
@@ -604,6 +718,16 @@ def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
         kernels._compiled_by_nvcc(SOURCE, "sm_61")
 
 
+def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path):
+    def refuse(content):
+        raise kernels.driver.LogicError("an illegal memory access was encountered")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(kernels.driver, "module_from_buffer", refuse)
+    with pytest.raises(DependencyError, match=r"install the CUDA toolkit.*The PTX: the driver says: an illegal memory"):
+        kernels._module.__wrapped__(SOURCE)
+
+
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")
@@ -626,6 +750,11 @@ FAULTS = {
     "a launch off its stream": (
         "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
         "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
+        "kernels/cuda.py",
+    ),
+    "tables that are not waited for": (
+        "            default_stream_ended()  # the launch may come on any stream\n",
+        "            pass\n",
         "kernels/cuda.py",
     ),
     "a set-up that is not waited for": ("                family.synchronize()\n", "                pass\n", "optimizer.py"),

@@ -25,6 +25,7 @@ COMBINATIONS = [
     ("float16", "bfloat16", False),
     ("bfloat16", "bfloat16", False),
     ("float16", "float32", True),
+    ("float16", "float16", True),
     ("bfloat16", "float32", True),
     ("float16", "bfloat16", True),
     ("bfloat16", "bfloat16", True),

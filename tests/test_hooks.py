@@ -19,6 +19,7 @@ from puzzlelib_rmsprop import (
 )
 from puzzlelib_rmsprop.arrays import family_of
 from puzzlelib_rmsprop.errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
+from tests.conftest import ARRAYS
 from tests.reference import Reference
 from tests.reference_extras import CLIP, DECAY, LASSO, SCALE, Extended, Judged, applied, nearest
 from tests.standins import Net
@@ -298,6 +299,40 @@ def test_the_loss_scale_is_taken_out_again(arrays, globalState):
     assert scaling.scale == 2.0**12
     other, plain = train(arrays, [], globalState)
     assert_same(contents(arrays, net, optimizer), contents(arrays, other, plain))
+
+
+@pytest.mark.parametrize("stateDtype", [None, "bfloat16"])
+def test_a_norm_follows_the_decays(arrays, globalState, stateDtype):
+    # bfloat16 state has runs of its own in global mode: they stay the same objects when a rate changes
+    net, clipping = make_net(arrays), GradientClipping(1.0)
+    optimizer = RMSPropGraves(**HYPER, stateDtype=stateDtype)
+    optimizer.addHook(WeightDecay(0.5))
+    optimizer.addHook(clipping)
+    optimizer.setupOn(net, globalState)
+    for wc in (0.0, 4.0, 2.0):
+        net.getVar("a.W").wc = wc
+        set_grads(arrays, net, 0)
+        decays = {name: 0.5 * max(var.wc, 0.0) for name, var in net.vars.items()}
+        left = [arrays.get(var.grad) - decays[name] * arrays.get(var.data) for name, var in net.vars.items()]
+        optimizer.update()
+        assert np.isclose(clipping.norm, np.sqrt(sum((each.astype(np.float64) ** 2).sum() for each in left)), rtol=1e-5)
+
+
+def test_a_loss_scale_for_an_array_of_another_family(arrays, globalState):
+    # its record moves there and back; the survey made before must not go on with the place that it has left
+    net, scaling = make_net(arrays), LossScaling(8.0, backoff=0.5)
+    optimizer = RMSPropGraves(**HYPER)
+    optimizer.addHook(scaling)
+    optimizer.setupOn(net, globalState)
+    other = next(each for name, each in ARRAYS.items() if name in ("own", "numpy") and each.name != arrays.name)
+    held = []
+    for step in range(1, 4):
+        set_grads(arrays, net, 0, np.inf)
+        optimizer.update()
+        assert (scaling.skipped, scaling.scale) == (step, 8.0 * 0.5**step)
+        held.append(scaling._record)  # else new memory may be where the old was
+        assert (other.get(scaling.scaleGrad(other.make(np.ones(3, np.float32)))) == 8.0 * 0.5**step).all()
+        held.append(scaling._record)
 
 
 def test_loss_scaling_keeps_what_float16_loses(arrays):

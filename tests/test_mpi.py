@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -305,6 +306,19 @@ def test_nccl_meets_over_one_way_only():
     for arguments in ({"index": 0}, {"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1", "index": 0, "comm": 1}):
         with pytest.raises(SetupError, match="index and gridsize"):
             NCCLNodeInfo(**arguments)
+
+
+def test_nccl_without_its_library(cuda, monkeypatch):
+    def missing():
+        raise RuntimeError('Failure finding "libnccl.so.2"')  # of a class of its own, derived from that one
+
+    package = types.ModuleType("nccl.bindings")
+    package.nccl = fake_nccl
+    monkeypatch.setitem(sys.modules, "nccl", types.ModuleType("nccl"))
+    monkeypatch.setitem(sys.modules, "nccl.bindings", package)
+    monkeypatch.setattr(fake_nccl, "get_version", missing)
+    with pytest.raises(DependencyError, match=r"needs nccl4py and NCCL: .*libnccl.so.2.*pip install"):
+        NCCLNodeInfo(address=f"127.0.0.1:{free_port()}", index=0, gridsize=1)
 
 
 def free_port():

@@ -111,7 +111,7 @@ if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
 fi
 # what has nothing to do with a GPU, or needs an MPI, runs elsewhere
-for file in benchmarks convert crash cudasim fuzz_checkpoint inspect mpi; do tests+=("--ignore=tests/test_$file.py"); done
+for file in benchmarks convert crash cudasim fuzz_checkpoint inspect mpi tools; do tests+=("--ignore=tests/test_$file.py"); done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
 
 # the examples, on CUDA where this version's arrays can lie there
@@ -129,34 +129,29 @@ else
   step train_digits 90 on_gpu "$python" examples/train_digits.py --device cuda --epochs "$epochs"
 fi
 
+# the kernel tests once more, watched; few, because each launch is many times slower
+watch() { # NAME TOOL SECONDS FILTER FILE...
+  if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
+    leave_out "$1" "compute-sanitizer is not here"
+    return
+  fi
+  local options=()
+  # tests of refusals make API calls fail on purpose
+  [ "$2" = memcheck ] && options=(--report-api-errors no)
+  step "$1" "$3" compute-sanitizer --tool "$2" "${options[@]}" --error-exitcode 9 "$python" -m pytest -q -x -p no:cacheprovider \
+    "${cuda[@]}" "${@:5}" -k "($4) and not planted"
+}
+plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
+# only the extras have shared memory, where there is something to race for
+watch racecheck racecheck 60 "survey or many_rows or operations_in or skipped" tests/test_cuda_extras.py
+watch "memcheck of the extras" memcheck 60 "every_alignment or survey or skipped" tests/test_cuda_extras.py
+watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_kernel.py tests/test_optimizer.py
+watch initcheck initcheck 60 "$plain" tests/test_cuda.py
+
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
   step "compile check" 60 "$python" tools/check_kernels.py
 else
   leave_out "compile check" "nvcc is not here"
-fi
-
-# the kernel tests once more, watched; few, because each launch is many times slower
-watched=()
-for file in tests/test_cuda.py tests/test_kernel.py tests/test_optimizer.py; do
-  [ -e "$file" ] && watched+=("$file")
-done
-for tool in memcheck racecheck initcheck; do
-  if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
-    leave_out "$tool" "compute-sanitizer is not here"
-  else
-    options=()
-    # tests of refusals make API calls fail on purpose
-    [ $tool = memcheck ] && options=(--report-api-errors no)
-    step "$tool" 90 compute-sanitizer --tool "$tool" "${options[@]}" --error-exitcode 9 "$python" -m pytest -q -x -p no:cacheprovider \
-      "${cuda[@]}" "${watched[@]}" -k "${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step) and not planted}"
-  fi
-done
-
-if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
-  leave_out "memcheck of the extras" "compute-sanitizer is not here"
-else
-  step "memcheck of the extras" 60 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "$python" -m pytest -q -x \
-    -p no:cacheprovider "${cuda[@]}" tests/test_cuda_extras.py -k "(every_alignment or survey or skipped) and not planted"
 fi
 
 {

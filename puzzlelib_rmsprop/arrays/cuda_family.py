@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError
-from ..kernels.context import driver_library
+from ..kernels.context import default_stream_ended, driver_library
 from .family import Family
 
 __all__ = ["CUDAFamily"]
@@ -45,12 +45,18 @@ class CUDAFamily(Family):
     def fault(self, array: Any) -> str | None:
         if not self.contiguous(array):
             return f"must be C-contiguous; its strides are {array.strides} for shape {tuple(array.shape)}"
+        dtype = np.dtype(array.dtype)
+        if not dtype.isnative:
+            return f"must be in the machine's byte order; its dtype is {dtype.str}"
         if array.size == 0:
             return None
         try:
             address = self.address(array)
         except Exception:  # whatever its library raises for memory that is gone
             return "has no memory: it was freed"
+        if address % dtype.itemsize:
+            # a kernel's load from there would end the context, and with it every array
+            return f"must be aligned to its dtype {dtype}; it starts at an odd address, {address:#x}"
         return _context_fault(address)
 
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -79,6 +85,7 @@ class CUDAFamily(Family):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
         if array.size:
             array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
+            default_stream_ended()  # what works on it may come on any stream
 
 
 _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL

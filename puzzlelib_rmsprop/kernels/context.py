@@ -16,7 +16,7 @@ from typing import Any
 from ..config import Config
 from ..errors import DependencyError, DeviceError
 
-__all__ = ["available", "driver_library", "ensure_context"]
+__all__ = ["available", "default_stream_ended", "driver_library", "ensure_context"]
 
 _ON_THE_CPU = "Config.backend = Config.Backend.cpu works without"
 
@@ -104,6 +104,17 @@ def ensure_context() -> None:
     if threading.current_thread() is threading.main_thread():
         atexit.register(_finish)
     _held.pushed = _Pushed(context)
+
+
+def default_stream_ended() -> None:
+    """Waits until what the default stream was given has ended, for streams that are not ordered with it.
+
+    A copy from the host, too, returns before it has arrived: when the driver has read the host's memory.
+    """
+    if "pycuda.driver" in sys.modules:
+        # not by PyCUDA's events: those need a context that PyCUDA knows, and PuzzleLib makes its own current; what fails
+        # here fails at the next call again
+        driver_library().cuStreamSynchronize(None)
 
 
 def _current() -> tuple[int, int]:

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..errors import DependencyError, DeviceError, SetupError
 from . import MAX_OPS, PLAIN, Extras, Judge, Op, Row, state_dtype
+from .context import default_stream_ended
 
 try:
     import pycuda.driver as driver
@@ -121,12 +122,18 @@ def _compiled_by_nvcc(file: str, arch: str) -> bytes:
 @context_dependent_memoize
 def _module(file: str) -> Any:
     """One file's kernels, loaded into the current context."""
-    ptx = _shipped_ptx(file)
+    ptx, why = _shipped_ptx(file), "none of this source is shipped"
     if ptx is not None:
-        with contextlib.suppress(driver.Error):
+        try:
             return driver.module_from_buffer(ptx)
+        except driver.Error as error:
+            why = f"the driver says: {error}"  # an old driver, or what an earlier kernel has left behind
     major, minor = driver.Context.get_device().compute_capability()
-    return driver.module_from_buffer(_compiled_by_nvcc(file, f"sm_{major}{minor}"))
+    try:
+        compiled = _compiled_by_nvcc(file, f"sm_{major}{minor}")
+    except DependencyError as error:
+        raise DependencyError(f"{error}. The PTX: {why}") from error
+    return driver.module_from_buffer(compiled)
 
 
 @context_dependent_memoize
@@ -199,6 +206,7 @@ class LiveHyper:
     def write(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
         """Copies the values there, after what the default stream and those ordered with it were given before."""
         driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
+        default_stream_ended()  # a replay may come on any stream
 
 
 class _Launch(NamedTuple):
@@ -255,6 +263,7 @@ class Table:
             self._chunks = driver.to_device(chunks), len(chunks)
         if self._device_rows is None:
             self._device_rows = driver.to_device(self._rows)
+            default_stream_ended()  # the launch may come on any stream
         return int(self._device_rows), int(self._chunks[0]), self._chunks[1]
 
     def _pack_plain(self) -> _Launch:
@@ -350,6 +359,7 @@ class Survey:
                 head = struct.pack("=4Q", *addresses)
                 self._launches.append(_Launch(kernel, _grid(count), bytearray(head + _packed_ops(self._ops)), len(head)))
         self._held = held
+        default_stream_ended()
 
     def run(self, ops: tuple[Op, ...] = (), judge: Judge = _LENIENT, stream: Any = None) -> None:
         """Queues it on ``stream``; does not wait for it, and allocates nothing."""

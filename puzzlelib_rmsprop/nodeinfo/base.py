@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import SetupError
+from ..kernels.context import default_stream_ended
 
 __all__ = ["NodeInfo", "on_stream"]
 
@@ -98,3 +99,4 @@ def on_stream(method: Callable[..., None], name: str, tensor: Any, stream: Any) 
     else:
         stream.synchronize()
         method(name, tensor)
+        default_stream_ended()  # where it may have queued its work

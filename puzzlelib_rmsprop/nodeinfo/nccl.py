@@ -31,11 +31,15 @@ def _bindings() -> Any:
     try:
         from nccl.bindings import nccl
     except ImportError as error:
-        raise DependencyError(
-            f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'puzzlelib_rmsprop[nccl]' for CUDA 13, or nccl4py "
-            f"and nvidia-nccl-cu12 for CUDA 12"
-        ) from error
+        raise _missing(error) from error
     return nccl
+
+
+def _missing(error: Exception) -> DependencyError:
+    return DependencyError(
+        f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'puzzlelib_rmsprop[nccl]' for CUDA 13, or nccl4py "
+        f"and nvidia-nccl-cu12 for CUDA 12"
+    )
 
 
 class NCCLNodeInfo(NodeInfo):
@@ -100,6 +104,10 @@ class NCCLNodeInfo(NodeInfo):
         self._comm: Any = None
         try:
             self._make_current()
+            try:
+                self._nccl.get_version()  # nccl4py looks for NCCL's library at the first call
+            except RuntimeError as error:
+                raise _missing(error) from error
             own = bytes(self._nccl.get_unique_id()).hex() if self.index == 0 else None
             self._comm = self._join(bytes.fromhex(self._meeting.allgatherObject(own)[0]))
         except BaseException as error:

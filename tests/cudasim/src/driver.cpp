@@ -536,8 +536,15 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
     counters.copies++;
 
     // A copy from pageable host memory has read it when the call returns; one from pinned memory reads when it runs.
+    // The call that waits, waits for what came before and for that reading: what it read may still be on its way to the
+    // device then, which only a stream that is not ordered with the default one can see.
     auto staged = std::make_shared<std::vector<char>>();
-    if (!wait && !from.device && !is_page_locked(from.start, box.width)) {
+    if (!from.device && !is_page_locked(from.start, box.width)) {
+        if (wait) {
+            blocks(call);
+            finish({submit(stream, call, nullptr)});
+            wait = false;
+        }
         each_row(box, [&](size_t y, size_t z) {
             auto row = reinterpret_cast<const char *>(from.row(y, z));
             staged->insert(staged->end(), row, row + box.width);
