@@ -171,6 +171,7 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
     try:
         for case in planned:
             found["results"].append(measure(case, workers, given.device, cores, given.quick, progress))
+            _keep(found, given)
     finally:
         for worker in workers.values():
             worker.end()
@@ -181,10 +182,21 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
             except RuntimeError as reason:  # the figures so far are not to be lost
                 left_out[suite] = str(reason)
     progress.end()
-    found["targets"] = [
-        each._asdict() for each in targets(given.device, found["results"], found.get("first"), found.get("memory"))
-    ]
+    _keep(found, given)
     return found, wrong
+
+
+def _keep(found: dict[str, Any], given: argparse.Namespace) -> None:
+    """Writes what was found so far: a time limit may end the run at any moment."""
+    decided = targets(given.device, found["results"], found.get("first"), found.get("memory"))
+    found["targets"] = [each._asdict() for each in decided]
+    text = tables.report(found)
+    for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, text)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            part.write_text(content)
+            part.replace(path)
 
 
 def draw(found: dict[str, Any], folder: Path) -> None:
@@ -205,12 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         options.error(str(error))
     found, wrong = run(given, names)
-    text = tables.report(found)
-    print(f"\n{text}", end="")
-    for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, text)):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
+    print(f"\n{tables.report(found)}", end="")
     if given.plots:
         draw(found, given.plots)
     return 1 if wrong else 0

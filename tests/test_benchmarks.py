@@ -424,6 +424,25 @@ def test_figures_are_not_lost_where_a_process_fails(monkeypatch, tmp_path):
     assert {each["met"] for each in found["targets"]} == {None}
 
 
+def test_figures_are_not_lost_where_the_run_is_ended(monkeypatch, tmp_path):
+    measured = []
+
+    def measure(case, *arguments, real=command.measure):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(case.title)
+        return real(case, *arguments)
+
+    monkeypatch.setattr(command, "measure", measure)
+    paths = ["--json", str(tmp_path / "run.json"), "--markdown", str(tmp_path / "run.md")]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--quick", "--suite", "count", "--peers", *paths])
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert [each["title"] for each in found["results"]] == measured
+    assert "## count" in (tmp_path / "run.md").read_text()
+    assert {each["met"] for each in found["targets"]} == {None}
+
+
 def test_setting_up_is_seen():
     figures = fresh.run("-m", "benchmarks.fresh", "setup", "cpu", "quick")
     assert figures["arrays_of_the_state"] == 3
