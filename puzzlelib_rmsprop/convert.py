@@ -35,6 +35,7 @@ import numpy as np
 from .arrays import family_of
 from .checkpoint import Place, fitted
 from .errors import CheckpointError
+from .files import regular_file, text_of
 from .optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
@@ -318,8 +319,9 @@ def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
         return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"the state must be a path or a mapping; got {type(source).__name__}")
-    path = os.fspath(source)
+    path = text_of(source)
     try:
+        regular_file(path)
         if not h5py.is_hdf5(path):
             with np.load(path, allow_pickle=False) as file:
                 return path, {key.strip("/"): file[key] for key in file.files}

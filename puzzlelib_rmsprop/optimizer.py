@@ -158,7 +158,13 @@ class Optimizer:
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
-        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array."""
+        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array.
+
+        Raises:
+            SetupError: when ``name`` is no identifier.
+        """
+        if not isinstance(name, str) or not name.isidentifier():
+            raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
         setattr(self, name, attr)
         self.attrs.add(name)
 
@@ -683,11 +689,12 @@ class Optimizer:
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        name = "" if name is None else name
         if self._shards is not None:
-            self._save_shards(hdf, name or "", self._shards)
+            self._save_shards(hdf, name, self._shards)
             return
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
-        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+        checkpoint.write(hdf, name, self.getAttrDict(), states, self._places(), self.globalState, self._extra())
 
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
         parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
@@ -724,12 +731,13 @@ class Optimizer:
             CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
         """
         self._refresh()
+        name = "" if name is None else name
         if self._shards is None:
-            self._restore(*checkpoint.read(hdf, name or "", self.getAttrDict(), self._places()))
+            self._restore(*checkpoint.read(hdf, name, self.getAttrDict(), self._places()))
             return
         failure: Exception | None = None
         try:
-            found = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places())
+            found = checkpoint.read(hdf, name, self.getAttrDict(), self._places())
             self._checkExtra(found[2])
         except Exception as error:
             failure = error
@@ -812,6 +820,8 @@ def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
     for name in names:
+        if not checkpoint.encodable(name):
+            raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
         if name in seen:
             raise VariableError(f"variable {name!r}: two variables of the net have this name")
         seen.add(name)

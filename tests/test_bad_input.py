@@ -2,6 +2,7 @@
 
 import copy
 import decimal
+import io
 import math
 import os
 import pickle
@@ -23,8 +24,10 @@ from puzzlelib_rmsprop import (
     RMSPropGraves,
     Variable,
     WeightDecay,
+    convert,
     gpuarray,
 )
+from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import (
     ArrayError,
     CheckpointError,
@@ -35,6 +38,7 @@ from puzzlelib_rmsprop.errors import (
     SetupError,
     VariableError,
 )
+from puzzlelib_rmsprop.inspection import inspect
 from tests import standins
 from tests.conftest import in_child
 from tests.standins import Net
@@ -395,6 +399,10 @@ ORDER = [
         (lambda how=how: watched(ready(True), how), "in global mode cannot be copied or pickled")
         for how in (copy.copy, copy.deepcopy, pickle.dumps)
     ],
+    *[
+        (lambda name=name: RMSPropGraves().setAttr(name, 1), "the name of an attribute must be an identifier; got")
+        for name in (3, None, "", ".", "a/b", "a\0b", "\udc80")
+    ],
     (lambda: var().update(0.1), "has no updater"),
     (lambda: var().postUpdate(), "has no postUpdater"),
     (lambda: setup(net=Nameless(a=var())), "must give each variable a list of names"),
@@ -402,6 +410,7 @@ ORDER = [
 ]
 
 VARIABLES = [
+    (lambda: setup(**{"\udc80": var()}), "its name must be text that UTF-8 has"),
     (lambda: setup(a=var(), b=var(withgrad=False)), "'b' has no gradient"),
     (lambda: setup(True, a=var(), b=var(withgrad=False)), "'b' has no gradient"),
     (lambda: setup(net=NoneFound(a=var())), "'a': getVarTable.. and getVar.. give different objects"),
@@ -623,6 +632,31 @@ FILES = [
     (lambda: filed(load, saved(W=var())), "'b': .*run.hdf has no 'm.' for it"),
     (lambda: filed(load, saved(W=var(dtype="float64"), b=var((2,)))), "'W': its 'm.' is float32 here; .* has float64"),
     (lambda: filed(lambda o, folder: o.load(f"{folder}/run.hdf", "other"), written(None)), "has no group 'other.states'"),
+    *[
+        (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must be without NUL; got .*a.x00b'")
+        for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
+    ],
+    *[(lambda given=given: written_to(given), "a path must be text or an os.PathLike; got") for given in (None, 3, [])],
+    (lambda: inspect(io.BytesIO()), "a path must be text or an os.PathLike; got BytesIO"),
+    *[  # opening a pipe would wait for ever
+        (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is no regular file")
+        for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
+    ],
+    (lambda: filed(lambda o, folder: o.save(read_only())), "cannot write .*no write intent on file"),
+    (lambda: filed(lambda o, folder: o.save(read_only()["g"])), "cannot write .*no write intent on file"),
+    *[
+        (lambda act=act, name=name: filed(lambda o, folder: getattr(o, act)(f"{folder}/run.hdf", name), written(None)), why)
+        for act in ("save", "load")
+        for name, why in (("a\0b", "without NUL; got 'a.x00b'"), (3, "got 3"), (b"x", "got b'x'"), ("\udc80", "UTF-8"))
+    ],
+    *[
+        (
+            lambda text=text: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), attributed(text)),
+            "'text' cannot be saved: .*fit",
+        )
+        for text in ("a\0b", "\udc80")
+    ],
+    (lambda: clashing(), "'a': its 'mg' cannot be saved"),
     (lambda: filed(lambda o, folder: o.save(closed(folder))), "the HDF5 file given is closed"),
     (lambda: filed(lambda o, folder: o.load(closed(folder))), "the HDF5 file given is closed"),
     (
@@ -639,6 +673,37 @@ FILES = [
 def closed(folder):
     with h5py.File(f"{folder}/../closed.hdf", "w", driver="core", backing_store=False) as file:
         return file
+
+
+def written_to(path):
+    with atomicFile(path):
+        pass
+
+
+def piped(optimizer, folder):
+    os.mkfifo(f"{folder}/pipe")
+
+
+def read_only():
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file.create_group("g")
+    return h5py.File(memory, "r")
+
+
+def attributed(text):
+    return lambda optimizer, folder: optimizer.setAttr("text", text)
+
+
+def clashing():
+    _, optimizer = ready(**{"a": var(), "a.mg/b": var()})
+    with h5py.File(io.BytesIO(), "w") as file:
+        try:
+            optimizer.save(file)
+        finally:
+            watch(optimizer)
+            if list(file):
+                raise ValueError("something was left")
 
 
 def another_context(act):

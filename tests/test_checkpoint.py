@@ -17,6 +17,7 @@ import puzzlelib_rmsprop
 from puzzlelib_rmsprop import RMSPropGraves, Variable, files, gpuarray
 from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from puzzlelib_rmsprop.inspection import inspect
 from tests.golden import DATA, KINDS, NAMES, Replay
 from tests.standins import Net
 from tests.tolerances import assert_close
@@ -239,6 +240,42 @@ def test_names_with_slashes(tmp_path):
     other.setupOn(net_of(Own, shapes), True)
     other.load(tmp_path / "run.hdf")
     assert_same(content(Own, other), content(Own, optimizer))
+
+
+ODD_NAMES = ["a\0b", "/abs", ".", "", "./x", "a//b", "/", "a/", "ü€😀", "float32", "<class 'numpy.float32'>", "x" * 10_000]
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["into-local", "into-global"])
+def test_odd_names(globalState, loaded, tmp_path):
+    # to HDF5 a name is a path, and ends at a NUL; and a flat state is called float32
+    shapes = {name: (2 + i,) for i, name in enumerate([*ODD_NAMES, "abs", "x", "a/b", "W"])}
+    optimizer = trained(Own, globalState, shapes)
+    optimizer.save(tmp_path / "run.hdf")
+    found = inspect(tmp_path / "run.hdf")
+    assert not found["damaged"]
+    for each in found["parts"][0]["variables"]:
+        assert [entity["shape"] for entity in each["entities"].values()] == [each["shape"]] * 3
+    other = RMSPropGraves()
+    other.setupOn(net_of(Own, shapes), loaded)
+    other.load(tmp_path / "run.hdf")
+    assert_same(content(Own, other), content(Own, optimizer))
+    with h5py.File(tmp_path / "open.hdf", "w") as file:
+        optimizer.save(file.create_group("within"))
+        assert list(file) == ["within"]
+
+
+def test_a_state_for_all_of_the_shape_of_one(tmp_path):
+    class Counting(RMSPropGraves):
+        def setupState(self, var):
+            return {**super().setupState(var), "count": gpuarray.zeros(3)}
+
+    optimizer, other = Counting(), Counting()
+    for each in (optimizer, other):
+        each.setupOn(net_of(Own, {"a": (2,), "b": (3,)}), True)
+    optimizer.states[np.dtype(np.float32)]["count"].set(np.array([1, 2, 3], np.float32))
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert other.states[np.dtype(np.float32)]["count"].tolist() == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------- files that do not fit
