@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -317,7 +318,12 @@ def _converted(key: str, content: np.ndarray, current: Any) -> Any:
     try:
         if isinstance(value, str) != isinstance(current, str):
             raise TypeError("text and numbers do not convert")
-        return type(current)(value)
+        if np.iscomplexobj(value) and not np.iscomplexobj(current):
+            raise TypeError("what is imaginary would be lost")
+        converted = type(current)(value)
+        if isinstance(current, numbers.Integral) and converted != value:
+            raise ValueError("it is not whole")
+        return converted
     except (TypeError, ValueError, OverflowError) as error:
         kind = type(current).__name__
         raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {value!r}") from error
@@ -461,6 +467,8 @@ def fitted(place: Place, state: Mapping[str, np.ndarray], variance: bool, where:
                 f"variable {name!r}: its {entity!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
                 f"without loss"
             )
+    if variance and "ms" in state and (state["ms"] < 0).any():
+        raise CheckpointError(f"variable {name!r}: its 'ms' in {where} is a variance; none can be below 0")
     converted = dict(state)
     if variance != place.variance and {"mg", "ms"} <= place.state.keys():
         with np.errstate(all="ignore"):  # what is not finite stays so

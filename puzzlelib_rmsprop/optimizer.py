@@ -21,7 +21,7 @@ from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
-from .hyper import flag
+from .hyper import flag, whole
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
 from .nodeinfo.agreement import agree, together
 from .nodeinfo.base import on_stream
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .nodeinfo import NodeInfo
 
 __all__ = ["Optimizer", "Slot"]
+
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(eq=False)
@@ -269,6 +271,8 @@ class Optimizer:
             if getattr(var, "hasUpdater", False):
                 if self.nodeinfo is not None:
                     raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
+                if not callable(getattr(var, "update", None)):
+                    raise VariableError(f"variable {names[0]!r} has an updater, but no method update(learnRate)")
                 custom.append(names[0])
                 continue
             for attribute in ("data", "grad", "learnRate", "momRate", "wc"):
@@ -342,13 +346,19 @@ class Optimizer:
     def _setup_states(self, slots: list[Slot]) -> None:
         if not self.globalState:
             for slot in slots:
-                slot.state = self.states[slot.names[0]] = WatchedDict(self.setupState(slot.var))
+                slot.state = self.states[slot.names[0]] = self._made_state(slot.var)
         else:
             for dtype, var in self.globalVar.items():
                 own = var if self._shards is None else self._shards.own(dtype)
-                self.states[dtype] = WatchedDict(self.setupState(own))
+                self.states[dtype] = self._made_state(own)
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
+
+    def _made_state(self, var: Any) -> WatchedDict:
+        state = self.setupState(var)
+        if not isinstance(state, Mapping):
+            raise VariableError(f"variable {var.name!r}: setupState() must give a dict of arrays; got {state!r}")
+        return WatchedDict(state)
 
     def _share_states(self) -> None:
         """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
@@ -405,10 +415,15 @@ class Optimizer:
         """
         self._refresh()
         runs = self._current_runs()
+        if useStreams is not False or sync is not True:
+            useStreams, sync = flag("useStreams", useStreams), flag("sync", sync)
         if useStreams and stream is not None:
             raise SetupError("update() takes useStreams=True, or a stream, not both")
         own = self._own_stream() if useStreams else None
         stream = stream if own is None else own
+        if type(self.t) is not int or self.t < 0:
+            self.t = _checked_t(self.t)
+        custom = [self._updater(name) for name in self.customVars]
         self.t += 1
         try:
             extras = PLAIN
@@ -423,10 +438,23 @@ class Optimizer:
             # the others wait for this process, or will
             getattr(self.nodeinfo, "fail", lambda error: None)(error)
             raise
-        for name in self.customVars:
-            self.module.getVar(name).update(self.learnRate)
+        for update in custom:
+            update(self.learnRate)
         if own is not None and sync:
             own.synchronize()
+
+    def _updater(self, name: str) -> Callable[[float], None]:
+        """What updates a variable that has its own updater; looked up before anything else is updated."""
+        try:
+            var = self.module.getVar(name)
+        except Exception as error:
+            raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+        update = getattr(var, "update", None)
+        if not getattr(var, "hasUpdater", False) or update is None:
+            raise VariableError(f"variable {name!r} has no updater any more; call setupOn again")
+        if not callable(getattr(var, "updater", update)):
+            raise VariableError(f"variable {name!r}: its updater must be callable; got {var.updater!r}")
+        return update
 
     # -------------------------------------------------------------------------------- gradients, before a step
 
@@ -439,7 +467,10 @@ class Optimizer:
 
         Hooks run in their order, and before the average, as PuzzleLib's do; a survey and what follows it come after it.
         """
-        hooks = self.hooks
+        hooks = list(self.hooks)  # one may take itself off the list, or add another: that is for the next step
+        for hook in hooks:
+            if not callable(hook):
+                raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
         first = next((i for i, hook in enumerate(hooks) if isinstance(hook, Survey)), len(hooks))
         fold = len(hooks)
         if self._folds():
@@ -689,6 +720,7 @@ class Optimizer:
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        _checked_t(self.t)
         name = "" if name is None else name
         if self._shards is not None:
             self._save_shards(hdf, name, self._shards)
@@ -747,13 +779,24 @@ class Optimizer:
     def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
         """Takes what was read and fits; checks the rest before it changes anything."""
         self._checkExtra(extra)
+        states = self._adapted(states, extra)
+        for slot, state in zip(self._slots, states, strict=True):
+            for entity in state if self._shards is None else ():
+                fault = family_of(slot.state[entity]).fault(slot.state[entity])
+                if fault is not None:
+                    raise ArrayError(f"variable {slot.names[0]!r}: its {entity} {fault}")
         before = self.getAttrDict()
+        taken: list[str] = []
         try:
+            _checked_t(attrs.get("t", 0))
             for key, value in attrs.items():
                 setattr(self, key, value)
-        except Exception as error:
-            for key, value in before.items():
-                setattr(self, key, value)
+                taken.append(key)
+        except BaseException as error:
+            for key in taken:
+                setattr(self, key, before[key])
+            if not isinstance(error, Exception):
+                raise
             raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
         for slot, state in zip(self._slots, states, strict=True):
             for entity, content in state.items():
@@ -762,6 +805,10 @@ class Optimizer:
                 else:
                     self._shards.put(self.states[slot.dtype][entity], slot.dtype, slot.offset, content)
         self._applyExtra(extra)
+
+    def _adapted(self, states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+        """The states, changed where the options they were saved with ask for it."""
+        return states
 
     def _extra(self) -> dict[str, Any]:
         """What :meth:`save` saves besides attributes and state: plain data for JSON."""
@@ -773,6 +820,14 @@ class Optimizer:
 
     def _checkExtra(self, extra: dict[str, Any]) -> None:
         """Raises CheckpointError where a file's ``extra`` does not fit; it is empty where another library wrote the file."""
+        hooks = extra.get("hooks", []) if isinstance(extra, dict) else None
+        pairs = isinstance(hooks, list) and all(isinstance(each, list) and len(each) == 2 for each in hooks)
+        if (
+            not pairs
+            or not all(isinstance(kind, str) for kind, _ in hooks)
+            or not isinstance(extra.get("options", {}), dict)
+        ):
+            raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
         for hook, state in self._hooks_in(extra):
             try:
                 hook.checkState(state)
@@ -862,12 +917,17 @@ def _check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             # not an array, though it be 0-d: it could change unseen
-            good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= least
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= _MOST
         except (TypeError, OverflowError):
             good = False
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
-            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {value!r}")
+            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > _MOST else ""
+            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {value!r}{hint}")
+
+
+def _checked_t(t: Any) -> int:
+    return whole("t", t, 0, 2**63)
 
 
 def _part(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:

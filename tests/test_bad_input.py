@@ -300,7 +300,7 @@ HYPER = [
     (lambda: RMSPropGraves(epsilon=1e-50), "epsilon.*got 1e-50"),
     (lambda: setattr(RMSPropGraves(), "alpha", 2), "alpha.*got 2"),
     (lambda: RMSPropGraves().setAttr("momRate", "fast"), "momRate must be a number; got 'fast'"),
-    (lambda: WeightDecay(-1), "rate must be a finite number, at least 0; got -1"),
+    (lambda: WeightDecay(-1), "rate must be a finite number, at least 0 and below .*; got -1"),
     (lambda: WeightDecay("x"), "rate must be a number; got 'x'"),
     (lambda: RMSPropGraves(learnRate=10**400), "learnRate must be a finite number.*got an int beyond every float"),
     (lambda: RMSPropGraves(learnRate=-(10**5000)), "learnRate must be a finite number.*got an int beyond every float"),
@@ -331,6 +331,26 @@ HYPER = [
     (lambda: RMSPropGraves(stateDtype="float32"), "stateDtype must be None, bfloat16 or float16; got 'float32'"),
     (lambda: RMSPropGraves(stateDtype="nonsense"), "stateDtype must be.*got 'nonsense'"),
     (lambda: RMSPropGraves(stateDtype=3), "stateDtype must be.*got 3"),
+    *[
+        (lambda name=name, value=value: setattr(ready()[1], name, value), f"{name} must be")
+        for name, value in (
+            *((name, "False") for name in ("gradOfLoss", "masterWeights", "fuseZeroGrad", "capturable", "shardState")),
+            ("seed", -1),
+            ("stateDtype", "float32"),
+        )
+    ],
+    *[
+        (lambda t=t, act=act: counted(t, act), "t must be an int from 0 to")
+        for t in ("x", 1.5, -3, None, math.nan)
+        for act in ("update", "save")
+    ],
+    *[
+        (lambda name=name, mode=mode: rated(name, 1e300, mode), f"'W': its {name} must be.*; got 1e.300 .float32 takes")
+        for name in ("learnRate", "momRate", "wc")
+        for mode in (False, True)
+    ],
+    (lambda: ready()[1].update(useStreams="False"), "useStreams must be True or False; got 'False'"),
+    (lambda: ready()[1].update(sync=np.ones(2)), "sync must be True or False; got array"),
     (lambda: WeightDecay(10**400), "rate must be a finite number.*beyond every float"),
     (lambda: WeightDecay(1, gradOfLoss="x"), "gradOfLoss must be True or False; got 'x'"),
     (lambda: Lasso(math.inf), "rate.*got inf"),
@@ -392,6 +412,11 @@ ORDER = [
         lambda: RMSPropGraves(nodeinfo=3).setupOn(Net(W=var()), True),
         r"nodeinfo must have a method broadcastBuffer\(\).*got 3",
     ),
+    *[
+        (lambda name=name, value=value: setattr(ready()[1], name, value), f"{name} cannot change after setupOn")
+        for name, value in (("stateDtype", "bfloat16"), ("masterWeights", True), ("capturable", True), ("shardState", True))
+    ],
+    (lambda: updated(lambda n, o: o.hooks.append(3), W=var()), "a hook must be callable.*got 3"),
     (lambda: ready()[1].update(True, stream=3), r"takes useStreams=True, or a stream, not both"),
     (lambda: ready()[1].addHook(None), "a hook must be callable.*got None"),
     (lambda: [o := ready()[1], *(o.addHook(NonFiniteGuard()) for _ in "12")], "takes one NonFiniteGuard"),
@@ -519,6 +544,23 @@ VARIABLES = [
         lambda: updated(lambda n, o: o.states["W"].update(delta=gpuarray.zeros(3, np.float64)), W=var()),
         "'W': its delta must be of dtype float32; got float64",
     ),
+    *[
+        (lambda change=change, mode=mode: updated(change, mode, W=var(), u=own()), message)
+        for mode in (False, True)
+        for change, message in (
+            (lambda n, o: n.vars.pop("u"), "'u': the net has none of that name any more: KeyError"),
+            (lambda n, o: n.vars.update(u=None), "'u' has no updater any more"),
+            (lambda n, o: n.vars.update(u=var()), "'u' has no updater any more"),
+            (lambda n, o: setattr(n.getVar("u"), "updater", None), "'u' has no updater any more"),
+            (lambda n, o: setattr(n.getVar("u"), "updater", 3), "'u': its updater must be callable; got 3"),
+        )
+    ],
+    (lambda: setup(W=var(), u=Updaterless()), "'u' has an updater, but no method update"),
+    *[
+        (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must give a dict of arrays; got")
+        for given in (None, [1], 3)
+    ],
+    (lambda: copied(var(), Variable(np.zeros(3, np.complex64))), r"set\(\) needs a data of floats; got complex64"),
     (lambda: RMSPropGraves().updateVar(var(), {}), "its state lacks delta, mg, ms"),
     (lambda: WeightDecay(1)(decaying(var(withgrad=False)), {}), "WeightDecay needs a gradient, and it has none"),
 ]
@@ -540,11 +582,77 @@ def decaying(variable):
     return variable
 
 
+def own():
+    return Variable(gpuarray.zeros(3), updater=lambda variable, rate: variable.data.fill(rate))
+
+
+class Updaterless:
+    hasUpdater = True
+    data = grad = None
+
+
+class Stateful(RMSPropGraves):
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def setupState(self, var):
+        return self.given
+
+
+def misfitting(mode, what, holds):
+    of = np.zeros(3, np.float32)
+    made = standins.PuzzleVariable(standins.CPUArray.toDevice(of))
+    setattr(made, "data" if what == "data" else "grad", wrapped(of, holds))
+    setup(mode, a=made)
+
+
+def frozen_state(last):
+    """Saves, steps, and locks one array: the second, or the last but two."""
+
+    def prepare(optimizer, folder):
+        optimizer.save(os.path.join(folder, "run.hdf"))
+        optimizer.update()
+        locked(optimizer.states["b"]["mg"] if last else optimizer.states["W"]["ms"])
+
+    return prepare
+
+
+def counted(t, act):
+    net, optimizer = ready()
+    optimizer.t = t
+    watch(optimizer, net)
+    optimizer.update() if act == "update" else optimizer.save("never-written.hdf")
+
+
+def wrapped(of, holds):
+    """PuzzleLib's wrapper, made for one array and holding another."""
+    made = standins.CPUArray.toDevice(of)
+    made.data = holds
+    return made
+
+
 class Matrix(np.ndarray):
     """Somebody's subclass."""
 
 
 ARRAYS = [
+    *[
+        (
+            lambda mode=mode, what=what, holds=holds: misfitting(mode, what, holds),
+            f"'a': its {what} must hold an array of its own shape and dtype, .*3.* and float32; it holds one of",
+        )
+        for mode in (False, True)
+        for what in ("data", "gradient")
+        for holds in (np.zeros(2, np.float32), np.zeros(5, np.float32), np.zeros(3, np.float16))
+    ],
+    (
+        lambda: copied(with_grad(np.ones(3), locked(np.ones(3))), var(dtype="float64")),
+        r"set\(\): its gradient must be writeable",
+    ),
+    (lambda: copied(var(), with_grad(gpuarray.zeros(3), 3)), r"set\(\): its gradient: arrays must be.*int"),
+    (lambda: filed(load, frozen_state(False)), "'W': its ms must be writeable"),
+    (lambda: filed(load, frozen_state(True)), "'b': its mg must be writeable"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "data", None), W=var()), "'W': its data: arrays must be.*NoneType"),
     *[
         (lambda given=given: Variable(given), "arrays must be .*; got")
