@@ -131,6 +131,7 @@ class Optimizer:
         self.customVars: list[str] = []
         self.family: Family | None = None
         self._slots: list[Slot] = []
+        self._tied: list[Slot] = []  # those with several names
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
         self._rates: list[tuple[float, float, float]] = []
@@ -231,7 +232,7 @@ class Optimizer:
                 fresh.update(self._flatten(mod, slots, family))
         before = {**vars(self)}
         self._unbind()
-        vars(self).update(fresh, family=family, _slots=slots)
+        vars(self).update(fresh, family=family, _slots=slots, _tied=[slot for slot in slots if len(slot.names) > 1])
         try:
             self._setup_states(slots)
             self._bind_hooks()
@@ -579,6 +580,8 @@ class Optimizer:
                 ) from error
             if var is not slot.var or data is not slot.data or grad is not slot.grad:
                 moved.append((slot, self._follow(slot, var)))
+        for slot in self._tied:
+            self._check_tied(slot)
         if moved:
             assert self.family is not None
             new = dict(moved)
@@ -602,6 +605,17 @@ class Optimizer:
             and all(type(state) is WatchedDict for state in (self.states, *self.states.values()))
         )
         self._seen = now
+
+    def _check_tied(self, slot: Slot) -> None:
+        """All names of a variable have to stand for the same one still: it is updated as the first of them."""
+        get, first = self.module.getVar, slot.names[0]
+        for name in slot.names[1:]:
+            try:
+                tied = get(name) is get(first)
+            except Exception as error:
+                raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+            if not tied:
+                raise VariableError(f"variable {name!r} was tied to {first!r} at setupOn and is no more; call setupOn again")
 
     def _follow(self, slot: Slot, var: Any) -> Slot:
         """What a variable is now, where its arrays were replaced since it was checked."""

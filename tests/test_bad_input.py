@@ -555,6 +555,14 @@ VARIABLES = [
             (lambda n, o: setattr(n.getVar("u"), "updater", 3), "'u': its updater must be callable; got 3"),
         )
     ],
+    *[
+        (lambda mode=mode, change=change: untied(mode, change), message)
+        for mode in (False, True)
+        for change, message in (
+            (lambda net: net.setVar("also", var()), "'also' was tied to 'W' at setupOn and is no more; call setupOn again"),
+            (lambda net: net.vars.pop("also"), "'also': the net has none of that name any more: KeyError"),
+        )
+    ],
     (lambda: setup(W=var(), u=Updaterless()), "'u' has an updater, but no method update"),
     *[
         (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must give a dict of arrays; got")
@@ -580,6 +588,11 @@ def watched(made, act):
 def decaying(variable):
     variable.wc = 1.0
     return variable
+
+
+def untied(mode, change):
+    shared = var()
+    updated(lambda net, _: change(net), mode, W=shared, also=shared)
 
 
 def own():
