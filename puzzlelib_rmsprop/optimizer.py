@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .nodeinfo import NodeInfo
 
-__all__ = ["Optimizer", "Slot"]
+__all__ = ["Optimizer", "Slot", "check_rates"]
 
 _MOST = float(np.finfo(np.float32).max)
 
@@ -363,6 +363,8 @@ class Optimizer:
 
     def _share_states(self) -> None:
         """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
+        if not isinstance(self.states, Mapping):
+            raise VariableError(f"states must be a dict of the variables' states; got {self.states!r}")
         found = []
         for slot in self._slots:
             state = self.states.get(slot.dtype if self.globalState else slot.names[0])
@@ -650,7 +652,7 @@ class Optimizer:
             same = False
         if self._runs is None or not same:
             for slot, each in zip(self._slots, rates, strict=True):
-                _check_rates(slot.names[0], *each)
+                check_rates(slot.names[0], *each)
             if self.globalState:
                 self._runs = self._stretches(rates)
             else:
@@ -734,6 +736,7 @@ class Optimizer:
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
         self._refresh()
+        self._check_states()
         _checked_t(self.t)
         name = "" if name is None else name
         if self._shards is not None:
@@ -741,6 +744,17 @@ class Optimizer:
             return
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
         checkpoint.write(hdf, name, self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+
+    def _check_states(self) -> None:
+        """Whether a file can hold the states: an optimizer may put other things there, or its user."""
+        for key, state in self.states.items():
+            if not isinstance(state, Mapping) or not isinstance(key, np.dtype if self.globalState else str):
+                raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+            for entity, array in state.items():
+                try:
+                    family_of(array)
+                except ArrayError as error:
+                    raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
 
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
         parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
@@ -777,6 +791,7 @@ class Optimizer:
             CheckpointError: the file does not fit; names the variable and says why. With ``shardState`` on every process.
         """
         self._refresh()
+        self._check_states()
         name = "" if name is None else name
         if self._shards is None:
             self._restore(*checkpoint.read(hdf, name, self.getAttrDict(), self._places()))
@@ -927,7 +942,8 @@ def _extents(slots: list[Slot], family: Family) -> Iterator[tuple[str, int, int]
         yield f"variable {slot.names[0]!r}: its gradient", family.address(slot.grad), int(slot.grad.nbytes)
 
 
-def _check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
+def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
+    """Raises HyperParameterError for a variable's rate that is no finite number; names both."""
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             # not an array, though it be 0-d: it could change unseen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .hyper import Checked, HyperParameter, flag, whole
 from .kernels import PLAIN, Extras, Row, state_dtype
-from .optimizer import Optimizer, Slot
+from .optimizer import Optimizer, Slot, check_rates
 
 if TYPE_CHECKING:
     from .nodeinfo import NodeInfo
@@ -265,8 +265,10 @@ class RMSPropGraves(Optimizer):
 
         Raises:
             VariableError, ArrayError: an array does not fit; names it.
+            HyperParameterError: a rate of the variable is no number.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
+        check_rates(run.names[0], var.learnRate, var.momRate, var.wc)
         extras = Extras(seed=self._seeds()) if self._variance_form(run.dtype) else PLAIN
         self._pack([run], family_of(var.data)).update(stream, self._hyper(), extras)
 
@@ -403,6 +405,8 @@ def _state_dtype(dtype: Any) -> np.dtype:
 def _check(run: Slot, family: Family, dtypes: dict[str, np.dtype]) -> None:
     """Every array of a run: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = run.names[0]
+    if not isinstance(run.state, Mapping):
+        raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {run.state!r}")
     missing = set(dtypes) - set(run.state)
     if missing:
         raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")

@@ -212,6 +212,10 @@ def load(optimizer, folder):
     optimizer.load(os.path.join(folder, "run.hdf"))
 
 
+def store(optimizer, folder):
+    optimizer.save(os.path.join(folder, "more.hdf"))
+
+
 def in_thread(call):
     """The call in a thread of its own, and what it raised here."""
     caught = []
@@ -348,6 +352,11 @@ HYPER = [
         (lambda name=name, mode=mode: rated(name, 1e300, mode), f"'W': its {name} must be.*; got 1e.300 .float32 takes")
         for name in ("learnRate", "momRate", "wc")
         for mode in (False, True)
+    ],
+    *[
+        (lambda rate=rate, value=value: by_hand(rate, value), f"its {rate} must be a finite number.*got")
+        for rate in ("learnRate", "momRate", "wc")
+        for value in ("x", math.nan)
     ],
     (lambda: ready()[1].update(useStreams="False"), "useStreams must be True or False; got 'False'"),
     (lambda: ready()[1].update(sync=np.ones(2)), "sync must be True or False; got array"),
@@ -565,6 +574,16 @@ VARIABLES = [
     ],
     (lambda: setup(W=var(), u=Updaterless()), "'u' has an updater, but no method update"),
     *[
+        (lambda act=act: filed(act, kept_state({"W": 3})), "its state must be a dict of arrays; got 3")
+        for act in (store, load)
+    ],
+    *[
+        (lambda act=act: filed(act, kept_state({"more": 3})), "states must hold a dict of arrays.*'more' has 3")
+        for act in (store, load)
+    ],
+    (lambda: [o := ready()[1], setattr(o, "states", None), o.update()], "states must be a dict of .*; got None"),
+    (lambda: RMSPropGraves().updateVar(var(), None), "its state must be a dict of arrays; got None"),
+    *[
         (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must give a dict of arrays; got")
         for given in (None, [1], 3)
     ],
@@ -620,6 +639,22 @@ def misfitting(mode, what, holds):
     setup(mode, a=made)
 
 
+def kept_state(changes):
+    def prepare(optimizer, folder):
+        optimizer.save(os.path.join(folder, "run.hdf"))
+        optimizer.states.update(changes)
+
+    return prepare
+
+
+def by_hand(rate, value):
+    variable, optimizer = var(), RMSPropGraves()
+    state = optimizer.setupState(variable)
+    setattr(variable, rate, value)
+    watch(Net(v=variable))
+    optimizer.updateVar(variable, state)
+
+
 def frozen_state(last):
     """Saves, steps, and locks one array: the second, or the last but two."""
 
@@ -664,6 +699,20 @@ ARRAYS = [
         r"set\(\): its gradient must be writeable",
     ),
     (lambda: copied(var(), with_grad(gpuarray.zeros(3), 3)), r"set\(\): its gradient: arrays must be.*int"),
+    *[
+        (lambda act=act: filed(act, kept_state({"W": {"n": 3}})), "variable 'W': its 'n': arrays must be.*got builtins.int")
+        for act in (store, load)
+    ],
+    (lambda: gpuarray.SharedArray("nonsense"), "dtype must be one of NumPy's; got 'nonsense'"),
+    *[
+        (lambda given=given: gpuarray.SharedArray(np.float32).register(*given), message)
+        for given, message in (
+            (((2, -1), np.float32, "x"), "a shape must be"),
+            (("x", np.float32, "x"), "a shape must be"),
+            ((2, "nonsense", "x"), "dtype must be one of"),
+            ((2, np.float32, ["x"]), "the name of an array must be text"),
+        )
+    ],
     (lambda: filed(load, frozen_state(False)), "'W': its ms must be writeable"),
     (lambda: filed(load, frozen_state(True)), "'b': its mg must be writeable"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "data", None), W=var()), "'W': its data: arrays must be.*NoneType"),
