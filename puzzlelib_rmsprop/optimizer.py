@@ -428,16 +428,22 @@ class Optimizer:
             self.t = _checked_t(self.t)
         custom = [self._updater(name) for name in self.customVars]
         self.t += 1
+        stepping = False
         try:
             extras = PLAIN
             if self.hooks or self.nodeinfo is not None:
                 extras = self._prepare_gradients(stream)
                 runs = self._current_runs()
-            self._step(self._own(runs), stream, extras)
+            runs = self._own(runs)
+            stepping = True
+            self._step(runs, stream, extras)
             if self._shards is not None:
                 self._shards.gather(stream)
         except BaseException as error:
-            self.t -= 1
+            # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
+            # in the microsecond before the kernel begins.)
+            if not stepping or isinstance(error, Exception):
+                self.t -= 1
             # the others wait for this process, or will
             getattr(self.nodeinfo, "fail", lambda error: None)(error)
             raise

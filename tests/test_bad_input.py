@@ -39,6 +39,7 @@ from puzzlelib_rmsprop.errors import (
     VariableError,
 )
 from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.kernels import cpu
 from tests import standins
 from tests.conftest import in_child
 from tests.standins import Net
@@ -1082,6 +1083,28 @@ def test_a_hook_that_fails_on_the_second_variable_takes_no_step():
         updated(lambda n, o: None, hook=hook, W=var(), V=var())
     for thing, before in WATCHED:
         assert picture(thing) == before
+
+
+@pytest.mark.parametrize("globalState", [False, True])
+def test_a_step_that_was_taken_counts_though_it_was_interrupted(globalState, monkeypatch):
+    # the handler of Ctrl-C raises when the kernel returns; a checkpoint saved then has to say so
+    net, optimizer = ready(globalState)
+    before = net.getVar("W").data.copy()
+    update = cpu.Table.update
+
+    def interrupted(self, *args):
+        update(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu.Table, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update()
+    assert optimizer.t == 2
+    assert (net.getVar("W").data != before).all()
+    monkeypatch.setattr(cpu.Table, "update", boom)
+    with pytest.raises(Boom):
+        optimizer.update()
+    assert optimizer.t == 2
 
 
 @pytest.mark.parametrize(
