@@ -11,7 +11,15 @@ import numpy as np
 
 from .errors import HyperParameterError, SetupError
 
-__all__ = ["Checked", "HyperParameter", "flag", "number", "whole"]
+__all__ = ["Checked", "HyperParameter", "flag", "number", "shown", "whole"]
+
+
+def shown(value: Any) -> str:
+    """A value in an error message; Python refuses to print an int of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"one of type {type(value).__name__} that cannot be printed"
 
 
 def number(name: str, value: Any, least: float, below: float = math.inf, hint: str = "") -> float:
@@ -22,7 +30,7 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     """
     real = _real(value)
     if real is None:
-        raise HyperParameterError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
+        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {type(value).__name__}")
     if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
@@ -51,7 +59,7 @@ def whole(name: str, value: Any, least: int, below: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < below:
         bits = below.bit_length() - 1
         most = f"2**{bits} - 1" if below == 1 << bits else str(below - 1)
-        raise HyperParameterError(f"{name} must be an int from {least} to {most}; got {value!r}")
+        raise HyperParameterError(f"{name} must be an int from {least} to {most}; got {shown(value)}")
     return int(value)
 
 
@@ -62,7 +70,7 @@ def flag(name: str, value: Any) -> bool:
         HyperParameterError: names the option, the rule and the value.
     """
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
-        raise HyperParameterError(f"{name} must be True or False; got {value!r}")
+        raise HyperParameterError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
 
 

@@ -21,7 +21,7 @@ from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
-from .hyper import flag, whole
+from .hyper import flag, shown, whole
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
 from .nodeinfo.agreement import agree, together
 from .nodeinfo.base import on_stream
@@ -959,7 +959,7 @@ def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
             hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > _MOST else ""
-            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {value!r}{hint}")
+            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {shown(value)}{hint}")
 
 
 def _checked_t(t: Any) -> int:

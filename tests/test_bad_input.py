@@ -273,6 +273,11 @@ class NoneFound(Net):
         return None
 
 
+class Unprintable:
+    def __repr__(self):
+        raise TypeError("not this one")
+
+
 class Bare:
     """No variable at all."""
 
@@ -373,6 +378,15 @@ HYPER = [
         for mode in (False, True)
         for value in (10**400, math.inf, None, "1", 1j, np.array(2.0), np.zeros(2), decimal.Decimal(2), [1])
     ],
+    *[  # Python refuses to print them
+        (lambda given=given: given(10**5000), "must be .*; got one of type int that cannot be printed")
+        for given in (
+            lambda value: RMSPropGraves(seed=value),
+            lambda value: RMSPropGraves(fuseZeroGrad=value),
+            lambda value: update_at(value),
+        )
+    ],
+    (lambda: RMSPropGraves(learnRate=Unprintable()), "learnRate must be a number; got one of type Unprintable"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "learnRate", math.nan), W=var()), "'W': its learnRate.*got nan"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "momRate", -1), W=var()), "'W': its momRate.*at least 0; got -1"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "wc", "x"), True, W=var()), "'W': its wc must be.*got 'x'"),
@@ -646,6 +660,12 @@ def kept_state(changes):
         optimizer.states.update(changes)
 
     return prepare
+
+
+def update_at(learnRate):
+    net, optimizer = ready()
+    net.getVar("W").learnRate = learnRate
+    optimizer.update()
 
 
 def by_hand(rate, value):
