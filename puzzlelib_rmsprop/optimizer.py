@@ -404,7 +404,8 @@ class Optimizer:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
 
         A variable with its own updater is updated last, by ``var.update(self.learnRate)``. On a GPU the work is queued
-        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return.
+        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return. Ctrl-C in
+        the middle of a step is raised after it, and ``t`` counts the step.
 
         Args:
             useStreams: queue it on a stream of the optimizer's own, which is ordered with the default stream.
@@ -415,6 +416,7 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
             VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
                 In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
+            HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
         """
         self._refresh()
         runs = self._current_runs()
