@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from .files import PathOrGroup, atomicFile, new_groups, opened
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["Place", "atomicFile", "fitted", "new_groups", "opened", "read", "write"]
+__all__ = ["Place", "atomicFile", "encodable", "fitted", "new_groups", "opened", "read", "write"]
 
 FORMAT = 2
 OPTIONAL = ("master",)  # entities that a file may lack, or have too many: the optimizer can make them
@@ -69,6 +71,16 @@ def _bfloat16() -> Any:
     kind.set_size(2)
     kind.set_ebias(127)
     return kind
+
+
+def _is_key(key: str) -> bool:
+    """Whether HDF5 keeps something under just this key: to it a key is a path, and ends at a NUL."""
+    return "\0" not in key and all(part not in ("", ".") for part in key.split("/"))
+
+
+def stem_of(name: str) -> str:
+    """What the keys of a variable begin with: its name, with ``%`` and numbers where HDF5 would take it for another."""
+    return name if _is_key(f"{name}.entity") else quote(name, safe="")
 
 
 def _put(group: h5py.Group, key: str, content: np.ndarray) -> None:
@@ -117,6 +129,20 @@ def _digest_of(content: np.ndarray) -> str:
     return digest(content, content.dtype.str)
 
 
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or "\0" in name or not encodable(name):
+        raise CheckpointError(f"the name of an optimizer in a file must be text in UTF-8 without NUL; got {name!r}")
+
+
+def encodable(text: str) -> bool:
+    """Whether UTF-8 has a text; it has no halves of characters, which Python makes of file names in other encodings."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # --------------------------------------------------------------------------------------------- writing
 
 
@@ -136,6 +162,7 @@ def write(
     """
     from . import __version__
 
+    _check_name(name)
     described = {
         "format": FORMAT,
         "library": __version__,
@@ -162,13 +189,19 @@ def write(
         for key, value in attrs.items():
             try:
                 attr_group.create_dataset(key, data=value)
-            except TypeError as error:
-                raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} is no number, text or array") from error
+            except (TypeError, ValueError) as error:  # a text with a NUL, or that UTF-8 has not
+                why = "is no number, text or array" if isinstance(error, TypeError) else f"does not fit: {error}"
+                raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} {why}") from error
             sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
         for key, state in states.items():
-            first, *others = _spellings(key.name) if flat else (key,)
+            first, *others = _spellings(key.name) if flat else (stem_of(key),)
             for entity, content in state.items():
-                _put(state_group, f"{first}.{entity}", content)
+                try:
+                    if not _is_key(f"{first}.{entity}"):
+                        raise ValueError("that is no name for a state")
+                    _put(state_group, f"{first}.{entity}", content)
+                except (TypeError, ValueError) as error:  # or there is a variable called "a" and another called "a.mg/b"
+                    raise CheckpointError(f"variable {str(key)!r}: its {entity!r} cannot be saved: {error}") from error
                 sums[f"states/{first}.{entity}"] = _digest_of(content)
                 for other in others:
                     # a second name for the same data, so that either backend of PuzzleLib finds it
@@ -200,6 +233,7 @@ def read(
     Raises:
         CheckpointError: the file does not fit; says which variable and why.
     """
+    _check_name(name)
     with opened(hdf, "r") as parent:
         source = Source(parent, name)
         found = _read_attrs(source, attrs), _States(source, places).read_all(parts), source.extra
@@ -257,7 +291,7 @@ class Source:
     def sum_of(self, part: str, key: str) -> str | None:
         """The checksum that a dataset was saved with; a flat one may be asked for by its second spelling."""
         assert self.sums is not None
-        if part == "states" and key.startswith("<class 'numpy."):
+        if part == "states" and f"{part}/{key}" not in self.sums and key.startswith("<class 'numpy."):
             dtype, _, entity = key.removeprefix("<class 'numpy.").rpartition("'>.")
             key = f"{dtype}.{entity}"
         return self.sums.get(f"{part}/{key}")
@@ -293,7 +327,12 @@ def _converted(key: str, content: np.ndarray, current: Any) -> Any:
     try:
         if isinstance(value, str) != isinstance(current, str):
             raise TypeError("text and numbers do not convert")
-        return type(current)(value)
+        if np.iscomplexobj(value) and not np.iscomplexobj(current):
+            raise TypeError("what is imaginary would be lost")
+        converted = type(current)(value)
+        if isinstance(current, numbers.Integral) and converted != value:
+            raise ValueError("it is not whole")
+        return converted
     except (TypeError, ValueError, OverflowError) as error:
         kind = type(current).__name__
         raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {value!r}") from error
@@ -368,19 +407,21 @@ class _States:
         return next((self._layout[name] for name in place.names if name in self._layout), None)
 
     def _local(self, place: Place, entity: str) -> np.ndarray | None:
+        if self._source.layout.get("mode") == "global":  # a variable may be called float32
+            return None
         entry = self._entry(place)
         what = f"variable {place.names[0]!r}: its {entity!r}"
         # a tied variable is saved under one of its names, which need not be the first one here
         for name in [*place.names, *(entry["names"] if entry else ())]:
-            key = f"{name}.{entity}"
-            if key in self._group:
-                self._used.add(key)
-                return self._source.verified("states", key, place.state[entity][0], what)
+            for key in dict.fromkeys((f"{stem_of(name)}.{entity}", f"{name}.{entity}")):
+                if key in self._group:
+                    self._used.add(key)
+                    return self._source.verified("states", key, place.state[entity][0], what)
         return None
 
     def _flat(self, place: Place, entity: str) -> np.ndarray | None:
         entry = self._entry(place)
-        if self._layout and entry is None:
+        if (self._layout and entry is None) or self._source.layout.get("mode") == "local":
             return None
         keys = [f"{key}.{entity}" for key in _spellings(entry["dtype"] if entry else place.dtype.name)]
         present = [key for key in keys if key in self._group]
@@ -389,7 +430,8 @@ class _States:
             return None
         what = f"variable {place.names[0]!r}: its {entity!r}"
         shape, wanted = (entry["shape"] if entry else place.shape), place.state[entity][0]
-        if wanted != place.shape:
+        alone = entry is not None and getattr(self._group[present[0]], "shape", None) == wanted
+        if wanted != place.shape or alone:
             return self._source.verified("states", present[0], wanted, what)  # one for all variables
         if shape != place.shape:
             raise CheckpointError(f"{what} must be of shape {place.shape}; {self._file} has {shape}")
@@ -443,6 +485,8 @@ def fitted(place: Place, state: Mapping[str, np.ndarray], variance: bool, where:
                 f"variable {name!r}: its {entity!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
                 f"without loss"
             )
+    if variance and "ms" in state and (state["ms"] < 0).any():
+        raise CheckpointError(f"variable {name!r}: its 'ms' in {where} is a variance; none can be below 0")
     converted = dict(state)
     if variance != place.variance and {"mg", "ms"} <= place.state.keys():
         with np.errstate(all="ignore"):  # what is not finite stays so

@@ -24,17 +24,19 @@ Nothing here imports these libraries.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .arrays import family_of
 from .checkpoint import Place, fitted
-from .errors import CheckpointError, SetupError
+from .errors import CheckpointError, Error, SetupError
+from .files import regular_file, text_of
 from .optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
@@ -78,24 +80,30 @@ def fromTorch(
         (7, 0.5, [-1.0, -1.0, -1.0])
     """
     slots = _slots(optimizer)
-    groups = _groups(stateDict)
-    hyper = _hyper_of(groups)
-    order = _order(optimizer, groups, names)
+    transposed = _known(transposed, slots)
+    with _reading("the state_dict"):
+        groups = _groups(stateDict)
+        hyper = _hyper_of(groups)
+        order = _order(optimizer, groups, names)
     sign = _sign(optimizer)
+    dtypes = {place.names[0]: place.state for place in optimizer._places()}
     found: dict[str, dict[str, np.ndarray]] = {}
     steps = [0]
     for index, name in order.items():
-        state = stateDict["state"].get(index)
-        if state is None:  # it has not been updated yet
-            found[name] = {e: np.zeros(slots[name].shape, slots[name].state[e].dtype) for e in _ENTITIES}
-            continue
-        missing = {"square_avg", "grad_avg"} - set(state)
-        if missing:
-            raise CheckpointError(f"variable {name!r}: the state_dict has no {min(missing)!r} for it (is it centered=True?)")
-        mean, square = _numpy(state["grad_avg"]), _numpy(state["square_avg"])
-        buffer = _numpy(state.get("momentum_buffer", np.zeros_like(mean)))
-        found[name] = {"mg": sign * mean, "ms": square, "delta": (-hyper["learnRate"] * buffer).astype(buffer.dtype)}
-        steps.append(int(state["step"]))
+        with _reading(f"variable {name!r}: the state_dict"):
+            state = stateDict["state"].get(index)
+            if state is None:  # it has not been updated yet
+                found[name] = {e: np.zeros(slots[name].shape, dtypes[name][e][1]) for e in _ENTITIES}
+                continue
+            missing = {"square_avg", "grad_avg", "step"} - set(state)
+            if missing:
+                raise CheckpointError(
+                    f"variable {name!r}: the state_dict has no {min(missing)!r} for it (is it centered=True?)"
+                )
+            mean, square = _numpy(state["grad_avg"]), _numpy(state["square_avg"])
+            buffer = _numpy(state.get("momentum_buffer", np.zeros_like(mean)))
+            found[name] = {"mg": sign * mean, "ms": square, "delta": (-hyper["learnRate"] * buffer).astype(buffer.dtype)}
+            steps.append(_steps(state["step"]))
     _restore(optimizer, found, {"t": max(steps), **hyper}, transposed, "the state_dict")
 
 
@@ -118,8 +126,10 @@ def toTorch(
         CheckpointError: the parameters do not fit, or a learning rate of 0 leaves no buffer to convert a momentum into.
     """
     slots = _slots(optimizer)
-    groups = _groups(stateDict)
-    order = _order(optimizer, groups, names)
+    transposed = _known(transposed, slots)
+    with _reading("the state_dict"):
+        groups = _groups(stateDict)
+        order = _order(optimizer, groups, names)
     torch = sys.modules.get("torch")
     tensor = torch.from_numpy if torch is not None else np.asarray
     attrs, sign = optimizer.getAttrDict(), _sign(optimizer)
@@ -159,12 +169,14 @@ def _hyper_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if missing or not group.get("centered"):
             raise CheckpointError(f"the state_dict must be of RMSprop(centered=True); it {_lack(missing)}")
         for key in keys:
-            if float(group[key]) != float(groups[0][key]):
+            if group is not groups[0] and float(group[key]) != float(groups[0][key]):
                 raise CheckpointError(
                     f"the state_dict's groups differ in {key!r}: {float(groups[0][key])!r} and {float(group[key])!r}; there "
                     f"is one for all here (a variable's own learnRate and momRate multiply it)"
                 )
     hyper = {ours: float(groups[0][theirs]) for theirs, ours in keys.items()}
+    if hyper["epsilon"] < 0:  # its square would not tell
+        raise CheckpointError(f"the state_dict's 'eps' must be at least 0; got {hyper['epsilon']!r}")
     return hyper | {"epsilon": hyper["epsilon"] ** 2}
 
 
@@ -182,11 +194,14 @@ def _order(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], names: Seq
         names = given if len(given) == len(indices) and set(given) <= known else None
     if names is None:
         names = [each[0] for each in optimizer.module.getVarTable().values() if each[0] in slots]
+    else:
+        names = _texts("names", names)
     firsts = {name: first for first, slot in slots.items() for name in slot.names}
     unknown = [name for name in names if name not in firsts]
     if unknown:
         raise CheckpointError(f"there is no variable {unknown[0]!r}; there are {', '.join(map(repr, slots))}")
-    if len(names) != len(indices) or {firsts[name] for name in names} != set(slots):
+    # one a variable, tied ones too
+    if len({*indices}) != len(indices) or len(names) != len(indices) or sorted(firsts[n] for n in names) != sorted(slots):
         raise CheckpointError(f"the state_dict has {len(indices)} parameters, for these variables: {', '.join(names)}")
     return dict(zip(indices, (firsts[name] for name in names), strict=True))
 
@@ -282,18 +297,22 @@ def _from_tree(
     counter: str | None,
 ) -> None:
     """``theirs``: entity -> its key there; ``counter``: the key of the number of updates, or None: each variable's."""
+    slots = _slots(optimizer)
+    transposed, names = _known(transposed, slots), _paths(names, slots)
     where, tree = _tree(source)
     found: dict[str, dict[str, np.ndarray]] = {}
     steps = []
-    for name, slot in _slots(optimizer).items():
+    for name, slot in slots.items():
         path = _path(slot, names, tree)
         found[name] = {}
         for entity, key in theirs.items():
             if f"{path}/{key}" not in tree:
                 raise CheckpointError(f"variable {name!r}: {where} has no {f'{path}/{key}'!r}; it has {_some(tree)}")
-            found[name][entity] = tree[f"{path}/{key}"] * (_sign(optimizer) if entity == "mg" else 1)
+            with _reading(f"variable {name!r}: {where}: {f'{path}/{key}'!r}"):
+                found[name][entity] = tree[f"{path}/{key}"] * (_sign(optimizer) if entity == "mg" else 1)
         steps.append(counter if counter is not None else f"{path}/t")
-    times = [int(tree[key]) for key in steps if key in tree]
+    with _reading(f"{where}: the number of updates"):
+        times = [_steps(tree[key]) for key in steps if key in tree]
     _restore(optimizer, found, {"t": max(times)} if times else {}, transposed, where)
 
 
@@ -301,8 +320,12 @@ def _to_tree(
     optimizer: Optimizer, names: Names, transposed: Collection[str], theirs: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
     found = {}
-    for name, slot in _slots(optimizer).items():
+    slots = _slots(optimizer)
+    transposed, names = _known(transposed, slots), _paths(names, slots)
+    for name, slot in slots.items():
         state, path = _squares(optimizer, slot), _path(slot, names, {})
+        if f"{path}/t" in found:
+            raise CheckpointError(f"variable {name!r}: names give its path {path!r} to another variable too")
         for entity, key in theirs.items():
             array = state[entity] * (_sign(optimizer) if entity == "mg" else 1)
             found[f"{path}/{key}"] = np.array(_turned(name, array, transposed), order="C")
@@ -315,11 +338,13 @@ def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
     import h5py
 
     if isinstance(source, Mapping):
-        return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
+        with _reading("the mapping"):
+            return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(f"the state must be a path or a mapping; got {type(source).__name__}")
-    path = os.fspath(source)
+    path = text_of(source)
     try:
+        regular_file(path)
         if not h5py.is_hdf5(path):
             with np.load(path, allow_pickle=False) as file:
                 return path, {key.strip("/"): file[key] for key in file.files}
@@ -346,8 +371,60 @@ def _some(tree: Mapping[str, Any]) -> str:
 
 
 def _slots(optimizer: Optimizer) -> dict[str, Slot]:
+    if not isinstance(optimizer, Optimizer):
+        raise SetupError(f"the optimizer must be one of this library; got {optimizer!r}")
     optimizer._refresh()
+    for slot in optimizer._slots:
+        missing = set(_ENTITIES) - set(slot.state if optimizer._shards is None else optimizer.states[slot.dtype])
+        if missing:
+            raise SetupError(f"variable {slot.names[0]!r}: its state here has no {min(missing)!r}")
     return {slot.names[0]: slot for slot in optimizer._slots}
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Anything may stand in what others give."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{where} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def _texts(what: str, given: Any) -> list[str]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise CheckpointError(f"{what} must be a list of variables' names; got {given!r}")
+    found = list(given)
+    for each in found:
+        if not isinstance(each, str):
+            raise CheckpointError(f"{what} must be a list of variables' names; it has {each!r}")
+    return found
+
+
+def _known(transposed: Any, slots: Mapping[str, Slot]) -> list[str]:
+    names = _texts("transposed", transposed)
+    unknown = set(names) - set(slots)
+    if unknown:
+        raise CheckpointError(f"there is no variable {min(unknown)!r} to transpose; there are {', '.join(map(repr, slots))}")
+    return names
+
+
+def _paths(names: Any, slots: Mapping[str, Slot]) -> dict[str, str]:
+    paths = {} if names is None else names
+    if not isinstance(paths, Mapping) or not all(isinstance(text, str) for pair in paths.items() for text in pair):
+        raise CheckpointError(f"names must be a dict of a variable's name -> its path there; got {names!r}")
+    unknown = set(paths) - {name for slot in slots.values() for name in slot.names}
+    if unknown:
+        raise CheckpointError(f"there is no variable {min(unknown)!r} to name; there are {', '.join(map(repr, slots))}")
+    return dict(paths)
+
+
+def _steps(given: Any) -> int:
+    number = _numpy(given).item()
+    if int(number) != number:
+        raise ValueError(f"steps are whole; got {number!r}")
+    return int(number)
 
 
 def _sign(optimizer: Optimizer) -> int:
@@ -384,9 +461,6 @@ def _restore(
     transposed: Collection[str],
     where: str,
 ) -> None:
-    unknown = set(transposed) - set(found)
-    if unknown:
-        raise CheckpointError(f"there is no variable {min(unknown)!r} to transpose; there are {', '.join(map(repr, found))}")
     states = []
     for slot, place in zip(optimizer._slots, optimizer._places(), strict=True):
         state = {e: _turned(slot.names[0], array, transposed) for e, array in found[slot.names[0]].items()}
@@ -396,4 +470,4 @@ def _restore(
             {} if optimizer._shards is None else {e: array.reshape(-1)[optimizer._span(slot)] for e, array in whole.items()}
         )
         states.append(parts or whole)
-    optimizer._restore(attrs, states, {})
+    optimizer._restore(attrs, optimizer._fitting(states, {}), {})

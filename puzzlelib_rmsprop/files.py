@@ -33,7 +33,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["atomicFile", "new_groups", "opened", "probe"]
+__all__ = ["atomicFile", "new_groups", "opened", "probe", "regular_file", "sealed", "text_of"]
 
 PathOrGroup = Any  # str, os.PathLike or an open h5py.Group
 
@@ -71,16 +71,16 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """
     import h5py
 
-    target = os.fspath(path)
+    target = text_of(path)
     try:
         target = os.path.realpath(target)
         before = _what_is_there(target)
         _remove_leftovers(target)
         temporary, descriptor = _new_file(target, 0o666 if before is None else stat.S_IMODE(before.st_mode) | 0o600)
     except OSError as error:
-        raise CheckpointError(f"cannot write {os.fspath(target)}: {error}") from error
+        raise CheckpointError(f"cannot write {target}: {error}") from error
     try:
-        sink = _Sink(descriptor, os.fsdecode(target))
+        sink = _Sink(descriptor, target)
         with _signals_later(), h5py.File(sink, "w", userblock_size=USERBLOCK) as file:
             yield file
         if sink.error is not None:
@@ -94,7 +94,7 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             descriptor = -1
         os.replace(temporary, target)
     except OSError as error:
-        raise CheckpointError(f"cannot write {os.fspath(target)}: {error}") from error
+        raise CheckpointError(f"cannot write {target}: {error}") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -123,11 +123,26 @@ def _signals_later() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def text_of(path: Any) -> str:
+    """A path as text. Raises CheckpointError for what is no path, or one that no file can have."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise CheckpointError(f"a path must be text or an os.PathLike; got {type(path).__name__}")
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise CheckpointError(f"a path must be without NUL; got {text!r}")
+    return text
+
+
 def _what_is_there(target: str) -> os.stat_result | None:
     try:
-        found = os.stat(target)
+        return regular_file(target)
     except FileNotFoundError:
         return None
+
+
+def regular_file(path: str) -> os.stat_result:
+    """What is known of a regular file. Raises OSError for anything else: opening a pipe would wait for its other end."""
+    found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not stat.S_ISREG(found.st_mode):
@@ -287,6 +302,7 @@ def _seal(descriptor: int) -> bytes:
 
 def sealed(path: str) -> bool | None:
     """Whether a file is as it was written: True or False; None where it has no seal."""
+    regular_file(path)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         head = _read_at(descriptor, USERBLOCK, 0)
@@ -303,36 +319,38 @@ def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
     """A path opened for the block (``mode`` "r" or "w"), or the group given, left open.
 
     Raises:
-        CheckpointError: the file cannot be written, or read; HDF5's errors while reading too.
+        CheckpointError: the file cannot be written, or read; HDF5's errors in the block too.
     """
     import h5py
 
     if isinstance(hdf, h5py.Group):
         if not hdf:
             raise CheckpointError("the HDF5 file given is closed")
-        with _hdf5_errors(hdf.file.filename) if mode == "r" else contextlib.nullcontext():
+        with _hdf5_errors(hdf.file.filename, mode):
             yield hdf
     elif not isinstance(hdf, str | os.PathLike):
         raise CheckpointError(f"hdf must be a path or an open h5py file or group; got {type(hdf).__name__}")
     elif mode == "w":
-        with atomicFile(hdf) as file:
+        with atomicFile(hdf) as file, _hdf5_errors(text_of(hdf), mode):
             yield file
     else:
-        path = os.fspath(hdf)
-        with _hdf5_errors(path):
+        path = text_of(hdf)
+        with _hdf5_errors(path, mode):
             _check(path)
             with h5py.File(path, "r") as file:
                 yield file
 
 
 @contextlib.contextmanager
-def _hdf5_errors(path: str) -> Iterator[None]:
+def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
     try:
         yield
     except (Error, Warning):
         raise
     except Exception as error:  # h5py raises nearly every kind, depending on where a file is damaged
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+        if mode == "w" and isinstance(error, MemoryError):
+            raise
+        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {error}") from error
 
 
 def _check(path: str) -> None:

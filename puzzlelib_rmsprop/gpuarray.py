@@ -131,7 +131,13 @@ class SharedArray(arrays.SharedArray):
     """
 
     def __init__(self, dtype: Any = np.float32, family: arrays.Family | None = None) -> None:
-        super().__init__(dtype, family if family is not None else _family())
+        super().__init__(_dtype(dtype), family if family is not None else _family())
+
+    def register(self, shape: int | tuple[int, ...], dtype: Any, name: str) -> None:
+        """Asks for an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a name twice."""
+        if not isinstance(name, str):
+            raise ArrayError(f"the name of an array must be text; got {name!r}")
+        super().register(_shape(shape), _dtype(dtype), name)
 
 
 class Stream:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
-from .hyper import HyperParameter, flag, number
+from .hyper import Checked, HyperParameter, flag, number, whole
 from .kernels import CLIP, DECAY, LASSO, RECORD, SCALE, Judge, Op, Row
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     "Survey",
     "WeightDecay",
 ]
+
+_MOST = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
 
 
 class Hook:
@@ -90,11 +92,12 @@ class WeightDecay(_Operation):
     """
 
     _kind = DECAY
-    rate = HyperParameter(0)
+    rate = HyperParameter(0, _MOST)
+    gradOfLoss = Checked(flag)
 
     def __init__(self, rate: float, *, gradOfLoss: bool = False) -> None:
         self.rate = rate
-        self.gradOfLoss = flag("gradOfLoss", gradOfLoss)
+        self.gradOfLoss = gradOfLoss
 
     def _ops(self) -> tuple[Op, ...]:
         return (Op(self._kind, self.rate if self.gradOfLoss else -self.rate),)
@@ -129,7 +132,7 @@ class GradientScaling(_Operation):
         >>> optimizer.addHook(GradientScaling(1 / 8))
     """
 
-    factor = HyperParameter(-math.inf)
+    factor = HyperParameter(-_MOST, _MOST)
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -157,11 +160,15 @@ class GradientHardClipping(_Operation):
     upper = HyperParameter(-math.inf)
 
     def __init__(self, lower: float, upper: float) -> None:
-        if number("upper", upper, -math.inf) < number("lower", lower, -math.inf):
-            raise HyperParameterError(f"lower must not be above upper; got {lower!r} and {upper!r}")
         self.lower, self.upper = lower, upper
+        self._check_order()
+
+    def _check_order(self) -> None:
+        if self.lower > self.upper:
+            raise HyperParameterError(f"lower must not be above upper; got {self.lower!r} and {self.upper!r}")
 
     def _ops(self) -> tuple[Op, ...]:
+        self._check_order()  # each may be assigned before the other, so they are looked at together when they are used
         return (Op(CLIP, self.lower, self.upper),)
 
 
@@ -295,11 +302,10 @@ class NonFiniteGuard(Survey):
     """
 
     POLICIES = ("raise", "skip", "warn")
+    policy = Checked(lambda name, value: _policy(value))
 
     def __init__(self, policy: str = "skip") -> None:
         super().__init__()
-        if policy not in self.POLICIES:
-            raise HyperParameterError(f"policy must be one of {', '.join(self.POLICIES)}; got {policy!r}")
         self.policy = policy
 
     @property
@@ -328,21 +334,22 @@ class NonFiniteGuard(Survey):
         return {"skipped": self.skipped}
 
     def checkState(self, state: dict[str, Any]) -> None:
-        _whole("skipped", state["skipped"], 2**64)
+        whole("skipped", state["skipped"], 0, 2**64)
 
     def setState(self, state: dict[str, Any]) -> None:
         self.checkState(state)
         record = self._read()
-        for name, value in state.items():
-            record[name] = value
+        for name in self.getState() or ():
+            record[name] = state[name]
         if self._record is None:
             raise SetupError(f"{type(self).__name__} has no place for its state yet: addHook() and setupOn() first")
         self._write(record)
 
 
-def _whole(name: str, value: Any, below: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
-        raise HyperParameterError(f"{name} must be an int from 0 to {below - 1}; got {value!r}")
+def _policy(value: Any) -> str:
+    if not isinstance(value, str) or value not in NonFiniteGuard.POLICIES:
+        raise HyperParameterError(f"policy must be one of {', '.join(NonFiniteGuard.POLICIES)}; got {value!r}")
+    return value
 
 
 def _finite(array: Any) -> bool:
@@ -352,6 +359,12 @@ def _finite(array: Any) -> bool:
 def _scale(value: Any) -> float:
     if number("scale", value, Judge().least) > Judge().most:
         raise HyperParameterError(f"scale must be at most {Judge().most:g}; got {value!r}")
+    return float(value)
+
+
+def _backoff(value: Any) -> float:
+    if not 0 < number("backoff", value, 0) <= 1:
+        raise HyperParameterError(f"backoff must be above 0 and at most 1; got {value!r}")
     return float(value)
 
 
@@ -386,16 +399,14 @@ class LossScaling(NonFiniteGuard):
     """
 
     growth = HyperParameter(1)
+    backoff = Checked(lambda name, value: _backoff(value))
+    interval = Checked(lambda name, value: whole(name, value, 1, 2**31))
 
     def __init__(self, scale: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
         super().__init__("skip")
         self._first = _scale(scale)
         self.growth = growth
-        if not 0 < number("backoff", backoff, 0) <= 1:
-            raise HyperParameterError(f"backoff must be above 0 and at most 1; got {backoff!r}")
-        self.backoff = float(backoff)
-        if isinstance(interval, bool) or not isinstance(interval, int) or not 1 <= interval < 2**31:
-            raise HyperParameterError(f"interval must be an int of at least 1; got {interval!r}")
+        self.backoff = backoff
         self.interval = interval
 
     def _read(self) -> np.ndarray:
@@ -428,7 +439,7 @@ class LossScaling(NonFiniteGuard):
 
     def checkState(self, state: dict[str, Any]) -> None:
         super().checkState(state)
-        _whole("good", state["good"], 2**32)
+        whole("good", state["good"], 0, 2**32)
         _scale(state["scale"])
 
 

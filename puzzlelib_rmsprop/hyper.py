@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import HyperParameterError
+from .errors import HyperParameterError, SetupError
 
-__all__ = ["HyperParameter", "flag", "number"]
+__all__ = ["Checked", "HyperParameter", "flag", "number", "shown", "whole"]
+
+
+def shown(value: Any) -> str:
+    """A value in an error message; Python refuses to print an int of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"one of type {type(value).__name__} that cannot be printed"
 
 
 def number(name: str, value: Any, least: float, below: float = math.inf, hint: str = "") -> float:
@@ -21,7 +30,7 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     """
     real = _real(value)
     if real is None:
-        raise HyperParameterError(f"{name} must be a number; got {value!r} of type {type(value).__name__}")
+        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {type(value).__name__}")
     if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
@@ -41,6 +50,19 @@ def _real(value: Any) -> float | None:
         return None
 
 
+def whole(name: str, value: Any, least: int, below: int) -> int:
+    """``value`` as an int, where it is a whole number of any kind with ``least <= value < below``.
+
+    Raises:
+        HyperParameterError: names the parameter, the rule and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < below:
+        bits = below.bit_length() - 1
+        most = f"2**{bits} - 1" if below == 1 << bits else str(below - 1)
+        raise HyperParameterError(f"{name} must be an int from {least} to {most}; got {shown(value)}")
+    return int(value)
+
+
 def flag(name: str, value: Any) -> bool:
     """``value`` as a bool, where it is one, NumPy's, or 0 or 1: a text such as "False" would count as true.
 
@@ -48,27 +70,42 @@ def flag(name: str, value: Any) -> bool:
         HyperParameterError: names the option, the rule and the value.
     """
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
-        raise HyperParameterError(f"{name} must be True or False; got {value!r}")
+        raise HyperParameterError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
 
 
-class HyperParameter:
-    """A float attribute with a range. Subclasses of an optimizer may assign it freely within that range.
+class Checked:
+    """An attribute whose every assignment goes through ``check(name, value)``, which raises or gives what is kept.
 
     After each assignment the owner's method ``_hyper_changed()`` is called, where it has one.
+
+    Args:
+        fixed: whether it belongs to the state, and cannot change once its owner, an optimizer, is set up.
     """
 
-    def __init__(self, least: float, below: float = math.inf, hint: str = "") -> None:
-        self._range = least, below, hint
+    def __init__(self, check: Callable[[str, Any], Any], fixed: bool = False) -> None:
+        self._check, self._fixed = check, fixed
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name, self._slot = name, f"_{name}"
+        self._name = name
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else instance.__dict__[self._slot]
+    if TYPE_CHECKING:  # there is none, so that reading one is as fast as any attribute of an instance
+
+        def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
     def __set__(self, instance: Any, value: Any) -> None:
-        instance.__dict__[self._slot] = number(self._name, value, *self._range)
+        value = self._check(self._name, value)
+        kept = instance.__dict__
+        if self._fixed and kept.get("module") is not None and value != kept.get(self._name):
+            raise SetupError(f"{self._name} cannot change after setupOn(), which made the state for it; got {value!r}")
+        kept[self._name] = value
         changed = getattr(instance, "_hyper_changed", None)
         if changed is not None:
             changed()
+
+
+class HyperParameter(Checked):
+    """A float attribute with a range. Subclasses of an optimizer may assign it freely within that range."""
+
+    def __init__(self, least: float, below: float = math.inf, hint: str = "") -> None:
+        super().__init__(lambda name, value: number(name, value, least, below, hint))

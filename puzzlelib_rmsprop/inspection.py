@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import files
-from .checkpoint import Source, content_of
+from .checkpoint import Source, content_of, stem_of
 from .errors import CheckpointError, Error
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     import h5py
 
-    path = os.fspath(path)
+    path = files.text_of(path)
     try:
         seal = {True: "ok", False: "damaged", None: "none"}[files.sealed(path)]
         size = os.path.getsize(path)
@@ -173,18 +173,21 @@ def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str,
     """Fills in ``mode`` and ``variables``: from the layout, or from the names of PuzzleLib's datasets."""
     known = ("float16", "bfloat16", "float32", "float64")
     # a flat dataset has two names, of which h5py visits one
-    looked = {re.sub(r"^<class 'numpy\.(\w+)'>", r"\1", key): numbers for key, numbers in looked.items()}
-    flat = {key for key in looked if key.rpartition(".")[0] in known}
+    if source.layout.get("mode") != "local":  # there a variable may be called so
+        looked = {re.sub(r"^<class 'numpy\.(\w+)'>", r"\1", key): numbers for key, numbers in looked.items()}
+    flat = {key for key in looked if key.rpartition(".")[0] in known and source.layout.get("mode") != "local"}
     part["mode"] = source.layout.get("mode") or ("global" if flat else "local")
     entries = source.layout.get("variables")
     if entries is None:
         entries = [{"names": [key]} for key in dict.fromkeys(key.rpartition(".")[0] for key in looked)]
+        flat = set()
     contents: dict[str, np.ndarray] = {}
     for entry in entries:
         found = {**entry, "entities": {}}
+        stems = {stem for name in entry["names"] for stem in (name, stem_of(name))}
         for key, numbers in looked.items():
             of, _, entity = key.rpartition(".")
-            if of in entry["names"]:
+            if of in stems and key not in flat:
                 found["entities"][entity] = numbers
             elif key in flat and of == entry.get("dtype") and numbers["checksum"] != "damaged":
                 count = math.prod(entry["shape"])

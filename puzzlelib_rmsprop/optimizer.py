@@ -21,7 +21,7 @@ from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
-from .hyper import flag
+from .hyper import flag, shown, whole
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
 from .nodeinfo.agreement import agree, together
 from .nodeinfo.base import on_stream
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
     from .nodeinfo import NodeInfo
 
-__all__ = ["Optimizer", "Slot"]
+__all__ = ["Optimizer", "Slot", "check_rates"]
+
+_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(eq=False)
@@ -130,6 +132,7 @@ class Optimizer:
         self.customVars: list[str] = []
         self.family: Family | None = None
         self._slots: list[Slot] = []
+        self._tied: list[Slot] = []  # those with several names
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
         self._rates: list[tuple[float, float, float]] = []
@@ -160,7 +163,13 @@ class Optimizer:
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
-        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array."""
+        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array.
+
+        Raises:
+            SetupError: when ``name`` is no identifier.
+        """
+        if not isinstance(name, str) or not name.isidentifier():
+            raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
         setattr(self, name, attr)
         self.attrs.add(name)
 
@@ -234,7 +243,7 @@ class Optimizer:
                 fresh.update(self._flatten(mod, slots, family))
         before = {**vars(self)}
         self._unbind()
-        vars(self).update(fresh, family=family, _slots=slots)
+        vars(self).update(fresh, family=family, _slots=slots, _tied=[slot for slot in slots if len(slot.names) > 1])
         try:
             self._setup_states(slots)
             self._bind_hooks()
@@ -278,6 +287,8 @@ class Optimizer:
             if getattr(var, "hasUpdater", False):
                 if self.nodeinfo is not None:
                     raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
+                if not callable(getattr(var, "update", None)):
+                    raise VariableError(f"variable {names[0]!r} has an updater, but no method update(learnRate)")
                 custom.append(names[0])
                 continue
             for attribute in ("data", "grad", "learnRate", "momRate", "wc"):
@@ -352,18 +363,26 @@ class Optimizer:
     def _setup_states(self, slots: list[Slot]) -> None:
         if not self.globalState:
             for slot in slots:
-                slot.state = self.states[slot.names[0]] = WatchedDict(self.setupState(slot.var))
+                slot.state = self.states[slot.names[0]] = self._made_state(slot.var)
         else:
             for dtype, var in self.globalVar.items():
                 own = var if self._shards is None else self._shards.own(dtype)
-                self.states[dtype] = WatchedDict(self.setupState(own))
+                self.states[dtype] = self._made_state(own)
                 if self._shards is not None:
                     Shards.check_state(self.states[dtype], own)
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 
+    def _made_state(self, var: Any) -> WatchedDict:
+        state = self.setupState(var)
+        if not isinstance(state, Mapping):
+            raise VariableError(f"variable {var.name!r}: setupState() must give a dict of arrays; got {state!r}")
+        return WatchedDict(state)
+
     def _share_states(self) -> None:
         """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
+        if not isinstance(self.states, Mapping):
+            raise VariableError(f"states must be a dict of the variables' states; got {self.states!r}")
         found = []
         for slot in self._slots:
             state = self.states.get(slot.dtype if self.globalState else slot.names[0])
@@ -403,7 +422,8 @@ class Optimizer:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
 
         A variable with its own updater is updated last, by ``var.update(self.learnRate)``. On a GPU the work is queued
-        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return.
+        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return. Ctrl-C in
+        the middle of a step is raised after it, and ``t`` counts the step.
 
         Args:
             useStreams: queue it on a stream of the optimizer's own, which is ordered with the default stream.
@@ -414,33 +434,57 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
             VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
                 In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
+            HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
         """
-        t, self._verdict = self.t, None
+        t, stepping, self._verdict = self.t, False, None
         try:
             self._refresh()
             runs = self._current_runs()
+            if useStreams is not False or sync is not True:
+                useStreams, sync = flag("useStreams", useStreams), flag("sync", sync)
             if useStreams and stream is not None:
                 raise SetupError("update() takes useStreams=True, or a stream, not both")
             own = self._own_stream() if useStreams else None
             stream = stream if own is None else own
+            if type(self.t) is not int or self.t < 0:
+                self.t = _checked_t(self.t)
+            custom = [self._updater(name) for name in self.customVars]
             self.t += 1
             extras = PLAIN
             if self.hooks or self.nodeinfo is not None:
                 extras = self._prepare_gradients(stream)
                 runs = self._current_runs()
-            self._step(self._own(runs), stream, extras)
+            runs = self._own(runs)
+            stepping = True
+            self._step(runs, stream, extras)
             if self._shards is not None:
                 self._shards.gather(stream)
         except BaseException as error:
-            self.t = t
+            # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
+            # in the microsecond before the kernel begins.)
+            if not stepping or isinstance(error, Exception):
+                self.t = t
             # the others wait for this process, or will; but not where they have come to the same verdict
             if error is not self._verdict:
                 self._tell(error)
             raise
-        for name in self.customVars:
-            self.module.getVar(name).update(self.learnRate)
+        for update in custom:
+            update(self.learnRate)
         if own is not None and sync:
             own.synchronize()
+
+    def _updater(self, name: str) -> Callable[[float], None]:
+        """What updates a variable that has its own updater; looked up before anything else is updated."""
+        try:
+            var = self.module.getVar(name)
+        except Exception as error:
+            raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+        update = getattr(var, "update", None)
+        if not getattr(var, "hasUpdater", False) or update is None:
+            raise VariableError(f"variable {name!r} has no updater any more; call setupOn again")
+        if not callable(getattr(var, "updater", update)):
+            raise VariableError(f"variable {name!r}: its updater must be callable; got {var.updater!r}")
+        return update
 
     # -------------------------------------------------------------------------------- gradients, before a step
 
@@ -453,7 +497,10 @@ class Optimizer:
 
         Hooks run in their order, and before the average, as PuzzleLib's do; a survey and what follows it come after it.
         """
-        hooks = self.hooks
+        hooks = list(self.hooks)  # one may take itself off the list, or add another: that is for the next step
+        for hook in hooks:
+            if not callable(hook):
+                raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
         first = next((i for i, hook in enumerate(hooks) if isinstance(hook, Survey)), len(hooks))
         fold = len(hooks)
         if self._folds():
@@ -567,6 +614,8 @@ class Optimizer:
                 ) from error
             if var is not slot.var or data is not slot.data or grad is not slot.grad:
                 moved.append((slot, self._follow(slot, var)))
+        for slot in self._tied:
+            self._check_tied(slot)
         if moved:
             assert self.family is not None
             new = dict(moved)
@@ -590,6 +639,17 @@ class Optimizer:
             and all(type(state) is WatchedDict for state in (self.states, *self.states.values()))
         )
         self._seen = now
+
+    def _check_tied(self, slot: Slot) -> None:
+        """All names of a variable have to stand for the same one still: it is updated as the first of them."""
+        get, first = self.module.getVar, slot.names[0]
+        for name in slot.names[1:]:
+            try:
+                tied = get(name) is get(first)
+            except Exception as error:
+                raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+            if not tied:
+                raise VariableError(f"variable {name!r} was tied to {first!r} at setupOn and is no more; call setupOn again")
 
     def _follow(self, slot: Slot, var: Any) -> Slot:
         """What a variable is now, where its arrays were replaced since it was checked."""
@@ -624,7 +684,7 @@ class Optimizer:
             same = False
         if self._runs is None or not same:
             for slot, each in zip(self._slots, rates, strict=True):
-                _check_rates(slot.names[0], *each)
+                check_rates(slot.names[0], *each)
             self._runs = self._stretches(rates) if self.globalState else list(self._slots)
             self._surveys.clear()  # they hold each variable's wc
             self._rates = rates
@@ -704,15 +764,30 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
+        name = "" if name is None else name
         if self._shards is not None:
-            self._save_shards(hdf, name or "", self._shards)
+            self._save_shards(hdf, name, self._shards)
             return
-        self._refresh()
-        self._wait()
+        self._ready()
+        _checked_t(self.t)
         states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
-        checkpoint.write(hdf, name or "", self.getAttrDict(), states, self._places(), self.globalState, self._extra())
+        checkpoint.write(hdf, name, self.getAttrDict(), states, self._places(), self.globalState, self._extra())
 
-    def _wait(self) -> None:
+    def _check_states(self) -> None:
+        """Whether a file can hold the states: an optimizer may put other things there, or its user."""
+        for key, state in self.states.items():
+            if not isinstance(state, Mapping) or not isinstance(key, np.dtype if self.globalState else str):
+                raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+            for entity, array in state.items():
+                try:
+                    family_of(array)
+                except ArrayError as error:
+                    raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
+
+    def _ready(self) -> None:
+        """Whatever is read or written next, is in place and up to date."""
+        self._refresh()
+        self._check_states()
         # an update may be queued on a stream that the default one, which copies states, is not ordered with
         if self.family is not None:
             self.family.synchronize()
@@ -720,8 +795,8 @@ class Optimizer:
     def _save_shards(self, hdf: Any, name: str, shards: Shards) -> None:
         failure: Exception | None = None
         try:
-            self._refresh()
-            self._wait()
+            self._ready()
+            _checked_t(self.t)
         except Exception as error:
             failure = error
         together(self.nodeinfo, failure, "saving")
@@ -763,28 +838,33 @@ class Optimizer:
             CheckpointError: the file does not fit; names the variable and says why. In a group, one process's does not, or
                 is another than process 0's; on every process.
         """
+        name = "" if name is None else name
         failure: Exception | None = None
         seen = None
         try:
-            self._refresh()
-            self._wait()
+            self._ready()
             parts = None if self._shards is None else [self._span(slot) for slot in self._slots]
-            attrs, states, extra, seen = checkpoint.read(hdf, name or "", self.getAttrDict(), self._places(), parts)
-            self._checkExtra(extra)
+            attrs, states, extra, seen = checkpoint.read(hdf, name, self.getAttrDict(), self._places(), parts)
+            states = self._fitting(states, extra)
         except Exception as error:
             failure = error
         together(self.nodeinfo, failure, "loading", seen)
         self._restore(attrs, states, extra)
 
     def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
-        """Takes what was read and fits."""
+        """Takes what was read and :meth:`_fitting` has let pass."""
         before = self.getAttrDict()
+        taken: list[str] = []
         try:
+            _checked_t(attrs.get("t", 0))
             for key, value in attrs.items():
                 setattr(self, key, value)
-        except Exception as error:
-            for key, value in before.items():
-                setattr(self, key, value)
+                taken.append(key)
+        except BaseException as error:
+            for key in taken:
+                setattr(self, key, before[key])
+            if not isinstance(error, Exception):
+                raise
             raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
         for slot, state in zip(self._slots, states, strict=True):
             for entity, content in state.items():
@@ -795,8 +875,22 @@ class Optimizer:
                     self._shards.put(self.states[slot.dtype][entity], slot.dtype, begin, content)
         self._applyExtra(extra)
 
+    def _fitting(self, states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+        """The states in the form of this optimizer's options, where they and ``extra`` can be taken over."""
+        self._checkExtra(extra)
+        for slot, state in zip(self._slots, states, strict=True):
+            for entity in state if self._shards is None else ():
+                fault = family_of(slot.state[entity]).fault(slot.state[entity])
+                if fault is not None:
+                    raise ArrayError(f"variable {slot.names[0]!r}: its {entity} {fault}")
+        return self._adapted(states, extra)
+
     def _span(self, slot: Slot) -> slice:
         return slice(None) if self._shards is None else self._shards.span(slot.dtype, slot.offset, slot.size)
+
+    def _adapted(self, states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+        """The states, changed where the options they were saved with ask for it."""
+        return states
 
     def _extra(self) -> dict[str, Any]:
         """What :meth:`save` saves besides attributes and state: plain data for JSON."""
@@ -808,6 +902,14 @@ class Optimizer:
 
     def _checkExtra(self, extra: dict[str, Any]) -> None:
         """Raises CheckpointError where a file's ``extra`` does not fit; it is empty where another library wrote the file."""
+        hooks = extra.get("hooks", []) if isinstance(extra, dict) else None
+        pairs = isinstance(hooks, list) and all(isinstance(each, list) and len(each) == 2 for each in hooks)
+        if (
+            not pairs
+            or not all(isinstance(kind, str) for kind, _ in hooks)
+            or not isinstance(extra.get("options", {}), dict)
+        ):
+            raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
         for hook, state in self._hooks_in(extra):
             try:
                 hook.checkState(state)
@@ -855,6 +957,8 @@ def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
     for name in names:
+        if not checkpoint.encodable(name):
+            raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
         if name in seen:
             raise VariableError(f"variable {name!r}: two variables of the net have this name")
         seen.add(name)
@@ -891,16 +995,22 @@ def _extents(slots: list[Slot], family: Family) -> Iterator[tuple[str, int, int]
         yield f"variable {slot.names[0]!r}: its gradient", family.address(slot.grad), int(slot.grad.nbytes)
 
 
-def _check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
+def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
+    """Raises HyperParameterError for a variable's rate that is no finite number; names both."""
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             # not an array, though it be 0-d: it could change unseen
-            good = isinstance(value, numbers.Real) and math.isfinite(value) and value >= least
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= _MOST
         except (TypeError, OverflowError):
             good = False
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
-            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {value!r}")
+            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > _MOST else ""
+            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {shown(value)}{hint}")
+
+
+def _checked_t(t: Any) -> int:
+    return whole("t", t, 0, 2**63)
 
 
 def _part(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:

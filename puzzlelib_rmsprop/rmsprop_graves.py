@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import numbers
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .hyper import HyperParameter, flag
+from .hyper import Checked, HyperParameter, flag, whole
 from .kernels import PLAIN, Extras, Row, state_dtype
-from .optimizer import Optimizer, Slot
+from .optimizer import Optimizer, Slot, check_rates
 
 if TYPE_CHECKING:
     from .nodeinfo import NodeInfo
@@ -22,6 +21,10 @@ __all__ = ["RMSPropGraves"]
 
 _FLOAT32 = np.finfo(np.float32)
 _ZERO = Extras(zeroGrad=True)
+
+
+def _checked_seed(name: str, value: Any) -> int:
+    return whole(name, value, 0, 2**64)
 
 
 class RMSPropGraves(Optimizer):
@@ -98,6 +101,13 @@ class RMSPropGraves(Optimizer):
     alpha = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     momRate = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     epsilon = HyperParameter(float(_FLOAT32.tiny), float(_FLOAT32.max))
+    gradOfLoss = Checked(flag)
+    stateDtype = Checked(lambda name, value: None if value is None else _state_dtype(value), fixed=True)
+    masterWeights = Checked(flag, fixed=True)
+    fuseZeroGrad = Checked(flag)
+    seed = Checked(_checked_seed)
+    capturable = Checked(flag, fixed=True)
+    shardState = Checked(flag, fixed=True)
 
     def __init__(
         self,
@@ -116,15 +126,14 @@ class RMSPropGraves(Optimizer):
         shardState: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
-        self.gradOfLoss = flag("gradOfLoss", gradOfLoss)
-        self.stateDtype = None if stateDtype is None else _state_dtype(stateDtype)
-        self.masterWeights = flag("masterWeights", masterWeights)
-        self.fuseZeroGrad = flag("fuseZeroGrad", fuseZeroGrad)
-        self.seed = _checked_seed(seed)
-        self.capturable = flag("capturable", capturable)
-        self.shardState = flag("shardState", shardState)
-        if self.capturable and self._variance_form():
-            raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
+        self.gradOfLoss = gradOfLoss
+        self.stateDtype = stateDtype
+        self.masterWeights = masterWeights
+        self.fuseZeroGrad = fuseZeroGrad
+        self.seed = seed
+        self.capturable = capturable
+        self.shardState = shardState
+        self._check_options()
         self.setAttr("learnRate", learnRate)
         self.setAttr("alpha", alpha)
         self.setAttr("momRate", momRate)
@@ -141,7 +150,12 @@ class RMSPropGraves(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_packed": None, "_packed_seen": None, "_live": None}
 
+    def _check_options(self) -> None:
+        if self.capturable and self._variance_form():
+            raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
+
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
+        self._check_options()
         slots, custom, family = super()._inspect(mod, useGlobalState)
         if self.capturable and getattr(self.nodeinfo, "gridsize", 1) > 1:
             # over MPI the host adds, and over NCCL no replay would be watched
@@ -192,9 +206,9 @@ class RMSPropGraves(Optimizer):
 
     def _extra(self) -> dict[str, Any]:
         options = {
-            "gradOfLoss": bool(self.gradOfLoss),
+            "gradOfLoss": self.gradOfLoss,
             "stateDtype": None if self.stateDtype is None else self.stateDtype.name,
-            "masterWeights": bool(self.masterWeights),
+            "masterWeights": self.masterWeights,
             "seed": self.seed,
         }
         return super()._extra() | {"options": options}
@@ -202,15 +216,16 @@ class RMSPropGraves(Optimizer):
     def _checkExtra(self, extra: dict[str, Any]) -> None:
         super()._checkExtra(extra)
         try:
-            _checked_seed(extra.get("options", {}).get("seed", self.seed))
+            _checked_seed("seed", extra.get("options", {}).get("seed", self.seed))
+            flag("gradOfLoss", extra.get("options", {}).get("gradOfLoss", False))
         except HyperParameterError as error:
             raise CheckpointError(f"the file's option is not valid: {error}") from error
 
-    def _restore(self, attrs: dict[str, Any], states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> None:
+    def _adapted(self, states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         if extra.get("options", {}).get("gradOfLoss", self.gradOfLoss) != self.gradOfLoss:
             # the mean of gradients of the other sign
             states = [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
-        super()._restore(attrs, states, extra)
+        return states
 
     def _applyExtra(self, extra: dict[str, Any]) -> None:
         super()._applyExtra(extra)
@@ -255,8 +270,10 @@ class RMSPropGraves(Optimizer):
 
         Raises:
             VariableError, ArrayError: an array does not fit; names it.
+            HyperParameterError: a rate of the variable is no number.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
+        check_rates(run.names[0], var.learnRate, var.momRate, var.wc)
         extras = Extras(seed=self._seeds()) if self._variance_form(run.dtype) else PLAIN
         self._pack([run], family_of(var.data)).update(stream, self._hyper(), extras)
 
@@ -372,12 +389,6 @@ def _row(run: Slot, family: Family) -> Row:
     return Row(param, grad, mg, ms, delta, run.size, rest[0] if rest else 0, run.first, zlib.crc32(run.names[0].encode()))
 
 
-def _checked_seed(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**64:
-        raise HyperParameterError(f"seed must be an int from 0 to 2**64 - 1; got {seed!r}")
-    return int(seed)
-
-
 def _state_dtype(dtype: Any) -> np.dtype:
     try:
         if str(dtype) == "bfloat16" or getattr(dtype, "__name__", "") == "bfloat16":
@@ -399,6 +410,8 @@ def _state_dtype(dtype: Any) -> np.dtype:
 def _check(run: Slot, family: Family, dtypes: dict[str, np.dtype]) -> None:
     """Every array of a run: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = run.names[0]
+    if not isinstance(run.state, Mapping):
+        raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {run.state!r}")
     missing = set(dtypes) - set(run.state)
     if missing:
         raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")

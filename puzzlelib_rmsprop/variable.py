@@ -10,7 +10,7 @@ import numpy as np
 from . import changes
 from .arrays import family_of
 from .config import Config
-from .errors import SetupError, VariableError
+from .errors import ArrayError, SetupError, VariableError
 
 __all__ = ["Variable"]
 
@@ -113,6 +113,15 @@ class Variable:
         if self.grad is not None and variable.grad is not None:
             pairs.append((self.grad, variable.grad))
         for (target, source), what in zip(pairs, ("data", "gradient"), strict=False):
+            try:
+                fault = family_of(target).fault(target)
+                family_of(source)
+            except ArrayError as error:
+                raise ArrayError(f"variable {self.name!r}: set(): its {what}: {error}") from None
+            if fault is not None:
+                raise ArrayError(f"variable {self.name!r}: set(): its {what} {fault}")
+            if np.dtype(source.dtype).kind not in "fV" or np.dtype(target.dtype).kind not in "fV":  # V: bfloat16
+                raise VariableError(f"variable {self.name!r}: set() needs a {what} of floats; got {source.dtype}")
             if tuple(target.shape) != tuple(source.shape):
                 raise VariableError(
                     f"variable {self.name!r}: set() needs a {what} of shape {tuple(target.shape)}; got {tuple(source.shape)}"

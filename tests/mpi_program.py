@@ -800,6 +800,11 @@ def other_libraries_state_is_taken_in_parts_and_not_given():
         assert all(equal(found[key], expected[key]) for key in expected)
         with pytest.raises(SetupError, match="the state is in parts"):
             convert.toChainer(optimizer)
+        # PyTorch keeps nothing of a parameter that has not been updated yet
+        group_of_torch = {"lr": 0.1, "alpha": 0.9, "momentum": 0.5, "eps": 1e-4, "centered": True}
+        fresh = {"state": {}, "param_groups": [group_of_torch | {"params": list(range(len(SHAPES)))}]}
+        convert.fromTorch(optimizer, fresh)
+        assert all(not np.any(each) for each in whole_state(optimizer).values())
 
 
 @check

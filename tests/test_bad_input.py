@@ -2,6 +2,7 @@
 
 import copy
 import decimal
+import io
 import math
 import os
 import pickle
@@ -23,8 +24,10 @@ from puzzlelib_rmsprop import (
     RMSPropGraves,
     Variable,
     WeightDecay,
+    convert,
     gpuarray,
 )
+from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import (
     ArrayError,
     CheckpointError,
@@ -35,6 +38,8 @@ from puzzlelib_rmsprop.errors import (
     SetupError,
     VariableError,
 )
+from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.kernels import cpu
 from tests import standins
 from tests.conftest import in_child
 from tests.standins import Net
@@ -208,6 +213,10 @@ def load(optimizer, folder):
     optimizer.load(os.path.join(folder, "run.hdf"))
 
 
+def store(optimizer, folder):
+    optimizer.save(os.path.join(folder, "more.hdf"))
+
+
 def in_thread(call):
     """The call in a thread of its own, and what it raised here."""
     caught = []
@@ -264,6 +273,11 @@ class NoneFound(Net):
         return None
 
 
+class Unprintable:
+    def __repr__(self):
+        raise TypeError("not this one")
+
+
 class Bare:
     """No variable at all."""
 
@@ -296,7 +310,7 @@ HYPER = [
     (lambda: RMSPropGraves(epsilon=1e-50), "epsilon.*got 1e-50"),
     (lambda: setattr(RMSPropGraves(), "alpha", 2), "alpha.*got 2"),
     (lambda: RMSPropGraves().setAttr("momRate", "fast"), "momRate must be a number; got 'fast'"),
-    (lambda: WeightDecay(-1), "rate must be a finite number, at least 0; got -1"),
+    (lambda: WeightDecay(-1), "rate must be a finite number, at least 0 and below .*; got -1"),
     (lambda: WeightDecay("x"), "rate must be a number; got 'x'"),
     (lambda: RMSPropGraves(learnRate=10**400), "learnRate must be a finite number.*got an int beyond every float"),
     (lambda: RMSPropGraves(learnRate=-(10**5000)), "learnRate must be a finite number.*got an int beyond every float"),
@@ -327,6 +341,31 @@ HYPER = [
     (lambda: RMSPropGraves(stateDtype="float32"), "stateDtype must be None, bfloat16 or float16; got 'float32'"),
     (lambda: RMSPropGraves(stateDtype="nonsense"), "stateDtype must be.*got 'nonsense'"),
     (lambda: RMSPropGraves(stateDtype=3), "stateDtype must be.*got 3"),
+    *[
+        (lambda name=name, value=value: setattr(ready()[1], name, value), f"{name} must be")
+        for name, value in (
+            *((name, "False") for name in ("gradOfLoss", "masterWeights", "fuseZeroGrad", "capturable", "shardState")),
+            ("seed", -1),
+            ("stateDtype", "float32"),
+        )
+    ],
+    *[
+        (lambda t=t, act=act: counted(t, act), "t must be an int from 0 to")
+        for t in ("x", 1.5, -3, None, math.nan)
+        for act in ("update", "save")
+    ],
+    *[
+        (lambda name=name, mode=mode: rated(name, 1e300, mode), f"'W': its {name} must be.*; got 1e.300 .float32 takes")
+        for name in ("learnRate", "momRate", "wc")
+        for mode in (False, True)
+    ],
+    *[
+        (lambda rate=rate, value=value: by_hand(rate, value), f"its {rate} must be a finite number.*got")
+        for rate in ("learnRate", "momRate", "wc")
+        for value in ("x", math.nan)
+    ],
+    (lambda: ready()[1].update(useStreams="False"), "useStreams must be True or False; got 'False'"),
+    (lambda: ready()[1].update(sync=np.ones(2)), "sync must be True or False; got array"),
     (lambda: WeightDecay(10**400), "rate must be a finite number.*beyond every float"),
     (lambda: WeightDecay(1, gradOfLoss="x"), "gradOfLoss must be True or False; got 'x'"),
     (lambda: Lasso(math.inf), "rate.*got inf"),
@@ -339,6 +378,15 @@ HYPER = [
         for mode in (False, True)
         for value in (10**400, math.inf, None, "1", 1j, np.array(2.0), np.zeros(2), decimal.Decimal(2), [1])
     ],
+    *[  # Python refuses to print them
+        (lambda given=given: given(10**5000), "must be .*; got one of type int that cannot be printed")
+        for given in (
+            lambda value: RMSPropGraves(seed=value),
+            lambda value: RMSPropGraves(fuseZeroGrad=value),
+            lambda value: update_at(value),
+        )
+    ],
+    (lambda: RMSPropGraves(learnRate=Unprintable()), "learnRate must be a number; got one of type Unprintable"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "learnRate", math.nan), W=var()), "'W': its learnRate.*got nan"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "momRate", -1), W=var()), "'W': its momRate.*at least 0; got -1"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "wc", "x"), True, W=var()), "'W': its wc must be.*got 'x'"),
@@ -388,12 +436,21 @@ ORDER = [
         lambda: RMSPropGraves(nodeinfo=3).setupOn(Net(W=var()), True),
         r"nodeinfo must have a method broadcastBuffer\(\).*got 3",
     ),
+    *[
+        (lambda name=name, value=value: setattr(ready()[1], name, value), f"{name} cannot change after setupOn")
+        for name, value in (("stateDtype", "bfloat16"), ("masterWeights", True), ("capturable", True), ("shardState", True))
+    ],
+    (lambda: updated(lambda n, o: o.hooks.append(3), W=var()), "a hook must be callable.*got 3"),
     (lambda: ready()[1].update(True, stream=3), r"takes useStreams=True, or a stream, not both"),
     (lambda: ready()[1].addHook(None), "a hook must be callable.*got None"),
     (lambda: [o := ready()[1], *(o.addHook(NonFiniteGuard()) for _ in "12")], "takes one NonFiniteGuard"),
     *[
         (lambda how=how: watched(ready(True), how), "in global mode cannot be copied or pickled")
         for how in (copy.copy, copy.deepcopy, pickle.dumps)
+    ],
+    *[
+        (lambda name=name: RMSPropGraves().setAttr(name, 1), "the name of an attribute must be an identifier; got")
+        for name in (3, None, "", ".", "a/b", "a\0b", "\udc80")
     ],
     (lambda: var().update(0.1), "has no updater"),
     (lambda: var().postUpdate(), "has no postUpdater"),
@@ -402,6 +459,7 @@ ORDER = [
 ]
 
 VARIABLES = [
+    (lambda: setup(**{"\udc80": var()}), "its name must be text that UTF-8 has"),
     (lambda: setup(a=var(), b=var(withgrad=False)), "'b' has no gradient"),
     (lambda: setup(True, a=var(), b=var(withgrad=False)), "'b' has no gradient"),
     (lambda: setup(net=NoneFound(a=var())), "'a': getVarTable.. and getVar.. give different objects"),
@@ -510,6 +568,41 @@ VARIABLES = [
         lambda: updated(lambda n, o: o.states["W"].update(delta=gpuarray.zeros(3, np.float64)), W=var()),
         "'W': its delta must be of dtype float32; got float64",
     ),
+    *[
+        (lambda change=change, mode=mode: updated(change, mode, W=var(), u=own()), message)
+        for mode in (False, True)
+        for change, message in (
+            (lambda n, o: n.vars.pop("u"), "'u': the net has none of that name any more: KeyError"),
+            (lambda n, o: n.vars.update(u=None), "'u' has no updater any more"),
+            (lambda n, o: n.vars.update(u=var()), "'u' has no updater any more"),
+            (lambda n, o: setattr(n.getVar("u"), "updater", None), "'u' has no updater any more"),
+            (lambda n, o: setattr(n.getVar("u"), "updater", 3), "'u': its updater must be callable; got 3"),
+        )
+    ],
+    *[
+        (lambda mode=mode, change=change: untied(mode, change), message)
+        for mode in (False, True)
+        for change, message in (
+            (lambda net: net.setVar("also", var()), "'also' was tied to 'W' at setupOn and is no more; call setupOn again"),
+            (lambda net: net.vars.pop("also"), "'also': the net has none of that name any more: KeyError"),
+        )
+    ],
+    (lambda: setup(W=var(), u=Updaterless()), "'u' has an updater, but no method update"),
+    *[
+        (lambda act=act: filed(act, kept_state({"W": 3})), "its state must be a dict of arrays; got 3")
+        for act in (store, load)
+    ],
+    *[
+        (lambda act=act: filed(act, kept_state({"more": 3})), "states must hold a dict of arrays.*'more' has 3")
+        for act in (store, load)
+    ],
+    (lambda: [o := ready()[1], setattr(o, "states", None), o.update()], "states must be a dict of .*; got None"),
+    (lambda: RMSPropGraves().updateVar(var(), None), "its state must be a dict of arrays; got None"),
+    *[
+        (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must give a dict of arrays; got")
+        for given in (None, [1], 3)
+    ],
+    (lambda: copied(var(), Variable(np.zeros(3, np.complex64))), r"set\(\) needs a data of floats; got complex64"),
     (lambda: RMSPropGraves().updateVar(var(), {}), "its state lacks delta, mg, ms"),
     (lambda: WeightDecay(1)(decaying(var(withgrad=False)), {}), "WeightDecay needs a gradient, and it has none"),
 ]
@@ -531,11 +624,118 @@ def decaying(variable):
     return variable
 
 
+def untied(mode, change):
+    shared = var()
+    updated(lambda net, _: change(net), mode, W=shared, also=shared)
+
+
+def own():
+    return Variable(gpuarray.zeros(3), updater=lambda variable, rate: variable.data.fill(rate))
+
+
+class Updaterless:
+    hasUpdater = True
+    data = grad = None
+
+
+class Stateful(RMSPropGraves):
+    def __init__(self, given):
+        super().__init__()
+        self.given = given
+
+    def setupState(self, var):
+        return self.given
+
+
+def misfitting(mode, what, holds):
+    of = np.zeros(3, np.float32)
+    made = standins.PuzzleVariable(standins.CPUArray.toDevice(of))
+    setattr(made, "data" if what == "data" else "grad", wrapped(of, holds))
+    setup(mode, a=made)
+
+
+def kept_state(changes):
+    def prepare(optimizer, folder):
+        optimizer.save(os.path.join(folder, "run.hdf"))
+        optimizer.states.update(changes)
+
+    return prepare
+
+
+def update_at(learnRate):
+    net, optimizer = ready()
+    net.getVar("W").learnRate = learnRate
+    optimizer.update()
+
+
+def by_hand(rate, value):
+    variable, optimizer = var(), RMSPropGraves()
+    state = optimizer.setupState(variable)
+    setattr(variable, rate, value)
+    watch(Net(v=variable))
+    optimizer.updateVar(variable, state)
+
+
+def frozen_state(last):
+    """Saves, steps, and locks one array: the second, or the last but two."""
+
+    def prepare(optimizer, folder):
+        optimizer.save(os.path.join(folder, "run.hdf"))
+        optimizer.update()
+        locked(optimizer.states["b"]["mg"] if last else optimizer.states["W"]["ms"])
+
+    return prepare
+
+
+def counted(t, act):
+    net, optimizer = ready()
+    optimizer.t = t
+    watch(optimizer, net)
+    optimizer.update() if act == "update" else optimizer.save("never-written.hdf")
+
+
+def wrapped(of, holds):
+    """PuzzleLib's wrapper, made for one array and holding another."""
+    made = standins.CPUArray.toDevice(of)
+    made.data = holds
+    return made
+
+
 class Matrix(np.ndarray):
     """Somebody's subclass."""
 
 
 ARRAYS = [
+    *[
+        (
+            lambda mode=mode, what=what, holds=holds: misfitting(mode, what, holds),
+            f"'a': its {what} must hold an array of its own shape and dtype, .*3.* and float32; it holds one of",
+        )
+        for mode in (False, True)
+        for what in ("data", "gradient")
+        for holds in (np.zeros(2, np.float32), np.zeros(5, np.float32), np.zeros(3, np.float16))
+    ],
+    (
+        lambda: copied(with_grad(np.ones(3), locked(np.ones(3))), var(dtype="float64")),
+        r"set\(\): its gradient must be writeable",
+    ),
+    (lambda: copied(var(), with_grad(gpuarray.zeros(3), 3)), r"set\(\): its gradient: arrays must be.*int"),
+    *[
+        (lambda act=act: filed(act, kept_state({"W": {"n": 3}})), "variable 'W': its 'n': arrays must be.*got builtins.int")
+        for act in (store, load)
+    ],
+    (lambda: gpuarray.SharedArray("nonsense"), "dtype must be one of NumPy's; got 'nonsense'"),
+    *[
+        (lambda given=given: gpuarray.SharedArray(np.float32).register(*given), message)
+        for given, message in (
+            (((2, -1), np.float32, "x"), "a shape must be"),
+            (("x", np.float32, "x"), "a shape must be"),
+            ((2, "nonsense", "x"), "dtype must be one of"),
+            ((2, np.float32, ["x"]), "the name of an array must be text"),
+        )
+    ],
+    (lambda: filed(load, frozen_state(False)), "'W': its ms must be writeable"),
+    (lambda: filed(load, frozen_state(True)), "'b': its mg must be writeable"),
     (lambda: updated(lambda n, o: setattr(n.getVar("W"), "data", None), W=var()), "'W': its data: arrays must be.*NoneType"),
     *[
         (lambda given=given: Variable(given), "arrays must be .*; got")
@@ -623,6 +823,31 @@ FILES = [
     (lambda: filed(load, saved(W=var())), "'b': .*run.hdf has no 'm.' for it"),
     (lambda: filed(load, saved(W=var(dtype="float64"), b=var((2,)))), "'W': its 'm.' is float32 here; .* has float64"),
     (lambda: filed(lambda o, folder: o.load(f"{folder}/run.hdf", "other"), written(None)), "has no group 'other.states'"),
+    *[
+        (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must be without NUL; got .*a.x00b'")
+        for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
+    ],
+    *[(lambda given=given: written_to(given), "a path must be text or an os.PathLike; got") for given in (None, 3, [])],
+    (lambda: inspect(io.BytesIO()), "a path must be text or an os.PathLike; got BytesIO"),
+    *[  # opening a pipe would wait for ever
+        (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is no regular file")
+        for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
+    ],
+    (lambda: filed(lambda o, folder: o.save(read_only())), "cannot write .*no write intent on file"),
+    (lambda: filed(lambda o, folder: o.save(read_only()["g"])), "cannot write .*no write intent on file"),
+    *[
+        (lambda act=act, name=name: filed(lambda o, folder: getattr(o, act)(f"{folder}/run.hdf", name), written(None)), why)
+        for act in ("save", "load")
+        for name, why in (("a\0b", "without NUL; got 'a.x00b'"), (3, "got 3"), (b"x", "got b'x'"), ("\udc80", "UTF-8"))
+    ],
+    *[
+        (
+            lambda text=text: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), attributed(text)),
+            "cannot be saved: .*fit",
+        )
+        for text in ("a\0b", "\udc80")
+    ],
+    (lambda: clashing(), "'a.mg.b': its 'mg' cannot be saved"),
     (lambda: filed(lambda o, folder: o.save(closed(folder))), "the HDF5 file given is closed"),
     (lambda: filed(lambda o, folder: o.load(closed(folder))), "the HDF5 file given is closed"),
     (
@@ -639,6 +864,37 @@ FILES = [
 def closed(folder):
     with h5py.File(f"{folder}/../closed.hdf", "w", driver="core", backing_store=False) as file:
         return file
+
+
+def written_to(path):
+    with atomicFile(path):
+        pass
+
+
+def piped(optimizer, folder):
+    os.mkfifo(f"{folder}/pipe")
+
+
+def read_only():
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file.create_group("g")
+    return h5py.File(memory, "r")
+
+
+def attributed(text):
+    return lambda optimizer, folder: optimizer.setAttr("text", text)
+
+
+def clashing():
+    _, optimizer = ready(**{"a": var(), "a.mg/b": var()})
+    with h5py.File(io.BytesIO(), "w") as file:
+        try:
+            optimizer.save(file)
+        finally:
+            watch(optimizer)
+            if list(file):
+                raise ValueError("something was left")
 
 
 def another_context(act):
@@ -847,6 +1103,28 @@ def test_a_hook_that_fails_on_the_second_variable_takes_no_step():
         updated(lambda n, o: None, hook=hook, W=var(), V=var())
     for thing, before in WATCHED:
         assert picture(thing) == before
+
+
+@pytest.mark.parametrize("globalState", [False, True])
+def test_a_step_that_was_taken_counts_though_it_was_interrupted(globalState, monkeypatch):
+    # the handler of Ctrl-C raises when the kernel returns; a checkpoint saved then has to say so
+    net, optimizer = ready(globalState)
+    before = net.getVar("W").data.copy()
+    update = cpu.Table.update
+
+    def interrupted(self, *args):
+        update(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu.Table, "update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.update()
+    assert optimizer.t == 2
+    assert (net.getVar("W").data != before).all()
+    monkeypatch.setattr(cpu.Table, "update", boom)
+    with pytest.raises(Boom):
+        optimizer.update()
+    assert optimizer.t == 2
 
 
 @pytest.mark.parametrize(

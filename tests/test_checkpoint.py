@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import puzzlelib_rmsprop
-from puzzlelib_rmsprop import RMSPropGraves, Variable, files, gpuarray
+from puzzlelib_rmsprop import LossScaling, RMSPropGraves, Variable, files, gpuarray
 from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from puzzlelib_rmsprop.inspection import inspect
 from tests.golden import DATA, KINDS, NAMES, Replay
 from tests.standins import Net
 from tests.tolerances import assert_close
@@ -239,6 +240,42 @@ def test_names_with_slashes(tmp_path):
     other.setupOn(net_of(Own, shapes), True)
     other.load(tmp_path / "run.hdf")
     assert_same(content(Own, other), content(Own, optimizer))
+
+
+ODD_NAMES = ["a\0b", "/abs", ".", "", "./x", "a//b", "/", "a/", "ü€😀", "float32", "<class 'numpy.float32'>", "x" * 10_000]
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["into-local", "into-global"])
+def test_odd_names(globalState, loaded, tmp_path):
+    # to HDF5 a name is a path, and ends at a NUL; and a flat state is called float32
+    shapes = {name: (2 + i,) for i, name in enumerate([*ODD_NAMES, "abs", "x", "a/b", "W"])}
+    optimizer = trained(Own, globalState, shapes)
+    optimizer.save(tmp_path / "run.hdf")
+    found = inspect(tmp_path / "run.hdf")
+    assert not found["damaged"]
+    for each in found["parts"][0]["variables"]:
+        assert [entity["shape"] for entity in each["entities"].values()] == [each["shape"]] * 3
+    other = RMSPropGraves()
+    other.setupOn(net_of(Own, shapes), loaded)
+    other.load(tmp_path / "run.hdf")
+    assert_same(content(Own, other), content(Own, optimizer))
+    with h5py.File(tmp_path / "open.hdf", "w") as file:
+        optimizer.save(file.create_group("within"))
+        assert list(file) == ["within"]
+
+
+def test_a_state_for_all_of_the_shape_of_one(tmp_path):
+    class Counting(RMSPropGraves):
+        def setupState(self, var):
+            return {**super().setupState(var), "count": gpuarray.zeros(3)}
+
+    optimizer, other = Counting(), Counting()
+    for each in (optimizer, other):
+        each.setupOn(net_of(Own, {"a": (2,), "b": (3,)}), True)
+    optimizer.states[np.dtype(np.float32)]["count"].set(np.array([1, 2, 3], np.float32))
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert other.states[np.dtype(np.float32)]["count"].tolist() == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------- files that do not fit
@@ -501,6 +538,94 @@ def test_extras_are_checked_before_and_applied_after_everything_else(tmp_path):
         optimizer.load(tmp_path / "run.hdf")
     assert_same(content(Own, optimizer), before)
     assert optimizer.getAttrDict() == attrs
+
+
+def rewritten(path, **changes):
+    """Puts other things into a file's layout, with a checksum that fits."""
+    with h5py.File(path, "r+") as file:
+        text = json.dumps({**json.loads(file[".layout"][()]), **changes}).encode()
+        del file[".layout"]
+        file[".layout"] = np.bytes_(text)
+        file[".layout"].attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())
+    return h5py.File(path, "r")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        *(
+            [],
+            None,
+            3,
+            "x",
+            {"options": None},
+            {"options": []},
+            {"options": {"seed": "x"}},
+            {"options": {"gradOfLoss": "x"}},
+        ),
+        *({"hooks": None}, {"hooks": [3]}, {"hooks": [["LossScaling"]]}, {"hooks": [[[], {}]]}),
+        *({"hooks": [["LossScaling", state]]} for state in (None, {}, {"scale": float("nan"), "good": 0, "skipped": 0})),
+    ],
+    ids=str,
+)
+def test_extras_that_nobody_wrote_are_refused(extra, globalState, tmp_path):
+    optimizer = trained(Own, globalState, SHAPES)
+    optimizer.addHook(LossScaling())
+    optimizer.save(tmp_path / "run.hdf")
+    step(Own, optimizer)
+    before = content(Own, optimizer)
+    with rewritten(tmp_path / "run.hdf", extra=extra) as file, pytest.raises(CheckpointError, match="the file's"):
+        optimizer.load(file)
+    assert_same(content(Own, optimizer), before)
+    assert (optimizer.t, optimizer.hooks[0].scale) == (4, 2.0**16)
+
+
+def test_what_a_hook_does_not_know_is_left(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.addHook(LossScaling())
+    optimizer.save(tmp_path / "run.hdf")
+    state = {"scale": 4.0, "good": 1, "skipped": 2, "factor": "x", "of a later version": 3}
+    with rewritten(tmp_path / "run.hdf", extra={"hooks": [["LossScaling", state]]}) as file:
+        optimizer.load(file)
+    assert optimizer.hooks[0].getState() == {"scale": 4.0, "good": 1, "skipped": 2}
+
+
+@pytest.mark.parametrize("value", [-5, 3.7, 1e300, 3j, 2**64 - 1, "7", [7]], ids=str)
+def test_a_number_of_updates_that_is_none_is_refused(value, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    with h5py.File(path, "r+") as file:
+        del file[".layout"], file[".attrs/t"]
+        file[".attrs/t"] = value
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match=r"\bt'? must be"):
+        loaded_into(file)
+
+
+def test_a_variance_below_0_is_refused(tmp_path):
+    # the step would take its root
+    optimizer = RMSPropGraves(stateDtype="bfloat16")
+    optimizer.setupOn(net_of(Own, SHAPES))
+    optimizer.states["b.W"]["ms"][1] = -1
+    optimizer.save(tmp_path / "run.hdf")
+    for wanted in (None, "bfloat16"):
+        other = RMSPropGraves(stateDtype=wanted)
+        other.setupOn(net_of(Own, SHAPES))
+        with pytest.raises(CheckpointError, match="'b.W': its 'ms' in .*run.hdf is a variance; none can be below 0"):
+            other.load(tmp_path / "run.hdf")
+
+
+def test_an_attribute_that_cannot_be_set_costs_nothing(tmp_path):
+    class Mine(RMSPropGraves):
+        kind = property(lambda self: 1)
+
+    optimizer = Mine()
+    optimizer.setupOn(net_of(Own, SHAPES))
+    optimizer.attrs.add("kind")
+    optimizer.save(tmp_path / "run.hdf")
+    optimizer.alpha, optimizer.learnRate = 0.5, 0.25
+    with pytest.raises(CheckpointError, match="the attributes in the file are not valid"):
+        optimizer.load(tmp_path / "run.hdf")
+    assert (optimizer.alpha, optimizer.learnRate) == (0.5, 0.25)
 
 
 def test_extras_that_are_no_plain_data_cost_nothing(tmp_path):

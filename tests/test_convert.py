@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, convert
+from puzzlelib_rmsprop import Optimizer, RMSPropGraves, convert
 from puzzlelib_rmsprop.errors import CheckpointError, SetupError
 from tests.golden import DATA
 from tests.standins import Net
@@ -111,6 +111,15 @@ def test_files_that_do_not_fit(tmp_path):
         (plain, tmp_path / "absent.npz", {}, "cannot read.*absent.npz"),
         (plain, 3, {}, "must be a path or a mapping; got int"),
         (plain, {"fc0/W/n": np.zeros((3, 4))}, {}, "'fc0.W'.*no 'fc0/W/g'"),
+        (plain, {3: 4}, {}, "the mapping cannot be used: AttributeError"),
+        (plain, {**CHAINER, "fc0/W/n": [[1], [1, 2]]}, {}, "the mapping cannot be used: ValueError"),
+        (plain, {**CHAINER, "fc0/W/n": "x"}, {}, "'fc0.W': the mapping: 'fc0/W/n' cannot be used"),
+        (plain, {**CHAINER, "fc0/b/g": None}, {}, "'fc0.b': the mapping: 'fc0/b/g' cannot be used"),
+        *[(plain, {**CHAINER, "t": t}, {}, "number of updates cannot be used") for t in ("x", np.nan, [1, 2], None, 2.5)],
+        (plain, {**CHAINER, "t": -3}, {}, "t must be an int from 0 to.*got -3"),
+        *[(plain, CHAINER, {"names": given}, "names must be a dict of") for given in (3, ["fc0.W"], {"fc0.W": 3})],
+        (plain, CHAINER, {"names": {"fc9.W": "x"}}, "no variable 'fc9.W' to name"),
+        *[(plain, CHAINER, {"transposed": given}, "transposed must be a list") for given in (3, None, "fc0.W", [3])],
     ]
     for params, source, more, message in cases:
         optimizer = ours(params, False)
@@ -123,10 +132,34 @@ def test_files_that_do_not_fit(tmp_path):
         convert.fromChainer(RMSPropGraves(), file)
 
 
+CHAINER = {
+    **{f"fc0/W/{key}": np.zeros((3, 4), np.float32) for key in ("n", "g", "delta")},
+    **{f"fc0/b/{key}": np.zeros(3, np.float32) for key in ("n", "g", "delta")},
+}
+
+
+def test_what_cannot_be_given_back():
+    optimizer = ours({name: np.zeros(shape) for name, shape in SHAPES.items()}, False)
+    for back in (convert.toChainer, convert.toNnabla, lambda o, **more: convert.toTorch(o, torch_like(SHAPES), **more)):
+        for given in (3, None, "fc0.W", [3]):
+            with pytest.raises(CheckpointError, match="transposed must be a list"):
+                back(optimizer, transposed=given)
+        with pytest.raises(CheckpointError, match="no variable 'fc9.W' to transpose"):
+            back(optimizer, transposed=["fc9.W"])
+        with pytest.raises(SetupError, match="must be one of this library; got 3"):
+            back(3)
+    with pytest.raises(CheckpointError, match="'fc0.b': names give its path 'x' to another variable too"):
+        convert.toChainer(optimizer, {"fc0.W": "x", "fc0.b": "/x/"})
+    stateless = Optimizer()
+    stateless.setupOn(optimizer.module)
+    with pytest.raises(SetupError, match="'fc0.W': its state here has no 'delta'"):
+        convert.toChainer(stateless)
+
+
 # --------------------------------------------------------------------------------------- PyTorch's format
 
 
-def torch_like(params, steps=3, momentum=0.5, **group):
+def torch_like(params, steps=3, momentum=0.5, indices=None, **group):
     """A state_dict as PyTorch writes it, in NumPy arrays."""
     rng = np.random.default_rng(1)
     state = {}
@@ -136,7 +169,7 @@ def torch_like(params, steps=3, momentum=0.5, **group):
         if momentum:
             state[index]["momentum_buffer"] = rng.standard_normal(shape).astype(np.float32)
     group = {"lr": 0.25, "alpha": 0.9, "momentum": momentum, "eps": 1e-3, "centered": True, **group}
-    return {"state": state, "param_groups": [{**group, "params": list(range(len(params)))}]}
+    return {"state": state, "param_groups": [{**group, "params": list(state) if indices is None else indices}]}
 
 
 @pytest.mark.parametrize("gradOfLoss", [False, True])
@@ -182,6 +215,12 @@ def plain_momentum():
     return ours({name: np.zeros(shape) for name, shape in SHAPES.items()}, False, momRate=0.0)
 
 
+def given_state(state):
+    found = torch_like(SHAPES)
+    found["state"][0] = state
+    return found
+
+
 def test_state_dicts_that_do_not_fit():
     two_groups = torch_like(SHAPES)
     first = two_groups["param_groups"][0]
@@ -201,6 +240,19 @@ def test_state_dicts_that_do_not_fit():
         (torch_like(SHAPES), {"names": ["fc0.W", "fc0.W"]}, "for these variables: fc0.W, fc0.W"),
         (torch_like({"W": (4, 3), "b": (3,)}), {}, r"'fc0.W': its 'mg' must be of shape \(3, 4\)"),
         (torch_like(SHAPES, alpha=1.5), {}, "attributes in the file are not valid.*alpha.*got 1.5"),
+        (torch_like(SHAPES, lr=np.nan), {}, "attributes in the file are not valid.*learnRate.*got nan"),
+        (torch_like(SHAPES, eps=-1e-3), {}, "'eps' must be at least 0; got -0.001"),
+        (torch_like(SHAPES, eps=1e200), {}, "cannot be used: OverflowError"),
+        *[(torch_like(SHAPES, lr=lr), {}, "the state_dict cannot be used") for lr in ("x", None, [1], np.ones(2))],
+        *[(torch_like(SHAPES, indices=params), {}, "the state_dict cannot be used") for params in (3, [[0], [1]])],
+        (torch_like(SHAPES, indices=[0, 0]), {}, "has 2 parameters, for these variables"),
+        (torch_like(SHAPES, param_names=3), {}, "the state_dict cannot be used"),
+        *[(torch_like(SHAPES, steps=t), {}, "'fc0.W': the state_dict cannot be used") for t in ("x", np.nan, [1, 2], 2.5)],
+        (torch_like(SHAPES, steps=2**63), {}, "t must be an int from 0 to"),
+        *[(given_state(3), {}, "'fc0.W': the state_dict cannot be used: TypeError")],
+        (given_state({"grad_avg": 0, "square_avg": 0}), {}, "'fc0.W': the state_dict has no 'step'"),
+        *[(torch_like(SHAPES), {"names": given}, "names must be a list") for given in (3, "Wb", [["fc0.W"], "fc0.b"])],
+        (torch_like(SHAPES), {"transposed": "fc0.W"}, "transposed must be a list"),
     ]
     for theirs, more, message in cases:
         optimizer = ours(params, True)

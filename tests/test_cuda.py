@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import GradientClipping, NodeInfo, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
+from puzzlelib_rmsprop.arrays import cuda_family
 from puzzlelib_rmsprop.errors import (
     ArrayError,
     DependencyError,
@@ -648,6 +649,31 @@ def test_freed_arrays(cuda):
     array.gpudata.free()
     with pytest.raises(ArrayError, match="'W': its data.*freed"):
         RMSPropGraves().setupOn(Net(W=var))
+
+
+class NoContexts:
+    """The driver's library with all memory from a pool: it belongs to a device, and to no context."""
+
+    def __init__(self, library):
+        self._library = library
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def cuPointerGetAttribute(self, data, attribute, address):
+        return 1 if attribute == 1 else self._library.cuPointerGetAttribute(data, attribute, address)
+
+
+def test_memory_without_a_context(cuda, monkeypatch):
+    real = cuda_family.driver_library()
+    monkeypatch.setattr(cuda_family, "driver_library", lambda: NoContexts(real))
+    array = cuda.make(np.ones(10, np.float32))
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(Net(W=Variable(array)))
+    optimizer.update()
+    array.gpudata.free()
+    with pytest.raises(ArrayError, match="'W': its data.*freed"):
+        RMSPropGraves().setupOn(Net(W=Variable(array)))
 
 
 def test_arrays_off_their_dtype(cuda):

@@ -149,6 +149,35 @@ next(item for name, item in vars(caching).items() if name.lstrip("_") == "CacheI
     assert done.stdout == "True\n", done.stderr
 
 
+def test_an_interrupt_just_after_a_thread_began_waits_for_it_too():
+    # or it would be one step behind from then on, and work on arrays that the caller has done with
+    code = """
+import threading, time
+from puzzlelib_rmsprop import Config
+from puzzlelib_rmsprop.kernels import cpu
+Config.numThreads = 2
+begin, done = cpu._Helper.begin, []
+def run(first, last):
+    time.sleep(0.2)
+    done.append(first)
+def interrupted(self, work):
+    begin(self, work)
+    cpu._Helper.begin = begin
+    raise KeyboardInterrupt
+cpu._Helper.begin = interrupted
+try:
+    cpu._in_threads(run, 2 * cpu.BLOCK)
+except KeyboardInterrupt:
+    print("interrupted", len(done))
+for _ in range(2):
+    done.clear()
+    cpu._in_threads(run, 3 * cpu.BLOCK)
+    print(len(done))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["interrupted", "2", "3", "3"]
+
+
 def test_an_interrupt_waits_for_every_thread():
     # Ctrl-C while two threads update: when it is raised nothing works on the arrays any more
     code = """

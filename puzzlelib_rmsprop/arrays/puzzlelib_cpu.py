@@ -27,6 +27,15 @@ class PuzzleLibCPUFamily(HostFamily):
             return None
         return cls(kind)
 
+    def fault(self, array: Any) -> str | None:
+        # the wrapper says what it was made with, whatever array was put into it since
+        if (tuple(array.shape), array.dtype) != (array.data.shape, array.data.dtype):
+            return (
+                f"must hold an array of its own shape and dtype, {tuple(array.shape)} and {array.dtype}; it holds one of "
+                f"{array.data.shape} and {array.data.dtype}"
+            )
+        return super().fault(array)
+
     def host(self, array: Any) -> np.ndarray:
         return array.data
 

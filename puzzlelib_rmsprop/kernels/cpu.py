@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -610,40 +611,32 @@ BLOCK = 1 << 18
 
 
 class _Helper:
-    """A thread that does what it is given. Two locks wake and await it, in half the time of an executor's queue."""
+    """A thread that does what it is given, one after the other."""
 
     def __init__(self) -> None:
-        self._go, self._done = threading.Lock(), threading.Lock()
-        self._go.acquire()
-        self._done.acquire()
-        self._work: Callable[[], None] | None = None
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._error: BaseException | None = None
         threading.Thread(target=self._run, name="rmsprop_graves", daemon=True).start()
 
     def _run(self) -> None:
         while True:
-            self._go.acquire()
+            work = self._queue.get()
             try:
-                self._work()  # type: ignore[misc]
+                work()
             except BaseException as error:
                 self._error = error
-            self._work = None
-            self._done.release()
+            del work  # what it holds is the caller's
 
     def begin(self, work: Callable[[], None]) -> None:
-        self._work = work
-        self._go.release()
+        self._queue.put(work)
 
     def wait(self) -> None:
-        """Until it is done, also where a signal's handler raises: that comes after."""
-        interrupt = None
-        while True:
-            try:
-                self._done.acquire()
-                break
-            except BaseException as raised:
-                interrupt = raised
-        error, self._error = interrupt or self._error, None
+        """Until it has done what was begun, if anything was. Where a signal's handler raises, it can be called again."""
+        done = threading.Lock()
+        done.acquire()
+        self._queue.put(done.release)
+        done.acquire()
+        error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -675,22 +668,29 @@ def _in_threads(run: Callable[[int, int], None], size: int) -> None:
         for begin in begins:
             run(begin, min(begin + BLOCK, size))
 
-    helping: list[_Helper] = []
-    try:
-        # no thread starts once the interpreter is ending: then this one does what is left
-        with contextlib.suppress(RuntimeError):
-            while len(_helpers) < threads - 1:
-                _helpers.append(_Helper())
-        for helper in _helpers[: threads - 1]:
-            helper.begin(work)
-            helping.append(helper)
-        work()
-    finally:
-        # all of them, because they work on memory that only the caller keeps alive
-        with contextlib.ExitStack() as waiting:
-            waiting.callback(in_use.release)
-            for helper in helping:
-                waiting.callback(helper.wait)
+    failure: BaseException | None = None
+    begun = False
+    while True:
+        # a signal's handler may raise between any two calls, and is heard when every helper is done: they work on memory
+        # that only the caller keeps alive
+        try:
+            if not begun:
+                begun = True
+                # no thread starts once the interpreter is ending: then this one does what is left
+                with contextlib.suppress(RuntimeError):
+                    while len(_helpers) < threads - 1:
+                        _helpers.append(_Helper())
+                for helper in _helpers[: threads - 1]:
+                    helper.begin(work)
+                work()
+            for helper in _helpers[: threads - 1]:
+                helper.wait()
+            break
+        except BaseException as error:
+            failure = failure or error
+    in_use.release()
+    if failure is not None:
+        raise failure
 
 
 # ------------------------------------------------------------------------------------------- interface
