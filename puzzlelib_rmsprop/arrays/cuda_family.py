@@ -98,13 +98,16 @@ def _context_fault(address: int) -> str | None:
     library.cuCtxGetCurrent(ctypes.byref(current))
     if not current.value:
         return "lies on a GPU, but no CUDA context is current in this thread; make or push one (pycuda.autoprimaryctx)"
-    owner = ctypes.c_void_p()
+    owner, device, own = ctypes.c_void_p(), ctypes.c_int(-1), ctypes.c_int(-1)
+    # memory of a pool (cudaMallocAsync), or mapped into the address space, belongs to a device, not to a context
     if library.cuPointerGetAttribute(ctypes.byref(owner), _CONTEXT, ctypes.c_uint64(address)):
+        owner.value = None
+    if owner.value == current.value:
+        return None
+    if library.cuPointerGetAttribute(ctypes.byref(device), _DEVICE, ctypes.c_uint64(address)) or device.value < 0:
         return f"has an address, {address:#x}, at which no device memory lies: it was freed, or is of another process"
-    # memory of a pool belongs to a device, not to a context
-    if owner.value and owner.value != current.value:
-        device = ctypes.c_int()
-        library.cuPointerGetAttribute(ctypes.byref(device), _DEVICE, ctypes.c_uint64(address))
+    library.cuCtxGetDevice(ctypes.byref(own))
+    if owner.value or device.value != own.value:
         return (
             f"lies in another CUDA context than the current one (on device {device.value}); make all arrays of a net in one "
             f"context, and keep that current while the optimizer is used"
