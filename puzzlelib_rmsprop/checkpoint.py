@@ -327,6 +327,8 @@ def _converted(key: str, content: np.ndarray, current: Any) -> Any:
     try:
         if isinstance(value, str) != isinstance(current, str):
             raise TypeError("text and numbers do not convert")
+        if np.ndim(value) > 0:
+            raise TypeError("it is an array")
         if np.iscomplexobj(value) and not np.iscomplexobj(current):
             raise TypeError("what is imaginary would be lost")
         converted = type(current)(value)
