@@ -10,7 +10,7 @@ from tests.conftest import ARRAYS
 
 pytest.importorskip("benchmarks", reason="the sources are not beside the tests")
 from benchmarks import __main__ as command
-from benchmarks import cases, contenders, fresh, plots, tables, targets, timing, worker
+from benchmarks import cases, contenders, floor, fresh, plots, tables, targets, timing, worker
 from benchmarks.contenders import CONTENDERS, COPY, COPY_THREADS, FOREACH, LOCAL, ONE_THREAD, OURS, Where
 
 CPU = Where("cpu", 2)
@@ -441,6 +441,17 @@ def test_figures_are_not_lost_where_the_run_is_ended(monkeypatch, tmp_path):
     assert [each["title"] for each in found["results"]] == measured
     assert "## count" in (tmp_path / "run.md").read_text()
     assert {each["met"] for each in found["targets"]} == {None}
+
+
+def test_the_floor_of_one_thread(capsys):
+    try:
+        assert floor.main(["1000"]) == 0
+    except contenders.LeftOut as reason:
+        pytest.skip(str(reason))
+    *_, row = capsys.readouterr().out.splitlines()
+    size, *figures = [each.strip() for each in row.strip("|").split("|")]
+    assert (size, len(figures)) == ("1,000", 5)
+    assert min(map(float, figures)) > 0
 
 
 def test_setting_up_is_seen():
