@@ -464,8 +464,10 @@ class Optimizer:
             # in the microsecond before the kernel begins.)
             if not stepping or isinstance(error, Exception):
                 self.t = t
-            # the others wait for this process, or will; but not where they have come to the same verdict
-            if error is not self._verdict:
+            # the others wait for this process, or will; but not where they have come to the same verdict, which is not
+            # kept: its traceback holds all arrays of the callers
+            verdict, self._verdict = self._verdict, None
+            if error is not verdict:
                 self._tell(error)
             raise
         for update in custom:
