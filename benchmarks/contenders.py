@@ -158,8 +158,8 @@ void step(float *restrict p, const float *restrict g, float *restrict mg, float 
 """
 
 
-def c_function(code: str) -> Any:
-    """The function ``step`` of a C source, compiled as PuzzleLib compiles its own. Raises LeftOut without a compiler."""
+def c_loop(params: Arrays, grads: Arrays, where: Where, code: str = C_LOOP) -> Work:
+    """PuzzleLib's loop on its CPU backend, one thread, called once a variable; or ``code`` of the same arguments."""
     with tempfile.TemporaryDirectory() as folder:
         source, compiled, library = (os.path.join(folder, f"loop.{kind}") for kind in ("c", "o", "so"))
         with open(source, "w") as file:
@@ -173,12 +173,7 @@ def c_function(code: str) -> Any:
                 raise LeftOut(f"there is no C compiler {compiler} here") from error
             if done.returncode:
                 raise LeftOut(f"{compiler} does not compile it: {done.stderr.strip()[-200:]}")
-        return ctypes.CDLL(library).step
-
-
-def c_loop(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """The loop that PuzzleLib has on its CPU backend, one thread, called once a variable."""
-    function = c_function(C_LOOP)
+        function = ctypes.CDLL(library).step
     params, grads = [aligned(param) for param in params], [aligned(grad) for grad in grads]
     states = [[aligned(np.zeros_like(param)) for _ in range(3)] for param in params]
     # its step is added, so that of a gradient of the loss has a negative rate

@@ -465,9 +465,7 @@ def _restore(
     for slot, place in zip(optimizer._slots, optimizer._places(), strict=True):
         state = {e: _turned(slot.names[0], array, transposed) for e, array in found[slot.names[0]].items()}
         whole = {e: np.ascontiguousarray(array) for e, array in fitted(place, state, False, where).items()}
-        # state in parts takes its own alone, flat
-        parts = (
-            {} if optimizer._shards is None else {e: array.reshape(-1)[optimizer._span(slot)] for e, array in whole.items()}
-        )
-        states.append(parts or whole)
+        if optimizer._shards is not None:  # its part alone, flat
+            whole = {e: array.reshape(-1)[optimizer._span(slot)] for e, array in whole.items()}
+        states.append(whole)
     optimizer._restore(attrs, optimizer._fitting(states, {}), {})

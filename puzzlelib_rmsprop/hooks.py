@@ -16,7 +16,7 @@ import numpy as np
 
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
-from .hyper import Checked, HyperParameter, flag, number, whole
+from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, whole
 from .kernels import CLIP, DECAY, LASSO, RECORD, SCALE, Judge, Op, Row
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "Survey",
     "WeightDecay",
 ]
-
-_MOST = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
 
 
 class Hook:
@@ -92,7 +90,7 @@ class WeightDecay(_Operation):
     """
 
     _kind = DECAY
-    rate = HyperParameter(0, _MOST)
+    rate = HyperParameter(0, FLOAT32_MAX)
     gradOfLoss = Checked(flag)
 
     def __init__(self, rate: float, *, gradOfLoss: bool = False) -> None:
@@ -132,7 +130,7 @@ class GradientScaling(_Operation):
         >>> optimizer.addHook(GradientScaling(1 / 8))
     """
 
-    factor = HyperParameter(-_MOST, _MOST)
+    factor = HyperParameter(-FLOAT32_MAX, FLOAT32_MAX)
 
     def __init__(self, factor: float) -> None:
         self.factor = factor

@@ -11,7 +11,9 @@ import numpy as np
 
 from .errors import HyperParameterError, SetupError
 
-__all__ = ["Checked", "HyperParameter", "flag", "number", "shown", "whole"]
+__all__ = ["FLOAT32_MAX", "Checked", "HyperParameter", "flag", "number", "shown", "whole"]
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
 
 
 def shown(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import files
+from .arrays.family import FLOATS
 from .checkpoint import Source, content_of, stem_of
 from .errors import CheckpointError, Error
 
@@ -171,11 +172,10 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any
 
 def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str, Any]]) -> None:
     """Fills in ``mode`` and ``variables``: from the layout, or from the names of PuzzleLib's datasets."""
-    known = ("float16", "bfloat16", "float32", "float64")
     # a flat dataset has two names, of which h5py visits one
     if source.layout.get("mode") != "local":  # there a variable may be called so
         looked = {re.sub(r"^<class 'numpy\.(\w+)'>", r"\1", key): numbers for key, numbers in looked.items()}
-    flat = {key for key in looked if key.rpartition(".")[0] in known and source.layout.get("mode") != "local"}
+    flat = {key for key in looked if key.rpartition(".")[0] in FLOATS and source.layout.get("mode") != "local"}
     part["mode"] = source.layout.get("mode") or ("global" if flat else "local")
     entries = source.layout.get("variables")
     if entries is None:

@@ -21,9 +21,9 @@ from .arrays.flat import layout
 from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
-from .hyper import flag, shown, whole
+from .hyper import FLOAT32_MAX, flag, shown, whole
 from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
-from .nodeinfo.agreement import agree, together
+from .nodeinfo.agreement import agree, tell, together
 from .nodeinfo.base import on_stream
 from .shards import Parts, Shards
 from .variable import Variable
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from .nodeinfo import NodeInfo
 
 __all__ = ["Optimizer", "Slot", "check_rates"]
-
-_MOST = float(np.finfo(np.float32).max)
 
 
 @dataclass(eq=False)
@@ -230,7 +228,7 @@ class Optimizer:
         try:
             self._bind(mod, useGlobalState, slots, custom, family)
         except BaseException as error:
-            self._tell(error)
+            tell(self.nodeinfo, error)
             raise
 
     def _bind(self, mod: Any, useGlobalState: bool, slots: list[Slot], custom: list[str], family: Family | None) -> None:
@@ -254,10 +252,6 @@ class Optimizer:
             vars(self).update(before)
             raise
         self.t = 0
-
-    def _tell(self, error: BaseException) -> None:
-        """Spares the other processes the wait for this one."""
-        getattr(self.nodeinfo, "fail", lambda error: None)(error)
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         """Reads the net's variables and checks all of them; changes nothing."""
@@ -468,7 +462,7 @@ class Optimizer:
             # kept: its traceback holds all arrays of the callers
             verdict, self._verdict = self._verdict, None
             if error is not verdict:
-                self._tell(error)
+                tell(self.nodeinfo, error)
             raise
         for update in custom:
             update(self.learnRate)
@@ -813,7 +807,7 @@ class Optimizer:
             for each in parts.values():
                 each.finish()
         except BaseException as error:  # Ctrl-C
-            self._tell(error)
+            tell(self.nodeinfo, error)
             raise
         together(self.nodeinfo, failure, "saving")
 
@@ -1002,12 +996,12 @@ def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             # not an array, though it be 0-d: it could change unseen
-            good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= _MOST
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= FLOAT32_MAX
         except (TypeError, OverflowError):
             good = False
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
-            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > _MOST else ""
+            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > FLOAT32_MAX else ""
             raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {shown(value)}{hint}")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from .arrays import Family
 from .errors import SetupError
+from .nodeinfo.agreement import tell
 from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
 
@@ -135,7 +136,7 @@ class Parts(Mapping):
             self._shards.whole(array, found)
         except BaseException as error:
             # nothing brings the processes into step again
-            getattr(self._shards.nodeinfo, "fail", lambda error: None)(error)
+            tell(self._shards.nodeinfo, error)
             raise
 
     def __iter__(self) -> Iterator[str]:

@@ -10,7 +10,9 @@ import numpy as np
 from ..errors import ArrayError
 from ..kernels import Op
 
-__all__ = ["Family", "HostFamily"]
+__all__ = ["FLOATS", "Family", "HostFamily"]
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Family:
@@ -106,7 +108,7 @@ class Family:
 class HostFamily(Family):
     """Arrays around a NumPy array. A subclass says how to get at it (:meth:`host`) and how to wrap one (:meth:`wrap`)."""
 
-    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
+    dtypes: tuple[str, ...] = FLOATS
     device = "cpu"
     alignment = 1
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .cuda_family import CUDAFamily
+from .family import FLOATS
 
 __all__ = ["PyCUDAFamily"]
 
@@ -16,7 +17,7 @@ class PyCUDAFamily(CUDAFamily):
     """PyCUDA's arrays. Recognised only where the user has imported PyCUDA."""
 
     name = "pycuda.gpuarray.GPUArray"
-    dtypes = ("float16", "bfloat16", "float32", "float64")
+    dtypes = FLOATS
 
     @classmethod
     def of(cls, array: Any) -> PyCUDAFamily | None:

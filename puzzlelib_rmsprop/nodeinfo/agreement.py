@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import CheckpointError, SetupError, VariableError
 
-__all__ = ["agree", "together"]
+__all__ = ["agree", "tell", "together"]
 
 
 def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:
@@ -59,6 +59,11 @@ def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = N
             raise CheckpointError(f"{what} failed on process {index}: {theirs}")
         if other != told[0][1]:
             raise CheckpointError(f"{what}: process {index} has found another file than process 0")
+
+
+def tell(nodeinfo: Any, error: BaseException) -> None:
+    """Spares the other processes the wait for this one, where the nodeinfo has a way to say so."""
+    getattr(nodeinfo, "fail", lambda error: None)(error)
 
 
 def _can_gather(nodeinfo: Any) -> bool:

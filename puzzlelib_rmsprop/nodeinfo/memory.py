@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..arrays import family_of
-from ..arrays.family import HostFamily
+from ..arrays.family import FLOATS, HostFamily
 from ..errors import ArrayError
 
 __all__ = ["DeviceMemory", "Memory", "averaged", "memory_of", "pinned"]
-
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 class Memory:
