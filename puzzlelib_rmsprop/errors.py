@@ -17,6 +17,7 @@ __all__ = [
     "Error",
     "GroupError",
     "HyperParameterError",
+    "KernelWarning",
     "ModuleError",
     "NonFiniteError",
     "NonFiniteWarning",
@@ -75,6 +76,10 @@ class NonFiniteWarning(RuntimeWarning):
 
 class CheckpointWarning(UserWarning):
     """A file holds something that the optimizer has no place for; it was left unread."""
+
+
+class KernelWarning(RuntimeWarning):
+    """The compiled CPU kernels are not installed; the same rule runs in NumPy, more slowly."""
 
 
 class ModuleError(Error, ValueError):

@@ -17,7 +17,8 @@ import numpy as np
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
 from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, whole
-from .kernels import CLIP, DECAY, LASSO, RECORD, SCALE, Judge, Op, Row
+from .kernels import CLIP, DECAY, LASSO, SCALE, Operation, ScalingPolicy
+from .kernels.layout import STATISTICS
 
 __all__ = [
     "GradientClipping",
@@ -60,13 +61,13 @@ class Hook:
 class _Operation(Hook):
     """A hook that is an operation on each gradient element, which the update can do in passing."""
 
-    def _ops(self) -> tuple[Op, ...]:
+    def _ops(self) -> tuple[Operation, ...]:
         raise NotImplementedError
 
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         if var.grad is None:
             raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
-        family_of(var.grad).apply_ops(var.grad, var.data, var.wc, self._ops(), stream)
+        family_of(var.grad).operate(var.grad, var.data, var.wc, self._ops(), stream)
 
 
 class WeightDecay(_Operation):
@@ -97,8 +98,8 @@ class WeightDecay(_Operation):
         self.rate = rate
         self.gradOfLoss = gradOfLoss
 
-    def _ops(self) -> tuple[Op, ...]:
-        return (Op(self._kind, self.rate if self.gradOfLoss else -self.rate),)
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(self._kind, self.rate if self.gradOfLoss else -self.rate),)
 
 
 class Lasso(WeightDecay):
@@ -135,8 +136,8 @@ class GradientScaling(_Operation):
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def _ops(self) -> tuple[Op, ...]:
-        return (Op(SCALE, self.factor),)
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, self.factor),)
 
 
 class GradientHardClipping(_Operation):
@@ -165,9 +166,9 @@ class GradientHardClipping(_Operation):
         if self.lower > self.upper:
             raise HyperParameterError(f"lower must not be above upper; got {self.lower!r} and {self.upper!r}")
 
-    def _ops(self) -> tuple[Op, ...]:
+    def _ops(self) -> tuple[Operation, ...]:
         self._check_order()  # each may be assigned before the other, so they are looked at together when they are used
-        return (Op(CLIP, self.lower, self.upper),)
+        return (Operation(CLIP, self.lower, self.upper),)
 
 
 # ------------------------------------------------------------------------------------ whole gradients
@@ -188,18 +189,18 @@ class Survey(Hook):
         if self._record is not None and self._family == family:
             return
         before = self._read()
-        self._family, self._record = family, family.zeros((RECORD.itemsize // 8,), np.dtype(np.float64))
+        self._family, self._record = family, family.zeros((STATISTICS.itemsize // 8,), np.dtype(np.float64))
         self._write(before)
 
     def _read(self) -> np.ndarray:
         """The record, on a GPU after everything queued before."""
         if self._record is None or self._family is None:
-            fresh = np.zeros(1, RECORD)
+            fresh = np.zeros(1, STATISTICS)
             fresh["scale"] = fresh["unscale"] = 1.0
             return fresh
         # the step may have been queued on a stream that the default one, which reads, is not ordered with
         self._family.synchronize()
-        return self._family.get(self._record).view(RECORD)
+        return self._family.get(self._record).view(STATISTICS)
 
     def _write(self, record: np.ndarray) -> None:
         if self._family is not None:
@@ -209,12 +210,12 @@ class Survey(Hook):
         """The address of a field of the record."""
         if self._family is None:
             raise SetupError(f"{type(self).__name__} belongs to no optimizer yet: addHook() and setupOn() first")
-        return self._family.address(self._record) + dict(RECORD.fields or {})[name][1]
+        return self._family.address(self._record) + dict(STATISTICS.fields or {})[name][1]
 
-    def _judge(self) -> Judge:
-        return Judge()
+    def _scaling_policy(self) -> ScalingPolicy:
+        return ScalingPolicy()
 
-    def _ops(self) -> tuple[Op, ...]:
+    def _ops(self) -> tuple[Operation, ...]:
         return ()
 
     def _tripped(self, slots: Sequence[Any]) -> None:
@@ -253,21 +254,21 @@ class GradientClipping(Survey):
         """Of the last step's gradients before clipping."""
         return float(self._read()["norm"][0])
 
-    def _judge(self) -> Judge:
-        return Judge(limit=self.threshold)
+    def _scaling_policy(self) -> ScalingPolicy:
+        return ScalingPolicy(limit=self.threshold)
 
-    def _ops(self) -> tuple[Op, ...]:
-        return (Op(SCALE, 1.0, address=self._field("factor")),)
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, 1.0, address=self._field("factor")),)
 
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         if var.grad is None:
             raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
         family, alone = family_of(var.grad), GradientClipping(self.threshold)
         alone._bind(family)
-        row = Row(family.address(var.data), family.address(var.grad), 0, 0, 0, int(var.grad.size))
-        survey = family.kernels().Survey([(np.dtype(var.grad.dtype), [row])], alone._field("sumsq"))
-        survey.run((), alone._judge(), stream)
-        family.apply_ops(var.grad, var.data, 0.0, alone._ops(), stream)
+        segments = [family.gradient_segment(var.data, var.grad)]
+        statistics = family.kernels().GradientStatistics(segments, alone._field("norm"))
+        statistics.run((), alone._scaling_policy(), stream)
+        family.operate(var.grad, var.data, 0.0, alone._ops(), stream)
         if stream is not None:
             stream.synchronize()  # the record is this call's own
 
@@ -355,8 +356,8 @@ def _finite(array: Any) -> bool:
 
 
 def _scale(value: Any) -> float:
-    if number("scale", value, Judge().least) > Judge().most:
-        raise HyperParameterError(f"scale must be at most {Judge().most:g}; got {value!r}")
+    if number("scale", value, ScalingPolicy().least) > ScalingPolicy().most:
+        raise HyperParameterError(f"scale must be at most {ScalingPolicy().most:g}; got {value!r}")
     return float(value)
 
 
@@ -422,14 +423,14 @@ class LossScaling(NonFiniteGuard):
         """Multiplies an array in place by the scale, on a GPU without a wait, and returns it."""
         family = family_of(grad)
         self._bind(family)
-        family.apply_ops(grad, grad, 0.0, (Op(SCALE, 1.0, address=self._field("scale")),), stream)
+        family.operate(grad, grad, 0.0, (Operation(SCALE, 1.0, address=self._field("scale")),), stream)
         return grad
 
-    def _judge(self) -> Judge:
-        return Judge(growth=self.growth, backoff=self.backoff, interval=self.interval)
+    def _scaling_policy(self) -> ScalingPolicy:
+        return ScalingPolicy(growth=self.growth, backoff=self.backoff, interval=self.interval)
 
-    def _ops(self) -> tuple[Op, ...]:
-        return (Op(SCALE, 1.0, address=self._field("unscale")),)
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, 1.0, address=self._field("unscale")),)
 
     def getState(self) -> dict[str, Any] | None:
         record = self._read()[0]

@@ -22,7 +22,8 @@ from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
 from .hyper import FLOAT32_MAX, flag, shown, whole
-from .kernels import MAX_OPS, PLAIN, Extras, Op, Row
+from .kernels import PLAIN, Operation, Segment, StepOptions
+from .kernels.layout import MAX_OPERATIONS
 from .nodeinfo.agreement import agree, tell, together
 from .nodeinfo.base import on_stream
 from .shards import Parts, Shards
@@ -371,7 +372,7 @@ class Optimizer:
         state = self.setupState(var)
         if not isinstance(state, Mapping):
             raise VariableError(f"variable {var.name!r}: setupState() must give a dict of arrays; got {state!r}")
-        return WatchedDict(state)
+        return state if isinstance(state, WatchedDict) else WatchedDict(state)
 
     def _share_states(self) -> None:
         """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
@@ -385,7 +386,9 @@ class Optimizer:
             if self._shards is not None:
                 state = {}
             elif self.globalState:
-                state = {key: _part(array, slot.offset, slot.shape, self._total(slot)) for key, array in state.items()}
+                kind = type(state)
+                total = self._total(slot)
+                state = kind({key: _part(array, slot.offset, slot.shape, total) for key, array in state.items()})
             found.append(state)
         for slot, state in zip(self._slots, found, strict=True):
             slot.state = state
@@ -444,13 +447,13 @@ class Optimizer:
                 self.t = _checked_t(self.t)
             custom = [self._updater(name) for name in self.customVars]
             self.t += 1
-            extras = PLAIN
+            options = PLAIN
             if self.hooks or self.nodeinfo is not None:
-                extras = self._prepare_gradients(stream)
+                options = self._prepare_gradients(stream)
                 runs = self._current_runs()
             runs = self._own(runs)
             stepping = True
-            self._step(runs, stream, extras)
+            self._step(runs, stream, options)
             if self._shards is not None:
                 self._shards.gather(stream)
         except BaseException as error:
@@ -485,10 +488,10 @@ class Optimizer:
     # -------------------------------------------------------------------------------- gradients, before a step
 
     def _folds(self) -> bool:
-        """Whether :meth:`_step` does the operations in ``extras`` itself, in passing."""
+        """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
         return False
 
-    def _prepare_gradients(self, stream: Any) -> Extras:
+    def _prepare_gradients(self, stream: Any) -> StepOptions:
         """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
 
         Hooks run in their order, and before the average, as PuzzleLib's do; a survey and what follows it come after it.
@@ -501,7 +504,7 @@ class Optimizer:
         fold = len(hooks)
         if self._folds():
             # each of them is one operation at most
-            while fold > max(0, len(hooks) - MAX_OPS) and type(hooks[fold - 1]) in FOLDED:
+            while fold > max(0, len(hooks) - MAX_OPERATIONS) and type(hooks[fold - 1]) in FOLDED:
                 fold -= 1
         if self.nodeinfo is not None:
             fold = max(fold, first)
@@ -510,7 +513,7 @@ class Optimizer:
         self._average(stream)
         self._run_hooks(hooks[first:fold], stream)
         guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
-        ops: tuple[Op, ...] = ()
+        ops: tuple[Operation, ...] = ()
         for hook in hooks[fold:]:
             if isinstance(hook, Survey):
                 self._survey(hook, ops, stream)
@@ -518,7 +521,7 @@ class Optimizer:
             ops += hook._ops()  # type: ignore[attr-defined]
         if self.family is None or (guard is None and not ops):
             return PLAIN
-        return Extras(ops, skip=0 if guard is None else guard._field("bad"))
+        return StepOptions(ops, skip=0 if guard is None else guard._field("bad"))
 
     def _average(self, stream: Any) -> None:
         """Replaces the gradients by their means over the group; of a part, where no more is needed."""
@@ -546,45 +549,43 @@ class Optimizer:
             if hook is not None:
                 self._survey(hook, (), stream)
                 for slot in self._slots if hook._ops() else ():
-                    self.family.apply_ops(slot.grad, slot.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
+                    self.family.operate(slot.grad, slot.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
 
-    def _survey(self, hook: Survey, ops: tuple[Op, ...], stream: Any) -> None:
+    def _survey(self, hook: Survey, ops: tuple[Operation, ...], stream: Any) -> None:
         """Has all gradients that count measured, as they are after ``ops``."""
         family = self.family
         if family is None:
             return
         hook._bind(family)
-        runs = [run for run in self._current_runs() if run.var.learnRate > 0.0]
+        runs = self._current_runs()
         known = self._surveys.get(hook)
-        same = known is not None and known[2] is hook._record and len(known[0]) == len(runs)
-        if known is None or not same or any(map(operator.is_not, known[0], runs)):
-            parts: dict[np.dtype, list[Slot]] = {}
-            for run in runs:
-                parts.setdefault(run.dtype, []).append(run)
-            survey = family.kernels().Survey(
-                [(dtype, [self._row(run, family) for run in alike]) for dtype, alike in parts.items()], hook._field("sumsq")
-            )
-            survey.setRates([[run.var.wc for run in alike] for alike in parts.values()])
-            known = self._surveys[hook] = (runs, survey, hook._record)
-        known[1].run(ops, hook._judge(), stream)
+        if known is None or known[0] is not runs or known[2] is not hook._record:
+            # variable by variable, in an order that neither the mode nor the net decides: so are the sums
+            slots = [slot for slot in self._slots if slot.var.learnRate > 0.0]
+            slots.sort(key=lambda slot: (slot.dtype.name, slot.names[0]))
+            segments = [self._gradient_segment(slot, family) for slot in slots]
+            statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
+            statistics.set_decays([slot.var.wc for slot in slots])
+            known = self._surveys[hook] = (runs, statistics, hook._record)
+        known[1].run(ops, hook._scaling_policy(), stream)
         try:
             hook._tripped(self._slots)
         except Exception as error:
             self._verdict = error
             raise
 
-    def _row(self, run: Slot, family: Family) -> Row:
-        """Where the gradient and the parameter of a run lie."""
-        return Row(family.address(run.data), family.address(run.grad), 0, 0, 0, run.size)
+    def _gradient_segment(self, slot: Slot, family: Family) -> Segment:
+        """Where the gradient and the parameter of a variable lie."""
+        return family.gradient_segment(slot.data, slot.grad)
 
     def _own_stream(self) -> Any:
         if self._stream is None and self.family is not None:
             self._stream = self.family.stream()
         return self._stream
 
-    def _step(self, runs: list[Slot], stream: Any, extras: Extras) -> None:
-        """Updates everything once; a subclass that can do it in one call, and ``extras`` with it, overrides this."""
-        if extras.skip and next(hook for hook in self.hooks if isinstance(hook, NonFiniteGuard))._bad():
+    def _step(self, runs: list[Slot], stream: Any, options: StepOptions) -> None:
+        """Updates everything once; a subclass that can do it in one call, and ``options`` with it, overrides this."""
+        if options.skip and next(hook for hook in self.hooks if isinstance(hook, NonFiniteGuard))._bad():
             return
         for run in runs:
             if run.var.learnRate > 0.0:

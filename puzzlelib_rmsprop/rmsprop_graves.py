@@ -10,8 +10,9 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .hyper import Checked, HyperParameter, flag, whole
-from .kernels import PLAIN, Extras, Row, state_dtype
+from .changes import WatchedDict
+from .hyper import Checked, HyperParameter, flag, number, shown, whole
+from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
 
 if TYPE_CHECKING:
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["RMSPropGraves"]
 
 _FLOAT32 = np.finfo(np.float32)
-_ZERO = Extras(zeroGrad=True)
+_ZERO = StepOptions(zeroGrad=True)
+_ENTITIES = ("mg", "variance", "delta")
+
+
+class GravesState(WatchedDict):
+    """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
+
+    def __missing__(self, key: Any) -> Any:
+        if key == "ms":
+            raise KeyError("there is no 'ms' any more: 'variance' took its place, and ms is variance + mg*mg")
+        raise KeyError(key)
 
 
 def _checked_seed(name: str, value: Any) -> int:
@@ -32,14 +43,17 @@ class RMSPropGraves(Optimizer):
 
     For every element, in this order::
 
-        mg    = alpha*mg + (1 - alpha)*g
-        ms    = alpha*ms + (1 - alpha)*g*g
-        delta = momRate*delta + learnRate*g / sqrt(max(ms - mg*mg, 0) + epsilon)
-        param = param + delta
+        d        = g - mg
+        mg       = alpha*mg + beta*g                        beta = 1 - alpha
+        variance = alpha*variance + gain*d*d                gain = alpha*(1 - alpha)
+        delta    = momRate*delta + learnRate*g / sqrt(variance + epsilon)
+        param    = param + delta
 
-    in float32 for float16 and float32 parameters and in float64 for float64 ones. ``learnRate`` and ``momRate`` are
-    multiplied by the variable's own; a variable whose ``learnRate`` is not above 0 is skipped. The ``max`` is this
-    library's: rounding can make ``ms - mg*mg`` negative, and the root NaN.
+    in float32 for 16-bit and float32 parameters and in float64 for float64 ones, each operation rounded once; ``mg``,
+    ``variance`` and ``delta`` start at 0. ``learnRate`` and ``momRate`` are multiplied by the variable's own; a variable whose
+    ``learnRate`` is not above 0 is skipped. ``variance`` is the ``ms - mg*mg`` of Graves and PuzzleLib, by a recurrence of its
+    own: it loses no digits where the gradient is nearly constant, and cannot be negative. Numbers below the smallest normal
+    one (1.2e-38 in float32) are taken for zero.
 
     **Sign.** ``g`` is the gradient of *minus* the loss, as PuzzleLib's costs give it, so the step is added. If yours is
     the gradient of the loss itself, as from calculus by hand, PyTorch or JAX, say ``gradOfLoss=True``.
@@ -52,9 +66,7 @@ class RMSPropGraves(Optimizer):
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
         gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
         stateDtype: dtype of the state; None is that of the arithmetic. ``"bfloat16"`` takes 6 bytes a parameter in place of
-            12 (float64 parameters keep theirs): ``ms`` then holds the variance, ``ms - mg*mg``, by a recurrence without
-            that difference, and states are rounded at random, so that small changes add up on average. ``"float16"``, for
-            float16 parameters, is PuzzleLib's, whose ``ms`` overflows at a gradient of 256.
+            12 (float64 parameters keep theirs); it is rounded at random, so that small changes add up on average.
         masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that,
             so that steps too small for 16 bits are not lost. A parameter that you write yourself counts, not its copy.
         fuseZeroGrad: zero each gradient while the update reads it. The first ``zeroGradParams()`` after that costs
@@ -70,7 +82,7 @@ class RMSPropGraves(Optimizer):
         shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
             averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
 
-    The state of a variable: ``mg``, ``ms`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
+    The state of a variable: ``mg``, ``variance`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
     Operations of the library's own hooks are done in the same pass over memory (:mod:`puzzlelib_rmsprop.hooks`).
 
     Raises:
@@ -95,9 +107,7 @@ class RMSPropGraves(Optimizer):
         True
     """
 
-    learnRate = HyperParameter(
-        0, float(_FLOAT32.max), hint=". To subtract the step, make the optimizer with gradOfLoss=True"
-    )
+    learnRate = Checked(lambda name, value: _learn_rate(name, value))
     alpha = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     momRate = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     epsilon = HyperParameter(float(_FLOAT32.tiny), float(_FLOAT32.max))
@@ -151,7 +161,7 @@ class RMSPropGraves(Optimizer):
         return super().__getstate__() | {"_packed": None, "_packed_seen": None, "_live": None}
 
     def _check_options(self) -> None:
-        if self.capturable and self._variance_form():
+        if self.capturable and self.stateDtype is not None:
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
@@ -168,23 +178,18 @@ class RMSPropGraves(Optimizer):
         names = ("gradOfLoss", "stateDtype", "masterWeights", "fuseZeroGrad", "seed", "capturable", "shardState")
         return {name: getattr(self, name) for name in names}
 
-    def _hyper(self) -> tuple[float, float, float, float]:
-        return (-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
+    def _hyper(self) -> Hyper:
+        return Hyper(-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
 
     def _hyper_changed(self) -> None:
         if vars(self).get("_live") is not None:
-            self._live.write(*self._hyper())
-
-    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
-        """Whether ``ms`` holds the variance, and states are rounded at random; of parameters of ``dtype``, or at all."""
-        state = self.stateDtype if dtype is None else self._dtype_of_state(dtype)
-        return state is not None and state.name == "bfloat16"
+            self._live.write(self._hyper())
 
     def setupState(self, var: Any) -> dict[str, Any]:
-        """Zeros for ``mg``, ``ms`` and ``delta``, arrays of the family of ``var.data``; with masterWeights a ``master``."""
+        """Zeros for ``mg``, ``variance`` and ``delta``, arrays of the family of ``var.data``; with masterWeights a ``master``."""
         family, own = family_of(var.data), np.dtype(var.data.dtype)
         shape, dtype = tuple(var.data.shape), self._dtype_of_state(own)
-        state = {entity: family.zeros(shape, dtype) for entity in ("mg", "ms", "delta")}
+        state = GravesState({entity: family.zeros(shape, dtype) for entity in _ENTITIES})
         if self._has_master(own):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
             family.set(state["master"], family.get(var.data).astype(np.float32))
@@ -194,14 +199,14 @@ class RMSPropGraves(Optimizer):
         return self.masterWeights and dtype.itemsize == 2
 
     def _dtype_of_state(self, dtype: np.dtype) -> np.dtype:
-        wanted = self.stateDtype
-        if wanted is None or dtype == np.float64 or (wanted == np.float16 and dtype != np.float16):
-            return state_dtype(dtype)
-        return wanted
+        return real_dtype(dtype) if self.stateDtype is None or dtype == np.float64 else self.stateDtype
+
+    def _rounds_randomly(self, dtype: np.dtype) -> bool:
+        return self._dtype_of_state(dtype).name == "bfloat16"
 
     def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
         """The entities of the state of parameters of ``dtype``."""
-        found = dict.fromkeys(("mg", "ms", "delta"), self._dtype_of_state(dtype))
+        found = dict.fromkeys(_ENTITIES, self._dtype_of_state(dtype))
         return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
 
     def _extra(self) -> dict[str, Any]:
@@ -234,7 +239,7 @@ class RMSPropGraves(Optimizer):
 
     def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
         # an element's random numbers are found by the name of its variable and its index there
-        return list(self._slots) if self._variance_form() else super()._stretches(rates)
+        return list(self._slots) if self.stateDtype is not None else super()._stretches(rates)
 
     def _seeds(self) -> tuple[int, int]:
         """Two 32-bit numbers of this step: the output of SplitMix64 number ``t`` from ``seed``."""
@@ -255,7 +260,7 @@ class RMSPropGraves(Optimizer):
             super()._zero_gradients(family, stream)
             return
         # one call for all: a step that is skipped, but for its zeros
-        packed.update(stream, self._hyper(), Extras(zeroGrad=True, skip=family.address(self._always)))
+        packed.update(self._hyper(), stream, StepOptions(zeroGrad=True, skip=family.address(self._always)))
         for run in packed.frozen:
             family.fill_zero(run.grad, stream)
 
@@ -274,16 +279,16 @@ class RMSPropGraves(Optimizer):
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
         check_rates(run.names[0], var.learnRate, var.momRate, var.wc)
-        extras = Extras(seed=self._seeds()) if self._variance_form(run.dtype) else PLAIN
-        self._pack([run], family_of(var.data)).update(stream, self._hyper(), extras)
+        options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
+        self._pack([run], family_of(var.data)).update(self._hyper(), stream, options)
 
     def _folds(self) -> bool:
         # a subclass has a rule, or something around the rule, of its own
         return type(self).updateVar is RMSPropGraves.updateVar
 
-    def _step(self, runs: list[Slot], stream: Any, extras: Extras) -> None:
+    def _step(self, runs: list[Slot], stream: Any, options: StepOptions) -> None:
         if not self._folds():
-            super()._step(runs, stream, extras)
+            super()._step(runs, stream, options)
             for run in runs if self.fuseZeroGrad else ():
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
             return
@@ -298,26 +303,26 @@ class RMSPropGraves(Optimizer):
             packed.follow_rates()
             self._packed_seen = self._seen
         assert packed is not None
-        if self._variance_form():
-            extras = extras._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
+        if self.stateDtype is not None:
+            options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
         elif self.fuseZeroGrad:
-            extras = _ZERO if extras is PLAIN else extras._replace(zeroGrad=True)
-        packed.update(stream, self._hyper(), extras)
+            options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
+        packed.update(self._hyper(), stream, options)
         if self.fuseZeroGrad:
             for run in packed.frozen:
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
 
-    def _row(self, run: Slot, family: Family) -> Row:
-        # whole stretches have no state here where it is in parts
-        return super()._row(run, family) if self.shardState else _row(run, family)
+    def _gradient_segment(self, slot: Slot, family: Family) -> Segment:
+        segment = super()._gradient_segment(slot, family)
+        return segment._replace(master=family.address(slot.state["master"])) if "master" in slot.state else segment
 
     def _pack(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> _Packed:
         packed = _Packed(runs, family, self._dtypes, source)
         if self.capturable:
             if self._live is None:
                 self._live = family.kernels().LiveHyper()
-                self._live.write(*self._hyper())
-            packed.follow(self._live)
+                self._live.write(self._hyper())
+            packed.table.follow(self._live)
             packed.former = self._packed  # a graph may still replay on its tables
         if source is None:
             packed.follow_rates()
@@ -328,7 +333,7 @@ class RMSPropGraves(Optimizer):
 
 
 class _Packed:
-    """Variables checked and put into tables, one a dtype, so that a step is one call a dtype.
+    """Variables checked and put into a table, so that a step is one call.
 
     Attributes:
         source: the runs that these are the active ones of.
@@ -346,65 +351,56 @@ class _Packed:
         self.source = source
         self.frozen = [run for run in source or () if not run.var.learnRate > 0.0]
         self.former: _Packed | None = None
-        self._tables: list[tuple[Any, list[Slot]]] = []
         extents = []
-        by_dtype: dict[np.dtype, list[Slot]] = {}
         for run in runs:
             _check(run, family, dtypes(run.dtype))
             for what, array in _buffers(run):
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
-            by_dtype.setdefault(run.dtype, []).append(run)
         refuse_overlap(extents)
-        kernels = family.kernels()  # loads the compiler
-        for dtype, alike in by_dtype.items():
-            rows = [_row(run, family) for run in alike]
-            self._tables.append((kernels.Table(dtype, rows, dtypes(dtype)["mg"]), alike))
-        self._rates: list[list[tuple[float, float, float]]] = [[] for _ in self._tables]
-
-    def follow(self, live: Any) -> None:
-        for table, _ in self._tables:
-            table.follow(live)
+        self.table = family.kernels().Table([_segment(run, family) for run in runs])
+        self.update = self.table.update
+        self._rates: list[tuple[float, float, float]] = []
 
     def follow_rates(self) -> None:
-        """Tells the tables what changed in the variables' own rates."""
-        for number, (table, runs) in enumerate(self._tables):
-            rates = [(run.var.learnRate, run.var.momRate, run.var.wc) for run in runs]
-            if rates != self._rates[number]:
-                table.setRates([rate[:2] for rate in rates], [rate[2] for rate in rates])
-                self._rates[number] = rates
-
-    def update(self, stream: Any, hyper: tuple[float, float, float, float], extras: Extras) -> None:
-        for table, _ in self._tables:
-            table.update(*hyper, stream, extras)
+        """Tells the table what changed in the variables' own rates."""
+        rates = [(run.var.learnRate, run.var.momRate, run.var.wc) for run in self.runs]
+        if rates != self._rates:
+            self.table.set_rates(rates)
+            self._rates = rates
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:
     state = run.state
-    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in ("mg", "ms", "delta"))]
+    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in _ENTITIES)]
     return [*found, ("master", state["master"])] if "master" in state else found
 
 
-def _row(run: Slot, family: Family) -> Row:
-    param, grad, mg, ms, delta, *rest = (family.address(array) for _, array in _buffers(run))
-    return Row(param, grad, mg, ms, delta, run.size, rest[0] if rest else 0, run.first, zlib.crc32(run.names[0].encode()))
+def _segment(run: Slot, family: Family) -> Segment:
+    param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _buffers(run))
+    state = np.dtype(run.state["mg"].dtype).name
+    key = zlib.crc32(run.names[0].encode())
+    return Segment(
+        run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key
+    )
+
+
+def _learn_rate(name: str, value: Any) -> float:
+    rate = number(name, value, 0, float(_FLOAT32.max), ". To subtract the step, make the optimizer with gradOfLoss=True")
+    if 0 < rate < float(_FLOAT32.tiny):
+        raise HyperParameterError(f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}")
+    return rate
 
 
 def _state_dtype(dtype: Any) -> np.dtype:
+    if str(dtype) != "bfloat16" and getattr(dtype, "__name__", "") != "bfloat16":
+        raise HyperParameterError(f"stateDtype must be None or 'bfloat16'; got {shown(dtype)}")
     try:
-        if str(dtype) == "bfloat16" or getattr(dtype, "__name__", "") == "bfloat16":
-            import ml_dtypes
-
-            return np.dtype(ml_dtypes.bfloat16)
-        found = np.dtype(dtype)
+        import ml_dtypes
     except ImportError as error:
         raise DependencyError(
             "stateDtype='bfloat16' needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
         ) from error
-    except TypeError:
-        found = None
-    if found != np.float16:
-        raise HyperParameterError(f"stateDtype must be None, bfloat16 or float16; got {dtype!r}")
-    return found
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _check(run: Slot, family: Family, dtypes: dict[str, np.dtype]) -> None:

@@ -1,14 +1,24 @@
 """The update rule written from its formula in NumPy: the oracle. It imports nothing of the library.
 
-Graves (2013), eq. 38-45, with the variance kept from going negative:
+The variance ms - mg*mg of Graves (2013), eq. 38-45, by the recurrence that it obeys in exact arithmetic:
 
-    mg    = alpha*mg + (1 - alpha)*g
-    ms    = alpha*ms + (1 - alpha)*g*g
-    delta = momRate*delta + learnRate*g / sqrt(max(ms - mg*mg, 0) + epsilon)
-    param = param + delta
+    d        = g - mg
+    mg       = alpha*mg + beta*g                   beta = 1 - alpha
+    variance = alpha*variance + gain*d*d           gain = alpha*(1 - alpha)
+    delta    = momRate*delta + learnRate*g / sqrt(variance + epsilon)
+    param    = param + delta
 """
 
 import numpy as np
+
+
+def coefficients(alpha, dtype):
+    """alpha, beta and gain: the last two computed in float64 from the alpha that the dtype holds, and rounded once."""
+    real = np.dtype(dtype).type
+    held = alpha if real is np.longdouble else float(real(alpha))
+    wide = np.longdouble if real is np.longdouble else np.float64
+    beta = wide(1) - wide(held)
+    return real(held), real(beta), real(wide(held) * beta)
 
 
 class Reference:
@@ -17,18 +27,18 @@ class Reference:
     def __init__(self, param, dtype=np.float64, stored=None):
         self.dtype, self.stored = np.dtype(dtype), stored
         self.param = np.array(param, self.dtype)
-        self.mg, self.ms, self.delta = (np.zeros_like(self.param) for _ in range(3))
+        self.mg, self.variance, self.delta = (np.zeros_like(self.param) for _ in range(3))
         self.largest = dict.fromkeys(self.buffers(), 0.0)  # magnitude of each buffer so far: what its errors are relative to
 
     def step(self, grad, learnRate=1e-4, alpha=0.95, momRate=0.9, epsilon=1e-4):
         # in the order and the dtype of the formula, so that with float32 every rounding is the kernel's too
-        learnRate, alpha, momRate, epsilon = (self.dtype.type(x) for x in (learnRate, alpha, momRate, epsilon))
-        beta = self.dtype.type(1) - alpha
+        learnRate, momRate, epsilon = (self.dtype.type(x) for x in (learnRate, momRate, epsilon))
+        alpha, beta, gain = coefficients(alpha, self.dtype)
         g = np.asarray(grad).astype(self.dtype)
+        d = g - self.mg
         self.mg = alpha * self.mg + beta * g
-        self.ms = alpha * self.ms + beta * g * g
-        variance = np.maximum(self.ms - self.mg * self.mg, self.dtype.type(0))
-        self.delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
+        self.variance = alpha * self.variance + gain * d * d
+        self.delta = momRate * self.delta + learnRate * g / np.sqrt(self.variance + epsilon)
         self.param = self.param + self.delta
         if self.stored is not None:
             self.param = self.param.astype(self.stored).astype(self.dtype)
@@ -36,4 +46,4 @@ class Reference:
             self.largest[name] = max(self.largest[name], float(np.max(np.abs(buffer), initial=0)))
 
     def buffers(self):
-        return {"param": self.param, "mg": self.mg, "ms": self.ms, "delta": self.delta}
+        return {"param": self.param, "mg": self.mg, "variance": self.variance, "delta": self.delta}

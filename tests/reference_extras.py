@@ -1,4 +1,4 @@
-"""What comes besides the rule, in NumPy: operations on gradients, the variance form, random rounding, copies, surveys.
+"""What comes besides the rule, in NumPy: operations on gradients, random rounding, copies, statistics.
 
 Like :mod:`tests.reference` it imports nothing of the library. Every operation is rounded once, in the dtype of the
 arithmetic (``real``), so that the results are to be met bit for bit.
@@ -8,6 +8,8 @@ An operation is (kind, value, other, content): ``content`` is the number at its 
 
 import numpy as np
 
+from tests.reference import coefficients
+
 SCALE, CLIP, DECAY, LASSO = range(4)
 
 
@@ -16,7 +18,7 @@ def bfloat16(values):
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16) << np.uint64(16)
-    return np.where(np.isnan(values), values, rounded.astype(np.uint32).view(np.float32))
+    return np.where(np.isnan(values), np.float32(np.nan), rounded.astype(np.uint32).view(np.float32))
 
 
 def nearest(values, dtype):
@@ -79,7 +81,7 @@ def at_random(values, r):
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = np.where(np.isinf(values), bits >> np.uint64(16), bits + r >> np.uint64(16))
-    rounded = np.where(np.isnan(values), bits >> np.uint64(16) & np.uint64(0x8000) | np.uint64(0x7FC0), rounded)
+    rounded = np.where(np.isnan(values), np.uint64(0x7FC0), rounded)
     return (rounded << np.uint64(16)).astype(np.uint32).view(np.float32)
 
 
@@ -94,61 +96,53 @@ class Extended:
         self.dtype, self.state, self.wc, self.first, self.key, self.rates = dtype, state, wc, first, key, rates
         self.param = np.asarray(param).astype(self.real)
         self.master = self.param.copy() if master else None
-        self.mg, self.ms, self.delta = (np.zeros_like(self.param) for _ in range(3))
+        self.mg, self.variance, self.delta = (np.zeros_like(self.param) for _ in range(3))
 
     def step(self, grad, learnRate, alpha, momRate, epsilon, ops=(), skip=False, seed=(0, 0)):
         if skip:
             return
         real = self.real.type
         learnRate, momRate = real(learnRate * self.rates[0]), real(momRate * self.rates[1])
-        alpha, epsilon = real(alpha), real(epsilon)
-        beta = real(1) - alpha
+        (alpha, beta, gain), epsilon = coefficients(alpha, real), real(epsilon)
         p = self.param
         if self.master is not None:
             p = np.where(nearest(self.master, self.dtype) == self.param, self.master, self.param)
         g = applied(ops, np.asarray(grad).astype(self.real), p, self.wc)
         with np.errstate(all="ignore"):
-            if self.state == "bfloat16":
-                diff = g - self.mg
-                mg = alpha * self.mg + beta * g
-                ms = variance = alpha * self.ms + (alpha * beta) * diff * diff
-            else:
-                mg = alpha * self.mg + beta * g
-                ms = alpha * self.ms + beta * g * g
-                variance = ms - mg * mg
-                variance = np.where(variance < 0, real(0), variance)
+            d = g - self.mg
+            mg = alpha * self.mg + beta * g
+            variance = alpha * self.variance + gain * d * d
             delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
             p = p + delta
         r = numbers(seed, self.key, self.first, p.size)
-        for name, value, random in zip(("mg", "ms", "delta"), (mg, ms, delta), r, strict=True):
+        for name, value, random in zip(("mg", "variance", "delta"), (mg, variance, delta), r, strict=True):
             setattr(self, name, at_random(value, random) if self.state == "bfloat16" else nearest(value, self.state))
         self.param = nearest(p, self.dtype)
         if self.master is not None:
             self.master = p
 
     def buffers(self):
-        found = {"param": self.param, "mg": self.mg, "ms": self.ms, "delta": self.delta}
+        found = {"param": self.param, "mg": self.mg, "variance": self.variance, "delta": self.delta}
         return found if self.master is None else found | {"master": self.master}
 
 
-# ---------------------------------------------------------------------------------------------------- survey
+# ------------------------------------------------------------------------------------------------ statistics
 
 
-class Judged:
-    """The record that a survey keeps, and how it moves."""
+class Statistics:
+    """What is known of all gradients of a step together, and how a loss scale moves."""
 
     def __init__(self, scale=1.0):
-        self.sumsq = self.norm = self.unscale = 0.0
+        self.norm = self.unscale = 0.0
         self.factor, self.scale = 1.0, scale
         self.bad = self.good = self.skipped = 0
 
     def run(self, gradients, limit=np.inf, growth=1.0, backoff=1.0, interval=0, least=2.0**-24, most=2.0**24):
-        """``gradients``: after their operations."""
-        everything = np.concatenate([np.asarray(g, np.float64).ravel() for g in gradients] or [np.zeros(0)])
-        self.bad = int(not np.isfinite(everything).all())
+        """``gradients``: after their operations, in the dtype of the arithmetic."""
         with np.errstate(all="ignore"):
-            self.sumsq = np.sum(everything * everything)
-            self.norm = np.sqrt(self.sumsq)
+            self.bad = int(not all(np.isfinite(np.square(g)).all() for g in gradients))
+            everything = np.concatenate([np.asarray(g, np.longdouble).ravel() for g in gradients] or [np.zeros(0)])
+            self.norm = float(np.sqrt(np.sum(everything * everything)))
             self.factor = limit / self.norm if self.norm > limit else np.nan if np.isnan(self.norm) else 1.0
         self.unscale = 1.0 / self.scale
         self.skipped += self.bad

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError
-from ..kernels import Op
+from ..kernels import Operation, Segment, real_dtype
 
 __all__ = ["FLOATS", "Family", "HostFamily"]
 
@@ -74,7 +74,7 @@ class Family:
         """Copies ``source`` into ``target``, both of this family and of one shape and dtype."""
         raise NotImplementedError
 
-    def apply_ops(self, grad: Any, param: Any, wc: float, ops: Sequence[Op], stream: Any = None) -> None:
+    def operate(self, grad: Any, param: Any, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
         """Does operations to a gradient in place; 16-bit ones are computed in float32 and rounded once, at the end.
 
         Raises:
@@ -89,8 +89,12 @@ class Family:
                 f"gradient operations need a gradient and a parameter of one shape and dtype; got {tuple(grad.shape)}, "
                 f"{grad.dtype} and {tuple(param.shape)}, {param.dtype}"
             )
-        size, dtype = int(grad.size), np.dtype(grad.dtype)
-        self.kernels().applyOps(self.address(grad), self.address(param), size, wc, ops, dtype, stream)
+        self.kernels().operate(self.gradient_segment(param, grad), wc, operations, stream)
+
+    def gradient_segment(self, param: Any, grad: Any) -> Segment:
+        """A variable without its state, for what reads or changes gradients alone."""
+        dtype = np.dtype(grad.dtype)
+        return Segment(dtype.name, real_dtype(dtype).name, self.address(param), self.address(grad), int(grad.size))
 
     def buffer(self, array: Any) -> Any:
         """What a nodeinfo's ``broadcastBuffer`` gets: the array itself, where PuzzleLib has nothing else for it."""
@@ -115,7 +119,7 @@ class HostFamily(Family):
     def kernels(self) -> Any:
         from ..kernels import cpu
 
-        return cpu
+        return cpu.chosen()
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.name == getattr(other, "name", None)

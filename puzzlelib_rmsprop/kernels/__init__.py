@@ -1,4 +1,8 @@
-"""What runs the update rule: :mod:`.cpu` on the CPU, ``rmsprop_graves.cu`` on a GPU. Loaded at the first update."""
+"""What runs the update rule: :mod:`.cpu` on the CPU, :mod:`.cuda` on a GPU, :mod:`.reference` where nothing was compiled.
+
+Each has a ``Table`` of segments with :meth:`update`, ``GradientStatistics``, and ``operate``. They are loaded at the first
+update. What they are told is here.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +11,60 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["CLIP", "DECAY", "LASSO", "MAX_OPS", "PLAIN", "RECORD", "SCALE", "Extras", "Judge", "Op", "Row", "state_dtype"]
+__all__ = [
+    "CLIP",
+    "DECAY",
+    "LASSO",
+    "PLAIN",
+    "SCALE",
+    "Hyper",
+    "Operation",
+    "ScalingPolicy",
+    "Segment",
+    "StepOptions",
+    "real_dtype",
+]
 
 
-class Row(NamedTuple):
-    """One variable, or one stretch of a flat buffer: addresses in bytes and the number of elements.
+class Segment(NamedTuple):
+    """One variable, or one stretch of a flat buffer: dtypes by name, addresses in bytes and the number of elements.
 
     Attributes:
-        master: address of a float32 copy of a 16-bit parameter; 0 where there is none. All rows of a table alike.
-        first: index, within its variable, of the row's first element; with ``key`` it names the element's random numbers.
+        dtype: of param and grad: float16, bfloat16, float32 or float64.
+        state: of mg, variance and delta: bfloat16, or the dtype of the arithmetic.
+        master: address of a float32 copy of a 16-bit parameter; 0 where there is none.
+        first: index, within its variable, of the first element; with ``key`` it names the element's random numbers.
         key: 32 bits that name the variable.
     """
 
+    dtype: str
+    state: str
     param: int
     grad: int
-    mg: int
-    ms: int
-    delta: int
     size: int
+    mg: int = 0
+    variance: int = 0
+    delta: int = 0
     master: int = 0
     first: int = 0
     key: int = 0
 
 
+class Hyper(NamedTuple):
+    """The hyper-parameters of a step. ``centered=False`` leaves the mean of the gradients out."""
+
+    learnRate: float
+    alpha: float
+    momRate: float
+    epsilon: float
+    centered: bool = True
+
+
 SCALE, CLIP, DECAY, LASSO = range(4)
-MAX_OPS = 8
 
 
-class Op(NamedTuple):
-    """What is done to a gradient on its way into the rule, in the dtype of the arithmetic; ``wc`` is the row's.
+class Operation(NamedTuple):
+    """What is done to a gradient on its way into the rule, in the dtype of the arithmetic; ``wc`` is the segment's.
 
     SCALE: times ``value``, and times the float64 at ``address``, where that is not 0. CLIP: at least ``value`` and at most
     ``other``; NaN stays. DECAY: plus ``value * wc`` times the parameter, where wc is above 0. LASSO: the same with the
@@ -48,35 +77,27 @@ class Op(NamedTuple):
     address: int = 0
 
 
-class Extras(NamedTuple):
+class StepOptions(NamedTuple):
     """What a step does besides the rule.
 
     Attributes:
-        ops: at most ``MAX_OPS``, in order.
+        operations: on gradients, in order; at most 8.
         zeroGrad: write zeros to the gradient after it was read.
         skip: address of a uint32 in the arrays' memory; where it is not 0, nothing is updated, though zeroGrad still zeroes.
         seed: two 32-bit numbers of the step, for random rounding.
     """
 
-    ops: tuple[Op, ...] = ()
+    operations: tuple[Operation, ...] = ()
     zeroGrad: bool = False
     skip: int = 0
     seed: tuple[int, int] = (0, 0)
 
 
-PLAIN = Extras()
+PLAIN = StepOptions()
 
 
-# What a survey of the gradients finds and keeps, in the arrays' memory: ``bad`` is 1 where a gradient is not finite,
-# ``factor`` brings the norm to the limit, ``unscale`` is 1/scale of the step, and ``scale`` that of the next one.
-RECORD = np.dtype(
-    [(name, np.float64) for name in ("sumsq", "norm", "factor", "scale", "unscale")]
-    + [("bad", np.uint32), ("good", np.uint32), ("skipped", np.uint64)]
-)
-
-
-class Judge(NamedTuple):
-    """What a survey makes of its sums: the norm to clip to, how a loss scale moves (``interval`` 0: not at all)."""
+class ScalingPolicy(NamedTuple):
+    """What follows from a step's gradients: the norm to clip to, how a loss scale moves (``interval`` 0: not at all)."""
 
     limit: float = math.inf
     growth: float = 1.0
@@ -86,6 +107,6 @@ class Judge(NamedTuple):
     most: float = 2.0**24
 
 
-def state_dtype(dtype: np.dtype) -> np.dtype:
-    """The dtype of the arithmetic, and of the state by default: float64 for float64 parameters, else float32."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+def real_dtype(dtype: np.dtype | str) -> np.dtype:
+    """The dtype of the arithmetic for parameters of ``dtype``, and of the state by default: float64 for float64, else float32."""
+    return np.dtype(np.float64 if str(dtype) == "float64" else np.float32)

@@ -1,0 +1,256 @@
+"""The rule in NumPy: what runs where the compiled library is not, and what ``doctor`` compares with.
+
+It gives the library's bits, but for subnormal numbers: here those of gradients, state and parameters are taken for zero, there
+also those of the intermediate results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import CLIP, DECAY, LASSO, PLAIN, SCALE, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
+
+__all__ = ["Coefficients", "GradientStatistics", "Table", "graves", "operate"]
+
+TILE = 1 << 14  # elements that are worked on at a time, so that they stay in a cache
+LANES, CHUNK_LANES = 256, 512  # as in rule.h
+LARGE, SHRINK = 2.0**480, 2.0**-600
+
+
+class Coefficients(NamedTuple):
+    """Hyper-parameters as scalars of the arithmetic's dtype."""
+
+    learnRate: Any
+    alpha: Any
+    beta: Any
+    gain: Any
+    momRate: Any
+    epsilon: Any
+
+    @classmethod
+    def of(cls, hyper: Hyper, dtype: Any, learnRate: float = 1.0, momRate: float = 1.0) -> Coefficients:
+        """Those of a segment with its factors, multiplied in float64 and rounded once."""
+        real = np.dtype(dtype)
+        lr, alpha, beta, gain, momentum, epsilon = layout.pack_hyper(hyper, real)
+        numbers = (lr * learnRate, alpha, beta, gain, momentum * momRate, epsilon)
+        return cls(*(real.type(layout.rounded(number, real)) for number in numbers))
+
+
+def graves(param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients) -> tuple[Any, Any, Any, Any]:
+    """One step: the new param, mg, variance and delta. Arrays of the coefficients' dtype; Graves (2013), eq. 38-45."""
+    g = flushed(g)
+    d = g - mg
+    mg = flushed(c.alpha * mg + c.beta * g)
+    variance = flushed(c.alpha * variance + c.gain * d * d)
+    delta = flushed(c.momRate * delta + c.learnRate * g / np.sqrt(variance + c.epsilon))
+    return flushed(flushed(param) + delta), mg, variance, delta
+
+
+def flushed(x: np.ndarray) -> np.ndarray:
+    """``x`` with zeros in the place of subnormal numbers."""
+    small = np.abs(x) < np.finfo(x.dtype).tiny
+    return np.where(small, np.copysign(x.dtype.type(0), x), x) if small.any() else x
+
+
+# ---------------------------------------------------------------------------------------------- numbers in memory
+
+
+def _array(address: int, size: int, dtype: str) -> np.ndarray:
+    """Memory as an array; bfloat16, which NumPy has not, as its bits."""
+    kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+    if size == 0:
+        return np.zeros(0, kind)
+    return np.frombuffer((ctypes.c_char * (size * kind.itemsize)).from_address(address), kind)
+
+
+def _widened(stored: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return stored.astype(real_dtype(dtype))
+
+
+def _narrowed(x: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounded to nearest; a NaN of 16 bits is the one NaN."""
+    if dtype == "bfloat16":
+        bits = x.view(np.uint32)
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
+        return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    if dtype == "float16":
+        return np.where(np.isnan(x), np.float16(np.nan), x.astype(np.float16))
+    return x
+
+
+def _mixed(x: Any, y: Any = 0) -> Any:
+    """As ``mixed`` in numbers.h, of uint32 arrays."""
+    x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
+    x = ((x ^ x >> np.uint32(15)) + np.uint32(y)) * np.uint32(0x846CA68B)
+    return x ^ x >> np.uint32(16)
+
+
+def _random(seeds: tuple[int, int], key: int, first: int, size: int) -> np.ndarray:
+    """32 random bits for each element from ``first`` on, as ``Random`` in numbers.h."""
+    index = np.uint64(first) + np.arange(size, dtype=np.uint64)
+    named = _mixed(np.array([seeds[0] ^ key], np.uint32))
+    high = (index >> np.uint64(32)).astype(np.uint32)
+    return _mixed(index.astype(np.uint32) ^ _mixed(named + high), seeds[1])
+
+
+def _randomly_rounded(x: np.ndarray, random: np.ndarray) -> np.ndarray:
+    rounded = (x.view(np.uint32) + (random & np.uint32(0xFFFF))) >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+# ------------------------------------------------------------------------------------------------------- segments
+
+
+class _Tile:
+    """Some elements of a segment, in the dtype of the arithmetic."""
+
+    def __init__(self, segment: Segment, low: int, high: int) -> None:
+        self.segment, self.low, self.size = segment, low, high - low
+        self.stored = self._of("param", segment.dtype)
+        self.param = _widened(self.stored, segment.dtype)
+        if segment.master:
+            # the copy counts, unless somebody has written the parameter since
+            self.master = self._of("master", "float32")
+            same = _widened(_narrowed(self.master, segment.dtype), segment.dtype) == self.param
+            self.param = np.where(same, self.master, self.param)
+        self.grad = self._of("grad", segment.dtype)
+
+    def _of(self, name: str, dtype: str) -> np.ndarray:
+        itemsize = {"float32": 4, "float64": 8}.get(dtype, 2)
+        return _array(getattr(self.segment, name) + self.low * itemsize, self.size, dtype)
+
+    def gradient(self, operations: Sequence[Operation], wc: float) -> np.ndarray:
+        """After the operations, one after the other."""
+        g, real = _widened(self.grad, self.segment.dtype), real_dtype(self.segment.dtype).type
+        for kind, value, other, address in operations:
+            if kind == SCALE:
+                factor = ctypes.c_double.from_address(address).value if address else 1.0
+                g = g * real(np.float64(value) * factor)
+            elif kind == CLIP:
+                g = np.where(g < real(value), real(value), g)
+                g = np.where(g > real(other), real(other), g)
+            elif kind in (DECAY, LASSO) and wc > 0.0:
+                sign = np.where(self.param > 0, real(1), np.where(self.param < 0, real(-1), self.param))
+                g = g + real(np.float64(value) * wc) * (self.param if kind == DECAY else sign)
+        return g
+
+    def update(self, g: np.ndarray, c: Coefficients, seed: tuple[int, int]) -> None:
+        segment, kind = self.segment, self.segment.state
+        state = [self._of(name, kind) for name in ("mg", "variance", "delta")]
+        param, *new = graves(self.param, g, *(_widened(array, kind) for array in state), c)
+        random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None
+        for array, x, shift in zip(state, new, (0, 16, 8), strict=True):
+            array[...] = x if random is None else _randomly_rounded(x, random >> np.uint32(shift))
+        self.stored[...] = _narrowed(param, segment.dtype)
+        if segment.master:
+            self.master[...] = param
+
+
+def _tiles(segment: Segment, size: int) -> list[_Tile]:
+    return [_Tile(segment, low, min(low + size, segment.size)) for low in range(0, segment.size, size)]
+
+
+class Table:
+    """As :class:`puzzlelib_rmsprop.kernels.cpu.Table`."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = list(segments)
+        self._rates = [(1.0, 1.0, 0.0)] * len(self._segments)
+
+    def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
+        """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
+        self._rates = [(float(learnRate), float(momRate), float(wc)) for learnRate, momRate, wc in rates]
+
+    def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        """Runs the rule once over every segment; ``stream`` is for other devices."""
+        skip = options.skip and ctypes.c_uint32.from_address(options.skip).value
+        with np.errstate(all="ignore"):
+            for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
+                c = Coefficients.of(hyper, real_dtype(segment.dtype), learnRate, momRate)
+                for tile in _tiles(segment, TILE):
+                    if not skip:
+                        tile.update(tile.gradient(options.operations, wc), c, options.seed)
+                    if options.zeroGrad:
+                        tile.grad[...] = 0
+
+
+class GradientStatistics:
+    """As :class:`puzzlelib_rmsprop.kernels.cpu.GradientStatistics`."""
+
+    def __init__(self, segments: Sequence[Segment], record: int) -> None:
+        self._segments = list(segments)
+        self._decays = [0.0] * len(self._segments)
+        self._record = _array(record, layout.STATISTICS.itemsize, "uint8").view(layout.STATISTICS)
+
+    def set_decays(self, decays: Sequence[float]) -> None:
+        """Sets each segment's wc; 0 at first."""
+        self._decays = [float(wc) for wc in decays]
+
+    def run(
+        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
+    ) -> None:
+        """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
+        with np.errstate(all="ignore"):
+            chunks = [
+                _square_sum(tile.gradient(operations, wc))
+                for segment, wc in zip(self._segments, self._decays, strict=True)
+                for tile in _tiles(segment, layout.CHUNK)
+            ]
+            _conclude(self._record, _by_halves(_in_lanes(np.array(chunks).reshape(-1, 3), CHUNK_LANES)), policy)
+
+
+def _square_sum(g: np.ndarray) -> tuple[Any, Any, Any]:
+    """Of one chunk: the sum of squares, that of large ones scaled down, and whether one is infinite or NaN."""
+    square = g * g
+    bad = not np.isfinite(square).all()
+    wide = g.astype(np.float64)
+    small = np.abs(wide) < LARGE if g.dtype == np.float64 else np.ones(g.shape, bool)
+    squares = np.stack([np.where(small, wide * wide, 0.0), np.where(small, 0.0, np.square(wide * SHRINK))], axis=1)
+    total, large = _by_halves(_in_lanes(squares, LANES))
+    return total, large, bad
+
+
+def _in_lanes(rows: np.ndarray, lanes: int) -> np.ndarray:
+    """Adds rows by their number modulo ``lanes``, one after the other."""
+    found = np.zeros((lanes, rows.shape[1]))
+    for low in range(0, len(rows), lanes):
+        part = rows[low : low + lanes]
+        found[: len(part)] += part
+    return found
+
+
+def _by_halves(lanes: np.ndarray) -> np.ndarray:
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return lanes[0]
+
+
+def _conclude(record: np.ndarray, total: np.ndarray, policy: ScalingPolicy) -> None:
+    """As ``conclude`` in rule.h."""
+    small, large, bad = total[0], total[1], total[2] > 0
+    norm = np.sqrt(small) if large == 0.0 else np.sqrt(large + small * SHRINK * SHRINK) / SHRINK
+    scale = float(record["scale"][0])
+    record["norm"], record["unscale"], record["bad"] = norm, 1.0 / scale, bad
+    record["factor"] = policy.limit / norm if norm > policy.limit else 1.0 if norm == norm else norm
+    record["skipped"] += np.uint64(bad)
+    if policy.interval == 0:
+        return
+    good = 0 if bad else int(record["good"][0]) + 1
+    if bad:
+        scale = max(scale * policy.backoff, policy.least)
+    elif good >= policy.interval:
+        scale, good = min(scale * policy.growth, policy.most), 0
+    record["scale"], record["good"] = scale, good
+
+
+def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
+    """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
+    with np.errstate(all="ignore"):
+        for tile in _tiles(segment, TILE):
+            tile.grad[...] = _narrowed(tile.gradient(operations, wc), segment.dtype)

@@ -1,0 +1,135 @@
+// The rule, and what is done to gradients before it, for one element. Loops are in cpu_loops.cpp and rmsprop_graves.cu.
+//
+// Compile without fused multiply-adds: then each operation is rounded once, and every device gives the same bits.
+
+#pragma once
+
+#include "numbers.h"
+
+namespace puzzlelib_rmsprop {
+namespace KERNEL_NAMESPACE {
+
+// Hyper-parameters of one segment in the dtype of the arithmetic: multiplied in double, rounded once.
+template <class Real>
+struct Coefficients {
+    Real learnRate, alpha, beta, gain, momRate, epsilon;
+
+    KERNEL Coefficients(const Hyper &hyper, const Segment &segment)
+        : learnRate(Real(hyper.learnRate * segment.learnRate)), alpha(Real(hyper.alpha)), beta(Real(hyper.beta)),
+          gain(Real(hyper.gain)), momRate(Real(hyper.momRate * segment.momRate)), epsilon(Real(hyper.epsilon))
+    {
+    }
+};
+
+// Graves (2013), eq. 38-45. The variance of the gradient is E[g*g] - E[g]*E[g]; that difference loses its digits where the
+// gradient is nearly constant, so the variance is carried along by the recurrence that it obeys, which cannot go negative.
+template <class Real>
+KERNEL void graves(Real &param, Real g, Real &mg, Real &variance, Real &delta, const Coefficients<Real> &c)
+{
+    g = flushed(g);
+    const Real d = g - mg;
+    mg = flushed(c.alpha * mg + c.beta * g);
+    variance = flushed(c.alpha * variance + c.gain * d * d);
+    delta = flushed(c.momRate * delta + c.learnRate * g / std::sqrt(variance + c.epsilon));
+    param = flushed(param + delta);
+}
+
+// ---- operations on gradients ---------------------------------------------------------------------------------------
+
+// An operation with the numbers that it has for one segment.
+template <class Real>
+struct Prepared {
+    u32 kind;
+    Real value, other;
+};
+
+// `at_address`: the number at the operation's address, 1 where it has none.
+template <class Real>
+KERNEL Prepared<Real> prepared(const Operation &operation, double at_address, double wc)
+{
+    const bool decays = operation.kind == DECAY || operation.kind == LASSO;
+    const u32 kind = decays && !(wc > 0.0) ? NOTHING : u32(operation.kind);
+    return {kind, Real(operation.value * (decays ? wc : at_address)), Real(operation.other)};
+}
+
+// A gradient after one operation. A NaN stays one.
+template <class Real>
+KERNEL Real operated(u32 kind, Real value, Real other, Real g, Real p)
+{
+    switch (kind) {
+    case SCALE:
+        return g * value;
+    case CLIP:
+        g = g < value ? value : g;
+        return g > other ? other : g;
+    case DECAY:
+        return g + value * p;
+    case LASSO:
+        return g + value * (p > Real(0) ? Real(1) : p < Real(0) ? Real(-1) : p);
+    default:
+        return g;
+    }
+}
+
+// The parameter that counts: the float32 copy, unless somebody has written the parameter since.
+template <class Stored>
+KERNEL float current(Stored param, float master)
+{
+    Stored rounded;
+    narrow(master, rounded);
+    return widen(rounded) == widen(param) ? master : widen(param);
+}
+
+// ---- the norm ------------------------------------------------------------------------------------------------------
+
+// Elements are summed by lane, the index within a chunk modulo LANES; then lanes are added by halves, chunks by lane again.
+constexpr int LANES = 256, CHUNK_LANES = 512;
+
+// From here on squares of doubles are summed scaled by SHRINK: so many of them as memory holds stay finite.
+constexpr double LARGE = 0x1p480, SHRINK = 0x1p-600;
+
+KERNEL double square(float g) { return double(g) * double(g); }
+KERNEL double square(double g) { return std::fabs(g) < LARGE ? g * g : 0.0; }
+KERNEL double large_square(float) { return 0.0; }
+KERNEL double large_square(double g)
+{
+    const double shrunk = g * SHRINK;
+    return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;
+}
+
+// Whether the square, which the variance is made of, is infinite or NaN.
+template <class Real>
+KERNEL bool is_bad(Real g)
+{
+    return !(g * g - g * g == Real(0));
+}
+
+KERNEL void add(SquareSum &to, const SquareSum &other)
+{
+    to.sum += other.sum;
+    to.large += other.large;
+    to.bad |= other.bad;
+}
+
+// What follows from the sum over all gradients of a step.
+KERNEL void conclude(Statistics &s, const SquareSum &all, const ScalingPolicy &policy)
+{
+    const double root = std::sqrt(all.large == 0.0 ? all.sum : all.large + all.sum * SHRINK * SHRINK);
+    s.norm = all.large == 0.0 ? root : root / SHRINK;
+    s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;
+    s.unscale = 1.0 / s.scale;
+    s.bad = u32(all.bad);
+    s.skipped += s.bad;
+    if (policy.interval == 0)
+        return;
+    s.good = s.bad ? 0 : s.good + 1;
+    if (s.bad) {
+        s.scale = s.scale * policy.backoff < policy.least ? policy.least : s.scale * policy.backoff;
+    } else if (s.good >= policy.interval) {
+        s.scale = s.scale * policy.growth > policy.most ? policy.most : s.scale * policy.growth;
+        s.good = 0;
+    }
+}
+
+}  // namespace KERNEL_NAMESPACE
+}  // namespace puzzlelib_rmsprop
