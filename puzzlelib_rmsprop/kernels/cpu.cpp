@@ -318,6 +318,14 @@ PyObject *use(PyObject *, PyObject *name)
     return nullptr;
 }
 
+PyObject *in_use(PyObject *, PyObject *)
+{
+    const InstructionSet *each = instruction_sets();
+    while (each->loops != loops)
+        ++each;
+    return PyUnicode_FromString(each->name);
+}
+
 // The cores that this process may run on; 0 where the system does not say.
 PyObject *cores(PyObject *, PyObject *)
 {
@@ -345,6 +353,7 @@ PyMethodDef methods[] = {
     {"operate", operate, METH_O, "Does the operations to the gradients, in place."},
     {"instruction_sets", instruction_set_names, METH_NOARGS, "Names of the instruction sets to choose from, the best last."},
     {"use", use, METH_O, "Chooses an instruction set by name."},
+    {"in_use", in_use, METH_NOARGS, "The name of the instruction set that is in use."},
     {"cores", cores, METH_NOARGS, "How many cores this process may run on; 0 where the system does not say."},
     {"layout", layout, METH_NOARGS, "LAYOUT_NUMBERS as 64-bit integers."},
     {"sources", sources, METH_NOARGS, "The SHA-256 of the sources that this was compiled from."},
