@@ -218,7 +218,7 @@ def test_state_of_a_dead_unit_ends_in_zeros(kernels, dtype, steps):
 def test_subnormal_gradients_and_parameters_are_zero(kernels, dtype):
     tiny = np.finfo(dtype).tiny
     param = np.array([tiny / 2, -tiny / 4, 1.0, tiny], dtype)
-    buffers = run(kernels, param, np.array([[tiny / 2, tiny / 8, -tiny / 2, 0.0]], dtype), HYPER._replace(epsilon=1e-30))
+    buffers = run(kernels, param, np.array([[tiny / 2, tiny / 8, -tiny / 2, 0.0]], dtype), HYPER._replace(learnRate=1e3))
     assert buffers["param"].tolist() == [0.0, 0.0, 1.0, tiny]
     for name in STATE:
         assert not buffers[name].any(), name
@@ -251,6 +251,18 @@ def test_float16_rounds_to_nearest_even(kernels):
     kernels.operate(buffers.segment, 1.0, [Operation(DECAY, 1.0)])
     buffers.check_guards()
     assert np.array_equal(as_bits(buffers.views["grad"]), as_bits(expected))
+
+
+def test_bfloat16_rounds_to_nearest_even(kernels):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    # 1 + 2**-7 and 1 + 2*2**-7 with the half of a unit added: both ties, one down and one up; and values between
+    y = np.array([1 + 2.0**-7, 1 + 2.0**-6, 1.0, -3.0, 3e38], np.float32).astype(ml_dtypes.bfloat16)
+    x = np.array([2.0**-8, 2.0**-8, 2.0**-9, 0.007, 3e38], np.float32).astype(ml_dtypes.bfloat16)
+    expected = [1 + 2.0**-6, 1 + 2.0**-6, 1.0, -3.0, np.inf]
+    buffers = Buffers(x)
+    buffers.views["grad"][:] = y
+    kernels.operate(buffers.segment, 1.0, [Operation(DECAY, 1.0)])
+    assert buffers.views["grad"].astype(np.float64).tolist() == expected
 
 
 def test_float16_keeps_learning_where_float16_state_would_stop(kernels):

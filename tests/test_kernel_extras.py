@@ -37,8 +37,8 @@ def start(size, dtype, seed=0):
 def run(kernels, param, grads, dtype, state, master, ops=(), wc=0.0, first=0, key=0, offset=0, **options):
     buffers = Buffers(param, state, master, offset, first, key)
     table = kernels.Table([buffers.segment])
-    table.set_rates([(0.5, 0.75, wc)])
-    expected = Extended(param, dtype, state, master, wc, first, key, rates=(0.5, 0.75))
+    table.set_rates([(0.7, 0.123, wc)])
+    expected = Extended(param, dtype, state, master, wc, first, key, rates=(0.7, 0.123))
     for grad, seed in zip(grads, SEEDS, strict=True):
         buffers.views["grad"][:] = grad
         table.update(HYPER, options=StepOptions(to_operations(ops), seed=seed, **options))
