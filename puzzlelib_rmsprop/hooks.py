@@ -17,7 +17,7 @@ import numpy as np
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
 from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, whole
-from .kernels import CLIP, DECAY, LASSO, SCALE, Operation, ScalingPolicy
+from .kernels import CLIP, DECAY, LASSO, SCALE, Operation, ScalingPolicy, real_dtype
 from .kernels.layout import STATISTICS
 
 __all__ = [
@@ -274,7 +274,9 @@ class GradientClipping(Survey):
 
 
 class NonFiniteGuard(Survey):
-    """Keeps a step whose gradients hold an infinity or a NaN from changing anything.
+    """Keeps a step with a gradient that is infinite, NaN or too large to square from changing anything.
+
+    The variance is made of squares; in the arithmetic of 16-bit and float32 parameters they are finite up to 1.8e19.
 
     Args:
         policy: ``"skip"``: such a step changes no parameter and no state; on a GPU it is found and left out there,
@@ -318,8 +320,9 @@ class NonFiniteGuard(Survey):
     def _tripped(self, slots: Sequence[Any]) -> None:
         if self.policy == "skip" or not self._bad():
             return
-        names = [slot.names[0] for slot in slots if not _finite(slot.grad)]
-        what = f"step skipped: not finite: the gradient{'s' * (len(names) != 1)} of {', '.join(map(repr, names))}"
+        names = [slot.names[0] for slot in slots if slot.var.learnRate > 0.0 and not _finite(slot.grad)]
+        whose = f" of {', '.join(map(repr, names))}" if names else ", after the hooks before this one"
+        what = f"step skipped, as squares are not finite: the gradient{'s' * (len(names) != 1)}{whose}"
         if self.policy == "raise":
             raise NonFiniteError(f"{what}; nothing was updated")
         warnings.warn(what, NonFiniteWarning, stacklevel=4)
@@ -351,8 +354,12 @@ def _policy(value: Any) -> str:
     return value
 
 
-def _finite(array: Any) -> bool:
-    return bool(np.isfinite(family_of(array).get(array).astype(np.float64)).all())
+def _finite(grad: Any) -> bool:
+    """Whether all squares are, in the dtype of the arithmetic."""
+    content = family_of(grad).get(grad)
+    content = content.astype(real_dtype(content.dtype))
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(content * content).all())
 
 
 def _scale(value: Any) -> float:

@@ -633,7 +633,7 @@ class Optimizer:
             watched is not None
             and watched()
             and all(type(slot.var) is Variable for slot in self._slots)
-            and all(type(state) is WatchedDict for state in (self.states, *self.states.values()))
+            and all(isinstance(state, WatchedDict) for state in (self.states, *self.states.values()))
         )
         self._seen = now
 

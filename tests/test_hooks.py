@@ -22,7 +22,7 @@ from puzzlelib_rmsprop.arrays import family_of
 from puzzlelib_rmsprop.errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
 from tests.conftest import ARRAYS
 from tests.reference import Reference
-from tests.reference_extras import CLIP, DECAY, LASSO, SCALE, Extended, Judged, applied, nearest
+from tests.reference_extras import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied, nearest
 from tests.standins import Net
 
 HYPER = {"learnRate": 1e-2, "alpha": 0.9, "momRate": 0.8, "epsilon": 1e-4}
@@ -233,6 +233,65 @@ def test_the_guard_raises_and_names(arrays, globalState):
     assert_same(contents(arrays, net, optimizer), before)
 
 
+@pytest.mark.parametrize("size", [1e20, 1e22, 3e38])
+def test_the_guard_trips_where_a_square_overflows(arrays, globalState, size):
+    # without it the variance becomes infinite and the element never moves again, or NaN
+    net, optimizer = train(arrays, [NonFiniteGuard("raise")], globalState, steps=1)
+    before = contents(arrays, net, optimizer)
+    arrays.put(net.getVar("z").grad, np.full((1,), size, np.float32))
+    with pytest.raises(NonFiniteError, match=r"squares are not finite: the gradient of 'z'; nothing was updated"):
+        optimizer.update()
+    assert_same(contents(arrays, net, optimizer), before)
+    arrays.put(net.getVar("z").grad, np.full((1,), 1.8e19, np.float32))
+    optimizer.update()
+    assert all(np.isfinite(content).all() for content in contents(arrays, net, optimizer).values())
+
+
+def test_the_guard_says_where_a_hook_made_it_overflow(arrays):
+    net, optimizer = train(arrays, [GradientScaling(1e30), NonFiniteGuard("raise")], False, steps=0)
+    set_grads(arrays, net, 0)
+    with pytest.raises(NonFiniteError, match="the gradients, after the hooks before this one; nothing"):
+        optimizer.update()
+
+
+def test_clipping_large_gradients_of_float64(arrays, globalState):
+    # the sum of squares overflows where the norm does not: the step has to be that of the clipped gradient
+    ends = []
+    for scale, hooks in ((1e155, [GradientClipping(1.0)]), (1e-3, [])):
+        net = make_net(arrays, "float64")
+        optimizer = RMSPropGraves(**HYPER)
+        for hook in hooks:
+            optimizer.addHook(hook)
+        optimizer.setupOn(net, globalState)
+        set_grads(arrays, net, 0)
+        grads = {name: arrays.get(var.grad) for name, var in net.vars.items()}
+        norm = np.sqrt(sum(np.sum(np.square(grad)) for grad in grads.values()))
+        for name, var in net.vars.items():
+            arrays.put(var.grad, grads[name] * (scale if hooks else 1 / norm))
+        optimizer.update()
+        ends.append({name: arrays.get(var.data) for name, var in net.vars.items()})
+    for name in ends[0]:
+        assert np.allclose(ends[0][name], ends[1][name], rtol=1e-12, atol=1e-14), name
+    assert not np.array_equal(ends[0]["a.W"], arrays.get(make_net(arrays, "float64").getVar("a.W").data))
+
+
+def test_the_norm_is_the_same_in_both_modes(arrays):
+    norms = set()
+    for globalState in (False, True):
+        for reverse in (False, True):
+            net, clip = make_net(arrays), GradientClipping(1.0)
+            set_grads(arrays, net, 3)
+            if reverse:
+                net.vars = dict(reversed(net.vars.items()))
+            net.getVar("z").learnRate = 2.0
+            optimizer = RMSPropGraves()
+            optimizer.addHook(clip)
+            optimizer.setupOn(net, globalState)
+            optimizer.update()
+            norms.add(clip.norm)
+    assert len(norms) == 1
+
+
 def test_the_guard_warns_and_names(arrays, globalState):
     net, optimizer = train(arrays, [NonFiniteGuard("warn")], globalState, steps=2)
     before = contents(arrays, net, optimizer)
@@ -262,7 +321,7 @@ def test_hooks_work_with_a_rule_of_the_users_own(arrays, globalState):
     grads = {name: arrays.get(var.grad) for name, var in net.vars.items()}
     optimizer.update()
     decayed = {n: applied([(DECAY, -0.1, 0, None)], grads[n], start[n], WC[n]) for n in grads}
-    record = Judged()
+    record = Statistics()
     record.run(decayed.values(), limit=0.5)
     for name, var in net.vars.items():
         step = decayed[name] * np.float32(record.factor)
@@ -276,7 +335,7 @@ def test_hooks_work_with_a_rule_of_the_users_own(arrays, globalState):
 
 
 def test_loss_scale_moves_as_its_model(arrays, globalState):
-    scaling, model = LossScaling(4.0, growth=2.0, backoff=0.25, interval=3), Judged(4.0)
+    scaling, model = LossScaling(4.0, growth=2.0, backoff=0.25, interval=3), Statistics(4.0)
     net, optimizer = train(arrays, [scaling], globalState, steps=0)
     for step, bad in enumerate([0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 0]):
         set_grads(arrays, net, step)

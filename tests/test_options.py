@@ -163,7 +163,7 @@ def test_every_bit_of_bfloat16_state_is_the_formulas(arrays, globalState, dtype)
         found = {"param": arrays.get(net.getVar(name).data), **state}
         for entity, content in expected[name].buffers().items():
             assert np.array_equal(found[entity].ravel().astype(np.float32), content.astype(np.float32)), (name, entity)
-        assert state["ms"].dtype == ml_dtypes.bfloat16
+        assert state["variance"].dtype == ml_dtypes.bfloat16
 
 
 def test_random_rounding_depends_on_the_seed_and_on_nothing_around(arrays):
@@ -219,8 +219,11 @@ def test_small_changes_add_up_on_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stateDtype": "float32"}, "stateDtype must be None, bfloat16 or float16; got 'float32'"),
-        ({"stateDtype": 3.5}, "stateDtype must be None, bfloat16 or float16; got 3.5"),
+        ({"stateDtype": "float32"}, "stateDtype must be None or 'bfloat16'; got 'float32'"),
+        ({"stateDtype": "float16"}, "stateDtype must be None or 'bfloat16'; got 'float16'"),
+        ({"learnRate": 1e-40}, "learnRate must be 0, or at least 1.2e-38: float32 takes less for 0; got 1e-40"),
+        ({"learnRate": 1e-320}, "learnRate must be 0, or at least 1.2e-38"),
+        ({"stateDtype": 3.5}, "stateDtype must be None or 'bfloat16'; got 3.5"),
         ({"seed": -1}, r"seed must be an int from 0 to 2\*\*64 - 1; got -1"),
         ({"seed": 2**64}, "seed must be an int"),
         ({"seed": 1.0}, "seed must be an int.*got 1.0"),
@@ -233,11 +236,24 @@ def test_options_refused(options, message):
         RMSPropGraves(**options)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_floating_point_error_where_a_program_asks_for_them(globalState, dtype):
+    with np.errstate(all="raise"):
+        for rate, scale in ((0.0, 1.0), (1.2e-38, 1e-3), (1e-30, 0.0), (1e-4, 1.0)):
+            net = Net({"W": Variable(np.ones(5, dtype))})
+            optimizer = RMSPropGraves(rate, alpha=1e-40, momRate=1e-320)
+            optimizer.setupOn(net, globalState)
+            net.getVar("W").learnRate = 1e-10 if rate == 1e-30 else 1.0
+            net.getVar("W").grad[...] = scale
+            optimizer.update()
+            optimizer.zeroGradParams()
+
+
 # ------------------------------------------------------------------------------------ master weights
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("state", [None, "bfloat16", "float16"])
+@pytest.mark.parametrize("state", [None, "bfloat16"])
 def test_every_bit_of_master_weights_is_the_formulas(arrays, globalState, dtype, state):
     if "bfloat16" in (dtype, state) and not takes_bfloat16(arrays):
         pytest.skip("PuzzleLib has no bfloat16")
@@ -245,8 +261,7 @@ def test_every_bit_of_master_weights_is_the_formulas(arrays, globalState, dtype,
     expected = {}
     for name, var in net.vars.items():
         content, key = arrays.get(var.data).ravel(), zlib.crc32(name.encode())
-        # float16 state is for float16 parameters
-        kept = "float32" if state is None or (dtype, state) == ("bfloat16", "float16") else state
+        kept = "float32" if state is None else state
         expected[name] = Extended(content, dtype, kept, master=True, key=key)
     optimizer = RMSPropGraves(**HYPER, stateDtype=state, masterWeights=True)
     optimizer.setupOn(net, globalState)
@@ -289,8 +304,8 @@ def test_only_16_bits_have_masters(arrays, globalState):
     set_grads(arrays, net, 0)
     optimizer.update()
     a, b = optimizer._slots
-    assert set(a.state) == {"mg", "ms", "delta", "master"}
-    assert set(b.state) == {"mg", "ms", "delta"}
+    assert set(a.state) == {"mg", "variance", "delta", "master"}
+    assert set(b.state) == {"mg", "variance", "delta"}
 
 
 # ------------------------------------------------------------------------- looking only when it changed
