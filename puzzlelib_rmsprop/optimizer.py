@@ -5,6 +5,7 @@ A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:m
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import operator
@@ -15,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import changes, checkpoint
+from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .arrays.flat import layout
-from .changes import WatchedDict
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
 from .hyper import FLOAT32_MAX, flag, shown, whole
@@ -123,7 +123,7 @@ class Optimizer:
     def _unbind(self) -> None:
         """Forgets the net and everything made for it."""
         self.module: Any = None
-        self.states: dict[Any, dict[str, Any]] = WatchedDict()
+        self.states: dict[Any, dict[str, Any]] = {}
         self.globalState = False
         self.globalVar: dict[np.dtype, Variable] = {}
         self.shParams: dict[np.dtype, SharedArray] = {}
@@ -140,10 +140,8 @@ class Optimizer:
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         self._surveys: dict[Survey, tuple[list[Slot], Any, Any]] = {}  # with the runs and the record that each was made for
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
-        # whether all that an update depends on is watched; when the net was last looked at, and when its rates were
-        self._watched = False
-        self._seen: tuple[int, Any] | None = None
-        self._rated: tuple[int, Any] | None = None
+        # what the last step found of each variable: name, variable, data, gradient, learnRate, momRate, wc; None: look anew
+        self._looks: list[tuple[Any, ...]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For ``copy`` and ``pickle``: a copy looks at its own net and memory anew, never at this one's.
@@ -156,7 +154,7 @@ class Optimizer:
                 f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
                 " load() on another"
             )
-        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_surveys": {}, "_seen": None, "_rated": None}
+        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_surveys": {}, "_looks": None}
         return vars(self) | fresh
 
     # -------------------------------------------------------------------------------- attributes and hooks
@@ -368,11 +366,11 @@ class Optimizer:
             self._share_states()
         self._state_arrays = [array for state in self.states.values() for array in state.values()]
 
-    def _made_state(self, var: Any) -> WatchedDict:
+    def _made_state(self, var: Any) -> dict[str, Any]:
         state = self.setupState(var)
         if not isinstance(state, Mapping):
             raise VariableError(f"variable {var.name!r}: setupState() must give a dict of arrays; got {state!r}")
-        return state if isinstance(state, WatchedDict) else WatchedDict(state)
+        return state if isinstance(state, dict) else dict(state)
 
     def _share_states(self) -> None:
         """Gives each variable its state; in global mode, its view of the flat one, where all of that is here."""
@@ -591,14 +589,41 @@ class Optimizer:
             if run.var.learnRate > 0.0:
                 self.updateVar(run.var, run.state, stream)
 
+    def _unchanged(self) -> bool:
+        """Whether every variable has the arrays and rates, and every state the arrays, of the last step."""
+        looks, get = self._looks, self.module.getVar
+        if looks is None:
+            return False
+        try:
+            for name, var, data, grad, learnRate, momRate, wc in looks:
+                found = get(name)
+                if (
+                    found is not var
+                    or found.data is not data
+                    or found.grad is not grad
+                    or found.learnRate != learnRate
+                    or found.momRate != momRate
+                    or found.wc != wc
+                ):
+                    return False
+            for slot in self._tied:
+                for name in slot.names:
+                    if get(name) is not slot.var:
+                        return False
+            states = [*self.states.values()]
+            arrays = itertools.chain.from_iterable(map(dict.values, states))
+            same = sum(map(len, states)) == len(self._state_arrays)
+            return same and not any(map(operator.is_not, arrays, self._state_arrays))
+        except Exception:  # whatever it is, _refresh() says it
+            return False
+
     def _refresh(self) -> None:
         """Follows what the user did to the net since the last call, or refuses it."""
         if self.module is None:
             raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
-        seen = self._seen
-        if self._watched and seen is not None and seen[0] == changes.count and seen[1] is self.states:
+        if self._unchanged():
             return
-        now, self._seen = (changes.count, self.states), None
+        self._looks = None
         get = self.module.getVar
         moved = []
         for slot in self._slots:
@@ -628,14 +653,6 @@ class Optimizer:
             self._share_states()
             self._state_arrays = arrays
             self._runs = None
-        watched = getattr(self.module, "_watched", None)
-        self._watched = (
-            watched is not None
-            and watched()
-            and all(type(slot.var) is Variable for slot in self._slots)
-            and all(isinstance(state, WatchedDict) for state in (self.states, *self.states.values()))
-        )
-        self._seen = now
 
     def _check_tied(self, slot: Slot) -> None:
         """All names of a variable have to stand for the same one still: it is updated as the first of them."""
@@ -672,7 +689,7 @@ class Optimizer:
         Local mode: every variable. Global mode: the longest stretches of the flat buffers whose variables have the
         same rates; the whole buffer, when no variable has rates of its own.
         """
-        if self._runs is not None and self._rated is self._seen is not None:
+        if self._runs is not None and self._looks is not None:
             return self._runs
         rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
         try:
@@ -685,8 +702,9 @@ class Optimizer:
             self._runs = self._stretches(rates) if self.globalState else list(self._slots)
             self._surveys.clear()  # they hold each variable's wc
             self._rates = rates
-        self._rated = self._seen
-        assert self._runs is not None
+        self._looks = [
+            (slot.names[0], slot.var, slot.data, slot.grad, *each) for slot, each in zip(self._slots, rates, strict=True)
+        ]
         return self._runs
 
     def _own(self, runs: list[Slot]) -> list[Slot]:

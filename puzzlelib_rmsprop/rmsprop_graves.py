@@ -10,7 +10,6 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .changes import WatchedDict
 from .hyper import Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
@@ -25,7 +24,7 @@ _ZERO = StepOptions(zeroGrad=True)
 _ENTITIES = ("mg", "variance", "delta")
 
 
-class GravesState(WatchedDict):
+class GravesState(dict):
     """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
 
     def __missing__(self, key: Any) -> Any:
@@ -136,6 +135,7 @@ class RMSPropGraves(Optimizer):
         shardState: bool = False,
     ) -> None:
         super().__init__(nodeinfo)
+        self._known_hyper: Hyper | None = None
         self.gradOfLoss = gradOfLoss
         self.stateDtype = stateDtype
         self.masterWeights = masterWeights
@@ -152,13 +152,11 @@ class RMSPropGraves(Optimizer):
     def _unbind(self) -> None:
         super()._unbind()
         self._packed: _Packed | None = None
-        self._packed_seen: Any = None  # when the table's rates were last compared
         self._zeroed: list[Slot] | None = None  # the runs whose gradients the last update zeroed
-        self._always: Any = None  # where a 1 lies, in the arrays' memory
         self._live: Any = None  # the hyper-parameters in device memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_packed": None, "_packed_seen": None, "_live": None}
+        return super().__getstate__() | {"_packed": None, "_live": None}
 
     def _check_options(self) -> None:
         if self.capturable and self.stateDtype is not None:
@@ -179,9 +177,14 @@ class RMSPropGraves(Optimizer):
         return {name: getattr(self, name) for name in names}
 
     def _hyper(self) -> Hyper:
-        return Hyper(-self.learnRate if self.gradOfLoss else self.learnRate, self.alpha, self.momRate, self.epsilon)
+        found = self._known_hyper
+        if found is None:
+            rate = -self.learnRate if self.gradOfLoss else self.learnRate
+            found = self._known_hyper = Hyper(rate, self.alpha, self.momRate, self.epsilon)
+        return found
 
     def _hyper_changed(self) -> None:
+        self._known_hyper = None
         if vars(self).get("_live") is not None:
             self._live.write(self._hyper())
 
@@ -255,12 +258,11 @@ class RMSPropGraves(Optimizer):
         if runs is not None and zeroed is runs:
             return
         packed = self._packed
-        few = len(self._slots) < (2 if family.device == "cuda" else 16)  # then one by one is faster
+        few = len(self._slots) < (2 if family.device == "cuda" else 4)  # then one by one is faster
         if self.globalState or few or packed is None or runs is None or packed.source is not runs:
             super()._zero_gradients(family, stream)
             return
-        # one call for all: a step that is skipped, but for its zeros
-        packed.update(self._hyper(), stream, StepOptions(zeroGrad=True, skip=family.address(self._always)))
+        packed.table.zero_gradients(stream)
         for run in packed.frozen:
             family.fill_zero(run.grad, stream)
 
@@ -293,16 +295,11 @@ class RMSPropGraves(Optimizer):
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
             return
         packed = self._packed
-        known = packed is not None and packed.source is runs and self._packed_seen is self._seen is not None
-        if not known:
-            active = [run for run in runs if run.var.learnRate > 0.0]
+        if packed is None or packed.source is not runs:
             if self.family is None:
                 return
-            if packed is None or packed.source is not runs or packed.runs != active:
-                packed = self._packed = self._pack(active, self.family, runs)
-            packed.follow_rates()
-            self._packed_seen = self._seen
-        assert packed is not None
+            active = [run for run in runs if run.var.learnRate > 0.0]
+            packed = self._packed = self._pack(active, self.family, runs)
         if self.stateDtype is not None:
             options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
         elif self.fuseZeroGrad:
@@ -324,11 +321,6 @@ class RMSPropGraves(Optimizer):
                 self._live.write(self._hyper())
             packed.table.follow(self._live)
             packed.former = self._packed  # a graph may still replay on its tables
-        if source is None:
-            packed.follow_rates()
-        elif self._always is None and not self.globalState:
-            self._always = family.zeros((1,), np.dtype(np.float64))
-            family.set(self._always, np.array([1], np.uint64).view(np.float64))
         return packed
 
 
@@ -358,15 +350,8 @@ class _Packed:
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
         refuse_overlap(extents)
         self.table = family.kernels().Table([_segment(run, family) for run in runs])
+        self.table.set_rates([(run.var.learnRate, run.var.momRate, run.var.wc) for run in runs])
         self.update = self.table.update
-        self._rates: list[tuple[float, float, float]] = []
-
-    def follow_rates(self) -> None:
-        """Tells the table what changed in the variables' own rates."""
-        rates = [(run.var.learnRate, run.var.momRate, run.var.wc) for run in self.runs]
-        if rates != self._rates:
-            self.table.set_rates(rates)
-            self._rates = rates
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:

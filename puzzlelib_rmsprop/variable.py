@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from . import changes
 from .arrays import family_of
 from .config import Config
 from .errors import ArrayError, SetupError, VariableError
@@ -74,14 +73,6 @@ class Variable:
         self.grad = grad
         self.learnRate, self.momRate = 1.0, 1.0
         self.wc = 0.0
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        changes.touch()
-
-    def __delattr__(self, name: str) -> None:
-        object.__delattr__(self, name)
-        changes.touch()
 
     @property
     def hasUpdater(self) -> bool:

@@ -170,6 +170,20 @@ def test_a_skipped_step_writes_only_zeros_to_the_gradient(kernels, dtype, state,
     buffers.check_guards()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_zeroing_gradients_touches_nothing_else(kernels, dtype):
+    param, grads = start(2 * TILE + 3, dtype)
+    buffers = Buffers(param, offset=1)
+    table = kernels.Table([buffers.segment])
+    before = {name: view.tobytes() for name, view in buffers.views.items()}
+    for _ in range(2):
+        buffers.views["grad"][:] = grads[0]
+        table.zero_gradients()
+        before["grad"] = bytes(param.nbytes)
+        assert {name: view.tobytes() for name, view in buffers.views.items()} == before
+        buffers.check_guards()
+
+
 # ------------------------------------------------------------------------------------------ statistics
 
 

@@ -111,6 +111,7 @@ class Table:
         self._address, self._large = self._args.address, self._args.size >= _PARALLEL_FROM
         self._hyper: Hyper | None = None
         self._options = PLAIN
+        self._zeroing: _Args | None = None
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
         """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
@@ -129,6 +130,20 @@ class Table:
         if self._large:
             self._args.update_threads()
         library.update(self._address)
+
+
+    def zero_gradients(self, stream: Any = None) -> None:
+        """Sets every gradient to zero: a step that is skipped, but for its zeros."""
+        if self._zeroing is None:
+            self._zeroing = _Args(self._args.segments)
+            self._zeroing.set(hypers=self._hypers.ctypes.data)
+            self._zeroing.put("options", layout.pack_options(StepOptions(zeroGrad=True, skip=_ALWAYS.ctypes.data)))
+        if self._large:
+            self._zeroing.update_threads()
+        library.update(self._zeroing.address)
+
+
+_ALWAYS = np.ones(1, np.uint32)  # a flag that says to skip
 
 
 class GradientStatistics:

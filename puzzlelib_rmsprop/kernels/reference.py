@@ -180,6 +180,12 @@ class Table:
                         tile.grad[...] = 0
 
 
+    def zero_gradients(self, stream: Any = None) -> None:
+        """Sets every gradient to zero."""
+        for segment in self._segments:
+            _Tile(segment, 0, segment.size).grad[...] = 0
+
+
 class GradientStatistics:
     """As :class:`puzzlelib_rmsprop.kernels.cpu.GradientStatistics`."""
 

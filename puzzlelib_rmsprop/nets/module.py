@@ -11,7 +11,6 @@ import numpy as np
 
 from .. import gpuarray
 from ..arrays import family_of
-from ..changes import WatchedDict
 from ..checkpoint import new_groups, opened
 from ..errors import CheckpointError, ModuleError
 from ..variable import Variable
@@ -41,7 +40,7 @@ class Module:
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name
-        self.vars: dict[str, Variable] = WatchedDict()
+        self.vars: dict[str, Variable] = {}
         self.inData: Any = None
         self.data: Any = None
         self.grad: Any = None
@@ -68,10 +67,6 @@ class Module:
         for name, var in self._namedVars(""):
             table.setdefault(var, []).append(name)
         return table
-
-    def _watched(self) -> bool:
-        """Whether what :meth:`getVar` returns changes only together with ``changes.count``."""
-        return type(self).getVar is Module.getVar and isinstance(self.vars, WatchedDict)
 
     def _namedVars(self, prefix: str) -> Iterator[tuple[str, Variable]]:
         for name, var in self.vars.items():

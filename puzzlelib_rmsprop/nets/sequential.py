@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..changes import WatchedDict
 from ..errors import ModuleError
 from ..variable import Variable
 from .module import Module
@@ -31,7 +30,7 @@ class Sequential(Module):
 
     def __init__(self, name: str | None = None) -> None:
         super().__init__(name)
-        self.modules: dict[str, Module] = WatchedDict()
+        self.modules: dict[str, Module] = {}
         self.graph: list[Module] = []
 
     def append(self, mod: Module, acquire: bool = True) -> Sequential:
@@ -83,10 +82,6 @@ class Sequential(Module):
         """The variable ``module.variable``. Raises ModuleError where there is none."""
         module, _, rest = name.partition(".")
         return self._module(module).getVar(rest)
-
-    def _watched(self) -> bool:
-        own = type(self).getVar is Sequential.getVar and isinstance(self.modules, WatchedDict)
-        return own and all(mod._watched() for mod in self.modules.values())
 
     def _namedVars(self, prefix: str) -> Iterator[tuple[str, Variable]]:
         for mod in self.graph:
