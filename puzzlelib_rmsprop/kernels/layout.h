@@ -1,6 +1,7 @@
 // The structs that Python fills in and the kernels read, on the CPU and in CUDA alike.
 //
-// layout.py has the same structs as NumPy dtypes; their sizes and offsets are compared when a library or module is loaded.
+// layout.py reads this file and makes NumPy dtypes of the structs; sizes and offsets are compared when a library or module
+// is loaded.
 
 #pragma once
 
@@ -95,34 +96,26 @@ struct KernelArgs {
     ScalingPolicy policy;
 };
 
-// What layout.py compares: of each struct the size and the offsets of its fields, and the numbers that both need to know.
-#define LAYOUT_NUMBERS                                                                                              \
-    {                                                                                                               \
-        sizeof(Hyper), offsetof(Hyper, learnRate), offsetof(Hyper, alpha), offsetof(Hyper, beta),                   \
-            offsetof(Hyper, gain), offsetof(Hyper, momRate), offsetof(Hyper, epsilon),                              \
-            sizeof(Segment), offsetof(Segment, param), offsetof(Segment, grad), offsetof(Segment, mg),              \
-            offsetof(Segment, variance), offsetof(Segment, delta), offsetof(Segment, master),                       \
-            offsetof(Segment, size), offsetof(Segment, begin), offsetof(Segment, first),                            \
-            offsetof(Segment, learnRate), offsetof(Segment, momRate), offsetof(Segment, wc),                        \
-            offsetof(Segment, key), offsetof(Segment, kind), offsetof(Segment, hyper),                              \
-            sizeof(Chunk), offsetof(Chunk, segment), offsetof(Chunk, index),                                        \
-            sizeof(Operation), offsetof(Operation, kind), offsetof(Operation, value),                               \
-            offsetof(Operation, other), offsetof(Operation, address),                                               \
-            sizeof(Operations), offsetof(Operations, count), offsetof(Operations, operation),                       \
-            sizeof(StepOptions), offsetof(StepOptions, skip), offsetof(StepOptions, seed),                          \
-            offsetof(StepOptions, zeroGrad), offsetof(StepOptions, operations),                                     \
-            sizeof(SquareSum), offsetof(SquareSum, sum), offsetof(SquareSum, large), offsetof(SquareSum, bad),      \
-            sizeof(Statistics), offsetof(Statistics, norm), offsetof(Statistics, factor),                           \
-            offsetof(Statistics, scale), offsetof(Statistics, unscale), offsetof(Statistics, bad),                  \
-            offsetof(Statistics, good), offsetof(Statistics, skipped),                                              \
-            sizeof(ScalingPolicy), offsetof(ScalingPolicy, limit), offsetof(ScalingPolicy, growth),                 \
-            offsetof(ScalingPolicy, backoff), offsetof(ScalingPolicy, least), offsetof(ScalingPolicy, most),        \
-            offsetof(ScalingPolicy, interval),                                                                      \
-            sizeof(KernelArgs), offsetof(KernelArgs, segments), offsetof(KernelArgs, hypers),                       \
-            offsetof(KernelArgs, count), offsetof(KernelArgs, size), offsetof(KernelArgs, threads),                 \
-            offsetof(KernelArgs, options), offsetof(KernelArgs, chunks), offsetof(KernelArgs, partials),            \
-            offsetof(KernelArgs, chunkCount), offsetof(KernelArgs, statistics), offsetof(KernelArgs, policy),       \
-            MAX_OPERATIONS, CHUNK                                                                                   \
+// What layout.py compares: of each struct the size and the offsets of its fields, in order, and the numbers.
+#define AT(STRUCT, FIELD) offsetof(STRUCT, FIELD)
+#define LAYOUT_NUMBERS                                                                                                  \
+    {                                                                                                                   \
+        sizeof(Hyper), AT(Hyper, learnRate), AT(Hyper, alpha), AT(Hyper, beta), AT(Hyper, gain), AT(Hyper, momRate),    \
+            AT(Hyper, epsilon), sizeof(Segment), AT(Segment, param), AT(Segment, grad), AT(Segment, mg),                \
+            AT(Segment, variance), AT(Segment, delta), AT(Segment, master), AT(Segment, size), AT(Segment, begin),      \
+            AT(Segment, first), AT(Segment, learnRate), AT(Segment, momRate), AT(Segment, wc), AT(Segment, key),        \
+            AT(Segment, kind), AT(Segment, hyper), sizeof(Chunk), AT(Chunk, segment), AT(Chunk, index),                 \
+            sizeof(Operation), AT(Operation, kind), AT(Operation, value), AT(Operation, other), AT(Operation, address), \
+            sizeof(Operations), AT(Operations, count), AT(Operations, operation), sizeof(StepOptions),                  \
+            AT(StepOptions, skip), AT(StepOptions, seed), AT(StepOptions, zeroGrad), AT(StepOptions, operations),       \
+            sizeof(SquareSum), AT(SquareSum, sum), AT(SquareSum, large), AT(SquareSum, bad), sizeof(Statistics),        \
+            AT(Statistics, norm), AT(Statistics, factor), AT(Statistics, scale), AT(Statistics, unscale),               \
+            AT(Statistics, bad), AT(Statistics, good), AT(Statistics, skipped), sizeof(ScalingPolicy),                  \
+            AT(ScalingPolicy, limit), AT(ScalingPolicy, growth), AT(ScalingPolicy, backoff), AT(ScalingPolicy, least),  \
+            AT(ScalingPolicy, most), AT(ScalingPolicy, interval), sizeof(KernelArgs), AT(KernelArgs, segments),         \
+            AT(KernelArgs, hypers), AT(KernelArgs, count), AT(KernelArgs, size), AT(KernelArgs, threads),               \
+            AT(KernelArgs, options), AT(KernelArgs, chunks), AT(KernelArgs, partials), AT(KernelArgs, chunkCount),      \
+            AT(KernelArgs, statistics), AT(KernelArgs, policy), MAX_OPERATIONS, CHUNK                                   \
     }
 
 }  // namespace puzzlelib_rmsprop

@@ -1,10 +1,13 @@
-"""The structs of ``layout.h`` as NumPy dtypes, and how segments, options and hyper-parameters are written into them."""
+"""The structs of ``layout.h`` as NumPy dtypes, read from it, and how segments, options and hyper-parameters are written."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from collections.abc import Sequence
+from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +16,11 @@ from . import Hyper, Operation, ScalingPolicy, Segment, StepOptions, real_dtype
 
 __all__ = [
     "CHUNK",
+    "CHUNKS",
     "HYPER",
     "KERNEL_ARGS",
     "KINDS",
+    "MAX_OPERATIONS",
     "SEGMENT",
     "SQUARE_SUM",
     "STATISTICS",
@@ -29,40 +34,28 @@ __all__ = [
     "rounded",
 ]
 
-MAX_OPERATIONS = 8
-CHUNK = 8192  # elements
-
-_U64, _U32, _F64 = np.uint64, np.uint32, np.float64
-
-
-def _struct(fields: str, **types: object) -> np.dtype:
-    """A struct of the named fields, u64 where ``types`` says nothing else."""
-    return np.dtype([(name, types.get(name, _U64)) for name in fields.split()], align=True)
+_TEXT = (resources.files(__package__) / "layout.h").read_text()
+_NUMBERS = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", _TEXT)}
+MAX_OPERATIONS = _NUMBERS["MAX_OPERATIONS"]
+CHUNK = _NUMBERS["CHUNK"]  # elements
 
 
-HYPER = np.dtype([(name, _F64) for name in ("learnRate", "alpha", "beta", "gain", "momRate", "epsilon")])
-SEGMENT = _struct(
-    "param grad mg variance delta master size begin first learnRate momRate wc key kind hyper",
-    learnRate=_F64,
-    momRate=_F64,
-    wc=_F64,
-    key=_U32,
-    kind=_U32,
-)
-CHUNKS = _struct("segment index", segment=_U32, index=_U32)
-OPERATION = _struct("kind value other address", value=_F64, other=_F64)
-OPERATIONS = _struct("count operation", operation=(OPERATION, MAX_OPERATIONS))
-STEP_OPTIONS = _struct("skip seed zeroGrad operations", seed=(_U32, 2), operations=OPERATIONS)
-SQUARE_SUM = _struct("sum large bad", sum=_F64, large=_F64)
-STATISTICS = _struct(
-    "norm factor scale unscale bad good skipped", norm=_F64, factor=_F64, scale=_F64, unscale=_F64, bad=_U32, good=_U32
-)
-SCALING_POLICY = np.dtype([(name, _F64) for name in ("limit", "growth", "backoff", "least", "most")] + [("interval", _U64)])
-KERNEL_ARGS = _struct(
-    "segments hypers count size threads options chunks partials chunkCount statistics policy",
-    options=STEP_OPTIONS,
-    policy=SCALING_POLICY,
-)
+def _structs() -> dict[str, np.dtype]:
+    """Every struct of layout.h, by its name there."""
+    types: dict[str, Any] = {"u64": np.uint64, "u32": np.uint32, "double": np.float64}
+    for struct_name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", re.sub("//.*", "", _TEXT), re.DOTALL):
+        fields: list[tuple[Any, ...]] = []
+        for kind, names in re.findall(r"(\w+) ([^;]+);", body):
+            for name, count in re.findall(r"(\w+)(?:\[(\w+)\])?(?:, |$)", names):
+                size = int(_NUMBERS.get(count, count or 1))
+                fields.append((name, types[kind], size) if count else (name, types[kind]))
+        types[struct_name] = np.dtype(fields, align=True)
+    return types
+
+
+_STRUCTS = _structs()
+HYPER, SEGMENT, CHUNKS, OPERATIONS = (_STRUCTS[name] for name in ("Hyper", "Segment", "Chunk", "Operations"))
+SQUARE_SUM, STATISTICS, KERNEL_ARGS = (_STRUCTS[name] for name in ("SquareSum", "Statistics", "KernelArgs"))
 
 # The dtypes of a segment that there are kernels for: of the parameter, of the state, and whether there is a master copy.
 KINDS = (
@@ -84,8 +77,7 @@ _KIND = {kind: number for number, kind in enumerate(KINDS)}
 def _numbers() -> list[int]:
     """What ``LAYOUT_NUMBERS`` in layout.h has to be."""
     found: list[int] = []
-    structs = (HYPER, SEGMENT, CHUNKS, OPERATION, OPERATIONS, STEP_OPTIONS, SQUARE_SUM, STATISTICS, SCALING_POLICY, KERNEL_ARGS)
-    for each in structs:
+    for each in (each for each in _STRUCTS.values() if isinstance(each, np.dtype)):
         found += [each.itemsize, *(each.fields[name][1] for name in each.names)]  # type: ignore[index, union-attr]
     return [*found, MAX_OPERATIONS, CHUNK]
 
