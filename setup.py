@@ -15,9 +15,11 @@ MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
 # No fused multiply-adds and no -ffast-math: each operation is rounded once, on every processor. Nobody reads errno or the
 # floating-point exceptions, without which a loop with a root or a choice in it is vectorised.
-FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"] if MSVC else [
-    "-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden", "-pthread",
-]  # fmt: skip
+FLAGS = (
+    "/std:c++17 /O2 /fp:precise /EHsc"
+    if MSVC
+    else ("-std=c++17 -O3 -g0 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden -pthread")
+)
 AVX = {
     "avx2": ["/arch:AVX2"] if MSVC else ["-mavx2"],
     "avx512": ["/arch:AVX512"] if MSVC else ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
@@ -38,7 +40,7 @@ class BuildLoops(build_ext):
                 [str(KERNELS / "cpu_loops.cpp")],
                 output_dir=os.path.join(self.build_temp, name),
                 macros=[("KERNEL_NAMESPACE", name)],
-                extra_postargs=FLAGS + flags,
+                extra_postargs=[*FLAGS.split(), *flags],
             )
         super().build_extension(ext)
 
@@ -52,7 +54,7 @@ setup(
             [str(KERNELS / "cpu.cpp")],
             depends=[str(path) for path in SOURCES],
             define_macros=macros + ([("Py_LIMITED_API", "0x030B0000")] if ABI3 else []),
-            extra_compile_args=FLAGS,
+            extra_compile_args=FLAGS.split(),
             extra_link_args=[] if MSVC else ["-pthread"],
             py_limited_api=ABI3,
             # where there is no compiler the package works all the same, with reference.py

@@ -49,10 +49,10 @@ class RMSPropGraves(Optimizer):
         param    = param + delta
 
     in float32 for 16-bit and float32 parameters and in float64 for float64 ones, each operation rounded once; ``mg``,
-    ``variance`` and ``delta`` start at 0. ``learnRate`` and ``momRate`` are multiplied by the variable's own; a variable whose
-    ``learnRate`` is not above 0 is skipped. ``variance`` is the ``ms - mg*mg`` of Graves and PuzzleLib, by a recurrence of its
-    own: it loses no digits where the gradient is nearly constant, and cannot be negative. Numbers below the smallest normal
-    one (1.2e-38 in float32) are taken for zero.
+    ``variance`` and ``delta`` start at 0. ``learnRate`` and ``momRate`` are multiplied by the variable's own; a variable
+    whose ``learnRate`` is not above 0 is skipped. ``variance`` is the ``ms - mg*mg`` of Graves and PuzzleLib, by a
+    recurrence: that loses no digits where the gradient is nearly constant, and cannot go negative. Numbers below the
+    smallest normal one (1.2e-38 in float32) are taken for zero.
 
     **Sign.** ``g`` is the gradient of *minus* the loss, as PuzzleLib's costs give it, so the step is added. If yours is
     the gradient of the loss itself, as from calculus by hand, PyTorch or JAX, say ``gradOfLoss=True``.
@@ -189,7 +189,7 @@ class RMSPropGraves(Optimizer):
             self._live.write(self._hyper())
 
     def setupState(self, var: Any) -> dict[str, Any]:
-        """Zeros for ``mg``, ``variance`` and ``delta``, arrays of the family of ``var.data``; with masterWeights a ``master``."""
+        """Zeros for ``mg``, ``variance`` and ``delta``, arrays of ``var.data``'s family; with masterWeights a ``master``."""
         family, own = family_of(var.data), np.dtype(var.data.dtype)
         shape, dtype = tuple(var.data.shape), self._dtype_of_state(own)
         state = GravesState({entity: family.zeros(shape, dtype) for entity in _ENTITIES})
@@ -364,15 +364,15 @@ def _segment(run: Slot, family: Family) -> Segment:
     param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _buffers(run))
     state = np.dtype(run.state["mg"].dtype).name
     key = zlib.crc32(run.names[0].encode())
-    return Segment(
-        run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key
-    )
+    return Segment(run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key)
 
 
 def _learn_rate(name: str, value: Any) -> float:
     rate = number(name, value, 0, float(_FLOAT32.max), ". To subtract the step, make the optimizer with gradOfLoss=True")
     if 0 < rate < float(_FLOAT32.tiny):
-        raise HyperParameterError(f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}")
+        raise HyperParameterError(
+            f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}"
+        )
     return rate
 
 

@@ -191,9 +191,7 @@ def statistics(kernels, parts, ops=(), wc=1.0, record=None, **policy):
     """Of (parameter, gradient) pairs; returns the record."""
     record = np.zeros(1, layout.STATISTICS) if record is None else record
     record["scale"] = np.where(record["scale"] == 0, 1.0, record["scale"])
-    segments = [
-        Segment(str(p.dtype), real_dtype(p.dtype).name, p.ctypes.data, g.ctypes.data, p.size) for p, g in parts
-    ]
+    segments = [Segment(str(p.dtype), real_dtype(p.dtype).name, p.ctypes.data, g.ctypes.data, p.size) for p, g in parts]
     found = kernels.GradientStatistics(segments, record.ctypes.data)
     found.set_decays([wc] * len(segments))
     found.run(to_operations(ops), ScalingPolicy(**policy))
@@ -265,7 +263,11 @@ def test_a_float32_norm_is_beyond_float32():
 @compiled
 def test_the_norm_is_the_same_on_every_instruction_set_and_number_of_threads(threads):
     rng = np.random.default_rng(1)
-    sizes = {"float32": (9 * layout.CHUNK + 77, 1000, 1), "float64": (700, 3 * layout.CHUNK), "bfloat16": (layout.CHUNK + 1,)}
+    sizes = {
+        "float32": (9 * layout.CHUNK + 77, 1000, 1),
+        "float64": (700, 3 * layout.CHUNK),
+        "bfloat16": (layout.CHUNK + 1,),
+    }
     parts = [(np.zeros(n, dtype), rng.standard_normal(n).astype(dtype)) for dtype, each in sizes.items() for n in each]
     norms = {float(statistics(reference, parts)["norm"])}
     before = cpu.library.in_use()

@@ -29,7 +29,12 @@ RULE = [
     ("epsilon beside the root", "rule.h", "std::sqrt(variance + c.epsilon)", "(std::sqrt(variance) + c.epsilon)"),
     ("the momentum of the new step", "rule.h", "c.momRate * delta + ", "c.momRate * (delta + "),
     ("another order of the products", "rule.h", "c.gain * d * d", "d * d * c.gain"),
-    ("rates in the arithmetic's precision", "rule.h", "Real(hyper.momRate * segment.momRate)", "Real(hyper.momRate) * Real(segment.momRate)"),
+    (
+        "rates in the arithmetic's precision",
+        "rule.h",
+        "Real(hyper.momRate * segment.momRate)",
+        "Real(hyper.momRate) * Real(segment.momRate)",
+    ),
 ]
 OTHERS = [
     ("decay of another sign", "rule.h", "return g + value * p;", "return g - value * p;"),

@@ -3,9 +3,9 @@
 import numpy as np
 
 # Relative to the largest magnitude in the buffer. A step rounds each buffer a few times; over the ten steps that tests
-# take with ordinary gradients, errors add up to some ten units in the last place (float32: 6e-8, float64: 1.1e-16),
-# and the variance is a sum of squares, whose rounding errors do not grow. A float16 parameter is rounded to 11 bits after every
-# step; the oracle rounds as well, so that a value next to a tie may end one unit (1e-3) away.
+# take with ordinary gradients, errors add up to some ten units in the last place (float32: 6e-8, float64: 1.1e-16), and
+# the variance is a sum of squares, whose rounding errors do not grow. A float16 parameter is rounded to 11 bits after
+# every step; the oracle rounds as well, so that a value next to a tie may end one unit (1e-3) away.
 TOLERANCE = {
     "float64": {"param": 1e-14, "mg": 1e-14, "variance": 1e-14, "delta": 1e-13},
     "float32": {"param": 2e-6, "mg": 2e-6, "variance": 2e-6, "delta": 1e-5},

@@ -15,6 +15,7 @@ __all__ = [
     "CLIP",
     "DECAY",
     "LASSO",
+    "LENIENT",
     "PLAIN",
     "SCALE",
     "Hyper",
@@ -107,6 +108,9 @@ class ScalingPolicy(NamedTuple):
     most: float = 2.0**24
 
 
+LENIENT = ScalingPolicy()  # no limit, and the scale stays
+
+
 def real_dtype(dtype: np.dtype | str) -> np.dtype:
-    """The dtype of the arithmetic for parameters of ``dtype``, and of the state by default: float64 for float64, else float32."""
+    """The dtype of the arithmetic for parameters of ``dtype``, and of the state by default."""
     return np.dtype(np.float64 if str(dtype) == "float64" else np.float32)

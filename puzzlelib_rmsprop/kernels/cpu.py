@@ -5,6 +5,7 @@ Whoever makes a :class:`Table` vouches for the arrays: contiguous, alive, of the
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 import sys
@@ -17,10 +18,11 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError, KernelWarning
-from . import PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout
+from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout
 
+library: Any
 try:
-    from . import _cpu as library
+    library = importlib.import_module("._cpu", __package__)
 except ImportError as error:
     library, missing = None, error
 
@@ -39,7 +41,9 @@ def instruction_sets() -> list[str]:
 def _choose() -> bool:
     """Whether the compiled library runs the rule, as the environment says."""
     if library is not None:
-        layout.check_layout(struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels")
+        layout.check_layout(
+            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels"
+        )
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in instruction_sets():
         why = "" if library is not None else f"; the compiled library is not here ({missing}): {REMEDY}"
@@ -131,7 +135,6 @@ class Table:
             self._args.update_threads()
         library.update(self._address)
 
-
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero: a step that is skipped, but for its zeros."""
         if self._zeroing is None:
@@ -170,9 +173,7 @@ class GradientStatistics:
         """Sets each segment's wc; 0 at first."""
         self._args.segments["wc"] = decays
 
-    def run(
-        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
-    ) -> None:
+    def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
         """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
         if (operations, policy) != self._told:
             self._args.put("options", layout.pack_options(StepOptions(operations)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import struct
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ __all__ = [
     "rounded",
 ]
 
-_TEXT = (resources.files(__package__) / "layout.h").read_text()
+with open(os.path.join(os.path.dirname(__file__), "layout.h"), encoding="utf-8") as _file:
+    _TEXT = _file.read()
 _NUMBERS = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", _TEXT)}
 MAX_OPERATIONS = _NUMBERS["MAX_OPERATIONS"]
 CHUNK = _NUMBERS["CHUNK"]  # elements

@@ -1,7 +1,7 @@
 """The rule in NumPy: what runs where the compiled library is not, and what ``doctor`` compares with.
 
-It gives the library's bits, but for subnormal numbers: here those of gradients, state and parameters are taken for zero, there
-also those of the intermediate results.
+It gives the library's bits, but for subnormal numbers: here gradients, state and parameters are taken for zero, there
+intermediate results too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import CLIP, DECAY, LASSO, PLAIN, SCALE, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
+from . import (
+    CLIP,
+    DECAY,
+    LASSO,
+    LENIENT,
+    PLAIN,
+    SCALE,
+    Hyper,
+    Operation,
+    ScalingPolicy,
+    Segment,
+    StepOptions,
+    layout,
+    real_dtype,
+)
 
 __all__ = ["Coefficients", "GradientStatistics", "Table", "graves", "operate"]
 
@@ -64,7 +78,8 @@ def _array(address: int, size: int, dtype: str) -> np.ndarray:
     kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
     if size == 0:
         return np.zeros(0, kind)
-    return np.frombuffer((ctypes.c_char * (size * kind.itemsize)).from_address(address), kind)
+    memory: Any = (ctypes.c_char * (size * kind.itemsize)).from_address(address)
+    return np.frombuffer(memory, kind)
 
 
 def _widened(stored: np.ndarray, dtype: str) -> np.ndarray:
@@ -143,7 +158,8 @@ class _Tile:
     def update(self, g: np.ndarray, c: Coefficients, seed: tuple[int, int]) -> None:
         segment, kind = self.segment, self.segment.state
         state = [self._of(name, kind) for name in ("mg", "variance", "delta")]
-        param, *new = graves(self.param, g, *(_widened(array, kind) for array in state), c)
+        mg, variance, delta = (_widened(array, kind) for array in state)
+        param, *new = graves(self.param, g, mg, variance, delta, c)
         random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None
         for array, x, shift in zip(state, new, (0, 16, 8), strict=True):
             array[...] = x if random is None else _randomly_rounded(x, random >> np.uint32(shift))
@@ -179,7 +195,6 @@ class Table:
                     if options.zeroGrad:
                         tile.grad[...] = 0
 
-
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero."""
         for segment in self._segments:
@@ -198,9 +213,7 @@ class GradientStatistics:
         """Sets each segment's wc; 0 at first."""
         self._decays = [float(wc) for wc in decays]
 
-    def run(
-        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
-    ) -> None:
+    def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
         """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
         with np.errstate(all="ignore"):
             chunks = [
