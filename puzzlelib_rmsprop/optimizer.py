@@ -433,8 +433,10 @@ class Optimizer:
         """
         t, stepping, self._verdict = self.t, False, None
         try:
-            self._refresh()
-            runs = self._current_runs()
+            runs = self._runs
+            if runs is None or not self._unchanged():
+                self._refresh()
+                runs = self._current_runs()
             if useStreams is not False or sync is not True:
                 useStreams, sync = flag("useStreams", useStreams), flag("sync", sync)
             if useStreams and stream is not None:
@@ -443,13 +445,14 @@ class Optimizer:
             stream = stream if own is None else own
             if type(self.t) is not int or self.t < 0:
                 self.t = _checked_t(self.t)
-            custom = [self._updater(name) for name in self.customVars]
+            custom = [self._updater(name) for name in self.customVars] if self.customVars else ()
             self.t += 1
             options = PLAIN
             if self.hooks or self.nodeinfo is not None:
                 options = self._prepare_gradients(stream)
                 runs = self._current_runs()
-            runs = self._own(runs)
+            if self._shards is not None:
+                runs = self._own(runs, self._shards)
             stepping = True
             self._step(runs, stream, options)
             if self._shards is not None:
@@ -591,10 +594,11 @@ class Optimizer:
 
     def _unchanged(self) -> bool:
         """Whether every variable has the arrays and rates, and every state the arrays, of the last step."""
-        looks, get = self._looks, self.module.getVar
+        looks = self._looks
         if looks is None:
             return False
         try:
+            get = self.module.getVar
             for name, var, data, grad, learnRate, momRate, wc in looks:
                 found = get(name)
                 if (
@@ -610,10 +614,10 @@ class Optimizer:
                 for name in slot.names:
                     if get(name) is not slot.var:
                         return False
-            states = [*self.states.values()]
-            arrays = itertools.chain.from_iterable(map(dict.values, states))
-            same = sum(map(len, states)) == len(self._state_arrays)
-            return same and not any(map(operator.is_not, arrays, self._state_arrays))
+            states, arrays = self.states.values(), self._state_arrays
+            if sum(map(len, states)) != len(arrays):
+                return False
+            return not any(map(operator.is_not, itertools.chain.from_iterable(map(dict.values, states)), arrays))
         except Exception:  # whatever it is, _refresh() says it
             return False
 
@@ -707,12 +711,10 @@ class Optimizer:
         ]
         return self._runs
 
-    def _own(self, runs: list[Slot]) -> list[Slot]:
-        """The runs, or what of them lies in this process's part; the same list for the same ``runs``."""
-        if self._shards is None:
-            return runs
+    def _own(self, runs: list[Slot], shards: Shards) -> list[Slot]:
+        """What of the runs lies in this process's part; the same list for the same ``runs``."""
         if self._own_runs is None or self._own_runs[0] is not runs:
-            self._own_runs = runs, [own for run in runs if (own := self._cut(run, self._shards)) is not None]
+            self._own_runs = runs, [own for run in runs if (own := self._cut(run, shards)) is not None]
         return self._own_runs[1]
 
     def _cut(self, run: Slot, shards: Shards) -> Slot | None:

@@ -304,7 +304,7 @@ class RMSPropGraves(Optimizer):
             options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
         elif self.fuseZeroGrad:
             options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
-        packed.update(self._hyper(), stream, options)
+        packed.update(self._known_hyper or self._hyper(), stream, options)
         if self.fuseZeroGrad:
             for run in packed.frozen:
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]

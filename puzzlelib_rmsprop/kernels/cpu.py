@@ -124,7 +124,7 @@ class Table:
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
         """Runs the rule once over every segment; ``stream`` is for other devices."""
-        if hyper != self._hyper:
+        if hyper is not self._hyper:
             for number, real in enumerate((np.float32, np.float64)):
                 self._hypers[number] = layout.pack_hyper(hyper, np.dtype(real))
             self._hyper = hyper
