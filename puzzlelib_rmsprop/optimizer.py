@@ -20,7 +20,7 @@ from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .arrays.flat import layout
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
-from .hooks import FOLDED, Hook, NonFiniteGuard, Survey
+from .hooks import FUSED, Hook, NonFiniteGuard, StatisticsHook
 from .hyper import FLOAT32_MAX, flag, shown, whole
 from .kernels import PLAIN, Operation, Segment, StepOptions
 from .kernels.layout import MAX_OPERATIONS
@@ -138,7 +138,8 @@ class Optimizer:
         self._stream: Any = None
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
-        self._surveys: dict[Survey, tuple[list[Slot], Any, Any]] = {}  # with the runs and the record that each was made for
+        # with the runs and the record that each was made for
+        self._statistics: dict[StatisticsHook, tuple[list[Slot], Any, Any]] = {}
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
         # what the last step found of each variable: name, variable, data, gradient, learnRate, momRate, wc; None: look anew
         self._looks: list[tuple[Any, ...]] | None = None
@@ -154,7 +155,7 @@ class Optimizer:
                 f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
                 " load() on another"
             )
-        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_surveys": {}, "_looks": None}
+        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_statistics": {}, "_looks": None}
         return vars(self) | fresh
 
     # -------------------------------------------------------------------------------- attributes and hooks
@@ -193,7 +194,7 @@ class Optimizer:
     def _bind_hooks(self) -> None:
         if self.family is not None:
             for hook in self.hooks:
-                if isinstance(hook, Survey):
+                if isinstance(hook, StatisticsHook):
                     hook._bind(self.family)
 
     # --------------------------------------------------------------------------------------------- set-up
@@ -308,7 +309,7 @@ class Optimizer:
                 if name != "t"
             },
             "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in self.hooks]),
-            "its hooks' arguments": str([_arguments(hook) for hook in self.hooks if type(hook) in FOLDED]),
+            "its hooks' arguments": str([_arguments(hook) for hook in self.hooks if type(hook) in FUSED]),
             "the device of the arrays": str(getattr(family, "device", None)),
             "the number of variables": str(len(slots)),
         }
@@ -488,24 +489,25 @@ class Optimizer:
 
     # -------------------------------------------------------------------------------- gradients, before a step
 
-    def _folds(self) -> bool:
+    def _fuses(self) -> bool:
         """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
         return False
 
     def _prepare_gradients(self, stream: Any) -> StepOptions:
         """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
 
-        Hooks run in their order, and before the average, as PuzzleLib's do; a survey and what follows it come after it.
+        Hooks run in their order, and before the average, as PuzzleLib's do; one that
+        needs statistics, and what follows it, after it.
         """
         hooks = list(self.hooks)  # one may take itself off the list, or add another: that is for the next step
         for hook in hooks:
             if not callable(hook):
                 raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
-        first = next((i for i, hook in enumerate(hooks) if isinstance(hook, Survey)), len(hooks))
+        first = next((i for i, hook in enumerate(hooks) if isinstance(hook, StatisticsHook)), len(hooks))
         fold = len(hooks)
-        if self._folds():
+        if self._fuses():
             # each of them is one operation at most
-            while fold > max(0, len(hooks) - MAX_OPERATIONS) and type(hooks[fold - 1]) in FOLDED:
+            while fold > max(0, len(hooks) - MAX_OPERATIONS) and type(hooks[fold - 1]) in FUSED:
                 fold -= 1
         if self.nodeinfo is not None:
             fold = max(fold, first)
@@ -516,8 +518,8 @@ class Optimizer:
         guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
         ops: tuple[Operation, ...] = ()
         for hook in hooks[fold:]:
-            if isinstance(hook, Survey):
-                self._survey(hook, ops, stream)
+            if isinstance(hook, StatisticsHook):
+                self._measure(hook, ops, stream)
                 guard = hook if isinstance(hook, NonFiniteGuard) else guard
             ops += hook._ops()  # type: ignore[attr-defined]
         if self.family is None or (guard is None and not ops):
@@ -526,17 +528,17 @@ class Optimizer:
 
     def _average(self, stream: Any) -> None:
         """Replaces the gradients by their means over the group; of a part, where no more is needed."""
-        if self._shards is not None and not any(isinstance(hook, Survey) for hook in self.hooks):
+        if self._shards is not None and not any(isinstance(hook, StatisticsHook) for hook in self.hooks):
             self._shards.reduce(stream)
         elif self.nodeinfo is not None:
             for var in self.globalVar.values():
                 on_stream(self.nodeinfo.sumTensor, "grad", var.grad, stream)
 
     def _run_hooks(self, hooks: list[Callable[..., None]], stream: Any) -> None:
-        """Runs hooks one after the other on each variable; a survey on all at once."""
+        """Runs hooks one after the other on each variable; one that needs statistics on all at once."""
         alone: list[Callable[..., None]] = []
         for hook in [*hooks, None]:
-            if hook is not None and not isinstance(hook, Survey):
+            if hook is not None and not isinstance(hook, StatisticsHook):
                 alone.append(hook)
                 continue
             for slot in self._slots if alone else ():
@@ -548,18 +550,18 @@ class Optimizer:
                 self._current_runs()
             alone = []
             if hook is not None:
-                self._survey(hook, (), stream)
+                self._measure(hook, (), stream)
                 for slot in self._slots if hook._ops() else ():
                     self.family.operate(slot.grad, slot.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
 
-    def _survey(self, hook: Survey, ops: tuple[Operation, ...], stream: Any) -> None:
+    def _measure(self, hook: StatisticsHook, ops: tuple[Operation, ...], stream: Any) -> None:
         """Has all gradients that count measured, as they are after ``ops``."""
         family = self.family
         if family is None:
             return
         hook._bind(family)
         runs = self._current_runs()
-        known = self._surveys.get(hook)
+        known = self._statistics.get(hook)
         if known is None or known[0] is not runs or known[2] is not hook._record:
             # variable by variable, in an order that neither the mode nor the net decides: so are the sums
             slots = [slot for slot in self._slots if slot.var.learnRate > 0.0]
@@ -567,7 +569,11 @@ class Optimizer:
             segments = [self._gradient_segment(slot, family) for slot in slots]
             statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
             statistics.set_decays([slot.var.wc for slot in slots])
-            known = self._surveys[hook] = (runs, statistics, hook._record)
+            known = (runs, statistics, hook._record)
+            gone = [each for each in self._statistics if not any(each is other for other in self.hooks)]
+            for each in gone:
+                del self._statistics[each]
+            self._statistics[hook] = known
         known[1].run(ops, hook._scaling_policy(), stream)
         try:
             hook._tripped(self._slots)
@@ -704,7 +710,7 @@ class Optimizer:
             for slot, each in zip(self._slots, rates, strict=True):
                 check_rates(slot.names[0], *each)
             self._runs = self._stretches(rates) if self.globalState else list(self._slots)
-            self._surveys.clear()  # they hold each variable's wc
+            self._statistics.clear()  # they hold each variable's wc
             self._rates = rates
         self._looks = [
             (slot.names[0], slot.var, slot.data, slot.grad, *each) for slot, each in zip(self._slots, rates, strict=True)

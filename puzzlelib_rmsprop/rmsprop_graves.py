@@ -284,12 +284,12 @@ class RMSPropGraves(Optimizer):
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
         self._pack([run], family_of(var.data)).update(self._hyper(), stream, options)
 
-    def _folds(self) -> bool:
+    def _fuses(self) -> bool:
         # a subclass has a rule, or something around the rule, of its own
         return type(self).updateVar is RMSPropGraves.updateVar
 
     def _step(self, runs: list[Slot], stream: Any, options: StepOptions) -> None:
-        if not self._folds():
+        if not self._fuses():
             super()._step(runs, stream, options)
             for run in runs if self.fuseZeroGrad else ():
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]

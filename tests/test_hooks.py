@@ -556,3 +556,13 @@ def test_hooks_called_by_hand_without_a_gradient(arrays):
 
 def test_nearest_of_the_oracle_is_numpys():
     assert nearest(np.float32([1.0004, 65519]), "float16").tolist() == [1.0, 65504]
+
+
+def test_statistics_of_hooks_that_are_gone_are_dropped(arrays, globalState):
+    net, optimizer = make_net(arrays), RMSPropGraves(**HYPER)
+    optimizer.setupOn(net, globalState)
+    for i in range(5):
+        optimizer.hooks[:] = [GradientClipping(1.0 + i), NonFiniteGuard()]
+        set_grads(arrays, net, i)
+        optimizer.update()
+    assert set(optimizer._statistics) == set(optimizer.hooks)

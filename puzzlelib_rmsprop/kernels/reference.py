@@ -51,7 +51,7 @@ class Coefficients(NamedTuple):
         real = np.dtype(dtype)
         lr, alpha, beta, gain, momentum, epsilon = layout.pack_hyper(hyper, real)
         numbers = (lr * learnRate, alpha, beta, gain, momentum * momRate, epsilon)
-        return cls(*(real.type(layout.rounded(number, real)) for number in numbers))
+        return cls(*(flushed(np.array(layout.rounded(number, real), real))[()] for number in numbers))
 
 
 def graves(param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients) -> tuple[Any, Any, Any, Any]:

@@ -1,0 +1,27 @@
+"""What is done to gradients before each update; PuzzleLib's ``Optimizers.Hooks``, and more of them.
+
+The library's own hooks cost no pass over memory in :class:`~puzzlelib_rmsprop.RMSPropGraves`: what they do to a gradient is
+done while the update reads it, and ``var.grad`` itself stays as ``backward`` left it. Added in front of a hook that is
+not the library's, and in an optimizer with a rule of its own, they change ``var.grad``, in a pass each.
+"""
+
+from .base import Hook, StatisticsHook
+from .clipping import GradientClipping
+from .elementwise import GradientHardClipping, GradientScaling, Lasso, WeightDecay
+from .guard import LossScaling, NonFiniteGuard
+
+__all__ = [
+    "FUSED",
+    "GradientClipping",
+    "GradientHardClipping",
+    "GradientScaling",
+    "Hook",
+    "Lasso",
+    "LossScaling",
+    "NonFiniteGuard",
+    "StatisticsHook",
+    "WeightDecay",
+]
+
+# what the update does while it reads the gradients; a subclass may mean something else, so the type has to be exact
+FUSED = (WeightDecay, Lasso, GradientScaling, GradientHardClipping, GradientClipping, NonFiniteGuard, LossScaling)

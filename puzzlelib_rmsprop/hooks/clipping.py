@@ -1,0 +1,66 @@
+"""Clipping of all gradients together, by their norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..arrays import family_of
+from ..errors import VariableError
+from ..hyper import HyperParameter
+from ..kernels import SCALE, Operation, ScalingPolicy
+from .base import StatisticsHook
+
+__all__ = ["GradientClipping"]
+
+
+class GradientClipping(StatisticsHook):
+    """Scales all gradients of a step down together, so that their norm is at most ``threshold``.
+
+    The norm is the root of the sum of squares over all variables and dtypes, added up in float64. Called by itself on
+    one variable, as by PuzzleLib's own optimizers, it clips to that variable's norm.
+
+    Args:
+        threshold: above 0.
+
+    Attributes:
+        norm: of the last step's gradients before clipping; on a GPU reading it waits.
+
+    Raises:
+        HyperParameterError: when ``threshold`` is no number above 0.
+
+    Example:
+        >>> from puzzlelib_rmsprop import GradientClipping, RMSPropGraves
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.addHook(GradientClipping(5.0))
+    """
+
+    threshold = HyperParameter(float(np.finfo(np.float32).tiny))
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    @property
+    def norm(self) -> float:
+        """Of the last step's gradients before clipping."""
+        return float(self._read()["norm"][0])
+
+    def _scaling_policy(self) -> ScalingPolicy:
+        return ScalingPolicy(limit=self.threshold)
+
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, 1.0, address=self._field("factor")),)
+
+    def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
+        if var.grad is None:
+            raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
+        family, alone = family_of(var.grad), GradientClipping(self.threshold)
+        alone._bind(family)
+        segments = [family.gradient_segment(var.data, var.grad)]
+        statistics = family.kernels().GradientStatistics(segments, alone._field("norm"))
+        statistics.run((), alone._scaling_policy(), stream)
+        family.operate(var.grad, var.data, 0.0, alone._ops(), stream)
+        if stream is not None:
+            stream.synchronize()  # the record is this call's own

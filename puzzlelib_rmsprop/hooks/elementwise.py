@@ -1,0 +1,127 @@
+"""Hooks that are an operation on each gradient element: decay, scaling, clipping to a range."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..arrays import family_of
+from ..errors import HyperParameterError, VariableError
+from ..hyper import FLOAT32_MAX, Checked, HyperParameter, flag
+from ..kernels import CLIP, DECAY, LASSO, SCALE, Operation
+from .base import Hook
+
+__all__ = ["GradientHardClipping", "GradientScaling", "Lasso", "WeightDecay"]
+
+
+class ElementwiseHook(Hook):
+    """A hook that is an operation on each gradient element, which the update can do in passing."""
+
+    def _ops(self) -> tuple[Operation, ...]:
+        raise NotImplementedError
+
+    def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
+        if var.grad is None:
+            raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
+        family_of(var.grad).operate(var.grad, var.data, var.wc, self._ops(), stream)
+
+
+class WeightDecay(ElementwiseHook):
+    """Pulls parameters towards zero: ``grad -= rate * var.wc * data`` where ``var.wc`` is above 0.
+
+    The minus suits gradients in PuzzleLib's sign (of minus the loss). With an optimizer made with
+    ``gradOfLoss=True`` use a plus: ``WeightDecay(rate, gradOfLoss=True)``.
+
+    Args:
+        rate: at least 0.
+        gradOfLoss: whether the gradients are of the loss itself.
+
+    Raises:
+        HyperParameterError: when ``rate`` is no number of at least 0.
+        VariableError: when called on a variable without a gradient.
+
+    Example:
+        >>> from puzzlelib_rmsprop import RMSPropGraves, WeightDecay
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.addHook(WeightDecay(1e-4))
+    """
+
+    _kind = DECAY
+    rate = HyperParameter(0, FLOAT32_MAX)
+    gradOfLoss = Checked(flag)
+
+    def __init__(self, rate: float, *, gradOfLoss: bool = False) -> None:
+        self.rate = rate
+        self.gradOfLoss = gradOfLoss
+
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(self._kind, self.rate if self.gradOfLoss else -self.rate),)
+
+
+class Lasso(WeightDecay):
+    """Pulls parameters towards zero by the same amount each: ``grad -= rate * var.wc * sign(data)`` where ``var.wc`` > 0.
+
+    Arguments and sign as for :class:`WeightDecay`.
+
+    Example:
+        >>> from puzzlelib_rmsprop import Lasso, RMSPropGraves
+        >>> optimizer = RMSPropGraves(gradOfLoss=True)
+        >>> optimizer.addHook(Lasso(1e-5, gradOfLoss=True))
+    """
+
+    _kind = LASSO
+
+
+class GradientScaling(ElementwiseHook):
+    """Multiplies every gradient: ``grad *= factor``.
+
+    Args:
+        factor: finite. (1/n for gradients that are sums over n.)
+
+    Raises:
+        HyperParameterError: when ``factor`` is no finite number.
+
+    Example:
+        >>> from puzzlelib_rmsprop import GradientScaling, RMSPropGraves
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.addHook(GradientScaling(1 / 8))
+    """
+
+    factor = HyperParameter(-FLOAT32_MAX, FLOAT32_MAX)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, self.factor),)
+
+
+class GradientHardClipping(ElementwiseHook):
+    """Clips every gradient element to ``[lower, upper]``; a NaN stays one.
+
+    Args:
+        lower, upper: finite, ``lower`` not above ``upper``.
+
+    Raises:
+        HyperParameterError: when they are not.
+
+    Example:
+        >>> from puzzlelib_rmsprop import GradientHardClipping, RMSPropGraves
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.addHook(GradientHardClipping(-1.0, 1.0))
+    """
+
+    lower = HyperParameter(-math.inf)
+    upper = HyperParameter(-math.inf)
+
+    def __init__(self, lower: float, upper: float) -> None:
+        self.lower, self.upper = lower, upper
+        self._check_order()
+
+    def _check_order(self) -> None:
+        if self.lower > self.upper:
+            raise HyperParameterError(f"lower must not be above upper; got {self.lower!r} and {self.upper!r}")
+
+    def _ops(self) -> tuple[Operation, ...]:
+        self._check_order()  # each may be assigned before the other, so they are looked at together when they are used
+        return (Operation(CLIP, self.lower, self.upper),)

@@ -1,0 +1,193 @@
+"""Steps that are not to be taken: gradients that are not finite, and dynamic loss scaling, which brings them about."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..arrays import family_of
+from ..errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError
+from ..hyper import Checked, HyperParameter, number, whole
+from ..kernels import SCALE, Operation, ScalingPolicy, real_dtype
+from .base import StatisticsHook
+
+__all__ = ["LossScaling", "NonFiniteGuard"]
+
+
+class NonFiniteGuard(StatisticsHook):
+    """Keeps a step with a gradient that is infinite, NaN or too large to square from changing anything.
+
+    The variance is made of squares; in the arithmetic of 16-bit and float32 parameters they are finite up to 1.8e19.
+
+    Args:
+        policy: ``"skip"``: such a step changes no parameter and no state; on a GPU it is found and left out there,
+            without a wait. ``t`` counts it. ``"warn"``: the same, and a NonFiniteWarning names the variables; on a GPU
+            each step waits. ``"raise"``: NonFiniteError names them, and ``t`` does not count; on a GPU each step waits.
+
+    Attributes:
+        skipped: how many steps were skipped so far; on a GPU reading it waits.
+
+    Raises:
+        HyperParameterError: for another policy.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import NonFiniteGuard, RMSPropGraves
+        >>> from puzzlelib_rmsprop.nets import Linear
+        >>> net, optimizer, guard = Linear(2, 1), RMSPropGraves(), NonFiniteGuard()
+        >>> optimizer.addHook(guard)
+        >>> optimizer.setupOn(net)
+        >>> net.getVar("b").grad.fill(np.nan)
+        >>> optimizer.update()
+        >>> guard.skipped, bool(np.isfinite(net.getVar("b").data).all())
+        (1, True)
+    """
+
+    POLICIES = ("raise", "skip", "warn")
+    policy = Checked(lambda name, value: _policy(value))
+
+    def __init__(self, policy: str = "skip") -> None:
+        super().__init__()
+        self.policy = policy
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were skipped so far."""
+        return int(self._read()["skipped"][0])
+
+    def _bad(self) -> bool:
+        return bool(self._read()["bad"][0])
+
+    def _tripped(self, slots: Sequence[Any]) -> None:
+        if self.policy == "skip" or not self._bad():
+            return
+        names = [slot.names[0] for slot in slots if slot.var.learnRate > 0.0 and not _finite(slot.grad)]
+        whose = f" of {', '.join(map(repr, names))}" if names else ", after the hooks before this one"
+        what = f"step skipped, as squares are not finite: the gradient{'s' * (len(names) != 1)}{whose}"
+        if self.policy == "raise":
+            raise NonFiniteError(f"{what}; nothing was updated")
+        warnings.warn(what, NonFiniteWarning, stacklevel=4)
+
+    def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
+        raise SetupError(
+            f"{type(self).__name__} guards whole steps: it works only in this library's optimizers, by addHook()"
+        )
+
+    def getState(self) -> dict[str, Any] | None:
+        return {"skipped": self.skipped}
+
+    def checkState(self, state: dict[str, Any]) -> None:
+        whole("skipped", state["skipped"], 0, 2**64)
+
+    def setState(self, state: dict[str, Any]) -> None:
+        self.checkState(state)
+        record = self._read()
+        for name in self.getState() or ():
+            record[name] = state[name]
+        if self._record is None:
+            raise SetupError(f"{type(self).__name__} has no place for its state yet: addHook() and setupOn() first")
+        self._write(record)
+
+
+def _policy(value: Any) -> str:
+    if not isinstance(value, str) or value not in NonFiniteGuard.POLICIES:
+        raise HyperParameterError(f"policy must be one of {', '.join(NonFiniteGuard.POLICIES)}; got {value!r}")
+    return value
+
+
+def _finite(grad: Any) -> bool:
+    """Whether all squares are, in the dtype of the arithmetic."""
+    content = family_of(grad).get(grad)
+    content = content.astype(real_dtype(content.dtype))
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(content * content).all())
+
+
+def _scale(value: Any) -> float:
+    if number("scale", value, ScalingPolicy().least) > ScalingPolicy().most:
+        raise HyperParameterError(f"scale must be at most {ScalingPolicy().most:g}; got {value!r}")
+    return float(value)
+
+
+def _backoff(value: Any) -> float:
+    if not 0 < number("backoff", value, 0) <= 1:
+        raise HyperParameterError(f"backoff must be above 0 and at most 1; got {value!r}")
+    return float(value)
+
+
+class LossScaling(NonFiniteGuard):
+    """Dynamic loss scaling: lifts gradients that float16 would round to zero, and skips the steps in which one overflows.
+
+    Multiply the gradient that you hand to ``net.backward`` by ``scale`` (:meth:`scaleGrad`). The update divides by it
+    again, in float32. Where a gradient overflowed, the step is skipped and the scale multiplied by ``backoff``; after
+    ``interval`` steps without one it is multiplied by ``growth``. On a GPU all of that happens there, without a wait.
+
+    Add it before hooks that should see the true gradients.
+
+    Args:
+        scale: the first scale, from 2**-24 to 2**24.
+        growth: at least 1.
+        backoff: above 0 and at most 1.
+        interval: a number of steps, at least 1.
+
+    Attributes:
+        scale: the scale for the next gradient; on a GPU reading it waits. Saved in checkpoints.
+        skipped: how many steps were skipped so far; on a GPU reading it waits.
+
+    Raises:
+        HyperParameterError: a value is out of range.
+
+    Example:
+        >>> from puzzlelib_rmsprop import LossScaling, RMSPropGraves
+        >>> optimizer, scaling = RMSPropGraves(), LossScaling(2.0**10)
+        >>> optimizer.addHook(scaling)
+        >>> scaling.scale
+        1024.0
+    """
+
+    growth = HyperParameter(1)
+    backoff = Checked(lambda name, value: _backoff(value))
+    interval = Checked(lambda name, value: whole(name, value, 1, 2**31))
+
+    def __init__(self, scale: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
+        super().__init__("skip")
+        self._first = _scale(scale)
+        self.growth = growth
+        self.backoff = backoff
+        self.interval = interval
+
+    def _read(self) -> np.ndarray:
+        record = super()._read()
+        if self._record is None:
+            record["scale"], record["unscale"] = self._first, 1.0 / self._first
+        return record
+
+    @property
+    def scale(self) -> float:
+        """The scale for the next gradient."""
+        return float(self._read()["scale"][0])
+
+    def scaleGrad(self, grad: Any, stream: Any = None) -> Any:
+        """Multiplies an array in place by the scale, on a GPU without a wait, and returns it."""
+        family = family_of(grad)
+        self._bind(family)
+        family.operate(grad, grad, 0.0, (Operation(SCALE, 1.0, address=self._field("scale")),), stream)
+        return grad
+
+    def _scaling_policy(self) -> ScalingPolicy:
+        return ScalingPolicy(growth=self.growth, backoff=self.backoff, interval=self.interval)
+
+    def _ops(self) -> tuple[Operation, ...]:
+        return (Operation(SCALE, 1.0, address=self._field("unscale")),)
+
+    def getState(self) -> dict[str, Any] | None:
+        record = self._read()[0]
+        return {name: record[name].item() for name in ("scale", "good", "skipped")}
+
+    def checkState(self, state: dict[str, Any]) -> None:
+        super().checkState(state)
+        whole("good", state["good"], 0, 2**32)
+        _scale(state["scale"])
