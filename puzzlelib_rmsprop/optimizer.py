@@ -5,6 +5,7 @@ A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:m
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import numbers
@@ -18,12 +19,13 @@ import numpy as np
 
 from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
-from .arrays.flat import layout
+from .arrays.flat import ByDtype, layout
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
 from .hooks import FUSED, Hook, NonFiniteGuard, StatisticsHook
 from .hyper import FLOAT32_MAX, flag, shown, whole
 from .kernels import PLAIN, Operation, Segment, StepOptions
 from .kernels.layout import MAX_OPERATIONS
+from .net import as_net
 from .nodeinfo.agreement import agree, tell, together
 from .nodeinfo.base import on_stream
 from .shards import Parts, Shards
@@ -182,10 +184,11 @@ class Optimizer:
         it gets the flat buffer, without rates or names.)
 
         Raises:
-            SetupError: when ``hook`` cannot be called, or is a second NonFiniteGuard.
+            SetupError: when ``hook`` cannot be called with these three, or is a second NonFiniteGuard.
         """
         if not callable(hook):
             raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+        _check_arguments(hook)
         if isinstance(hook, NonFiniteGuard) and any(isinstance(other, NonFiniteGuard) for other in self.hooks):
             raise SetupError(f"an optimizer takes one NonFiniteGuard (LossScaling is one); got a second, {hook!r}")
         self.hooks.append(hook)
@@ -206,7 +209,8 @@ class Optimizer:
 
         Args:
             mod: the net: anything with ``getVarTable()`` (Variable -> list of its names), ``getVar(name)`` and
-                ``setVar(name, variable)``.
+                ``setVar(name, variable)``. Or, without a net, a dict of names to variables, or a list of variables, whose
+                names are their own.
             useGlobalState: False keeps every variable in its own memory. True moves all parameters of a dtype into one
                 flat buffer and all their gradients into another, variables in the order of their first names, and
                 points the net's own variables at views of them.
@@ -220,6 +224,7 @@ class Optimizer:
         """
         try:
             useGlobalState = flag("useGlobalState", useGlobalState)
+            mod = as_net(mod)
             slots, custom, family = self._inspect(mod, useGlobalState)
         except Exception as error:
             agree(self.nodeinfo, [], error)
@@ -236,6 +241,7 @@ class Optimizer:
             family.synchronize()  # what writes the arrays may be queued on any stream
         fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
         if useGlobalState:
+            fresh["states"] = ByDtype()
             slots.sort(key=lambda slot: slot.names[0])
             if family is not None:
                 fresh.update(self._flatten(mod, slots, family))
@@ -277,7 +283,7 @@ class Optimizer:
                 f"getVarTable() must give a dict of variables to lists of names; got {type(table).__qualname__}"
             )
         for var, names in table.items():
-            _check_names(mod, var, names, seen)
+            names = _checked_names(mod, var, names, seen)
             if getattr(var, "hasUpdater", False):
                 if self.nodeinfo is not None:
                     raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
@@ -290,7 +296,7 @@ class Optimizer:
                     raise VariableError(
                         f"variable {names[0]!r}: a {type(var).__qualname__} without {attribute!r} is no variable"
                     )
-            slot = Slot(list(names), var, var.data, var.grad)
+            slot = Slot(names, var, var.data, var.grad)
             family = _check_arrays(slot, family)
             slots.append(slot)
         if not seen:
@@ -325,8 +331,8 @@ class Optimizer:
 
     def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> dict[str, Any]:
         """Moves the variables into flat buffers, one at a time, and points the net at them."""
-        params: dict[np.dtype, SharedArray] = {}
-        grads: dict[np.dtype, SharedArray] = {}
+        params: dict[np.dtype, SharedArray] = ByDtype()
+        grads: dict[np.dtype, SharedArray] = ByDtype()
         for slot in slots:
             for buffers in (params, grads):
                 buffer = buffers.setdefault(slot.dtype, SharedArray(slot.dtype, family))
@@ -347,7 +353,7 @@ class Optimizer:
                 var.data, var.grad = slot.data, slot.grad
                 raise
             slot.data, slot.grad, slot.offset = data, grad, params[slot.dtype].offsets[name]
-        flat = {d: Variable(params[d].ary, name=str(d), grad=grads[d].ary) for d in params}
+        flat = ByDtype({d: Variable(params[d].ary, name=str(d), grad=grads[d].ary) for d in params})
         if self.nodeinfo is not None:
             for var in flat.values():
                 self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
@@ -976,9 +982,11 @@ class Optimizer:
         return False
 
 
-def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
+def _checked_names(mod: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
+    """The names of a variable, each once: a module that is used twice lists a name twice."""
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
+    names = list(dict.fromkeys(names))
     for name in names:
         if not checkpoint.encodable(name):
             raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
@@ -991,6 +999,7 @@ def _check_names(mod: Any, var: Any, names: Any, seen: set[str]) -> None:
             raise VariableError(f"variable {name!r} is in getVarTable(), but getVar() does not find it: {error}") from error
         if found is not var:
             raise VariableError(f"variable {name!r}: getVarTable() and getVar() give different objects")
+    return names
 
 
 def _check_arrays(slot: Slot, family: Family | None) -> Family:
@@ -1041,6 +1050,21 @@ def _part(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
     if getattr(array, "shape", None) != (total,):
         return array
     return family_of(array).view(array, offset, shape)
+
+
+def _check_arguments(hook: Any) -> None:
+    """Raises SetupError for a hook that does not take the stream: PuzzleLib calls it so in local mode."""
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # of a builtin: who knows
+        return
+    try:
+        signature.bind(None, {}, None)
+    except TypeError as error:
+        raise SetupError(
+            f"a hook is called as hook(var, state, stream), and {hook!r} takes {signature} ({error}): write it as "
+            f"hook(var, state, stream=None)"
+        ) from error
 
 
 def _arguments(hook: Any) -> dict[str, Any]:

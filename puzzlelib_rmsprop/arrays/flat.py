@@ -10,9 +10,39 @@ from ..errors import ArrayError
 from .cpu_array import CPUArrayFamily
 from .family import Family
 
-__all__ = ["SharedArray"]
+__all__ = ["ByDtype", "SharedArray"]
 
 ALIGNMENT = 64  # bytes that parts of a buffer are aligned to: a line of a cache, and the widest load of a GPU
+
+
+class ByDtype(dict):
+    """A dict keyed by ``np.dtype``, in which scalar types are found as well: PuzzleLib's backends use one and the other.
+
+    Example:
+        >>> import numpy as np
+        >>> ByDtype({np.dtype(np.float32): 1})[np.float32]
+        1
+    """
+
+    def __missing__(self, key: Any) -> Any:
+        dtype = self._key(key)
+        if dtype is key or not dict.__contains__(self, dtype):
+            raise KeyError(key)
+        return self[dtype]
+
+    def __contains__(self, key: object) -> bool:
+        return dict.__contains__(self, self._key(key))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(self._key(key), value)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value for a dtype or a scalar type."""
+        return super().get(self._key(key), default)
+
+    @staticmethod
+    def _key(key: Any) -> Any:
+        return np.dtype(key) if isinstance(key, type) and issubclass(key, np.generic) else key
 
 
 class SharedArray:

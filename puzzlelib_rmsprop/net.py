@@ -1,0 +1,73 @@
+"""A net for people who have variables and no net: a dict of them, or a list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import SetupError, VariableError
+from .hyper import shown
+
+__all__ = ["Variables", "as_net"]
+
+
+class Variables:
+    """A dict of variables with the three methods that an optimizer asks of a net.
+
+    Example:
+        >>> import numpy as np
+        >>> from puzzlelib_rmsprop import RMSPropGraves, Variable
+        >>> weights = {"w": Variable(np.zeros(3, np.float32))}
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.setupOn(weights)
+        >>> optimizer.module.getVar("w") is weights["w"]
+        True
+    """
+
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self.variables = variables
+
+    def getVarTable(self) -> dict[Any, list[str]]:
+        """Each variable with its names: several where it is there more than once."""
+        table: dict[Any, list[str]] = {}
+        for name, var in self.variables.items():
+            table.setdefault(var, []).append(name)
+        return table
+
+    def getVar(self, name: str) -> Any:
+        """The variable of that name; KeyError where there is none."""
+        return self.variables[name]
+
+    def setVar(self, name: str, var: Any) -> None:
+        """Puts a variable in another's place."""
+        self.variables[name] = var
+
+
+def as_net(given: Any) -> Any:
+    """``given``, where it is a net; a net of the variables, where it is a dict or a list of them.
+
+    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own.
+
+    Raises:
+        SetupError, VariableError: what is in it is no variable with a name of its own.
+    """
+    if isinstance(given, Mapping):
+        if not isinstance(given, dict):
+            raise SetupError(f"setupOn takes a dict of names to variables; got a {type(given).__qualname__}")
+        pairs = list(given.items())
+    elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        pairs = [(getattr(var, "name", None), var) for var in given]
+    else:
+        return given
+    for name, var in pairs:
+        if not hasattr(var, "data") or not hasattr(var, "grad") or not hasattr(var, "learnRate"):
+            raise VariableError(
+                f"variable {shown(name)}: setupOn takes Variables; got {shown(var)}: Variable(array, grad=gradient)"
+            )
+        if not isinstance(name, str):
+            raise VariableError(f"variable {shown(name)}: its name must be text: Variable(array, name='w')")
+    names = [name for name, _ in pairs]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise VariableError(f"variable {twice!r}: two variables of the list have this name")
+    return Variables(given if isinstance(given, dict) else dict(pairs))

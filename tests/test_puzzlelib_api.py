@@ -1,0 +1,169 @@
+"""What PuzzleLib's users do with an optimizer besides the usual, and nets that are none."""
+
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import Hook, RMSPropGraves, Variable
+from puzzlelib_rmsprop.errors import SetupError, VariableError
+from tests.reference import Reference
+from tests.standins import Net
+
+
+def make_net(arrays, names=("fc0.W", "fc0.b")):
+    rng = np.random.default_rng(0)
+    net = Net({name: arrays.var(rng.standard_normal(5).astype(np.float32)) for name in names})
+    for var in net.vars.values():
+        arrays.put(var.grad, rng.standard_normal(5))
+    return net
+
+
+# ------------------------------------------------------------------------------------ keys in global mode
+
+
+def test_dtypes_and_scalar_types_are_keys_alike(arrays):
+    net, optimizer = make_net(arrays), RMSPropGraves()
+    optimizer.setupOn(net, useGlobalState=True)
+    for by_dtype in (optimizer.states, optimizer.globalVar, optimizer.shParams, optimizer.shGrads):
+        assert list(by_dtype) == [np.dtype(np.float32)]
+        assert by_dtype[np.float32] is by_dtype[np.dtype(np.float32)] is by_dtype.get(np.float32)
+        assert np.float32 in by_dtype
+        assert np.float64 not in by_dtype
+        assert by_dtype.get(np.float64, 7) == 7
+        for wrong in (np.float64, "float32x", "W"):
+            with pytest.raises(KeyError):
+                by_dtype[wrong]
+    assert optimizer.shGrads[np.float32]["fc0.W"] is net.getVar("fc0.W").grad
+    assert set(optimizer.states[np.float32]) == {"mg", "variance", "delta"}
+
+
+def test_states_put_under_a_scalar_type_are_used(arrays):
+    net, optimizer = make_net(arrays), RMSPropGraves()
+    optimizer.setupOn(net, useGlobalState=True)
+    state = {name: arrays.make(np.ones(array.shape, np.float32)) for name, array in optimizer.states[np.float32].items()}
+    expected = {}
+    for name, var in net.vars.items():
+        expected[name] = Reference(arrays.get(var.data), dtype=np.float32)
+        expected[name].mg, expected[name].variance, expected[name].delta = (np.ones(5, np.float32) for _ in range(3))
+        expected[name].step(arrays.get(var.grad))
+    optimizer.states[np.float32] = state
+    optimizer.update()
+    for name, var in net.vars.items():
+        assert np.array_equal(arrays.get(var.data), expected[name].param), name
+
+
+def test_ms_is_a_key_error_that_says_what_took_its_place(arrays, globalState):
+    net, optimizer, seen = make_net(arrays), RMSPropGraves(), []
+    optimizer.addHook(lambda var, state, stream: seen.append(state))
+    optimizer.setupOn(net, globalState)
+    optimizer.update()
+    for state in (*optimizer.states.values(), *seen):
+        with pytest.raises(KeyError, match=r"'variance' took its place, and ms is variance \+ mg\*mg"):
+            state["ms"]
+        assert "ms" not in state
+        with pytest.raises(KeyError, match="^'other'$"):
+            state["other"]
+
+
+# --------------------------------------------------------------------------------------------- variables
+
+
+def test_a_name_that_is_listed_twice_counts_once(arrays, globalState):
+    # a module that is used twice in a net
+    class Twice(Net):
+        def getVarTable(self):
+            return {var: [name, name] for name, var in self.vars.items()}
+
+    net, other = Twice(make_net(arrays).vars), make_net(arrays)
+    for each in (net, other):
+        optimizer = RMSPropGraves()
+        optimizer.setupOn(each, globalState)
+        optimizer.update()
+    for name in net.vars:
+        assert np.array_equal(arrays.get(net.getVar(name).data), arrays.get(other.getVar(name).data))
+
+
+def test_a_second_optimizer_takes_over_a_tied_net(arrays):
+    net = make_net(arrays, ("a",))
+    net.vars["b"] = net.vars["a"]
+    expected = Reference(arrays.get(net.getVar("a").data), dtype=np.float32)
+    for _ in range(2):
+        optimizer = RMSPropGraves()
+        optimizer.setupOn(net, useGlobalState=True)
+    assert net.getVar("a") is net.getVar("b")
+    expected.step(arrays.get(net.getVar("a").grad))
+    optimizer.update()
+    assert np.array_equal(arrays.get(net.getVar("b").data), expected.param)
+
+
+# ------------------------------------------------------------------------------------------------- hooks
+
+
+@pytest.mark.parametrize(
+    "hook", [lambda var, state: None, lambda var: None, lambda: None, lambda var, state, stream, more: None]
+)
+def test_a_hook_that_does_not_take_three_arguments_is_refused(hook):
+    optimizer = RMSPropGraves()
+    with pytest.raises(SetupError, match=r"a hook is called as hook\(var, state, stream\), and .* takes \(.*write it as"):
+        optimizer.addHook(hook)
+    assert optimizer.hooks == []
+
+
+def test_hooks_of_every_kind_of_signature_are_taken():
+    class Own(Hook):
+        def __call__(self, var, state, stream=None):
+            pass
+
+    optimizer = RMSPropGraves()
+    for hook in (Own(), lambda var, state, stream=None: None, lambda *args: None, print):
+        optimizer.addHook(hook)
+    assert len(optimizer.hooks) == 4
+
+
+# ------------------------------------------------------------------------------------------ nets without a net
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "tuple"])
+def test_variables_without_a_net(arrays, globalState, kind):
+    variables = make_net(arrays, ("w", "b")).vars
+    for name, var in variables.items():
+        var.name = name
+    given = {"dict": variables, "list": list(variables.values()), "tuple": tuple(variables.values())}[kind]
+    expected = {name: Reference(arrays.get(var.data), dtype=np.float32) for name, var in variables.items()}
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(given, globalState)
+    for _ in range(2):
+        optimizer.update()
+    for name, var in variables.items():
+        for _ in range(2):
+            expected[name].step(arrays.get(var.grad))
+        assert np.array_equal(arrays.get(optimizer.module.getVar(name).data), expected[name].param), name
+        assert optimizer.module.getVar(name) is var
+    if not globalState:
+        assert set(optimizer.states) == {"w", "b"}
+
+
+def test_a_dict_is_used_itself():
+    variables = {"w": Variable(np.zeros(3, np.float32))}
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(variables)
+    variables["w"] = Variable(np.zeros(3, np.float32), grad=np.ones(3, np.float32))
+    optimizer.update()
+    assert variables["w"].data.all()
+
+
+def test_variables_that_are_none_or_have_no_name_are_refused():
+    good = Variable(np.zeros(3, np.float32), name="w")
+    nameless = Variable(np.zeros(3, np.float32))
+    nameless.name = None
+    for given, message in (
+        ({"w": np.zeros(3)}, r"variable 'w': setupOn takes Variables; got array.*Variable\(array, grad=gradient\)"),
+        ([np.zeros(3)], "setupOn takes Variables; got array"),
+        ({1: good}, "variable 1: its name must be text"),
+        ([nameless], r"its name must be text: Variable\(array, name='w'\)"),
+        ([good, Variable(np.zeros(3, np.float32), name="w")], "variable 'w': two variables of the list have this name"),
+    ):
+        with pytest.raises(VariableError, match=message):
+            RMSPropGraves().setupOn(given)
+    for empty in ({}, []):
+        with pytest.raises(SetupError, match="has no variables to train"):
+            RMSPropGraves().setupOn(empty)
