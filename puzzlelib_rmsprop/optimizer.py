@@ -50,6 +50,8 @@ class Slot:
     state: dict[str, Any] = field(default_factory=dict)
     offset: int = 0  # of its first element in the flat buffers; global mode only
     first: int = 0  # index in the variable of the first element; above 0 for a part of one
+    # learnRate, momRate, wc: the variable's own, times those of its dtype in globalVar
+    rates: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
     @property
     def dtype(self) -> np.dtype:
@@ -85,7 +87,8 @@ class Optimizer:
         states: local mode: first name of a variable -> its state; global mode: dtype -> the flat state.
         hooks: what :meth:`addHook` added.
         globalState: whether the mode is global.
-        globalVar: dtype -> :class:`Variable` of the flat parameters and gradients; global mode only.
+        globalVar: dtype -> :class:`Variable` of the flat parameters and gradients; global mode only. Its ``learnRate``,
+            ``momRate`` and ``wc`` are factors on those of all variables of the dtype, 1 at first, whenever they are set.
         shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
         customVars: first names of the variables that have their own updater.
         nodeinfo: as given.
@@ -136,7 +139,7 @@ class Optimizer:
         self._tied: list[Slot] = []  # those with several names
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
-        self._rates: list[tuple[float, float, float]] = []
+        self._rates: tuple[list[Any], list[Any]] = [], []  # of the variables, and of globalVar's
         self._stream: Any = None
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
@@ -354,6 +357,8 @@ class Optimizer:
                 raise
             slot.data, slot.grad, slot.offset = data, grad, params[slot.dtype].offsets[name]
         flat = ByDtype({d: Variable(params[d].ary, name=str(d), grad=grads[d].ary) for d in params})
+        for var in flat.values():
+            var.wc = 1.0  # a factor, as its other rates
         if self.nodeinfo is not None:
             for var in flat.values():
                 self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
@@ -549,7 +554,10 @@ class Optimizer:
                 continue
             for slot in self._slots if alone else ():
                 for each in alone:
-                    each(slot.var, slot.state, stream)
+                    if type(each) in FUSED:  # with the factors of globalVar
+                        self.family.operate(slot.grad, slot.data, slot.rates[2], each._ops(), stream)  # type: ignore
+                    else:
+                        each(slot.var, slot.state, stream)
             if alone:
                 # one may have replaced an array or set a rate
                 self._refresh()
@@ -570,11 +578,11 @@ class Optimizer:
         known = self._statistics.get(hook)
         if known is None or known[0] is not runs or known[2] is not hook._record:
             # variable by variable, in an order that neither the mode nor the net decides: so are the sums
-            slots = [slot for slot in self._slots if slot.var.learnRate > 0.0]
+            slots = [slot for slot in self._slots if slot.rates[0] > 0.0]
             slots.sort(key=lambda slot: (slot.dtype.name, slot.names[0]))
             segments = [self._gradient_segment(slot, family) for slot in slots]
             statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
-            statistics.set_decays([slot.var.wc for slot in slots])
+            statistics.set_decays([slot.rates[2] for slot in slots])
             known = (runs, statistics, hook._record)
             gone = [each for each in self._statistics if not any(each is other for other in self.hooks)]
             for each in gone:
@@ -601,7 +609,7 @@ class Optimizer:
         if options.skip and next(hook for hook in self.hooks if isinstance(hook, NonFiniteGuard))._bad():
             return
         for run in runs:
-            if run.var.learnRate > 0.0:
+            if run.rates[0] > 0.0:
                 self.updateVar(run.var, run.state, stream)
 
     def _unchanged(self) -> bool:
@@ -626,6 +634,9 @@ class Optimizer:
                 for name in slot.names:
                     if get(name) is not slot.var:
                         return False
+            for var, learnRate, momRate, wc in self._rates[1]:
+                if var.learnRate != learnRate or var.momRate != momRate or var.wc != wc:
+                    return False
             states, arrays = self.states.values(), self._state_arrays
             if sum(map(len, states)) != len(arrays):
                 return False
@@ -707,19 +718,27 @@ class Optimizer:
         """
         if self._runs is not None and self._looks is not None:
             return self._runs
-        rates = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
+        own = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
+        flat = [(var, var.learnRate, var.momRate, var.wc) for var in self.globalVar.values()]
         try:
-            same = rates == self._rates
+            same = (own, flat) == self._rates
         except ValueError:  # an array
             same = False
         if self._runs is None or not same:
-            for slot, each in zip(self._slots, rates, strict=True):
-                check_rates(slot.names[0], *each)
-            self._runs = self._stretches(rates) if self.globalState else list(self._slots)
+            for slot, rates in zip(self._slots, own, strict=True):
+                check_rates(slot.names[0], *rates)
+            for var, *factors in flat:
+                check_rates(f"globalVar[{var.name}]", *factors)
+            for slot, (learnRate, momRate, wc) in zip(self._slots, own, strict=True):
+                of_dtype = self.globalVar.get(slot.dtype)
+                if of_dtype is not None:
+                    learnRate, momRate, wc = learnRate * of_dtype.learnRate, momRate * of_dtype.momRate, wc * of_dtype.wc
+                slot.rates = learnRate, momRate, wc
+            self._runs = self._stretches() if self.globalState else list(self._slots)
             self._statistics.clear()  # they hold each variable's wc
-            self._rates = rates
+            self._rates = own, flat
         self._looks = [
-            (slot.names[0], slot.var, slot.data, slot.grad, *each) for slot, each in zip(self._slots, rates, strict=True)
+            (slot.names[0], slot.var, slot.data, slot.grad, *rates) for slot, rates in zip(self._slots, own, strict=True)
         ]
         return self._runs
 
@@ -735,24 +754,25 @@ class Optimizer:
             return None
         (begin, end), (low, high) = found, shards.bounds(run.dtype)
         var = shards.variable(run.dtype, begin, end, run.names[0])
-        var.learnRate, var.momRate, var.wc = run.var.learnRate, run.var.momRate, run.var.wc
+        var.learnRate, var.momRate, var.wc = run.rates
         state = {k: _part(array, begin - low, (end - begin,), high - low) for k, array in self.states[run.dtype].items()}
-        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset)
+        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset, run.rates)
 
-    def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
+    def _stretches(self) -> list[Slot]:
+        """The longest parts of the flat buffers whose variables have the same rates."""
         runs = []
         for dtype, flat in self.globalVar.items():
-            members = [(slot, rate) for slot, rate in zip(self._slots, rates, strict=True) if slot.dtype == dtype]
-            starts = [i for i, (_, rate) in enumerate(members) if i == 0 or rate != members[i - 1][1]]
+            members = [slot for slot in self._slots if slot.dtype == dtype]
+            starts = [i for i, slot in enumerate(members) if i == 0 or slot.rates != members[i - 1].rates]
             for start, end in zip(starts, [*starts[1:], len(members)], strict=True):
-                low = members[start][0].offset
-                high = members[end][0].offset if end < len(members) else flat.data.size
-                runs.append(self._stretch(dtype, flat, low, int(high), members[start][1]))
+                low = members[start].offset
+                high = members[end].offset if end < len(members) else int(flat.data.size)
+                runs.append(self._stretch(dtype, flat, low, high, members[start].rates))
         return runs
 
     def _stretch(self, dtype: np.dtype, flat: Variable, low: int, high: int, rates: tuple[float, float, float]) -> Slot:
         if (low, high) == (0, flat.data.size):
-            var, state = flat, self.states[dtype]
+            var, state = Variable(flat.data, name=flat.name, grad=flat.grad), self.states[dtype]
         else:
             data, grad = (_part(array, low, (high - low,), flat.data.size) for array in (flat.data, flat.grad))
             var = Variable(data, name=f"{dtype}[{low}:{high}]", grad=grad)
@@ -760,7 +780,7 @@ class Optimizer:
             if self._shards is None:
                 state = {k: _part(array, low, (high - low,), flat.data.size) for k, array in self.states[dtype].items()}
         var.learnRate, var.momRate, var.wc = rates
-        return Slot([var.name], var, var.data, var.grad, state, low)
+        return Slot([var.name], var, var.data, var.grad, state, low, rates=rates)
 
     # ------------------------------------------------------------------------------- what a subclass writes
 

@@ -240,9 +240,9 @@ class RMSPropGraves(Optimizer):
         # what the random rounding goes on with
         self.seed = extra.get("options", {}).get("seed", self.seed)
 
-    def _stretches(self, rates: list[tuple[float, float, float]]) -> list[Slot]:
+    def _stretches(self) -> list[Slot]:
         # an element's random numbers are found by the name of its variable and its index there
-        return list(self._slots) if self.stateDtype is not None else super()._stretches(rates)
+        return list(self._slots) if self.stateDtype is not None else super()._stretches()
 
     def _seeds(self) -> tuple[int, int]:
         """Two 32-bit numbers of this step: the output of SplitMix64 number ``t`` from ``seed``."""
@@ -280,7 +280,8 @@ class RMSPropGraves(Optimizer):
             HyperParameterError: a rate of the variable is no number.
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
-        check_rates(run.names[0], var.learnRate, var.momRate, var.wc)
+        run.rates = var.learnRate, var.momRate, var.wc
+        check_rates(run.names[0], *run.rates)
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
         self._pack([run], family_of(var.data)).update(self._hyper(), stream, options)
 
@@ -298,7 +299,7 @@ class RMSPropGraves(Optimizer):
         if packed is None or packed.source is not runs:
             if self.family is None:
                 return
-            active = [run for run in runs if run.var.learnRate > 0.0]
+            active = [run for run in runs if run.rates[0] > 0.0]
             packed = self._packed = self._pack(active, self.family, runs)
         if self.stateDtype is not None:
             options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
@@ -341,7 +342,7 @@ class _Packed:
     ) -> None:
         self.runs = runs
         self.source = source
-        self.frozen = [run for run in source or () if not run.var.learnRate > 0.0]
+        self.frozen = [run for run in source or () if not run.rates[0] > 0.0]
         self.former: _Packed | None = None
         extents = []
         for run in runs:
@@ -350,7 +351,7 @@ class _Packed:
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
         refuse_overlap(extents)
         self.table = family.kernels().Table([_segment(run, family) for run in runs])
-        self.table.set_rates([(run.var.learnRate, run.var.momRate, run.var.wc) for run in runs])
+        self.table.set_rates([run.rates for run in runs])
         self.update = self.table.update
 
 

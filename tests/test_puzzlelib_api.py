@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import Hook, RMSPropGraves, Variable
-from puzzlelib_rmsprop.errors import SetupError, VariableError
+from puzzlelib_rmsprop import Hook, RMSPropGraves, Variable, WeightDecay
+from puzzlelib_rmsprop.errors import HyperParameterError, SetupError, VariableError
 from tests.reference import Reference
 from tests.standins import Net
 
@@ -62,6 +62,55 @@ def test_ms_is_a_key_error_that_says_what_took_its_place(arrays, globalState):
         assert "ms" not in state
         with pytest.raises(KeyError, match="^'other'$"):
             state["other"]
+
+
+# ------------------------------------------------------------------------------------ rates of globalVar
+
+
+@pytest.mark.parametrize("stateDtype", [None, "bfloat16"])
+def test_rates_of_globalVar_are_factors_on_those_of_all_its_variables(arrays, stateDtype):
+    if stateDtype and arrays.name.startswith("puzzlelib"):
+        pytest.skip("PuzzleLib has no bfloat16")
+    factors = {"learnRate": 0.5, "momRate": 0.25, "wc": 3.0}
+    own = {"fc0.W": (1.0, 1.0, 0.5), "fc0.b": (0.3, 0.5, 0.0), "fc1.W": (2.0, 1.0, 1.0)}
+    nets = [make_net(arrays, tuple(own)) for _ in range(2)]
+    for net, optimizer in ((net, RMSPropGraves(1e-2, stateDtype=stateDtype)) for net in nets):
+        optimizer.addHook(WeightDecay(0.1))
+        optimizer.addHook(lambda var, state, stream: None)  # one that has decay done variable by variable
+        optimizer.addHook(WeightDecay(0.2))
+        optimizer.setupOn(net, useGlobalState=True)
+        flat = optimizer.globalVar[np.float32]
+        assert (flat.learnRate, flat.momRate, flat.wc) == (1.0, 1.0, 1.0)
+        for step in range(4):
+            for name, var in net.vars.items():
+                if net is nets[0]:
+                    var.learnRate, var.momRate, var.wc = own[name]
+                else:  # the product on the variable itself
+                    late = 1.0 if step < 2 else None
+                    rates = zip(own[name], factors.values(), strict=True)
+                    var.learnRate, var.momRate, var.wc = (rate * (late or factor) for rate, factor in rates)
+                arrays.put(var.grad, np.arange(5) * 0.1 + step)
+            if net is nets[0] and step == 2:
+                for name, factor in factors.items():
+                    setattr(flat, name, factor)
+            optimizer.update()
+    for name in own:
+        assert np.array_equal(arrays.get(nets[0].getVar(name).data), arrays.get(nets[1].getVar(name).data)), name
+
+
+def test_a_rate_of_globalVar_counts_before_the_first_update_and_stays(arrays):
+    net, optimizer = make_net(arrays), RMSPropGraves()
+    optimizer.setupOn(net, useGlobalState=True)
+    optimizer.globalVar[np.float32].learnRate = 0
+    before = {name: arrays.get(var.data) for name, var in net.vars.items()}
+    optimizer.update()
+    net.getVar("fc0.W").learnRate = 0.5  # a variable's own rate does not bring it back
+    optimizer.update()
+    for name, var in net.vars.items():
+        assert np.array_equal(arrays.get(var.data), before[name])
+    optimizer.globalVar[np.float32].learnRate = float("nan")
+    with pytest.raises(HyperParameterError, match=r"globalVar\[float32\]'?: its learnRate"):
+        optimizer.update()
 
 
 # --------------------------------------------------------------------------------------------- variables
