@@ -140,7 +140,10 @@ class Optimizer:
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
         self._rates: tuple[list[Any], list[Any]] = [], []  # of the variables, and of globalVar's
-        self._stream: Any = None
+        self._stream: Any = None  # the optimizer's own
+        self._given_stream: Any = None  # of the present call
+        self._stepping = False
+        self._overridden = False  # whether a subclass does something around a step
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         # with the runs and the record that each was made for
@@ -160,7 +163,7 @@ class Optimizer:
                 f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
                 " load() on another"
             )
-        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_statistics": {}, "_looks": None}
+        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_given_stream": None, "_statistics": {}, "_looks": None}
         return vars(self) | fresh
 
     # -------------------------------------------------------------------------------- attributes and hooks
@@ -242,17 +245,26 @@ class Optimizer:
     def _bind(self, mod: Any, useGlobalState: bool, slots: list[Slot], custom: list[str], family: Family | None) -> None:
         if family is not None:
             family.synchronize()  # what writes the arrays may be queued on any stream
-        fresh: dict[str, Any] = {"module": mod, "globalState": useGlobalState, "customVars": custom}
-        if useGlobalState:
-            fresh["states"] = ByDtype()
-            slots.sort(key=lambda slot: slot.names[0])
-            if family is not None:
-                fresh.update(self._flatten(mod, slots, family))
         before = {**vars(self)}
         self._unbind()
-        vars(self).update(fresh, family=family, _slots=slots, _tied=[slot for slot in slots if len(slot.names) > 1])
+        self.module, self.globalState, self.customVars, self.family = mod, useGlobalState, custom, family
+        self._slots = sorted(slots, key=lambda slot: slot.names[0]) if useGlobalState else slots
+        self._tied = [slot for slot in slots if len(slot.names) > 1]
+        kind, base = type(self), Optimizer
+        self._overridden = (kind.updateLocalStates, kind.updateGlobalState) != (
+            base.updateLocalStates,
+            base.updateGlobalState,
+        )
+        vartable = {slot.var: slot.names for slot in self._slots}
         try:
-            self._setup_states(slots)
+            if useGlobalState:
+                self.states = ByDtype()
+                self.setupGlobalState(vartable)
+                self._check_moved()
+            else:
+                self.setupLocalStates(vartable)
+            self._share_states()
+            self._state_arrays = [array for state in self.states.values() for array in state.values()]
             self._bind_hooks()
             if family is not None:
                 # the first update may come on a stream that the default one, where this was queued, is not ordered with
@@ -261,6 +273,33 @@ class Optimizer:
             vars(self).update(before)
             raise
         self.t = 0
+
+    def setupLocalStates(self, vartable: Mapping[Any, list[str]]) -> None:
+        """Makes the states in local mode; called by :meth:`setupOn`. ``vartable``: variable -> its names."""
+        for var, names in vartable.items():
+            self.states[names[0]] = self._made_state(var)
+
+    def setupGlobalState(self, vartable: Mapping[Any, list[str]]) -> None:
+        """Moves the variables into flat buffers and makes their states; called by :meth:`setupOn` in global mode.
+
+        A subclass that overrides this calls the base class's, with ``vartable`` as it was given: variable -> its names.
+        """
+        if self.family is not None:
+            self._flatten(self.module, [slot for slot in self._slots if slot.var in vartable], self.family)
+        for dtype, var in self.globalVar.items():
+            own = var if self._shards is None else self._shards.own(dtype)
+            self.states[dtype] = self._made_state(own)
+            if self._shards is not None:
+                Shards.check_state(self.states[dtype], own)
+
+    def _check_moved(self) -> None:
+        for slot in self._slots:
+            buffer = self.shParams.get(slot.dtype)
+            if buffer is None or buffer.blocks.get(slot.names[0]) is not slot.data:
+                raise SetupError(
+                    f"variable {slot.names[0]!r}: {type(self).__name__}.setupGlobalState() did not move it into a flat "
+                    f"buffer; call super().setupGlobalState(vartable) in it"
+                )
 
     def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
         """Reads the net's variables and checks all of them; changes nothing."""
@@ -332,7 +371,7 @@ class Optimizer:
         """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
         return {}
 
-    def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> dict[str, Any]:
+    def _flatten(self, mod: Any, slots: list[Slot], family: Family) -> None:
         """Moves the variables into flat buffers, one at a time, and points the net at them."""
         params: dict[np.dtype, SharedArray] = ByDtype()
         grads: dict[np.dtype, SharedArray] = ByDtype()
@@ -362,21 +401,8 @@ class Optimizer:
         if self.nodeinfo is not None:
             for var in flat.values():
                 self.nodeinfo.broadcastBuffer("data", family.buffer(var.data))
-        shards = Shards(self.nodeinfo, family, flat) if self.shardState else None
-        return {"shParams": params, "shGrads": grads, "globalVar": flat, "_shards": shards}
-
-    def _setup_states(self, slots: list[Slot]) -> None:
-        if not self.globalState:
-            for slot in slots:
-                slot.state = self.states[slot.names[0]] = self._made_state(slot.var)
-        else:
-            for dtype, var in self.globalVar.items():
-                own = var if self._shards is None else self._shards.own(dtype)
-                self.states[dtype] = self._made_state(own)
-                if self._shards is not None:
-                    Shards.check_state(self.states[dtype], own)
-            self._share_states()
-        self._state_arrays = [array for state in self.states.values() for array in state.values()]
+        self.shParams, self.shGrads, self.globalVar = params, grads, flat
+        self._shards = Shards(self.nodeinfo, family, flat) if self.shardState else None
 
     def _made_state(self, var: Any) -> dict[str, Any]:
         state = self.setupState(var)
@@ -418,8 +444,21 @@ class Optimizer:
             SetupError: before :meth:`setupOn`.
         """
         self._refresh()
+        self._given_stream = stream
+        if self.globalState:
+            self.zeroGradGlobalParams()
+        else:
+            self.zeroGradLocalParams()
+
+    def zeroGradLocalParams(self) -> None:
+        """Sets every gradient to zero in local mode; called by :meth:`zeroGradParams`."""
         if self.family is not None:
-            self._zero_gradients(self.family, stream)
+            self._zero_gradients(self.family, self._given_stream)
+
+    def zeroGradGlobalParams(self) -> None:
+        """Sets every gradient to zero in global mode; called by :meth:`zeroGradParams`."""
+        if self.family is not None:
+            self._zero_gradients(self.family, self._given_stream)
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
         for var in self.globalVar.values() if self.globalState else [slot.var for slot in self._slots]:
@@ -443,7 +482,7 @@ class Optimizer:
                 In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
             HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
         """
-        t, stepping, self._verdict = self.t, False, None
+        t, self._stepping, self._verdict = self.t, False, None
         try:
             runs = self._runs
             if runs is None or not self._unchanged():
@@ -459,20 +498,15 @@ class Optimizer:
                 self.t = _checked_t(self.t)
             custom = [self._updater(name) for name in self.customVars] if self.customVars else ()
             self.t += 1
-            options = PLAIN
-            if self.hooks or self.nodeinfo is not None:
-                options = self._prepare_gradients(stream)
-                runs = self._current_runs()
-            if self._shards is not None:
-                runs = self._own(runs, self._shards)
-            stepping = True
-            self._step(runs, stream, options)
-            if self._shards is not None:
-                self._shards.gather(stream)
+            self._given_stream = stream
+            if self.globalState:
+                self.updateGlobalState()
+            else:
+                self.updateLocalStates(useStreams, sync)
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
             # in the microsecond before the kernel begins.)
-            if not stepping or isinstance(error, Exception):
+            if not self._stepping or isinstance(error, Exception):
                 self.t = t
             # the others wait for this process, or will; but not where they have come to the same verdict, which is not
             # kept: its traceback holds all arrays of the callers
@@ -484,6 +518,30 @@ class Optimizer:
             update(self.learnRate)
         if own is not None and sync:
             own.synchronize()
+
+    def updateLocalStates(self, useStreams: bool = False, sync: bool = True) -> None:
+        """Runs the hooks and takes one step; called by :meth:`update` in local mode."""
+        self._take_step()
+
+    def updateGlobalState(self) -> None:
+        """Runs the hooks, averages the gradients and takes one step; called by :meth:`update` in global mode."""
+        self._take_step()
+
+    def _take_step(self) -> None:
+        stream, runs, options = self._given_stream, self._runs, PLAIN
+        if runs is None or self._overridden:
+            # what a subclass did before it called this may have changed the net
+            self._refresh()
+            runs = self._current_runs()
+        if self.hooks or self.nodeinfo is not None:
+            options = self._prepare_gradients(stream)
+            runs = self._current_runs()
+        if self._shards is not None:
+            runs = self._own(runs, self._shards)
+        self._stepping = True
+        self._step(runs, stream, options)
+        if self._shards is not None:
+            self._shards.gather(stream)
 
     def _updater(self, name: str) -> Callable[[float], None]:
         """What updates a variable that has its own updater; looked up before anything else is updated."""

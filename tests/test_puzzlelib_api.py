@@ -216,3 +216,131 @@ def test_variables_that_are_none_or_have_no_name_are_refused():
     for empty in ({}, []):
         with pytest.raises(SetupError, match="has no variables to train"):
             RMSPropGraves().setupOn(empty)
+
+
+# ---------------------------------------------------------------------------- methods that subclasses override
+
+
+class Recording(RMSPropGraves):
+    """Overrides every method of PuzzleLib's that there is to override, and calls the base class's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.calls = []
+
+    def setupLocalStates(self, vartable):
+        self.calls.append(("setupLocalStates", [names[0] for names in vartable.values()]))
+        super().setupLocalStates(vartable)
+
+    def setupGlobalState(self, vartable):
+        self.calls.append(("setupGlobalState", [names[0] for names in vartable.values()]))
+        super().setupGlobalState(vartable)
+
+    def zeroGradLocalParams(self):
+        self.calls.append("zeroGradLocalParams")
+        super().zeroGradLocalParams()
+
+    def zeroGradGlobalParams(self):
+        self.calls.append("zeroGradGlobalParams")
+        super().zeroGradGlobalParams()
+
+    def updateLocalStates(self, useStreams, sync):
+        self.calls.append(("updateLocalStates", self.t))
+        super().updateLocalStates(useStreams, sync)
+
+    def updateGlobalState(self):
+        self.calls.append(("updateGlobalState", self.t))
+        super().updateGlobalState()
+
+
+def test_overridden_methods_are_called(arrays, globalState):
+    nets = [make_net(arrays) for _ in range(2)]
+    for net, optimizer in zip(nets, (Recording(), RMSPropGraves()), strict=True):
+        optimizer.setupOn(net, globalState)
+        optimizer.zeroGradParams()
+        for var in net.vars.values():
+            assert not arrays.get(var.grad).any()
+            arrays.put(var.grad, np.arange(5))
+        optimizer.update()
+        if isinstance(optimizer, Recording):
+            calls = optimizer.calls
+    mode = "Global" if globalState else "Local"
+    states = "State" if globalState else "States"
+    assert calls == [
+        (f"setup{mode}{states}", ["fc0.W", "fc0.b"]),
+        f"zeroGrad{mode}Params",
+        (f"update{mode}{states}", 1),
+    ]
+    for name in nets[0].vars:
+        assert np.array_equal(arrays.get(nets[0].getVar(name).data), arrays.get(nets[1].getVar(name).data))
+
+
+def test_an_override_that_clips_then_calls_the_parents(arrays, globalState):
+    class Clipping(RMSPropGraves):
+        def clip(self):
+            for name in ("fc0.W", "fc0.b"):
+                var = self.module.getVar(name)
+                arrays.put(var.grad, np.clip(arrays.get(var.grad), -0.1, 0.1))
+            self.module.getVar("fc0.b").learnRate = 0.5
+
+        def updateLocalStates(self, useStreams, sync):
+            self.clip()
+            super().updateLocalStates(useStreams, sync)
+
+        def updateGlobalState(self):
+            self.clip()
+            super().updateGlobalState()
+
+    net, optimizer = make_net(arrays), Clipping()
+    expected = {name: Reference(arrays.get(var.data), dtype=np.float32) for name, var in net.vars.items()}
+    for name, var in net.vars.items():
+        rate = 1e-4 * (0.5 if name == "fc0.b" else 1.0)
+        expected[name].step(np.clip(arrays.get(var.grad), np.float32(-0.1), np.float32(0.1)), learnRate=rate)
+    optimizer.setupOn(net, globalState)
+    optimizer.update()
+    for name, var in net.vars.items():
+        assert np.array_equal(arrays.get(var.data), expected[name].param), name
+
+
+def test_an_override_without_the_parents_is_all_there_is(arrays, globalState):
+    class Own(RMSPropGraves):
+        def updateLocalStates(self, useStreams, sync):
+            pass
+
+        def updateGlobalState(self):
+            pass
+
+    net, optimizer = make_net(arrays), Own()
+    before = {name: arrays.get(var.data) for name, var in net.vars.items()}
+    optimizer.setupOn(net, globalState)
+    optimizer.update()
+    assert optimizer.t == 1
+    for name, var in net.vars.items():
+        assert np.array_equal(arrays.get(var.data), before[name])
+
+
+def test_states_made_by_an_override_are_used_or_missed_by_name(arrays):
+    class Own(RMSPropGraves):
+        def setupLocalStates(self, vartable):
+            for var, names in vartable.items():
+                if names[0] != self.left_out:
+                    self.states[names[0]] = self.setupState(var)
+
+    net, optimizer = make_net(arrays), Own()
+    optimizer.left_out = None
+    optimizer.setupOn(net)
+    optimizer.update()
+    optimizer.left_out = "fc0.b"
+    with pytest.raises(VariableError, match="variable 'fc0.b': its state must be a dict of arrays; got None"):
+        optimizer.setupOn(net)
+    assert optimizer.t == 1  # as before
+
+
+def test_a_global_set_up_that_moves_nothing_is_refused(arrays):
+    class Own(RMSPropGraves):
+        def setupGlobalState(self, vartable):
+            pass
+
+    net = make_net(arrays)
+    with pytest.raises(SetupError, match=r"'fc0.W': Own.setupGlobalState\(\) did not move it.*call super\(\)"):
+        Own().setupOn(net, useGlobalState=True)
