@@ -257,6 +257,10 @@ class Optimizer:
         )
         vartable = {slot.var: slot.names for slot in self._slots}
         try:
+            for slot in self._tied:
+                for name in slot.names:
+                    if mod.getVar(name) is not slot.var:
+                        mod.setVar(name, slot.var)
             if useGlobalState:
                 self.states = ByDtype()
                 self.setupGlobalState(vartable)
@@ -319,6 +323,8 @@ class Optimizer:
         custom: list[str] = []
         family: Family | None = None
         seen: set[str] = set()
+        # PuzzleLib's global mode gives each name of a tied variable a Variable of its own, with the same arrays
+        twins: dict[tuple[int, int], Slot] = {}
         table = mod.getVarTable()
         if not isinstance(table, Mapping):
             raise SetupError(
@@ -340,7 +346,11 @@ class Optimizer:
                     )
             slot = Slot(names, var, var.data, var.grad)
             family = _check_arrays(slot, family)
-            slots.append(slot)
+            twin = twins.setdefault((id(slot.data), id(slot.grad)), slot)
+            if twin is slot:
+                slots.append(slot)
+            else:
+                _tie(twin, slot)
         if not seen:
             raise SetupError(f"the net ({type(mod).__qualname__}) has no variables to train")
         if family is not None:
@@ -1078,6 +1088,18 @@ def _checked_names(mod: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
         if found is not var:
             raise VariableError(f"variable {name!r}: getVarTable() and getVar() give different objects")
     return names
+
+
+def _tie(slot: Slot, other: Slot) -> None:
+    """Makes of two variables with the same arrays one with the names of both. VariableError where their rates differ."""
+    for rate in ("learnRate", "momRate", "wc"):
+        own, its = getattr(slot.var, rate), getattr(other.var, rate)
+        if own != its:
+            raise VariableError(
+                f"variables {slot.names[0]!r} and {other.names[0]!r} have the same arrays, but {rate} {own!r} and {its!r}; "
+                f"make them one Variable, or give them arrays of their own"
+            )
+    slot.names += other.names
 
 
 def _check_arrays(slot: Slot, family: Family | None) -> Family:

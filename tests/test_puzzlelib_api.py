@@ -144,6 +144,31 @@ def test_a_second_optimizer_takes_over_a_tied_net(arrays):
     assert np.array_equal(arrays.get(net.getVar("b").data), expected.param)
 
 
+def test_variables_with_the_same_arrays_are_one(arrays, globalState):
+    # what PuzzleLib's own optimizer makes of a tied net in global mode
+    net = make_net(arrays, ("a", "c"))
+    first = net.vars["a"]
+    net.vars["b"] = type(first)(first.data, grad=first.grad)
+    before, grad = arrays.get(first.data), arrays.get(first.grad)
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(net, globalState)
+    assert net.getVar("a") is net.getVar("b")
+    expected = Reference(before, dtype=np.float32)
+    for _ in range(2):
+        expected.step(grad)
+        optimizer.update()
+    assert np.array_equal(arrays.get(net.getVar("b").data), expected.param)
+
+
+def test_variables_with_the_same_arrays_and_other_rates_are_refused(arrays, globalState):
+    net = make_net(arrays, ("a",))
+    first = net.vars["a"]
+    net.vars["b"] = type(first)(first.data, grad=first.grad)
+    net.vars["b"].wc = 0.5
+    with pytest.raises(VariableError, match="'a' and 'b' have the same arrays, but wc 0.0 and 0.5; make them one"):
+        RMSPropGraves().setupOn(net, globalState)
+
+
 # ------------------------------------------------------------------------------------------------- hooks
 
 
