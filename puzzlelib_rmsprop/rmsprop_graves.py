@@ -283,7 +283,7 @@ class RMSPropGraves(Optimizer):
         run.rates = var.learnRate, var.momRate, var.wc
         check_rates(run.names[0], *run.rates)
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
-        self._pack([run], family_of(var.data)).update(self._hyper(), stream, options)
+        self._pack([run], family_of(var.data)).table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
         # a subclass has a rule, or something around the rule, of its own
@@ -305,7 +305,7 @@ class RMSPropGraves(Optimizer):
             options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
         elif self.fuseZeroGrad:
             options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
-        packed.update(self._known_hyper or self._hyper(), stream, options)
+        packed.table.update(self._known_hyper or self._hyper(), stream, options)
         if self.fuseZeroGrad:
             for run in packed.frozen:
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
@@ -352,7 +352,6 @@ class _Packed:
         refuse_overlap(extents)
         self.table = family.kernels().Table([_segment(run, family) for run in runs])
         self.table.set_rates([run.rates for run in runs])
-        self.update = self.table.update
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:
