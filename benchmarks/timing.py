@@ -24,8 +24,7 @@ LIMITS = {"check": 300.0, "make": 90.0, "time": 90.0}
 
 def child(*command: str, **options: Any) -> subprocess.Popen:
     """A Python process that finds this folder and the package beside it."""
-    env = os.environ | options.pop("env", {})
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env, **options)
 
 
