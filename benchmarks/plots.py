@@ -196,7 +196,7 @@ def _bars(pyplot: Any, cases: Results) -> Any:
     rows = -(-len(cases) // columns)
     most = max(len(case["seconds"]) for case in cases)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(13, rows * (0.27 * most + 0.9)), layout="constrained", squeeze=False
+        rows, columns, figsize=(13, max(3, rows * (0.27 * most + 0.9))), layout="constrained", squeeze=False
     )
     for axes, case in zip(grid.flat, cases, strict=False):
         names = sorted(case["seconds"], key=lambda name: median(case, name), reverse=True)
