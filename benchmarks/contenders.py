@@ -115,8 +115,8 @@ CONTENDERS: dict[str, Contender] = {
     ADAM: _bar("Adam", adam, 2),
     SGD: _bar("SGD", sgd, 1),
     ADAGRAD: _bar("Adagrad", adagrad, 1),
-    COPY: Contender(copy, "limit", _BOTH, _ALL, None),
-    COPY_THREADS: Contender(copy_threads, "limit", dtypes=_ALL, formula=None),
+    COPY: Contender(copy, "limit", _BOTH, _ALL, None, states=0),
+    COPY_THREADS: Contender(copy_threads, "limit", dtypes=_ALL, formula=None, states=0),
 }
 
 # the same with dead units, timed in turns with those that have none

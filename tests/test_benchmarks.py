@@ -55,6 +55,7 @@ HERE = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # from torch.compile
 @pytest.mark.parametrize("name", HERE)
 def test_contenders_compute_their_formula(name):
     contender = CONTENDERS[name]
@@ -266,6 +267,12 @@ def test_contenders_take_turns(together, monkeypatch):
     assert found["left_out"] == {COMPILE: "setting it up for more than 100 variables takes minutes"}
     each = ["make", "time", "time", "drop"] if together else ["make", "time", "drop"] * 2 + ["drop"]
     assert workers[OURS].orders == each * 2
+
+
+def test_what_fits_into_memory():
+    million = cases.Case("main", "", [1_000_000], (OURS, COPY))
+    assert timing.fits(million, "cpu")
+    assert not timing.fits(million._replace(sizes=[10**15]), "cpu")
 
 
 def test_cases_have_only_those_who_can_take_part():
