@@ -171,7 +171,12 @@ def _cpu() -> list[_On]:
             )
             for n in SIZES
         ),
-        _On("1,000,000 elements, all dead, beside the same alive", "<= 1.2 times", {"suite": "dead", "variables": 1}, _dead),
+        _On(
+            "1,000,000 elements, all dead, beside the same alive",
+            "<= 1.2 times",
+            {"suite": "dead", "elements": 1_000_000},
+            _dead,
+        ),
         _On(
             "an MLP 64-512-512-10, 8% of its units dead, beside the same alive",
             "<= 1.2 times",

@@ -21,7 +21,7 @@ from .check import check
 from .contenders import CONTENDERS
 from .work import Arrays, LeftOut, Where, Work
 
-DEAD_STEPS = 2500  # with alpha = 0.95 an average gets to the last subnormal numbers of float32 in some 2,020
+DEAD_STEPS = 2100  # with alpha = 0.95 an average gets to the last subnormal numbers of float32 in some 2,020
 MLP, DEAD_SHARE = (64, 512, 512, 10), 0.08  # of the hidden units
 
 
