@@ -120,7 +120,7 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 # the same with dead units, timed in turns with those that have none
-DEAD = {name: f"{name}, dead units" for name in (OURS, C_LOOP, FOREACH, COMPILE, "Optax, jit")}
+DEAD = {name: f"{name}, dead units" for name in (OURS, C_LOOP, COMPILE, "Optax, jit")}
 CONTENDERS |= {
     dead: replace(CONTENDERS[name], dead=True, devices=("cpu",), dtypes=("float32",)) for name, dead in DEAD.items()
 }
