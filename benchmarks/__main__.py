@@ -26,7 +26,7 @@ from .timing import LIMITS, ROOT, Progress, Refused, Worker, measure
 
 PACKAGES = (
     "puzzlelib_rmsprop",
-    *("numpy", "numba", "h5py", "pycuda", "torch", "tensorflow-cpu", "tensorflow", "jax", "optax", "paddlepaddle"),
+    *("numpy", "h5py", "pycuda", "torch", "tensorflow-cpu", "tensorflow", "jax", "optax", "paddlepaddle"),
     *("cupy-cuda13x", "cupy-cuda12x", "cupy"),
 )
 
@@ -88,7 +88,7 @@ def chosen(words: Sequence[str] | None, device: str) -> list[str]:
     here = [name for name, contender in CONTENDERS.items() if device in contender.devices]
     if words is None:
         return here
-    others = [name for name in here if CONTENDERS[name].kind in ("peer", "by hand")]
+    others = [name for name in here if CONTENDERS[name].kind not in ("ours", "limit")]
     for word in words:
         if not any(word.lower() in name.lower() for name in others):
             raise ValueError(f"no peer's name has {word!r} in it; there are {'; '.join(others)}")
@@ -113,7 +113,7 @@ def checked(
             except Refused as reason:
                 print(f"left out: {name}: {reason}", flush=True)
                 left_out[name] = str(reason)
-                wrong |= CONTENDERS[name].kind not in ("peer", "by hand") and not reason.missing
+                wrong |= CONTENDERS[name].kind in ("ours", "limit") and not reason.missing
                 workers.pop(name).end()
             else:
                 told = (
@@ -139,7 +139,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=[*the_cases.SUITES, "all"],
         default=["all"],
-        help="what to measure: the main cases; sweeps over size, count of variables, dtype, threads; first use; memory",
+        help="what to measure: the main cases; sweeps over size, count of variables, dtype, threads; dead units; "
+        "what a call costs; first use; memory",
     )
     made.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
     made.add_argument("--json", type=Path, metavar="PATH", help="write every figure there")
@@ -164,7 +165,7 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
     dtypes = dict.fromkeys(case.dtype for case in sorted(planned, key=lambda case: case.dtype != "float32"))
     taking_part = [name for name in names if any(name in case.names for case in planned)]
     workers, left_out, wrong = checked(taking_part, given.device, cores, list(dtypes))
-    extra = {"first": 5 if given.quick else 14, "memory": 2 if given.device == "cpu" else 1}
+    extra = {"first": 2 if given.quick else 11, "memory": 2 if given.device == "cpu" else 1}
     turns = sum(case.rounds * sum(name in workers for name in case.names) for case in planned)
     progress = Progress(turns + sum(count for suite, count in extra.items() if suite in suites))
     found: dict[str, Any] = {"about": about, "left_out": left_out, "results": []}

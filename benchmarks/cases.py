@@ -6,21 +6,30 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .contenders import (
+    BARS,
     BFLOAT16,
-    C_LOOP_NAME,
+    C_LOOP,
+    CALL,
     COMPILE,
     CONTENDERS,
     COPY,
     COPY_THREADS,
     CUPY,
+    DEAD,
     FOREACH,
+    FOREIGN,
+    FOREIGN_LOCAL,
+    FUSED,
+    LOCAL,
     MASTER,
     ONE_THREAD,
     OURS,
 )
+from .worker import mlp_sizes
 
-TIMED = ("main", "size", "count", "dtype", "threads")
+TIMED = ("main", "size", "count", "dead", "dtype", "call", "threads")
 SUITES = (*TIMED, "first", "memory")
+SIZES = [1_000, 3_000, 10_000, 30_000, 65_536, 100_000, 262_144, 1_000_000, 4_194_304, 10_000_000, 50_000_000]
 
 # 10,010 parameters
 NET = [64 * 100, 100, 100 * 30, 30, 15 * 30, 30]
@@ -45,52 +54,54 @@ class Case(NamedTuple):
 
 
 def _suites(device: str, quick: bool, cores: int) -> dict[str, list[Case]]:
-    everyone = tuple(name for name in CONTENDERS if name not in (BFLOAT16, MASTER))
-    one = (OURS, ONE_THREAD, C_LOOP_NAME, FOREACH, COMPILE, "TensorFlow", "Optax, jit", "Paddle", CUPY, COPY, COPY_THREADS)
-    many = tuple(name for name in everyone if name not in (ONE_THREAD, COPY_THREADS))
-    many = many if device == "cpu" else tuple(name for name in many if name != COPY)
-    types = (OURS, BFLOAT16, MASTER, C_LOOP_NAME, FOREACH, "TensorFlow", "Optax, jit", "Paddle", CUPY, COPY, COPY_THREADS)
     gpu = device == "cuda"
-    rounds = 3 if quick else 11
+    peers = (FOREACH, COMPILE, "TensorFlow", "Optax, jit", "Paddle", CUPY)
+    slow, limits = ("NumPy", "PyTorch loop"), (COPY, COPY_THREADS)
+    foreign = (FOREIGN, FOREIGN_LOCAL)
+    one = (OURS, LOCAL, ONE_THREAD, FUSED, *slow, C_LOOP, *peers, *BARS, *limits)
+    net = (OURS, LOCAL, ONE_THREAD, *foreign, CALL, FUSED, *slow, C_LOOP, *peers)
+    many = (OURS, LOCAL, *foreign, FUSED, *slow, C_LOOP, *peers) + (() if gpu else (COPY,))
+    types = (OURS, BFLOAT16, MASTER, C_LOOP, *peers, *limits)
     large = ([1 << 15] if quick else [1 << 26]) if gpu else ([] if quick else [50_000_000])
     variables = 20 if gpu and quick else 1000
     main = [
-        *(Case("main", f"one variable of {n:,}", [n], everyone) for n in large),
-        Case("main", "one variable of 1,000,000", [1_000_000], everyone),
-        Case("main", "one variable of 1,000,000, gradient zeroed first", [1_000_000], everyone, zero=True),
-        Case("main", "one variable of 10,768", [10_768], everyone),
-        Case("main", "a net of 6 variables, 10,010 parameters", NET, everyone),
-        Case("main", "a net of 6 variables, gradients zeroed first", NET, everyone, zero=True),
-        Case("main", f"{variables:,} variables of 1,000", [1_000] * variables, everyone),
+        *(Case("main", f"one variable of {n:,}", [n], one) for n in large),
+        Case("main", "one variable of 1,000,000", [1_000_000], one),
+        Case("main", "one variable of 1,000,000, gradient zeroed first", [1_000_000], one, zero=True),
+        Case("main", "a net of 6 variables, 10,010 parameters", NET, net),
+        Case("main", "a net of 6 variables, gradients zeroed first", NET, net, zero=True),
+        Case("main", f"{variables:,} variables of 1,000", [1_000] * variables, many),
     ]
     if gpu and quick:  # the simulator takes seconds for what is large
         main = [case for case in main if sum(case.sizes) <= 1 << 15]
+    sizes, counts, total = SIZES, [1, 10, 100, 1_000, 10_000], 1_000_000
     if quick:
-        sizes, counts, total = ([1_000, 10_000] if gpu else [1_000, 30_000, 1_000_000]), [1, 10], 10_000
-    else:
-        sizes = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000]
-        counts, total = [1, 10, 100, 1_000, 10_000], 1_000_000
+        sizes, counts, total = [n for n in SIZES[::2] if n <= (10_000 if gpu else 262_144)], [1, 10], 10_000
+    dead = {"one variable of {:,}": [30_000 if quick else 1_000_000], "a net of 6 variables, {:,} parameters": mlp_sizes()}
     width = large[0] if large else 100_000
-    dtypes = [Case("dtype", f"one variable of {width:,}, {dtype}", [width], types, dtype) for dtype in
-              ("float16", "float32", "float64")]  # fmt: skip
     up_to = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < cores] + [cores]
-    threads = [
-        Case("threads", f"one variable of {n:,}, threads: {count}", [n], (OURS, COPY_THREADS), threads=count)
-        for n in ([1_000_000] if quick else [1_000_000, 10_000_000, 50_000_000])
-        for count in up_to
-    ]
-    return {
-        "main": [case._replace(rounds=rounds) for case in main],
+    found = {
+        "main": main,
         "size": [
-            Case("size", f"one variable of {n:,}", [n], one, rounds=3 if n > 50_000_000 or quick else 5) for n in sizes
+            Case("size", f"one variable of {n:,}", [n], (OURS, ONE_THREAD, C_LOOP, *peers, *BARS, *limits)) for n in sizes
         ],
-        "count": [
-            Case("count", f"{total:,} elements in {n:,} variables", [total // n] * n, many, rounds=3 if quick else 5)
-            for n in counts
+        "count": [Case("count", f"{total:,} elements in {n:,} variables", [total // n] * n, many) for n in counts],
+        "dead": [Case("dead", title.format(sum(n)), n, (*DEAD, *DEAD.values())) for title, n in dead.items()],
+        "dtype": [
+            Case("dtype", f"one variable of {width:,}, {dtype}", [width], types, dtype)
+            for dtype in ("float16", "float32", "float64")
         ],
-        "dtype": [case._replace(rounds=3 if quick else 7) for case in dtypes],
-        "threads": [] if gpu else [case._replace(rounds=3 if quick else 7) for case in threads],
+        "call": [Case("call", "one variable of 1", [1], (CALL, OURS, LOCAL, *foreign, C_LOOP, FOREACH, *BARS))],
+        "threads": [
+            Case("threads", f"one variable of {n:,}, threads: {count}", [n], (OURS, COPY_THREADS), threads=count)
+            for n in ([1_000_000] if quick else [1_000_000, 10_000_000, 50_000_000])
+            for count in up_to
+        ],
     }
+    for suite in ("dead", "call", "threads") if gpu else ():
+        del found[suite]
+    rounds = {suite: 3 if quick else {"main": 11, "dead": 11, "call": 11}.get(suite, 7) for suite in found}
+    return {suite: [case._replace(rounds=rounds[suite]) for case in each] for suite, each in found.items()}
 
 
 def cases(device: str, suites: Iterable[str], quick: bool, cores: int, names: Iterable[str]) -> list[Case]:

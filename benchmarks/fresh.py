@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import tracemalloc
 from typing import Any
@@ -24,9 +23,9 @@ from .timing import ROOT, Progress, child
 FIRST_USE = ROOT / "benchmarks" / "first_use.py"
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+def run(*command: str) -> dict[str, Any]:
     """Has a process print its JSON. Raises RuntimeError where it does not."""
-    with child(*command, stderr=subprocess.PIPE, env=env or {}) as process:
+    with child(*command, stderr=subprocess.PIPE) as process:
         try:
             output, errors = process.communicate(timeout=300)
         except subprocess.TimeoutExpired as error:
@@ -37,31 +36,17 @@ def run(*command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     return json.loads(output)
 
 
-# --------------------------------------------------------------------------------------------- first use
-
-
-def first(device: str, quick: bool, progress: Progress) -> dict[str, list[dict[str, float]]]:
-    """Seconds of the first use: with the compiled code made anew each time, and kept."""
-    found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
-
-    def use(folder: str, kind: str | None = None) -> None:
-        names = ("NUMBA_CACHE_DIR", "PUZZLELIB_RMSPROP_CACHE_DIR", "CUDA_CACHE_PATH")
+def first(device: str, quick: bool, progress: Progress) -> list[dict[str, float]]:
+    """Seconds of the first use, in processes one after the other."""
+    found = []
+    for number in range(3 if quick else 12):
+        progress.show("first use")
         start = time.monotonic()
-        figures = run(str(FIRST_USE), device, env={name: os.path.join(folder, name) for name in names})
+        figures = run(str(FIRST_USE), device)
         figures["since_start"] = figures.pop("end") - start  # the same clock in every process
-        if kind:
-            found[kind].append(figures)
+        if number:  # before, Python's own compiled files are written, and the disk's cache filled
+            found.append(figures)
             progress.advance()
-
-    with tempfile.TemporaryDirectory() as folder:
-        progress.show("first: warming up")
-        use(f"{folder}/warm")  # Python's own compiled files and the disk's cache, too
-        for number in range(2 if quick else 5):
-            progress.show("first: cold cache")
-            use(f"{folder}/{number}", "cold")
-        for _ in range(3 if quick else 9):
-            progress.show("first: warm cache")
-            use(f"{folder}/warm", "warm")
     return found
 
 
@@ -98,21 +83,8 @@ def _optimizer(net: Any, global_state: bool) -> Any:
 
 
 class _MallInfo(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
 
 
 def _malloced() -> int:

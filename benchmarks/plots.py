@@ -7,35 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from .contenders import (
+    ADAGRAD,
+    ADAM,
     BFLOAT16,
-    C_LOOP_NAME,
+    C_LOOP,
+    CALL,
     COMPILE,
     CONTENDERS,
     COPY,
     COPY_THREADS,
     CUPY,
+    DEAD,
     FOREACH,
+    FOREIGN,
+    FOREIGN_LOCAL,
     FUSED,
     LOCAL,
     MASTER,
     ONE_THREAD,
     OURS,
+    SGD,
 )
+from .tables import quartiles
 from .targets import Results, bandwidth, median
 
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
-    *("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#808080"),
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY, YELLOW = (
+    *("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#808080", "#c8b900"),
 )  # fmt: skip
 # colour, marker: the same in every picture
 STYLES = {
     OURS: (BLUE, "o"),
     LOCAL: (SKY, "o"),
     ONE_THREAD: (SKY, "s"),
+    FOREIGN: (BLUE, ">"),
+    FOREIGN_LOCAL: (SKY, ">"),
+    CALL: (SKY, "."),
     BFLOAT16: (BLUE, "D"),
     MASTER: (BLUE, "P"),
     FUSED: (BLUE, "X"),
     "NumPy": (GREY, "x"),
-    C_LOOP_NAME: (BLACK, "v"),
+    C_LOOP: (BLACK, "v"),
     "PyTorch loop": (VERMILION, "<"),
     FOREACH: (VERMILION, "^"),
     COMPILE: (VERMILION, "*"),
@@ -43,11 +54,24 @@ STYLES = {
     "Optax, jit": (GREEN, "s"),
     "Paddle": (PURPLE, "p"),
     CUPY: (GREEN, "h"),
+    ADAM: (YELLOW, "D"),
+    SGD: (YELLOW, "s"),
+    ADAGRAD: (YELLOW, "^"),
     COPY: (GREY, None),
     COPY_THREADS: (GREY, None),
 }
+STYLES |= {dead: STYLES[name] for name, dead in DEAD.items()}
 # those of a colour
-DASHES = {COPY: "--", COPY_THREADS: ":", ONE_THREAD: "--", "PyTorch loop": "--", COMPILE: "-."}
+DASHES = {
+    ADAM: ":",
+    SGD: ":",
+    ADAGRAD: ":",
+    COPY: "--",
+    COPY_THREADS: ":",
+    ONE_THREAD: "--",
+    "PyTorch loop": "--",
+    COMPILE: "-.",
+}
 PLAIN = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 130}
 
 
@@ -83,20 +107,13 @@ def _figures(pyplot: Any, found: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "bandwidth", _bandwidth(pyplot, by_suite["size"])
     if "count" in by_suite:
         yield "variables", _variables(pyplot, by_suite["count"])
-    if "main" in by_suite:
-        yield "main", _bars(pyplot, by_suite["main"])
+    for suite in ("main", "dead"):
+        if suite in by_suite:
+            yield suite, _bars(pyplot, by_suite[suite])
 
 
 def _names(cases: Results) -> list[str]:
     return [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
-
-
-def _quartiles(values: list[float]) -> tuple[float, float, float]:
-    import statistics
-
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    middle = statistics.median(values)
-    return min(low, middle), middle, max(high, middle)
 
 
 def _lines(axes: Any, cases: Results, key: str, value: Any) -> None:
@@ -106,7 +123,7 @@ def _lines(axes: Any, cases: Results, key: str, value: Any) -> None:
         limit = CONTENDERS[name].kind == "limit"
         points = [case for case in cases if name in case["seconds"]]
         x = [case[key] for case in points]
-        spread = [[value(case, name, each) for each in _quartiles(case["seconds"][name])] for case in points]
+        spread = [[value(case, name, each) for each in quartiles(case["seconds"][name])] for case in points]
         y = [row[1] for row in spread]
         errors = [[abs(y - min(row)) for y, row in zip(y, spread, strict=True)]]
         errors.append([abs(max(row) - y) for y, row in zip(y, spread, strict=True)])
@@ -179,12 +196,12 @@ def _bars(pyplot: Any, cases: Results) -> Any:
     rows = -(-len(cases) // columns)
     most = max(len(case["seconds"]) for case in cases)
     figure, grid = pyplot.subplots(
-        rows, columns, figsize=(13, rows * (0.27 * most + 0.9)), layout="constrained", squeeze=False
+        rows, columns, figsize=(13, max(3, rows * (0.27 * most + 0.9))), layout="constrained", squeeze=False
     )
     for axes, case in zip(grid.flat, cases, strict=False):
         names = sorted(case["seconds"], key=lambda name: median(case, name), reverse=True)
         values = [median(case, name) * 1e6 for name in names]
-        spread = [[each * 1e6 for each in _quartiles(case["seconds"][name])] for name in names]
+        spread = [[each * 1e6 for each in quartiles(case["seconds"][name])] for name in names]
         errors = [[row[1] - row[0] for row in spread], [row[2] - row[1] for row in spread]]
         colours = [STYLES[name][0] for name in names]
         hatches = ["//" if CONTENDERS[name].kind == "limit" else "" for name in names]

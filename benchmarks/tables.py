@@ -10,9 +10,17 @@ from .contenders import CONTENDERS, COPY, COPY_THREADS, OURS
 from .targets import Results, Target, bandwidth, median
 
 
-def _times(values: list[float]) -> tuple[str, str]:
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The lower one, the median and the upper one."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{statistics.median(values) * 1e6:,.1f}", f"{low * 1e6:,.1f} - {high * 1e6:,.1f}"
+    middle = statistics.median(values)
+    return min(low, middle), middle, max(high, middle)
+
+
+def _times(values: list[float]) -> tuple[str, str]:
+    low, middle, high = (seconds * 1e6 for seconds in quartiles(values))
+    digits = 2 if middle < 10 else 1
+    return f"{middle:,.{digits}f}", f"{low:,.{digits}f} - {high:,.{digits}f}"
 
 
 def case_table(case: dict[str, Any]) -> list[str]:
@@ -56,7 +64,20 @@ def sweep_table(cases: Results, head: str, key: str) -> list[str]:
     return lines
 
 
-def first_table(first: dict[str, list[dict[str, float]]]) -> list[str]:
+def rate_table(cases: Results, head: str, key: str) -> list[str]:
+    """Several cases: the bandwidth that each contender uses, by the bytes that its step has to move."""
+    names = [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
+    lines = [
+        f"| {head}: GB/s | bytes an element | {' | '.join(f'{case[key]:,}' for case in cases)} |",
+        f"| --- |{' ---: |' * (len(cases) + 1)}",
+    ]
+    for name in names:
+        cells = [f"{bandwidth(case, name) / 1e9:,.1f}" if name in case["seconds"] else "" for case in cases]
+        lines.append(f"| {name} | {CONTENDERS[name].bytes_moved(cases[0]['dtype'])} | {' | '.join(cells)} |")
+    return lines
+
+
+def first_table(first: list[dict[str, float]]) -> list[str]:
     heads = {
         "since_start": "from the interpreter's start to after the first update",
         "numpy_and_h5py": "import NumPy and h5py",
@@ -64,14 +85,10 @@ def first_table(first: dict[str, list[dict[str, float]]]) -> list[str]:
         "setupOn": "setupOn",
         "first_update": "first update",
     }
-    lines = ["| first use, ms: median (quartiles) | cold cache | warm cache |", "| --- | ---: | ---: |"]
+    lines = ["| first use, ms | median | quartiles |", "| --- | ---: | ---: |"]
     for key, head in heads.items():
-        cells = []
-        for kind in ("cold", "warm"):
-            values = [1e3 * use[key] for use in first[kind]]
-            low, _, high = statistics.quantiles(values, n=4)
-            cells.append(f"{statistics.median(values):,.1f} ({low:,.1f} - {high:,.1f})")
-        lines.append(f"| {head} | {' | '.join(cells)} |")
+        low, middle, high = (f"{1e3 * seconds:,.1f}" for seconds in quartiles([use[key] for use in first]))
+        lines.append(f"| {head} | {middle} | {low} - {high} |")
     return lines
 
 
@@ -104,6 +121,8 @@ def report(found: dict[str, Any]) -> str:
             head, key = sweeps[suite]
             what = head if suite == "size" else f"{cases[0]['elements']:,} elements in so many {head}"
             lines += [*sweep_table(cases, what, key), ""]
+            if suite == "size":
+                lines += [*rate_table(cases, what, key), ""]
         else:
             for case in cases:
                 lines += [*case_table(case), ""]

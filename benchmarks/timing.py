@@ -24,8 +24,7 @@ LIMITS = {"check": 300.0, "make": 90.0, "time": 90.0}
 
 def child(*command: str, **options: Any) -> subprocess.Popen:
     """A Python process that finds this folder and the package beside it."""
-    env = os.environ | options.pop("env", {})
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=env, **options)
 
 
@@ -120,7 +119,7 @@ class Progress:
 
 
 def fits(case: Case, device: str) -> bool:
-    """Whether all contenders' arrays fit into memory at once: five each, and about one more of their own."""
+    """Whether all contenders' arrays fit into memory at once: param, grad and state of each, and about one more."""
     if device == "cuda":
         return True  # each has a few GB at most, and such a GPU dozens
     try:
@@ -129,7 +128,8 @@ def fits(case: Case, device: str) -> bool:
             pages = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (ValueError, OSError):
         return sum(case.sizes) <= 50_000_000
-    return 6 * sum(case.sizes) * np.dtype(case.dtype).itemsize * len(case.names) < 0.8 * pages
+    arrays = sum(3 + CONTENDERS[name].states for name in case.names)
+    return arrays * sum(case.sizes) * np.dtype(case.dtype).itemsize < 0.8 * pages
 
 
 def measure(

@@ -1,20 +1,41 @@
-"""The benchmark, for developers: it refuses what computes something else, and says of made-up figures what is so."""
+"""The benchmark, for developers: it refuses what computes something else, and takes turns."""
 
-import json
+import dataclasses
+import importlib.util
+import itertools
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.conftest import ARRAYS
+from tests.reference import Reference
 
 pytest.importorskip("benchmarks", reason="the sources are not beside the tests")
-from benchmarks import __main__ as command
-from benchmarks import cases, contenders, floor, fresh, plots, tables, targets, timing, worker
-from benchmarks.contenders import CONTENDERS, COPY, COPY_THREADS, FOREACH, LOCAL, ONE_THREAD, OURS, Where
+from benchmarks import by_hand, cases, check, contenders, ours, timing, work, worker
+from benchmarks.contenders import (
+    C_LOOP,
+    CALL,
+    COMPILE,
+    CONTENDERS,
+    COPY,
+    COPY_THREADS,
+    DEAD,
+    FOREACH,
+    LOCAL,
+    ONE_THREAD,
+    OURS,
+)
+from benchmarks.work import Where
+from puzzlelib_rmsprop.kernels import cpu
 
 CPU = Where("cpu", 2)
 needs_cc = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler here")
+needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")
+needs_library = pytest.mark.skipif(
+    cpu.library is None or os.environ.get(cpu.VARIABLE) == "numpy", reason="the compiled library is not in use"
+)
 
 # ------------------------------------------------------------------------------------------- the check
 
@@ -22,33 +43,73 @@ HERE = [
     OURS,
     LOCAL,
     ONE_THREAD,
+    contenders.FOREIGN,
+    contenders.FOREIGN_LOCAL,
     contenders.BFLOAT16,
     contenders.MASTER,
     contenders.FUSED,
     "NumPy",
     COPY,
     COPY_THREADS,
-    pytest.param(contenders.C_LOOP_NAME, marks=needs_cc),
+    pytest.param(C_LOOP, marks=needs_cc),
+    pytest.param(CALL, marks=needs_library),
+    *(pytest.param(name, marks=needs_torch) for name in CONTENDERS if name.startswith("PyTorch")),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # from torch.compile
 @pytest.mark.parametrize("name", HERE)
 def test_contenders_compute_their_formula(name):
-    for dtype in CONTENDERS[name].dtypes:
-        assert (
-            contenders.check(name, dtype, CPU) <= contenders.TOLERANCES["float16" if name == contenders.BFLOAT16 else dtype]
-        )
+    contender = CONTENDERS[name]
+    for dtype in contender.dtypes:
+        assert check.check(contender, dtype, CPU) <= check.TOLERANCES["float16" if name == contenders.BFLOAT16 else dtype]
 
 
-def planted(monkeypatch, name, **changed):
+def test_the_formula_is_the_oracles():
+    gradients = np.random.default_rng(0).standard_normal((30, 50))
+    reference = Reference(np.zeros(50))
+    for gradient in gradients:
+        reference.step(-gradient, work.LEARN_RATE, work.ALPHA, work.MOMENTUM, work.EPSILON)
+    np.testing.assert_allclose(check.centered(gradients), reference.param, rtol=1e-12)
+    assert not np.allclose(check.epsilon_outside(gradients), reference.param, rtol=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", [FOREACH, *contenders.BARS])
+def test_other_formulas_are_those_of_pytorchs_plain_loop(name):
+    import torch
+
+    gradients = np.random.default_rng(0).standard_normal((30, 50))
+    tensor = torch.nn.Parameter(torch.zeros(50, dtype=torch.float64))
+    kind, options = {
+        FOREACH: (torch.optim.RMSprop, {"alpha": work.ALPHA, "eps": work.EPSILON**0.5, "momentum": 0.9, "centered": True}),
+        contenders.ADAM: (torch.optim.Adam, {}),
+        contenders.SGD: (torch.optim.SGD, {"momentum": work.MOMENTUM}),
+        contenders.ADAGRAD: (torch.optim.Adagrad, {}),
+    }[name]
+    optimizer = kind([tensor], lr=work.LEARN_RATE, foreach=False, **options)
+    for gradient in gradients:
+        tensor.grad = torch.from_numpy(gradient)
+        optimizer.step()
+    np.testing.assert_allclose(CONTENDERS[name].formula(gradients), tensor.detach().numpy(), rtol=1e-9)
+
+
+def test_bytes_that_a_step_moves():
+    found = {name: CONTENDERS[name].bytes_moved("float32") for name in (OURS, COPY, contenders.BFLOAT16, *contenders.BARS)}
+    # param and state twice, grad once
+    assert list(found.values()) == [36, 8, 24, 28, 20, 20]
+    assert CONTENDERS[contenders.MASTER].bytes_moved("float16") == 2 + 2 * 4 + 2 + 24
+
+
+def planted(name, **changed):
     """That contender with parts of its work replaced: part -> function(work) that gives the new one."""
     right = CONTENDERS[name]
 
     def make(params, grads, where):
-        work = right.make(params, grads, where)
-        return work._replace(**{part: change(work) for part, change in changed.items()})
+        made = right.make(params, grads, where)
+        return made._replace(**{part: change(made) for part, change in changed.items()})
 
-    monkeypatch.setitem(CONTENDERS, name, contenders.Contender(make, right.kind, right.devices, right.dtypes))
+    return dataclasses.replace(right, make=make)
 
 
 FAULTS = {
@@ -65,49 +126,40 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("name", [OURS, "NumPy"])
-def test_a_wrong_contender_is_refused(name, fault, monkeypatch):
-    planted(monkeypatch, name, **FAULTS[fault])
+def test_a_wrong_contender_is_refused(name, fault):
     with pytest.raises(ValueError, match="does not compute its formula"):
-        contenders.check(name, "float32", CPU)
+        check.check(planted(name, **FAULTS[fault]), "float32", CPU)
 
 
 @pytest.mark.parametrize("hyper", ["LEARN_RATE", "ALPHA", "MOMENTUM", "EPSILON"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_other_hyper_parameters_are_refused(hyper, dtype, monkeypatch):
-    right = CONTENDERS[OURS]
-
-    def make(*arguments):
-        with monkeypatch.context() as patch:
-            patch.setattr(contenders, hyper, 0.9 * getattr(contenders, hyper))
-            return right.make(*arguments)
-
-    monkeypatch.setitem(CONTENDERS, OURS, contenders.Contender(make, "ours", dtypes=right.dtypes))
+    monkeypatch.setattr(ours, hyper, 0.9 * getattr(ours, hyper))
     with pytest.raises(ValueError, match="does not compute its formula"):
-        contenders.check(OURS, dtype, CPU)
+        check.check(CONTENDERS[OURS], dtype, CPU)
 
 
-def test_a_copy_that_does_not_copy_is_refused(monkeypatch):
-    planted(monkeypatch, COPY, step=lambda work: lambda: None)
+def test_a_copy_that_does_not_copy_is_refused():
     with pytest.raises(ValueError, match="does not copy"):
-        contenders.check(COPY, "float32", CPU)
+        check.check(planted(COPY, step=lambda work: lambda: None), "float32", CPU)
 
 
 def test_the_copy_in_threads_copies_all_of_a_large_array():
     source = [np.arange(1_000_003, dtype=np.float32)]
-    work = contenders.copy_threads(source, source, Where("cpu", 3))
-    work.step()
-    np.testing.assert_array_equal(work.read()[0], source[0])
+    made = by_hand.copy_threads(source, source, Where("cpu", 3))
+    made.step()
+    np.testing.assert_array_equal(made.read()[0], source[0])
 
 
 def test_what_is_not_in_this_version_is_left_out():
-    with pytest.raises(contenders.LeftOut, match="not in this version"):
-        contenders.ours(noSuchOption=True)([np.ones(3, np.float32)], [np.ones(3, np.float32)], CPU)
+    with pytest.raises(work.LeftOut, match="not in this version"):
+        ours.ours(noSuchOption=True)([np.ones(3, np.float32)], [np.ones(3, np.float32)], CPU)
 
 
 def test_without_a_compiler_the_c_loop_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    with pytest.raises(contenders.LeftOut, match="no C compiler"):
-        contenders.c_loop([], [], CPU)
+    with pytest.raises(work.LeftOut, match="no C compiler"):
+        by_hand.c_loop([], [], CPU)
 
 
 # --------------------------------------------------------------------------------------------- timing
@@ -115,11 +167,59 @@ def test_without_a_compiler_the_c_loop_is_left_out(monkeypatch, tmp_path):
 
 def test_gradients_are_there_again_after_zeroing():
     grad, seen = np.ones(3), []
-    work = contenders.Work(
+    made = work.Work(
         lambda: seen.append(grad.copy()), list, lambda contents: np.copyto(grad, contents[0]), lambda: grad.fill(0)
     )
-    assert worker.on_cpu(work, [np.full(3, 7.0)], 10, 4)["seconds"] > 0
+    assert worker.on_cpu(made, [np.full(3, 7.0)], 10, 4)["seconds"] > 0
     np.testing.assert_array_equal(seen, np.full((4, 3), 7.0))
+
+
+@pytest.mark.parametrize(("seconds", "most", "steps"), [(20, 1, 1), (20, 7, 7), (0.5, 1000, 1), (20, 1000, range(21, 27))])
+def test_steps_are_counted(seconds, most, steps, monkeypatch):
+    calls = []
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: len(calls))  # a step takes a second
+    made = work.Work(lambda: calls.append(0), list, lambda contents: None)
+    assert worker.on_cpu(made, None, seconds, most) == {"seconds": 1.0}
+    assert len(calls) in (steps if isinstance(steps, range) else [steps])
+
+
+def test_units_die():
+    sizes = worker.mlp_sizes()
+    dead = worker.dying([np.ones(size) for size in sizes])
+    assert sum(sizes) == 301_066
+    weights = [grad.reshape(a, b) for grad, (a, b) in zip(dead[::2], itertools.pairwise(worker.MLP), strict=True)]
+    for number, bias in enumerate(dead[1:-1:2]):
+        units = bias == 0
+        assert units.sum() == 41  # 8% of 512
+        assert not weights[number][:, units].any()  # into them
+        assert not weights[number + 1][units].any()  # and out
+    assert [int((grad == 0).sum()) for grad in weights] == [64 * 41, 2 * 41 * 512 - 41 * 41, 41 * 10]
+    assert dead[-1].all()
+    assert not np.concatenate(worker.dying([np.ones(5)])).any()
+
+
+def test_dead_units_have_been_dead_for_long():
+    contender = worker.Contender(DEAD[OURS])
+    contender.make([3], "float32", False, "cpu", 1, 3)
+    before = contender.work.read()[0]
+    contender.work.step()
+    np.testing.assert_array_equal(contender.work.read()[0], before)  # nothing moves any more
+    alive = worker.Contender(OURS)
+    alive.make([3], "float32", False, "cpu", 1, 3)
+    before = alive.work.read()[0]
+    alive.work.step()
+    assert (alive.work.read()[0] != before).all()
+
+
+@needs_library
+def test_the_call_alone_is_the_updates(monkeypatch):
+    made = CONTENDERS[CALL].make([np.ones(5, np.float32)], [np.ones(5, np.float32)], CPU)
+    made.step()
+    moved = made.read()[0]
+    assert (moved != 1).all()
+    monkeypatch.setattr(cpu, "library", None)
+    with pytest.raises(work.LeftOut, match="compiled library is not here"):
+        ours.call_alone([], [], CPU)
 
 
 def test_a_worker_that_takes_too_long_is_ended_and_another_started():
@@ -157,16 +257,22 @@ def test_contenders_take_turns(together, monkeypatch):
     assert found["left_out"] == {"NumPy": "planted", COPY: "planted"}
     case = case._replace(sizes=[1] * 101)
     found = timing.measure(
-        case._replace(names=(OURS, contenders.COMPILE)),
-        workers | {contenders.COMPILE: FakeWorker()},
+        case._replace(names=(OURS, COMPILE)),
+        workers | {COMPILE: FakeWorker()},
         "cpu",
         2,
         True,
         timing.Progress(6),
     )
-    assert found["left_out"] == {contenders.COMPILE: "setting it up for more than 100 variables takes minutes"}
+    assert found["left_out"] == {COMPILE: "setting it up for more than 100 variables takes minutes"}
     each = ["make", "time", "time", "drop"] if together else ["make", "time", "drop"] * 2 + ["drop"]
     assert workers[OURS].orders == each * 2
+
+
+def test_what_fits_into_memory():
+    million = cases.Case("main", "", [1_000_000], (OURS, COPY))
+    assert timing.fits(million, "cpu")
+    assert not timing.fits(million._replace(sizes=[10**15]), "cpu")
 
 
 def test_cases_have_only_those_who_can_take_part():
@@ -180,298 +286,28 @@ def test_cases_have_only_those_who_can_take_part():
         assert (contenders.FUSED in case.names) == (case.suite == "main" and case.zero)
     assert {len(case.sizes) for case in planned if case.suite == "count"} == {1, 10, 100, 1_000, 10_000}
     assert {sum(case.sizes) for case in planned if case.suite == "count"} == {1_000_000}
-    assert max(sum(case.sizes) for case in planned if case.suite == "size") == 100_000_000
-
-
-# -------------------------------------------------------------------------------------------- targets
-
-
-def case(suite, sizes, seconds, dtype="float32", zero=False, threads=None, **more):
-    about = cases.Case(suite, f"{len(sizes)} of {sizes[0]:,}", sizes, (), dtype, zero, threads).about()
-    return about | {"device": "cpu", "seconds": {name: [s, s, s] for name, s in seconds.items()}, "left_out": {}} | more
-
-
-def results(ours):
-    """Figures of a run on a CPU in which the others take 10 and the copy takes as its bytes take ours."""
-    large = {OURS: ours, FOREACH: 14.0, "Paddle": 10.0, COPY: ours * 8 / 36 * 2, COPY_THREADS: ours * 8 / 36}
-    return [
-        case("main", [50_000_000], large),
-        case("main", [1_000_000], {OURS: ours, ONE_THREAD: ours, FOREACH: 10.0, contenders.C_LOOP_NAME: 10.0, "NumPy": 1.0}),
-        case("main", cases.NET, {OURS: 99.0, FOREACH: 1.0}),
-        case("main", cases.NET, {OURS: ours, FOREACH: 10.0}, zero=True),
-        case("main", [1000] * 1000, {OURS: ours, LOCAL: ours, FOREACH: 10.0}),
-        case("main", [1_000_000], {OURS: 10.0, contenders.FUSED: ours}, zero=True),
-        case("dtype", [50_000_000], {OURS: 10.0, contenders.BFLOAT16: ours}),
-        case("threads", [1_000_000], {OURS: 10.0}, threads=1),
-        case("threads", [1_000_000], {OURS: 4.0}, threads=2),
-    ]
-
-
-# target -> the ratio to the others' 10 from which on it is met
-LIMITS = {
-    "50,000,000 elements beside the fastest peer": 1.2,
-    "1,000,000 elements beside the fastest peer": 3.5,
-    "6 variables": 3.0,
-    "1,000 variables of 1,000, local, beside": 10.0,
-    "1,000,000 elements, one thread": 1.5,
-    "50,000,000 elements: bfloat16": 1.4,
-    "1,000,000 elements: zeroed": 1.0,
-}
-
-
-@pytest.mark.parametrize("target", LIMITS)
-def test_targets_on_a_cpu(target):
-    def verdict(ours):
-        return next(each for each in targets.targets("cpu", results(ours)) if each.target.startswith(target))
-
-    limit = LIMITS[target]
-    assert verdict(10.0 / (limit * 1.01)).met is True
-    assert verdict(10.0 / (limit * 0.99)).met is False
-    assert f"{limit * 2:.2f} times" in verdict(10.0 / (limit * 2)).measured
-
-
-def test_the_copy_is_the_faster_one_and_bytes_are_counted():
-    figures = results(1.0)
-    found = {each.target: each for each in targets.targets("cpu", figures)}[
-        "50,000,000 elements: share of the copy's bandwidth"
-    ]
-    assert (found.measured, found.met) == ("1.00 (1.8 GB/s; copy, threads: 1.8)", True)
-    figures[0]["seconds"][COPY_THREADS] = [0.2] * 3
-    assert targets.targets("cpu", figures)[1].met is False
-
-
-def test_targets_that_were_not_measured_are_not_decided():
-    for device in ("cpu", "cuda"):
-        for each in targets.targets(device, []):
-            assert each.met is None
-            assert each.measured.startswith("not ")
-    gone = results(1.0)
-    gone[1]["seconds"] = {OURS: [1.0] * 3}
-    gone[4]["seconds"].pop(FOREACH)
-    gone[4]["left_out"][FOREACH] = "torch is not installed"
-    said = [each.measured for each in targets.targets("cpu", gone)]
-    assert said[2] == "no peer is here"
-    assert said[4] == "PyTorch foreach: torch is not installed"
-
-
-FIRST = {
-    kind: [{"since_start": 3.0, "numpy_and_h5py": 0.1, "import": 0.2, "setupOn": 0.1, "first_update": update}] * 3
-    for kind, update in (("cold", 2.0), ("warm", 0.4))
-}
-QUIET = {"updates": 10, "malloced_and_kept": 0, "resident_growth": 0, "peak_growth": 0, "traced_and_kept": 64}
-MEMORY = {
-    "updates": {
-        "one variable of 1,000,000, global": QUIET | {"traced_in_one_update": 900},
-        "1,000 variables of 1,000, local": QUIET | {"traced_in_one_update": 50_000},
-    },
-    "setup": {
-        "variables": 10,
-        "bytes_of_a_variable": 400,
-        "bytes_of_all_variables": 4_000,
-        "held_before": 8_000,
-        "held_after": 20_010,
-        "peak": 20_390,
-        "arrays_of_the_state": 3,
-    },
-}
-
-
-def test_targets_of_first_use_and_memory():
-    def verdicts(first, memory):
-        return {each.target.split(",")[0].split(":")[0]: each.met for each in targets.targets("cpu", [], first, memory)}
-
-    found = {each.target: each.met for each in targets.targets("cpu", [], FIRST, MEMORY)}
-    assert found["import, on top of NumPy and h5py"] is True
-    assert found["first update, cold cache"] is True
-    assert found["first update, warm cache"] is True
-    assert found["update() after the first, one variable: no allocation"] is True
-    assert found["update() after the first, 1,000 variables: no allocation"] is False
-    assert verdicts(FIRST, MEMORY)["setupOn"] is True
-    slow = {kind: [{**use, "import": 0.26} for use in uses] for kind, uses in FIRST.items()}
-    assert verdicts(slow, MEMORY)["import"] is False
-    swapped = {"cold": [{"first_update": 3.1, "import": 0.2}], "warm": [{"first_update": 0.51, "import": 0.2}]}
-    assert verdicts(swapped, MEMORY)["first update"] is False
-    two_copies = MEMORY | {"setup": MEMORY["setup"] | {"peak": 20_900}}
-    assert verdicts(FIRST, two_copies)["setupOn"] is False
-    for leak in ("malloced_and_kept", "traced_and_kept", "peak_growth"):
-        figures = {"updates": {"one variable": MEMORY["updates"]["one variable of 1,000,000, global"] | {leak: 10**6}}}
-        assert targets._allocates(figures, "one variable")[1] is False
-
-
-def test_targets_on_a_gpu():
-    size = 1 << 26
-    figures = [
-        case("main", [size], {OURS: 1.0, FOREACH: 3.1, COPY: 8 / 36}),
-        case("main", [1000] * 1000, {OURS: 1.0, LOCAL: 1.0, FOREACH: 9.0}, host_seconds={OURS: [9e-6], LOCAL: [14e-6]}),
-        case("dtype", [size], {OURS: 1.0, COPY: 4 / 30 * 0.9}, dtype="float16"),
-        case("size", [1000], {OURS: 1.0, contenders.CUPY: 1.1}),
-        case("size", [9000], {OURS: 1.0, contenders.CUPY: 0.9}),
-    ]
-    figures[1]["launches"] = {LOCAL: 1}
-    memory = {"updates_on_gpu": {"global": {"device_bytes_taken": 0, "allocations": 0}}}
-    found = [(each.measured, each.met) for each in targets.targets("cuda", figures, None, memory)]
-    assert [met for _, met in found] == [True, True, False, True, True, False, False, None, False, True]
-    assert found[8][0] == "0.90 times at 9,000"
-    assert found[6][0] == "9.0 us"
-
-
-# ---------------------------------------------------------------------------------- the command, and what it writes
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A file of a run with made-up figures."""
-    found = {
-        "about": {"cpu": "some CPU", "cores": 2, "date": "2026-01-01", "commit": "abc", "versions": {"numpy": "2"}},
-        "left_out": {"Paddle": "paddle is not installed"},
-        "results": [
-            *results(1e-3),
-            *(case("size", [n], {OURS: n * 1e-9, COPY: n * 1e-10}) for n in (1000, 10_000)),
-            *(case("count", [1000 // n] * n, {OURS: 1e-4, FOREACH: 1e-4 * n}) for n in (1, 10)),
-        ],
-        "first": FIRST,
-        "memory": MEMORY,
-    }
-    found["targets"] = [each._asdict() for each in targets.targets("cpu", found["results"], FIRST, MEMORY)]
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps(found))
-    return path
-
-
-def test_plots_are_drawn_from_the_file(run, capsys):
-    from matplotlib import image
-
-    assert command.main(["--plot-only", str(run), "--plots", str(run.parent / "plots")]) == 0
-    drawn = sorted((run.parent / "plots").iterdir())
-    assert [path.name for path in drawn] == ["cpu-bandwidth.png", "cpu-main.png", "cpu-variables.png"]
-    printed = capsys.readouterr().out
-    for path in drawn:
-        assert f"written: {path}" in printed
-        pixels = image.imread(path)
-        assert min(pixels.shape[:2]) > 300
-        assert len(np.unique(pixels[..., 0])) > 20  # more than an empty frame
-    assert set(plots.STYLES) == set(CONTENDERS)
-
-
-def test_tables_have_the_figures(run):
-    text = tables.report(json.loads(run.read_text()))
-    assert "| puzzlelib_rmsprop, global | 1,000.0 | 1,000.0 - 1,000.0 | 1.00 | 36.0 |" in text
-    assert "| PyTorch foreach | 100.0 (1.00) | 1,000.0 (10.00) |" in text
-    assert "| first update | 2,000.0 (2,000.0 - 2,000.0) | 400.0 (400.0 - 400.0) |" in text
-    assert "| 1,000,000 elements beside the fastest peer | >= 3.5 times | 10000.00 times (PyTorch foreach) | met |" in text
-    assert "| update() after the first, 1,000 variables: no allocation | <= 4,096 bytes |" in text
-    assert "**not met**" in text
-    assert "left out: Paddle: paddle is not installed" in text
-
-
-def test_peers_are_chosen_by_words():
-    assert "TensorFlow" in command.chosen(None, "cpu")
-    found = command.chosen(["torch"], "cpu")
-    assert {"PyTorch loop", FOREACH, OURS, COPY} <= set(found)
-    assert not {"TensorFlow", "NumPy", contenders.C_LOOP_NAME} & set(found)
-    assert {CONTENDERS[name].kind for name in command.chosen([], "cuda")} == {"ours", "limit"}
-
-
-@pytest.mark.parametrize("options", [["--peers", "nobody"], ["--suite", "nothing"], ["--device", "tpu"], ["--fast"]])
-def test_other_options_are_refused(options):
-    with pytest.raises(SystemExit) as ended:
-        command.main(options)
-    assert ended.value.code == 2
-
-
-def test_ours_being_wrong_fails_the_run(monkeypatch, capsys):
-    class Fake:
-        def __init__(self, name):
-            self.name = name
-
-        def send(self, do, **order):
-            pass
-
-        def receive(self, limit):
-            if self.name in ("Paddle", OURS):
-                raise timing.Refused("planted", missing=self.name == "Paddle")
-            return 1e-7
-
-        def end(self):
-            pass
-
-    monkeypatch.setattr(command, "Worker", Fake)
-    workers, left_out, wrong = command.checked(["Paddle", "NumPy"], "cpu", 1, ["float32", "float64"])
-    assert (list(workers), left_out, wrong) == (["NumPy"], {"Paddle": "planted"}, False)
-    assert command.checked([OURS], "cpu", 1, ["float32"])[2] is True
-    assert "checked: NumPy, float64" in capsys.readouterr().out
-
-
-def test_a_short_run(tmp_path, capsys):
-    paths = tmp_path / "out" / "run.json", tmp_path / "out" / "run.md"
-    options = ["--quick", "--suite", "count", "--peers", "numpy"]
-    assert command.main([*options, "--json", str(paths[0]), "--markdown", str(paths[1])]) == 0
-    printed = capsys.readouterr().out
-    assert "checked: puzzlelib_rmsprop, local, float32" in printed
-    assert paths[1].read_text() in printed
-    found = json.loads(paths[0].read_text())
-    assert found["about"]["versions"]["numpy"] == np.__version__
-    for each in found["results"]:
-        assert set(each["seconds"]) == {OURS, LOCAL, "NumPy", COPY}
-        assert all(len(values) == 3 and min(values) > 0 for values in each["seconds"].values())
-
-
-def test_figures_are_not_lost_where_a_process_fails(monkeypatch, tmp_path):
-    monkeypatch.setattr(fresh, "FIRST_USE", tmp_path / "there_is_no_such_script.py")
-    assert command.main(["--quick", "--suite", "first", "--peers", "--json", str(tmp_path / "run.json")]) == 0
-    found = json.loads((tmp_path / "run.json").read_text())
-    assert "can't open file" in found["left_out"]["first"]
-    assert {each["met"] for each in found["targets"]} == {None}
-
-
-def test_figures_are_not_lost_where_the_run_is_ended(monkeypatch, tmp_path):
-    measured = []
-
-    def measure(case, *arguments, real=command.measure):
-        if measured:
-            raise KeyboardInterrupt
-        measured.append(case.title)
-        return real(case, *arguments)
-
-    monkeypatch.setattr(command, "measure", measure)
-    paths = ["--json", str(tmp_path / "run.json"), "--markdown", str(tmp_path / "run.md")]
-    with pytest.raises(KeyboardInterrupt):
-        command.main(["--quick", "--suite", "count", "--peers", *paths])
-    found = json.loads((tmp_path / "run.json").read_text())
-    assert [each["title"] for each in found["results"]] == measured
-    assert "## count" in (tmp_path / "run.md").read_text()
-    assert {each["met"] for each in found["targets"]} == {None}
-
-
-def test_the_floor_of_one_thread(capsys):
-    try:
-        assert floor.main(["1000"]) == 0
-    except contenders.LeftOut as reason:
-        pytest.skip(str(reason))
-    *_, row = capsys.readouterr().out.splitlines()
-    size, *figures = [each.strip() for each in row.strip("|").split("|")]
-    assert (size, len(figures)) == ("1,000", 5)
-    assert min(map(float, figures)) > 0
-
-
-def test_setting_up_is_seen():
-    figures = fresh.run("-m", "benchmarks.fresh", "setup", "cpu", "quick")
-    assert figures["arrays_of_the_state"] == 3
-    assert figures["held_after"] >= 5 * figures["bytes_of_all_variables"]
+    assert [case.sizes for case in planned if case.suite == "size"] == [[n] for n in cases.SIZES]
+    assert (cases.SIZES[0], cases.SIZES[-1]) == (1_000, 50_000_000)
+    assert max(b / a for a, b in itertools.pairwise(cases.SIZES)) <= 5
+    for case in planned:
+        assert ({*DEAD, *DEAD.values()} <= {*case.names}) == (case.suite == "dead")
+    assert [set(contenders.BARS) <= set(case.names) for case in planned if case.suite == "size"] == [True] * len(cases.SIZES)
+    of_foreign = [len(case.sizes) for case in planned if contenders.FOREIGN in case.names and case.suite == "main"]
+    assert of_foreign == [6, 6, 1000]
 
 
 # --------------------------------------------------------------------------------- on a GPU, or the simulator
 
 
-def test_contenders_on_cuda(cuda, monkeypatch):
+def test_contenders_on_cuda(cuda):
     assert "pycuda" in ARRAYS
     where = Where("cuda", 2)
     for name in (OURS, LOCAL, COPY):
         for dtype in ("float16", "float32"):
-            assert contenders.check(name, dtype, where) <= contenders.TOLERANCES[dtype]
-    planted(monkeypatch, OURS, step=lambda work: lambda: (work.step(), work.step()))
+            assert check.check(CONTENDERS[name], dtype, where) <= check.TOLERANCES[dtype]
+    twice = planted(OURS, step=lambda work: lambda: (work.step(), work.step()))
     with pytest.raises(ValueError, match="does not compute its formula"):
-        contenders.check(OURS, "float32", where)
+        check.check(twice, "float32", where)
 
 
 def test_launches_and_times_on_cuda(cuda):

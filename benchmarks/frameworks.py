@@ -1,0 +1,204 @@
+"""The frameworks: their centered RMSProp, PyTorch's fused optimizers, and the formula as a kernel of CuPy's."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, Clock, LeftOut, Where, Work
+
+
+def _torch_tensors(params: Arrays, grads: Arrays, where: Where) -> tuple[Any, list[Any]]:
+    """PyTorch, and its parameters with their gradients."""
+    torch = importlib.import_module("torch")
+    if where.device == "cuda" and not torch.cuda.is_available():
+        raise LeftOut("this PyTorch finds no GPU")
+    torch.set_num_threads(where.threads)
+    # torch.tensor copies into PyTorch's own memory
+    tensors = [torch.nn.Parameter(torch.tensor(param, device=where.device)) for param in params]
+    for tensor, grad in zip(tensors, grads, strict=True):
+        tensor.grad = torch.tensor(grad, device=where.device)
+    return torch, tensors
+
+
+def _torch_work(torch: Any, tensors: list[Any], optimizer: Any, step: Callable[[], Any], where: Where) -> Work:
+    def fill(contents: Arrays) -> None:
+        for tensor, content in zip(tensors, contents, strict=True):
+            tensor.grad.copy_(torch.from_numpy(content))
+
+    return Work(
+        step,
+        lambda: [tensor.detach().cpu().numpy() for tensor in tensors],
+        fill,
+        lambda: optimizer.zero_grad(set_to_none=False),
+        torch_clock(torch) if where.device == "cuda" else None,
+    )
+
+
+def torch_rmsprop(foreach: bool, compiled: bool = False) -> Callable[[Arrays, Arrays, Where], Work]:
+    def make(params: Arrays, grads: Arrays, where: Where) -> Work:
+        torch, tensors = _torch_tensors(params, grads, where)
+        # its epsilon is added to the root
+        optimizer = torch.optim.RMSprop(
+            tensors,
+            LEARN_RATE,
+            ALPHA,
+            math.sqrt(EPSILON),
+            momentum=MOMENTUM,
+            centered=True,
+            foreach=foreach,
+            capturable=compiled and where.device == "cuda",
+        )
+        step = optimizer.step
+        if compiled:
+            torch._dynamo.reset()  # else it counts what it compiled for earlier cases, and at a limit gives up
+            step = torch.compile(lambda: optimizer.step(), fullgraph=False)
+        return _torch_work(torch, tensors, optimizer, step, where)
+
+    return make
+
+
+def torch_fused(rule: str) -> Callable[[Arrays, Arrays, Where], Work]:
+    """Another rule, in one pass over memory: Adam, SGD with momentum, or Adagrad."""
+    options = {"momentum": MOMENTUM} if rule == "SGD" else {}
+
+    def make(params: Arrays, grads: Arrays, where: Where) -> Work:
+        torch, tensors = _torch_tensors(params, grads, where)
+        optimizer = getattr(torch.optim, rule)(tensors, LEARN_RATE, fused=True, **options)
+        return _torch_work(torch, tensors, optimizer, optimizer.step, where)
+
+    return make
+
+
+def torch_clock(torch: Any) -> Clock:
+    def event() -> Any:
+        made = torch.cuda.Event(enable_timing=True)
+        made.record()
+        return made
+
+    def seconds(first: Any, last: Any) -> float:
+        last.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+    return Clock(event, seconds, torch.cuda.synchronize)
+
+
+def tensorflow(params: Arrays, grads: Arrays, where: Where) -> Work:
+    """Its gradients are new tensors in every iteration: there is nothing to zero."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    tf = importlib.import_module("tensorflow")
+    dtype = tf.as_dtype(params[0].dtype)
+    variables = [[tf.Variable(param)] + [tf.Variable(np.zeros_like(param)) for _ in range(3)] for param in params]
+    tensors = [tf.constant(grad) for grad in grads]
+    apply = tf.raw_ops.ResourceApplyCenteredRMSProp
+    hyper = {"lr": LEARN_RATE, "rho": ALPHA, "momentum": MOMENTUM, "epsilon": EPSILON}
+    hyper = {name: tf.constant(value, dtype) for name, value in hyper.items()}
+
+    def step() -> None:
+        for (var, mg, ms, delta), grad in zip(variables, tensors, strict=True):
+            apply(var=var.handle, mg=mg.handle, ms=ms.handle, mom=delta.handle, grad=grad, **hyper)
+
+    def fill(contents: Arrays) -> None:
+        tensors[:] = [tf.constant(content) for content in contents]
+
+    return Work(step, lambda: [row[0].numpy() for row in variables], fill)
+
+
+def optax_jit(params: Arrays, grads: Arrays, where: Where) -> Work:
+    """Its gradients are new arrays in every iteration: there is nothing to zero."""
+    jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
+    jax.config.update("jax_enable_x64", params[0].dtype == np.float64)
+    # eps_in_sqrt is its default: the formula is Graves' own
+    rule = optax.rmsprop(LEARN_RATE, ALPHA, EPSILON, centered=True, momentum=MOMENTUM)
+
+    def update(tree: Any, state: Any, gradients: Any) -> Any:
+        updates, state = rule.update(gradients, state, tree)
+        return optax.apply_updates(tree, updates), state
+
+    compiled = jax.jit(update, donate_argnums=(0, 1))
+    tree = [jax.numpy.array(param) for param in params]
+    gradients = [jax.numpy.array(grad) for grad in grads]
+    held = [tree, rule.init(tree)]
+
+    def step() -> None:
+        held[:] = compiled(held[0], held[1], gradients)
+        jax.block_until_ready(held)
+
+    def fill(contents: Arrays) -> None:
+        gradients[:] = [jax.numpy.array(content) for content in contents]
+
+    return Work(step, lambda: [np.asarray(array) for array in held[0]], fill)
+
+
+def paddle_rmsprop(params: Arrays, grads: Arrays, where: Where) -> Work:
+    paddle = importlib.import_module("paddle")
+    paddle.set_device("cpu")
+    tensors = [paddle.create_parameter(param.shape, str(param.dtype)) for param in params]
+    for tensor, param, grad in zip(tensors, params, grads, strict=True):
+        tensor.set_value(param)
+        tensor.stop_gradient = False
+        tensor.grad = paddle.to_tensor(grad)
+    optimizer = paddle.optimizer.RMSProp(
+        LEARN_RATE, rho=ALPHA, epsilon=EPSILON, momentum=MOMENTUM, centered=True, parameters=tensors
+    )
+
+    def fill(contents: Arrays) -> None:
+        for tensor, content in zip(tensors, contents, strict=True):
+            tensor.grad.set_value(content)
+
+    return Work(
+        optimizer.step,
+        lambda: [tensor.numpy() for tensor in tensors],
+        fill,
+        lambda: optimizer.clear_grad(set_to_zero=True),
+    )
+
+
+def cupy_fused(params: Arrays, grads: Arrays, where: Where) -> Work:
+    """The formula as one ElementwiseKernel, launched once a variable: what Chainer does."""
+    cupy = importlib.import_module("cupy")
+    kernel = cupy.ElementwiseKernel(
+        "T g, float32 lr, float32 alpha, float32 mom, float32 eps",
+        "T p, float32 mg, float32 ms, float32 delta",
+        """float x = float(g);
+        mg = alpha * mg + (1 - alpha) * x;
+        ms = alpha * ms + (1 - alpha) * x * x;
+        delta = mom * delta + lr * x / sqrtf(fmaxf(ms - mg * mg, 0.0f) + eps);
+        p = T(float(p) - delta);""",
+        "rmsprop_graves",
+    )
+    rows = [
+        (cupy.asarray(grad), cupy.asarray(param), *(cupy.zeros(param.shape, np.float32) for _ in range(3)))
+        for param, grad in zip(params, grads, strict=True)
+    ]
+    hyper = tuple(map(np.float32, (LEARN_RATE, ALPHA, MOMENTUM, EPSILON)))
+
+    def step() -> None:
+        for grad, param, *states in rows:
+            kernel(grad, *hyper, param, *states)
+
+    def fill(contents: Arrays) -> None:
+        for row, content in zip(rows, contents, strict=True):
+            row[0].set(content)
+
+    def event() -> Any:
+        made = cupy.cuda.Event()
+        made.record()
+        return made
+
+    def seconds(first: Any, last: Any) -> float:
+        last.synchronize()
+        return cupy.cuda.get_elapsed_time(first, last) / 1e3
+
+    return Work(
+        step,
+        lambda: [cupy.asnumpy(row[1]) for row in rows],
+        fill,
+        lambda: [row[0].fill(0) for row in rows],
+        Clock(event, seconds, cupy.cuda.Device().synchronize),
+    )
