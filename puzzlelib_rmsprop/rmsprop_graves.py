@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
-from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .changes import WatchedDict
+from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
+from .forms import MeanSquare
 from .hyper import Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
@@ -29,7 +30,7 @@ class GravesState(WatchedDict):
     """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
 
     def __missing__(self, key: Any) -> Any:
-        if key == "ms":
+        if key == "ms" and "variance" in self:
             raise KeyError("there is no 'ms' any more: 'variance' took its place, and ms is variance + mg*mg")
         raise KeyError(key)
 
@@ -118,6 +119,7 @@ class RMSPropGraves(Optimizer):
     seed = Checked(_checked_seed)
     capturable = Checked(flag, fixed=True)
     shardState = Checked(flag, fixed=True)
+    _forms = (MeanSquare(),)
 
     def __init__(
         self,
@@ -194,6 +196,10 @@ class RMSPropGraves(Optimizer):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
             family.set(state["master"], family.get(var.data).astype(np.float32))
         return state
+
+    def _made_state(self, var: Any) -> WatchedDict:
+        state = super()._made_state(var)
+        return GravesState(state) if type(state) is WatchedDict else state  # a subclass may give a plain dict
 
     def _has_master(self, dtype: np.dtype) -> bool:
         return self.masterWeights and dtype.itemsize == 2
@@ -379,15 +385,15 @@ def _segment(run: Slot, family: Family) -> Segment:
     param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _buffers(run))
     state = np.dtype(run.state["mg"].dtype).name
     key = zlib.crc32(run.names[0].encode())
-    return Segment(
-        run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key
-    )
+    return Segment(run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key)
 
 
 def _learn_rate(name: str, value: Any) -> float:
     rate = number(name, value, 0, float(_FLOAT32.max), ". To subtract the step, make the optimizer with gradOfLoss=True")
     if 0 < rate < float(_FLOAT32.tiny):
-        raise HyperParameterError(f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}")
+        raise HyperParameterError(
+            f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}"
+        )
     return rate
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .arrays import Family
+from .arrays import Family, family_of
 from .errors import SetupError
+from .forms import MeanSquare
 from .nodeinfo.agreement import tell
 from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
@@ -116,22 +117,37 @@ class Parts(Mapping):
     """The state of a dtype as a checkpoint wants it, entity -> whole content; put together when an entity is asked for.
 
     Each process of the group goes through the entities in their order, once: process 0 by reading them, and all by
-    :meth:`finish`.
+    :meth:`finish`. The other ``forms`` of an entity come last; each process computes its part of them.
     """
 
-    def __init__(self, state: Mapping[str, Any], sizes: tuple[int, int], shards: Shards) -> None:
+    def __init__(
+        self, state: Mapping[str, Any], sizes: tuple[int, int], shards: Shards, forms: Sequence[MeanSquare] = ()
+    ) -> None:
         self._state, self._shards = state, shards
         self._part, self._used = sizes
-        self._left = list(state)
+        self._forms = {form.name: form for form in forms if form.applies(state)}
+        self._left = [*state, *self._forms]
 
     def __getitem__(self, entity: str) -> Any:
         assert self._left[0] == entity
-        found = self._shards.room(self._state[entity])  # or no memory is left, and finish() has this entity to go through
-        self._gather(found)
+        array = self._array(entity)
+        found = self._shards.room(array)  # or no memory is left, and finish() has this entity to go through
+        self._gather(array, found)
         return None if found is None else found.reshape(-1)[: self._used]
 
-    def _gather(self, found: np.ndarray | None) -> None:
-        array = self._state[self._left.pop(0)]
+    def _array(self, entity: str) -> Any:
+        """This process's part."""
+        if entity in self._state:
+            return self._state[entity]
+        form = self._forms[entity]
+        family = family_of(self._state[form.entity])
+        content = form.of({each: family.get(self._state[each]) for each in (form.beside, form.entity)})
+        array = family.zeros(content.shape, content.dtype)
+        family.set(array, content)
+        return array
+
+    def _gather(self, array: Any, found: np.ndarray | None) -> None:
+        self._left.pop(0)
         try:
             self._shards.whole(array, found)
         except BaseException as error:
@@ -140,12 +156,12 @@ class Parts(Mapping):
             raise
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
+        return iter([*self._state, *self._forms])
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self._state) + len(self._forms)
 
     def finish(self) -> None:
         """Goes through what is left."""
         while self._left:
-            self._gather(None)
+            self._gather(self._array(self._left[0]), None)
