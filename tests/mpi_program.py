@@ -36,7 +36,6 @@ from puzzlelib_rmsprop import (  # noqa: E402
     gpuarray,
 )
 from puzzlelib_rmsprop.errors import (  # noqa: E402
-from puzzlelib_rmsprop.forms import MeanSquare
     ArrayError,
     CheckpointError,
     GroupError,
@@ -45,6 +44,7 @@ from puzzlelib_rmsprop.forms import MeanSquare
     SetupError,
     VariableError,
 )
+from puzzlelib_rmsprop.forms import MeanSquare  # noqa: E402
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
 from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
 from tests import fake_nccl, standins  # noqa: E402
