@@ -11,7 +11,7 @@ from .kernels import real_dtype
 
 __all__ = ["MeanSquare"]
 
-PIECE = 1 << 18  # elements that are converted at a time: float64 takes more memory than the state
+PIECE = 1 << 15  # elements that are converted at a time: float64 takes more memory than the state
 
 
 class MeanSquare:

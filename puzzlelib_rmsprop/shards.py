@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .arrays import Family, family_of
 from .errors import SetupError
-from .forms import MeanSquare
+from .forms import PIECE, MeanSquare
 from .nodeinfo.agreement import tell
 from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
 
 __all__ = ["Parts", "Shards"]
 
-PIECE = 1 << 25  # bytes that are gathered at a time
+GATHERED = 1 << 25  # bytes that are gathered at a time
 
 
 class Shards:
@@ -84,20 +85,22 @@ class Shards:
         for var in self._flat.values():
             on_stream(self.nodeinfo.allGather, "data", var.data, stream)
 
-    def room(self, array: Any) -> np.ndarray | None:
-        """For the parts of a state array put together, on process 0."""
-        return np.empty((self.nodeinfo.gridsize, array.size), array.dtype) if self.nodeinfo.index == 0 else None
+    def room(self, size: int, dtype: np.dtype) -> np.ndarray | None:
+        """For parts of ``size`` elements put together, on process 0."""
+        return np.empty((self.nodeinfo.gridsize, size), dtype) if self.nodeinfo.index == 0 else None
 
-    def whole(self, array: Any, found: np.ndarray | None) -> None:
-        """Puts the parts of a state array together in ``found``, where there is one; all processes have to call it."""
-        nodes, part, dtype = self.nodeinfo.gridsize, int(array.size), np.dtype(array.dtype)
-        most = max(1, PIECE // (nodes * dtype.itemsize))
-        scratch = self._family.zeros((nodes * min(most, part),), dtype)
-        for begin in range(0, part, most):
-            count = min(most, part - begin)
+    def whole(self, size: int, dtype: np.dtype, fill: Callable[[Any, int], None], found: np.ndarray | None) -> None:
+        """Puts parts of ``size`` elements together in ``found``, where there is one; all processes have to call it.
+
+        ``fill(array, begin)`` writes what this process's part has from element ``begin`` on into an array.
+        """
+        nodes = self.nodeinfo.gridsize
+        most = max(1, GATHERED // (nodes * dtype.itemsize))
+        scratch = self._family.zeros((nodes * min(most, size),), dtype)
+        for begin in range(0, size, most):
+            count = min(most, size - begin)
             piece = self._family.view(scratch, 0, (nodes * count,))
-            own = self._family.view(piece, self.nodeinfo.index * count, (count,))
-            self._family.copy(own, self._family.view(array, begin, (count,)))
+            fill(self._family.view(piece, self.nodeinfo.index * count, (count,)), begin)
             self.nodeinfo.allGather("state", piece)
             if found is not None:
                 found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
@@ -130,30 +133,37 @@ class Parts(Mapping):
 
     def __getitem__(self, entity: str) -> Any:
         assert self._left[0] == entity
-        array = self._array(entity)
-        found = self._shards.room(array)  # or no memory is left, and finish() has this entity to go through
-        self._gather(array, found)
+        # or no memory is left, and finish() has this entity to go through
+        found = self._shards.room(self._part, self._dtype(entity))
+        self._gather(found)
         return None if found is None else found.reshape(-1)[: self._used]
 
-    def _array(self, entity: str) -> Any:
-        """This process's part."""
-        if entity in self._state:
-            return self._state[entity]
-        form = self._forms[entity]
-        family = family_of(self._state[form.entity])
-        content = form.of({each: family.get(self._state[each]) for each in (form.beside, form.entity)})
-        array = family.zeros(content.shape, content.dtype)
-        family.set(array, content)
-        return array
+    def _dtype(self, entity: str) -> np.dtype:
+        form = self._forms.get(entity)
+        return np.dtype(self._state[entity].dtype) if form is None else form.dtype(self._state)
 
-    def _gather(self, array: Any, found: np.ndarray | None) -> None:
-        self._left.pop(0)
+    def _gather(self, found: np.ndarray | None) -> None:
+        entity = self._left.pop(0)
         try:
-            self._shards.whole(array, found)
+            fill = self._compute if entity in self._forms else self._copy
+            self._shards.whole(self._part, self._dtype(entity), functools.partial(fill, entity), found)
         except BaseException as error:
             # nothing brings the processes into step again
             tell(self._shards.nodeinfo, error)
             raise
+
+    def _copy(self, entity: str, into: Any, begin: int) -> None:
+        family = family_of(into)
+        family.copy(into, family.view(self._state[entity], begin, into.shape))
+
+    def _compute(self, entity: str, into: Any, begin: int) -> None:
+        form, family = self._forms[entity], family_of(into)
+        for first in range(0, into.size, PIECE):
+            shape = (min(PIECE, into.size - first),)
+            pieces = {
+                each: family.get(family.view(self._state[each], begin + first, shape)) for each in (form.beside, form.entity)
+            }
+            family.set(family.view(into, first, shape), form.of(pieces))
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self._state, *self._forms])
@@ -164,4 +174,4 @@ class Parts(Mapping):
     def finish(self) -> None:
         """Goes through what is left."""
         while self._left:
-            self._gather(self._array(self._left[0]), None)
+            self._gather(None)

@@ -757,10 +757,10 @@ def a_save_that_fails_on_one_process_leaves_none_waiting():
         # no memory to put a part together in
         room, calls = optimizer._shards.room, itertools.count()
 
-        def full(array):
+        def full(*part):
             if RANK == 0 and next(calls) == 1:
                 raise MemoryError("no room")
-            return room(array)
+            return room(*part)
 
         optimizer._shards.room = full
         with pytest.raises(MemoryError if RANK == 0 else CheckpointError, match="no room"):
