@@ -769,6 +769,7 @@ class Optimizer:
             return
         self._ready()
         _checked_t(self.t)
+        self._check_forms()
         states: dict[Any, dict[str, np.ndarray]] = {}
         for key, state in self.states.items():
             states[key] = found = {entity: _content(array) for entity, array in state.items()}
@@ -786,6 +787,16 @@ class Optimizer:
                 except ArrayError as error:
                     raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
 
+    def _check_forms(self) -> None:
+        """Whether what a file holds besides can be computed."""
+        for key, state in self.states.items():
+            for form in self._forms:
+                if form.applies(state) and tuple(state[form.beside].shape) != tuple(state[form.entity].shape):
+                    raise ArrayError(
+                        f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
+                        f"{tuple(state[form.beside].shape)} and {tuple(state[form.entity].shape)}"
+                    )
+
     def _ready(self) -> None:
         """Whatever is read or written next, is in place and up to date."""
         self._refresh()
@@ -799,6 +810,7 @@ class Optimizer:
         try:
             self._ready()
             _checked_t(self.t)
+            self._check_forms()
         except Exception as error:
             failure = error
         together(self.nodeinfo, failure, "saving")

@@ -18,7 +18,7 @@ import pytest
 import puzzlelib_rmsprop
 from puzzlelib_rmsprop import LossScaling, Optimizer, RMSPropGraves, Variable, files, forms, gpuarray
 from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
-from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, CheckpointWarning
 from puzzlelib_rmsprop.forms import MeanSquare
 from puzzlelib_rmsprop.inspection import inspect
 from tests.golden import DATA, KINDS, NAMES, Replay
@@ -962,6 +962,14 @@ def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
     other.load(tmp_path / "run.hdf")
     assert_same(content(Own, other), content(Own, optimizer))
     assert all((slot.state["ms"] == 7).all() for slot in other._slots)
+
+
+def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.states["b.b"]["mg"] = gpuarray.zeros(9)
+    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must be of one shape; got \(9,\) and \(3,\)"):
+        optimizer.save(tmp_path / "run.hdf")
+    assert os.listdir(tmp_path) == []
 
 
 # ------------------------------------------------------------------------- who asks a state for its mean square
