@@ -5,7 +5,12 @@ The groups are PuzzleLib's: ``<name>.attrs`` with a dataset an attribute, ``<nam
 third, ``<name>.layout``, is ours: JSON with the format's number, every variable's names, shape, dtype and place in the flat
 arrays, and the SHA-256 of every dataset; its own is the attribute ``sha256``.
 
-Format 1 had no checksums; format 2 has. Both are read.
+The state of :class:`~puzzlelib_rmsprop.RMSPropGraves` lies there as it is (``mg``, ``variance``, ``delta``), so that a
+training continues bit for bit, and beside it PuzzleLib's ``ms``, the mean square ``variance + mg*mg``, so that PuzzleLib
+continues too. Where a file has no ``variance``, as PuzzleLib's, it becomes ``max(ms - mg*mg, 0)``, computed in float64.
+
+Format 3 is written. Formats 1 and 2 (version 0.1.0) are read too: 1 had no checksums; neither had a ``variance``: there
+``ms`` of bfloat16 state held the variance, and the layout says so.
 """
 
 from __future__ import annotations
@@ -24,13 +29,14 @@ import numpy as np
 from .arrays.flat import layout
 from .errors import CheckpointError, CheckpointWarning
 from .files import PathOrGroup, atomicFile, new_groups, opened
+from .forms import MeanSquare
 
 if TYPE_CHECKING:
     import h5py
 
 __all__ = ["Place", "atomicFile", "encodable", "fitted", "new_groups", "opened", "read", "write"]
 
-FORMAT = 2
+FORMAT = 3
 OPTIONAL = ("master",)  # entities that a file may lack, or have too many: the optimizer can make them
 
 
@@ -43,7 +49,7 @@ class Place:
         shape, dtype: the parameter's.
         offset: of its first element in the flat arrays of its dtype, in elements; 0 in local mode.
         state: entity -> (shape, dtype) of the variable's own state array.
-        variance: whether the entity ``ms`` holds the variance ``ms - mg*mg`` in place of the mean square.
+        forms: what a file may hold in place of an entity, and holds beside it.
     """
 
     names: Sequence[str]
@@ -51,7 +57,7 @@ class Place:
     dtype: np.dtype
     offset: int
     state: Mapping[str, tuple[tuple[int, ...], np.dtype]]
-    variance: bool = False
+    forms: Sequence[MeanSquare] = ()
 
 
 def _spellings(dtype: str) -> tuple[str, str]:
@@ -157,6 +163,8 @@ def write(
 ) -> None:
     """Writes an optimizer. ``states``: variable name, or dtype where ``flat``, -> entity -> content. ``extra``: for JSON.
 
+    ``states`` has everything that the file is to hold: the other forms of an entity too.
+
     Raises:
         CheckpointError: the file cannot be written, or has such groups already.
     """
@@ -170,14 +178,7 @@ def write(
         "attrs": {key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str)},
         "extra": extra,
         "variables": [
-            {
-                "names": list(p.names),
-                "shape": list(p.shape),
-                "dtype": p.dtype.name,
-                "offset": p.offset,
-                "variance": p.variance,
-            }
-            for p in places
+            {"names": list(p.names), "shape": list(p.shape), "dtype": p.dtype.name, "offset": p.offset} for p in places
         ],
     }
     try:
@@ -226,8 +227,8 @@ def read(
     ``parts``: what to keep of each place's elements; then one array of a dtype is in memory at a time, whatever its size.
 
     Returns:
-        The attributes found, each converted to the type it has in ``attrs``; for each place entity -> content, of the shape,
-        dtype and form of the place (flat, where in parts), where an entity of ``OPTIONAL`` may be missing; ``extra``, empty
+        The attributes found, each converted to the type it has in ``attrs``; for each place entity -> content, of the shape
+        and dtype of the place (flat, where in parts), where an entity of ``OPTIONAL`` may be missing; ``extra``, empty
         for other writers; and the SHA-256 of all that was read, kept or not.
 
     Raises:
@@ -369,20 +370,20 @@ class _States:
 
     def read_all(self, parts: Sequence[slice] | None = None) -> list[dict[str, np.ndarray]]:
         had: list[dict[str, np.ndarray]] = [{} for _ in self._places]
-        for entity in dict.fromkeys(entity for place in self._places for entity in place.state):
+        others = [form.name for place in self._places for form in place.forms]
+        for name in dict.fromkeys([*(entity for place in self._places for entity in place.state), *others]):
             for i, place in enumerate(self._places):
-                content = self._read(place, entity) if entity in place.state else None
+                entity, content = self._read(place, name, had[i])
                 if content is not None:
                     had[i][entity] = content if parts is None else content.reshape(-1)[parts[i]].copy()
             content = None
             self._flat_contents.clear()
         found = []
         for i, place in enumerate(self._places):
-            entry = self._entry(place)
             if parts is not None:
-                kept = {entity: (content.shape, place.state[entity][1]) for entity, content in had[i].items()}
-                place = replace(place, state=kept)
-            found.append(fitted(place, had[i], bool(entry and entry.get("variance")), self._file))
+                flat = next((content.shape for content in had[i].values()), (0,))
+                place = replace(place, state={entity: (flat, dtype) for entity, (_, dtype) in place.state.items()})
+            found.append(fitted(place, had[i], self._file))
         if self._group is not None:
             left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
             if left := left - self._used:
@@ -397,18 +398,42 @@ class _States:
         self._group.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
         return names
 
-    def _read(self, place: Place, entity: str) -> np.ndarray | None:
-        content = self._local(place, entity)
+    def _read(self, place: Place, name: str, had: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray | None]:
+        """What to keep of dataset ``name`` of a place, and as which entity; None where there is nothing to keep."""
+        form = next((form for form in place.forms if name in (form.entity, form.name)), None)
+        if form is None and name not in place.state:
+            return name, None
+        shape = place.state[name if form is None else form.entity][0]
+        content = self._local(place, name, shape)
         if content is None:
-            content = self._flat(place, entity)
-        if content is None and entity not in OPTIONAL:
-            raise CheckpointError(f"variable {place.names[0]!r}: {self._file} has no {entity!r} for it")
-        return content
+            content = self._flat(place, name, shape)
+        if content is None and name not in OPTIONAL and (form is None or self._was_saved(place, name)):
+            raise CheckpointError(f"variable {place.names[0]!r}: {self._file} has no {name!r} for it")
+        if form is None or name == form.entity:
+            return name, content
+        if form.entity in had:
+            return name, None  # it was read for its checksum
+        if content is None:
+            raise CheckpointError(
+                f"variable {place.names[0]!r}: {self._file} has no {form.entity!r} and no {form.name!r} for it"
+            )
+        entry = self._entry(place)
+        # version 0.1.0 wrote so for bfloat16 state
+        return (form.entity if entry and entry.get("variance") else form.name), content
+
+    def _was_saved(self, place: Place, entity: str) -> bool:
+        """Whether the file's checksums name such a dataset."""
+        entry = self._entry(place)
+        if self._source.sums is None or entry is None:
+            return False
+        flat = self._source.layout.get("mode") == "global"
+        stems = [entry["dtype"]] if flat else [stem_of(name) for name in (*place.names, *entry["names"])]
+        return any(f"states/{stem}.{entity}" in self._source.sums for stem in stems)
 
     def _entry(self, place: Place) -> dict[str, Any] | None:
         return next((self._layout[name] for name in place.names if name in self._layout), None)
 
-    def _local(self, place: Place, entity: str) -> np.ndarray | None:
+    def _local(self, place: Place, entity: str, wanted: tuple[int, ...]) -> np.ndarray | None:
         if self._source.layout.get("mode") == "global":  # a variable may be called float32
             return None
         entry = self._entry(place)
@@ -418,10 +443,10 @@ class _States:
             for key in dict.fromkeys((f"{stem_of(name)}.{entity}", f"{name}.{entity}")):
                 if key in self._group:
                     self._used.add(key)
-                    return self._source.verified("states", key, place.state[entity][0], what)
+                    return self._source.verified("states", key, wanted, what)
         return None
 
-    def _flat(self, place: Place, entity: str) -> np.ndarray | None:
+    def _flat(self, place: Place, entity: str, wanted: tuple[int, ...]) -> np.ndarray | None:
         entry = self._entry(place)
         if (self._layout and entry is None) or self._source.layout.get("mode") == "local":
             return None
@@ -431,7 +456,7 @@ class _States:
         if not present:
             return None
         what = f"variable {place.names[0]!r}: its {entity!r}"
-        shape, wanted = (entry["shape"] if entry else place.shape), place.state[entity][0]
+        shape = entry["shape"] if entry else place.shape
         alone = entry is not None and getattr(self._group[present[0]], "shape", None) == wanted
         if wanted != place.shape or alone:
             return self._source.verified("states", present[0], wanted, what)  # one for all variables
@@ -465,36 +490,35 @@ class _States:
 # ------------------------------------------------------------------------------------------- conversion
 
 
-def fitted(place: Place, state: Mapping[str, np.ndarray], variance: bool, where: str) -> dict[str, np.ndarray]:
-    """A variable's state in the shapes, dtypes and form of ``place``; ``variance``: the form that it is in.
+def fitted(place: Place, state: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """A variable's state in the shapes and dtypes of ``place``; an entity that is missing is made of its other form.
 
     Raises:
         CheckpointError: something is missing, of another shape, or would lose digits. Only bfloat16 places round (float32 to
-            the nearest), and the forms, which are converted in float64.
+            the nearest), and what is made of another form, in float64.
     """
     name = place.names[0]
+    forms = {form.entity: form for form in place.forms}
     for entity, (shape, dtype) in place.state.items():
-        if entity not in state:
+        form = forms.get(entity)
+        given = form.name if form is not None and entity not in state and form.name in state else entity
+        if given not in state:
             if entity in OPTIONAL:
                 continue
             raise CheckpointError(f"variable {name!r}: {where} has no {entity!r} for it")
-        content = state[entity]
+        content = state[given]
         if content.shape != shape:
-            raise CheckpointError(f"variable {name!r}: its {entity!r} must be of shape {shape}; {where} has {content.shape}")
+            raise CheckpointError(f"variable {name!r}: its {given!r} must be of shape {shape}; {where} has {content.shape}")
         rounds = dtype.name == "bfloat16" and content.dtype == np.float32
         if not rounds and not np.can_cast(content.dtype, dtype, "safe"):
             raise CheckpointError(
-                f"variable {name!r}: its {entity!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
+                f"variable {name!r}: its {given!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
                 f"without loss"
             )
-    if variance and "ms" in state and (state["ms"] < 0).any():
-        raise CheckpointError(f"variable {name!r}: its 'ms' in {where} is a variance; none can be below 0")
-    converted = dict(state)
-    if variance != place.variance and {"mg", "ms"} <= place.state.keys():
-        with np.errstate(all="ignore"):  # what is not finite stays so
-            square = np.square(state["mg"], dtype=np.float64)
-            converted["ms"] = np.maximum(state["ms"] - square, 0.0) if place.variance else state["ms"] + square
-    return dict(_cast(place, converted, where))
+        if form is not None and given == entity and (content < 0).any():
+            raise CheckpointError(f"variable {name!r}: its {entity!r} in {where} is below 0; no variance can be")
+    made = {entity: form.back(state, place.state[entity][1]) for entity, form in forms.items() if entity not in state}
+    return dict(_cast(place, {**state, **made}, where))
 
 
 def _cast(place: Place, state: Mapping[str, np.ndarray], where: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,12 +1,15 @@
 """The state of other libraries' RMSProp, taken over by an optimizer that is set up, and given back.
 
-=========  ==========================  ============================================================================
-here       there                       what to know
-=========  ==========================  ============================================================================
-``mg``     the mean of the gradients   with the sign changed, unless the optimizer was made with ``gradOfLoss=True``
-``ms``     the mean of their squares   the same
-``delta``  the momentum                Chainer and nnabla: the same. PyTorch: ``-lr * momentum_buffer``
-=========  ==========================  ============================================================================
+============  ==========================  =========================================================================
+here          there                       what to know
+============  ==========================  =========================================================================
+``mg``        the mean of the gradients   with the sign changed, unless the optimizer was made with ``gradOfLoss=True``
+``variance``  the mean of their squares   from there ``max(square - mean*mean, 0)``, to there ``variance + mg*mg``
+``delta``     the momentum                Chainer and nnabla: the same. PyTorch: ``-lr * momentum_buffer``
+============  ==========================  =========================================================================
+
+The variance and the mean square are made from each other in float64 and rounded once. Where a gradient hardly varied, the
+mean square has few digits of the variance to give; the steps that follow bring the others.
 
 **PyTorch** (``torch.optim.RMSprop(centered=True)``) has its epsilon outside of the root. The epsilon here becomes the
 square of its own: the same step where the variance is 0, one up to 1.42 times as large where the deviation is about eps, and
@@ -14,8 +17,9 @@ the same to within eps/deviation where it is far above. Its buffer has no learni
 the rate of today; a later change of the rate acts on the whole buffer there, but only on new steps here. Weight decay and
 ``maximize`` are no state and stay with you. The state of a 16-bit parameter has 16 bits there, which rounds ours.
 
-**Chainer** (``RMSpropGraves``) and **nnabla** (``RMSpropGraves``) have the rule that is here, without the ``max``: training
-goes on as if nothing had happened, up to rounding. Their files hold no hyper-parameters: set those yourself.
+**Chainer** (``RMSpropGraves``) and **nnabla** (``RMSpropGraves``) have the rule that is here, with the mean square in place
+of the variance: training goes on as if nothing had happened, up to rounding. Their files hold no hyper-parameters: set
+those yourself.
 
 Layers may keep their weights transposed (Chainer's and PyTorch's ``Linear`` do): name such variables in ``transposed``.
 
@@ -34,14 +38,16 @@ from typing import Any
 import numpy as np
 
 from .arrays import family_of
-from .checkpoint import Place, fitted
+from .checkpoint import fitted
 from .errors import CheckpointError, Error, SetupError
 from .files import regular_file, text_of
+from .forms import MeanSquare
 from .optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
 
-_ENTITIES = ("mg", "ms", "delta")
+_ENTITIES = ("mg", "variance", "delta")
+_SQUARES = MeanSquare()
 Names = Mapping[str, str] | None
 
 
@@ -444,14 +450,15 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 def _squares(optimizer: Optimizer, slot: Slot) -> dict[str, np.ndarray]:
-    """A variable's state as float32 or float64, with the mean square."""
+    """A variable's ``mg``, ``ms`` and ``delta`` as float32 or float64."""
     if optimizer._shards is not None:
         raise SetupError("the state is in parts: save() it, load() it into an optimizer of one process, and convert that")
     state = {entity: np.array(family_of(slot.state[entity]).get(slot.state[entity])) for entity in _ENTITIES}
-    wide = {e: array if array.dtype == np.float64 else array.astype(np.float32) for e, array in state.items()}
-    shapes = {entity: (array.shape, array.dtype) for entity, array in wide.items()}
-    place = Place(slot.names, slot.shape, slot.dtype, 0, shapes)
-    return fitted(place, wide, optimizer._variance_form(slot.dtype), "the optimizer")
+    state["ms"] = _SQUARES.of(state)
+    variance = state.pop("variance")
+    if (np.isinf(state["ms"]) & np.isfinite(state["mg"]) & np.isfinite(variance)).any():
+        raise CheckpointError(f"variable {slot.names[0]!r}: its mean square goes beyond what {state['ms'].dtype} holds")
+    return {e: array if array.dtype == np.float64 else array.astype(np.float32) for e, array in state.items()}
 
 
 def _restore(
@@ -464,7 +471,7 @@ def _restore(
     states = []
     for slot, place in zip(optimizer._slots, optimizer._places(), strict=True):
         state = {e: _turned(slot.names[0], array, transposed) for e, array in found[slot.names[0]].items()}
-        whole = {e: np.ascontiguousarray(array) for e, array in fitted(place, state, False, where).items()}
+        whole = {e: np.ascontiguousarray(array) for e, array in fitted(place, state, where).items()}
         if optimizer._shards is not None:  # its part alone, flat
             whole = {e: array.reshape(-1)[optimizer._span(slot)] for e, array in whole.items()}
         states.append(whole)

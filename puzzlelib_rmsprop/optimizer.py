@@ -21,6 +21,7 @@ from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .arrays.flat import ByDtype, layout
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
+from .forms import MeanSquare
 from .hooks import FUSED, Hook, NonFiniteGuard, StatisticsHook
 from .hyper import FLOAT32_MAX, flag, shown, whole
 from .kernels import PLAIN, Operation, Segment, StepOptions
@@ -116,6 +117,7 @@ class Optimizer:
     """
 
     shardState = False
+    _forms: tuple[MeanSquare, ...] = ()  # what a file holds besides the state, for other libraries
 
     def __init__(self, nodeinfo: NodeInfo | None = None) -> None:
         self.t = 0
@@ -887,7 +889,11 @@ class Optimizer:
             return
         self._ready()
         _checked_t(self.t)
-        states = {key: {e: _content(array) for e, array in state.items()} for key, state in self.states.items()}
+        self._check_forms()
+        states: dict[Any, dict[str, np.ndarray]] = {}
+        for key, state in self.states.items():
+            states[key] = found = {entity: _content(array) for entity, array in state.items()}
+            found.update({form.name: form.of(found) for form in self._forms if form.applies(found)})
         checkpoint.write(hdf, name, self.getAttrDict(), states, self._places(), self.globalState, self._extra())
 
     def _check_states(self) -> None:
@@ -900,6 +906,16 @@ class Optimizer:
                     family_of(array)
                 except ArrayError as error:
                     raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
+
+    def _check_forms(self) -> None:
+        """Whether what a file holds besides can be computed."""
+        for key, state in self.states.items():
+            for form in self._forms:
+                if form.applies(state) and tuple(state[form.beside].shape) != tuple(state[form.entity].shape):
+                    raise ArrayError(
+                        f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
+                        f"{tuple(state[form.beside].shape)} and {tuple(state[form.entity].shape)}"
+                    )
 
     def _ready(self) -> None:
         """Whatever is read or written next, is in place and up to date."""
@@ -914,10 +930,11 @@ class Optimizer:
         try:
             self._ready()
             _checked_t(self.t)
+            self._check_forms()
         except Exception as error:
             failure = error
         together(self.nodeinfo, failure, "saving")
-        parts = {key: Parts(state, self._sizes(key), shards) for key, state in self.states.items()}
+        parts = {key: Parts(state, self._sizes(key), shards, self._forms) for key, state in self.states.items()}
         try:
             if shards.nodeinfo.index == 0:
                 try:
@@ -1047,27 +1064,19 @@ class Optimizer:
         return [(hook, found[type(hook).__name__].pop(0)) for hook in kept if found.get(type(hook).__name__)]
 
     def _places(self) -> list[checkpoint.Place]:
-        return [
-            checkpoint.Place(
-                slot.names,
-                slot.shape,
-                slot.dtype,
-                slot.offset,
-                {entity: (shape, np.dtype(array.dtype)) for entity, (shape, array) in self._entities(slot).items()},
-                self._variance_form(slot.dtype),
-            )
-            for slot in self._slots
-        ]
+        places = []
+        for slot in self._slots:
+            found = self._entities(slot)
+            state = {entity: (shape, np.dtype(array.dtype)) for entity, (shape, array) in found.items()}
+            forms = [form for form in self._forms if form.applies(state)]
+            places.append(checkpoint.Place(slot.names, slot.shape, slot.dtype, slot.offset, state, forms))
+        return places
 
     def _entities(self, slot: Slot) -> dict[str, tuple[tuple[int, ...], Any]]:
         """A variable's state, wherever it lies: entity -> its shape, and an array of its dtype."""
         if self._shards is None:
             return {entity: (tuple(array.shape), array) for entity, array in slot.state.items()}
         return {entity: (slot.shape, array) for entity, array in self.states[slot.dtype].items()}
-
-    def _variance_form(self, dtype: np.dtype | None = None) -> bool:
-        """Whether ``ms`` of parameters of ``dtype`` holds the variance ``ms - mg*mg`` in place of the mean square."""
-        return False
 
 
 def _checked_names(mod: Any, var: Any, names: Any, seen: set[str]) -> list[str]:

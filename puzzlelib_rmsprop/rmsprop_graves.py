@@ -10,6 +10,7 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
+from .forms import MeanSquare
 from .hyper import Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
@@ -28,7 +29,7 @@ class GravesState(dict):
     """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
 
     def __missing__(self, key: Any) -> Any:
-        if key == "ms":
+        if key == "ms" and "variance" in self:
             raise KeyError("there is no 'ms' any more: 'variance' took its place, and ms is variance + mg*mg")
         raise KeyError(key)
 
@@ -117,6 +118,7 @@ class RMSPropGraves(Optimizer):
     seed = Checked(_checked_seed)
     capturable = Checked(flag, fixed=True)
     shardState = Checked(flag, fixed=True)
+    _forms = (MeanSquare(),)
 
     def __init__(
         self,
@@ -197,6 +199,10 @@ class RMSPropGraves(Optimizer):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
             family.set(state["master"], family.get(var.data).astype(np.float32))
         return state
+
+    def _made_state(self, var: Any) -> dict[str, Any]:
+        state = super()._made_state(var)
+        return GravesState(state) if type(state) is dict else state  # a subclass may give a plain one
 
     def _has_master(self, dtype: np.dtype) -> bool:
         return self.masterWeights and dtype.itemsize == 2

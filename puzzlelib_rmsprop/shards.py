@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .arrays import Family
+from .arrays import Family, family_of
 from .errors import SetupError
+from .forms import PIECE, MeanSquare
 from .nodeinfo.agreement import tell
 from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
 
 __all__ = ["Parts", "Shards"]
 
-PIECE = 1 << 25  # bytes that are gathered at a time
+GATHERED = 1 << 25  # bytes that are gathered at a time
 
 
 class Shards:
@@ -83,20 +85,22 @@ class Shards:
         for var in self._flat.values():
             on_stream(self.nodeinfo.allGather, "data", var.data, stream)
 
-    def room(self, array: Any) -> np.ndarray | None:
-        """For the parts of a state array put together, on process 0."""
-        return np.empty((self.nodeinfo.gridsize, array.size), array.dtype) if self.nodeinfo.index == 0 else None
+    def room(self, size: int, dtype: np.dtype) -> np.ndarray | None:
+        """For parts of ``size`` elements put together, on process 0."""
+        return np.empty((self.nodeinfo.gridsize, size), dtype) if self.nodeinfo.index == 0 else None
 
-    def whole(self, array: Any, found: np.ndarray | None) -> None:
-        """Puts the parts of a state array together in ``found``, where there is one; all processes have to call it."""
-        nodes, part, dtype = self.nodeinfo.gridsize, int(array.size), np.dtype(array.dtype)
-        most = max(1, PIECE // (nodes * dtype.itemsize))
-        scratch = self._family.zeros((nodes * min(most, part),), dtype)
-        for begin in range(0, part, most):
-            count = min(most, part - begin)
+    def whole(self, size: int, dtype: np.dtype, fill: Callable[[Any, int], None], found: np.ndarray | None) -> None:
+        """Puts parts of ``size`` elements together in ``found``, where there is one; all processes have to call it.
+
+        ``fill(array, begin)`` writes what this process's part has from element ``begin`` on into an array.
+        """
+        nodes = self.nodeinfo.gridsize
+        most = max(1, GATHERED // (nodes * dtype.itemsize))
+        scratch = self._family.zeros((nodes * min(most, size),), dtype)
+        for begin in range(0, size, most):
+            count = min(most, size - begin)
             piece = self._family.view(scratch, 0, (nodes * count,))
-            own = self._family.view(piece, self.nodeinfo.index * count, (count,))
-            self._family.copy(own, self._family.view(array, begin, (count,)))
+            fill(self._family.view(piece, self.nodeinfo.index * count, (count,)), begin)
             self.nodeinfo.allGather("state", piece)
             if found is not None:
                 found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
@@ -116,34 +120,56 @@ class Parts(Mapping):
     """The state of a dtype as a checkpoint wants it, entity -> whole content; put together when an entity is asked for.
 
     Each process of the group goes through the entities in their order, once: process 0 by reading them, and all by
-    :meth:`finish`.
+    :meth:`finish`. The other ``forms`` of an entity come last; each process computes its part of them.
     """
 
-    def __init__(self, state: Mapping[str, Any], sizes: tuple[int, int], shards: Shards) -> None:
+    def __init__(
+        self, state: Mapping[str, Any], sizes: tuple[int, int], shards: Shards, forms: Sequence[MeanSquare] = ()
+    ) -> None:
         self._state, self._shards = state, shards
         self._part, self._used = sizes
-        self._left = list(state)
+        self._forms = {form.name: form for form in forms if form.applies(state)}
+        self._left = [*state, *self._forms]
 
     def __getitem__(self, entity: str) -> Any:
         assert self._left[0] == entity
-        found = self._shards.room(self._state[entity])  # or no memory is left, and finish() has this entity to go through
+        # or no memory is left, and finish() has this entity to go through
+        found = self._shards.room(self._part, self._dtype(entity))
         self._gather(found)
         return None if found is None else found.reshape(-1)[: self._used]
 
+    def _dtype(self, entity: str) -> np.dtype:
+        form = self._forms.get(entity)
+        return np.dtype(self._state[entity].dtype) if form is None else form.dtype(self._state)
+
     def _gather(self, found: np.ndarray | None) -> None:
-        array = self._state[self._left.pop(0)]
+        entity = self._left.pop(0)
         try:
-            self._shards.whole(array, found)
+            fill = self._compute if entity in self._forms else self._copy
+            self._shards.whole(self._part, self._dtype(entity), functools.partial(fill, entity), found)
         except BaseException as error:
             # nothing brings the processes into step again
             tell(self._shards.nodeinfo, error)
             raise
 
+    def _copy(self, entity: str, into: Any, begin: int) -> None:
+        family = family_of(into)
+        family.copy(into, family.view(self._state[entity], begin, into.shape))
+
+    def _compute(self, entity: str, into: Any, begin: int) -> None:
+        form, family = self._forms[entity], family_of(into)
+        for first in range(0, into.size, PIECE):
+            shape = (min(PIECE, into.size - first),)
+            pieces = {
+                each: family.get(family.view(self._state[each], begin + first, shape)) for each in (form.beside, form.entity)
+            }
+            family.set(family.view(into, first, shape), form.of(pieces))
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
+        return iter([*self._state, *self._forms])
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self._state) + len(self._forms)
 
     def finish(self) -> None:
         """Goes through what is left."""

@@ -35,7 +35,6 @@ ROWS = [
     Row("float32"),
     Row("float64", "float64"),
     Row("bfloat16", "bfloat16"),
-    Row("float16 state", "float16", {"stateDtype": "float16"}),
     Row("bfloat16 state, rounded at random", options={"stateDtype": "bfloat16", "seed": 5}),
     Row("bfloat16 state of float16", "float16", {"stateDtype": "bfloat16", "seed": 6}),
     Row("master copies", "float16", {"masterWeights": True}),

@@ -7,7 +7,7 @@ from puzzlelib_rmsprop import gpuarray
 from puzzlelib_rmsprop.arrays import family_of, refuse_overlap
 from puzzlelib_rmsprop.arrays.flat import layout
 from puzzlelib_rmsprop.errors import ArrayError
-from puzzlelib_rmsprop.kernels import DECAY, SCALE, Op
+from puzzlelib_rmsprop.kernels import DECAY, SCALE, Operation
 from tests import standins
 
 
@@ -135,12 +135,12 @@ def test_faults():
 def test_operations_on_gradients(arrays):
     y, x = arrays.make(np.array([1, 2], np.float64)), arrays.make(np.array([10, 20], np.float64))
     family = family_of(y)
-    family.apply_ops(y, x, 2.0, (Op(DECAY, 0.25), Op(SCALE, 2.0)))
+    family.operate(y, x, 2.0, (Operation(DECAY, 0.25), Operation(SCALE, 2.0)))
     assert arrays.get(y).tolist() == [12, 24]
     with pytest.raises(ArrayError, match="one shape and dtype"):
-        family.apply_ops(y, arrays.make(np.zeros(3)), 1.0, ())
+        family.operate(y, arrays.make(np.zeros(3)), 1.0, ())
     with pytest.raises(ArrayError, match="C-contiguous"):
-        family_of(np.zeros(1)).apply_ops(np.zeros(4)[::2], np.zeros(2), 1.0, ())
+        family_of(np.zeros(1)).operate(np.zeros(4)[::2], np.zeros(2), 1.0, ())
 
 
 # --------------------------------------------------------------------------------------- flat buffers

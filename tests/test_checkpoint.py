@@ -1,8 +1,10 @@
 """Files: ours and PuzzleLib's, local and global, into either mode; and what must not happen to them."""
 
+import copy
 import hashlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,15 +16,17 @@ import numpy as np
 import pytest
 
 import puzzlelib_rmsprop
-from puzzlelib_rmsprop import LossScaling, RMSPropGraves, Variable, files, gpuarray
+from puzzlelib_rmsprop import LossScaling, Optimizer, RMSPropGraves, Variable, files, forms, gpuarray
 from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
-from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, CheckpointWarning
+from puzzlelib_rmsprop.forms import MeanSquare
 from puzzlelib_rmsprop.inspection import inspect
 from tests.golden import DATA, KINDS, NAMES, Replay
 from tests.standins import Net
-from tests.tolerances import assert_close
+from tests.tolerances import TOLERANCE, assert_close
 
-BUFFERS = ("mg", "ms", "delta")
+BUFFERS = ("mg", "variance", "delta")
+FILED = (*BUFFERS, "ms")  # what a file holds for each
 
 
 def net_of(arrays, shapes, dtype="float32", seed=0):
@@ -61,6 +65,28 @@ def assert_same(first, second):
 SHAPES = {"b.W": (4, 3), "b.b": (3,), "a.W": (2, 4), "a.b": (5,)}
 
 
+def variance_of(mg, ms, dtype=np.float32):
+    """What becomes of a mean square."""
+    return np.maximum(ms.astype(np.float64) - mg.astype(np.float64) ** 2, 0).astype(dtype)
+
+
+def in_file(path, shapes, entities=("mg", "ms", "delta")):
+    """What a file holds of each variable, found without the library: by h5py, in PuzzleLib's order."""
+    with h5py.File(path) as file:
+        found = {}
+        for entity in entities:
+            begin = 0
+            for name in sorted(shapes):
+                size = int(np.prod(shapes[name]))
+                if f".states/{name}.{entity}" in file:
+                    values = file[f".states/{name}.{entity}"][()]
+                else:
+                    values = file[f".states/<class 'numpy.float32'>.{entity}"][begin : begin + size].reshape(shapes[name])
+                found.setdefault(name, {})[entity] = values
+                begin += size
+    return found
+
+
 # -------------------------------------------------------------------------------------- PuzzleLib's files
 
 
@@ -76,7 +102,12 @@ def test_puzzlelib_checkpoints_load_and_go_on(kind, globalState):
     fresh.optimizer.load(DATA / f"optimizer_{kind}.hdf")
     assert fresh.optimizer.t == 60
     assert fresh.optimizer.learnRate == 1e-3
+    filed = in_file(DATA / f"optimizer_{kind}.hdf", {name: fresh.net.getVar(name).data.shape for name in NAMES})
     for name in NAMES:
+        state = fresh.state(name)
+        for entity in ("mg", "delta"):
+            assert np.array_equal(state[entity].get(), filed[name][entity])
+        assert np.array_equal(state["variance"].get(), variance_of(filed[name]["mg"], filed[name]["ms"]))
         for entity in BUFFERS:
             # both after sixty steps, each with its own rounding on the way
             ours, theirs = (each.state(name)[entity].get() for each in (replay, fresh))
@@ -89,18 +120,23 @@ def test_puzzlelib_cuda_checkpoint(globalState, tmp_path):
     # its CUDA backend: another spelling of the key, and variables aligned to 16 bytes with whatever lay between
     optimizer = trained(Own, False, SHAPES)
     names = sorted(SHAPES)
+    expected = content(Own, optimizer)
+    for state in expected.values():
+        state["ms"] = (state["variance"] + state["mg"] ** 2).astype(np.float32)
     with h5py.File(tmp_path / "cuda.hdf", "w") as file:
         file.create_group(".attrs").create_dataset("t", data=3)
-        for entity in BUFFERS:
+        for entity in ("mg", "ms", "delta"):
             parts = []
             for name in names:
-                flat = optimizer.states[name][entity].get().ravel()
+                flat = expected[name][entity].ravel()
                 parts += [flat, np.full(-flat.size % 4, np.nan, np.float32)]
             file[f".states/float32.{entity}"] = np.concatenate(parts)
     fresh = RMSPropGraves()
     fresh.setupOn(net_of(Own, SHAPES), globalState)
     fresh.load(tmp_path / "cuda.hdf")
-    assert_same(content(Own, fresh), content(Own, optimizer))
+    for state in expected.values():
+        state["variance"] = variance_of(state["mg"], state["ms"])
+    assert_same(content(Own, fresh), expected)
 
 
 class Own:
@@ -154,11 +190,11 @@ def test_groups_are_puzzlelibs(tmp_path):
         assert set(file) == {"opt.attrs", "opt.states", "opt.layout"}
         assert set(file["opt.attrs"]) == {"t", "learnRate", "alpha", "momRate", "epsilon"}
         assert file["opt.attrs/t"][()] == 3
-        assert set(file["opt.states"]) == {f"{name}.{entity}" for name in SHAPES for entity in BUFFERS}
+        assert set(file["opt.states"]) == {f"{name}.{entity}" for name in SHAPES for entity in FILED}
         assert file["opt.states/b.W.mg"].shape == (4, 3)
     with h5py.File(tmp_path / "flat.hdf") as file:
         # both spellings that PuzzleLib's backends look for, of one dataset
-        for entity in BUFFERS:
+        for entity in FILED:
             one, other = (file[f".states/{key}.{entity}"] for key in ("float32", "<class 'numpy.float32'>"))
             assert one == other
             assert one.shape == (sum(int(np.prod(shape)) for shape in SHAPES.values()),)
@@ -254,7 +290,7 @@ def test_odd_names(globalState, loaded, tmp_path):
     found = inspect(tmp_path / "run.hdf")
     assert not found["damaged"]
     for each in found["parts"][0]["variables"]:
-        assert [entity["shape"] for entity in each["entities"].values()] == [each["shape"]] * 3
+        assert [entity["shape"] for entity in each["entities"].values()] == [each["shape"]] * 4
     other = RMSPropGraves()
     other.setupOn(net_of(Own, shapes), loaded)
     other.load(tmp_path / "run.hdf")
@@ -313,14 +349,19 @@ def test_a_puzzlelib_global_file_of_another_net_is_refused(globalState):
 
 
 def test_narrower_state_is_widened(globalState, tmp_path):
+    # PuzzleLib keeps the state of float16 parameters in float16
     path = tmp_path / "half.hdf"
     with h5py.File(path, "w") as file:
-        for entity in BUFFERS:
-            file[f".states/W.{entity}"] = np.array([1.5, 2.5], np.float16)
+        for entity, values in {"mg": [-0.5, 2.0], "ms": [1.5, 2.5], "delta": [1.5, 2.5]}.items():
+            file[f".states/W.{entity}"] = np.array(values, np.float16)
     optimizer = loaded_into(path, {"W": (2,)}, globalState, dtype="float16")
     (slot,) = optimizer._slots
-    assert slot.state["ms"].dtype == np.float32
-    assert slot.state["ms"].tolist() == [1.5, 2.5]
+    assert {entity: array.dtype for entity, array in slot.state.items()} == dict.fromkeys(BUFFERS, np.float32)
+    assert {entity: array.tolist() for entity, array in slot.state.items()} == {
+        "mg": [-0.5, 2.0],
+        "variance": [1.25, 0.0],
+        "delta": [1.5, 2.5],
+    }
 
 
 def test_what_the_file_has_besides_is_told(tmp_path):
@@ -348,14 +389,51 @@ def damaged(path, change):
 
 @pytest.mark.parametrize("kind", FORMAT1)
 def test_files_of_format_1_load(kind, globalState):
-    assert_same(content(Own, loaded_into(FORMAT1[kind], globalState=globalState)), content(Own, trained(Own, False, SHAPES)))
+    found, filed = content(Own, loaded_into(FORMAT1[kind], globalState=globalState)), in_file(FORMAT1[kind], SHAPES)
+    same = content(Own, trained(Own, False, SHAPES))  # the training that it was saved from
+    for name, state in filed.items():
+        state["variance"] = variance_of(state["mg"], state["ms"])
+        for entity in BUFFERS:
+            assert np.array_equal(found[name][entity], state[entity])
+            assert_close(found[name][entity], same[name][entity], TOLERANCE["float32"][entity], f"{name}: {entity}")
+
+
+VERSION010 = {kind: DATA / f"version010_{kind}.hdf" for kind in ("local", "global", "bfloat16", "float16")}
+
+
+@pytest.mark.parametrize("wanted", [None, "bfloat16"])
+@pytest.mark.parametrize("kind", VERSION010)
+def test_files_of_version_0_1_0_load(kind, wanted, globalState):
+    filed = in_file(VERSION010[kind], SHAPES)
+    with h5py.File(VERSION010[kind]) as file:
+        layout = json.loads(file[".layout"][()])
+    assert (layout["format"], layout["library"]) == (2, "0.1.0")
+    assert {entry["variance"] for entry in layout["variables"]} == {kind == "bfloat16"}
+    optimizer = RMSPropGraves(stateDtype=wanted)
+    optimizer.setupOn(net_of(Own, SHAPES, "float16" if kind == "float16" else "float32"), globalState)
+    if (kind, wanted) == ("float16", "bfloat16"):
+        with pytest.raises(CheckpointError, match="'mg' is bfloat16 here; .* has float16, which does not fit without loss"):
+            optimizer.load(VERSION010[kind])
+        return
+    optimizer.load(VERSION010[kind])
+    assert (optimizer.t, optimizer.seed) == (3, 3 if kind == "bfloat16" else 0)
+    dtype = np.dtype(np.float32 if wanted is None else ml_dtypes.bfloat16)
+    for name, state in content(Own, optimizer).items():
+        mg, ms, delta = (filed[name][entity] for entity in ("mg", "ms", "delta"))
+        # with bfloat16 state it was the variance that was called ms
+        expected = {"mg": mg, "delta": delta, "variance": ms if kind == "bfloat16" else variance_of(mg, ms)}
+        assert (expected["variance"] > 0).all()
+        for entity, values in expected.items():
+            assert state[entity].dtype == dtype
+            assert np.array_equal(state[entity], values.astype(dtype)), f"{name}: {entity}"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: f.pop(".states"), "has no group '.states'"),
-        (lambda f: f[".states"].pop("a.W.ms"), "'a.W'.*has no 'ms'"),
+        (lambda f: f[".states"].pop("a.W.ms"), "'a.W'.*has no 'variance' and no 'ms' for it"),
+        (lambda f: f[".states"].pop("a.W.delta"), "'a.W'.*has no 'delta'"),
         (lambda f: f[".attrs"].pop("alpha") and f[".attrs"].create_dataset("alpha", data=2.0), "alpha.*got 2.0"),
         (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data="x"), "'t' must be of type int"),
         (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data=[1, 2]), "'t' must be of type int"),
@@ -366,7 +444,7 @@ def test_files_of_format_1_load(kind, globalState):
             "is of format 99.*upgrade",
         ),
     ],
-    ids=["no-states", "one-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
+    ids=["no-states", "one-missing", "another-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
 )
 def test_damaged_files(change, message, tmp_path):
     path = tmp_path / "run.hdf"
@@ -417,7 +495,7 @@ def flipped(path, what):
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("what", [".states/a.W.ms", ".attrs/alpha", ".layout"])
+@pytest.mark.parametrize("what", [".states/a.W.ms", ".states/a.W.variance", ".attrs/alpha", ".layout"])
 def test_a_turned_bit_is_noticed_and_named(what, tmp_path):
     path = tmp_path / "run.hdf"
     trained(Own, False, SHAPES).save(path)
@@ -432,19 +510,33 @@ def test_a_turned_bit_is_noticed_and_named(what, tmp_path):
 def test_a_turned_bit_in_a_flat_state_is_noticed(globalState, tmp_path):
     path = tmp_path / "run.hdf"
     trained(Own, True, SHAPES).save(path)
-    flipped(path, ".states/float32.delta")
-    with h5py.File(path) as file, pytest.raises(CheckpointError, match="float32.delta' is damaged: its checksum"):
-        loaded_into(file, globalState=globalState)
+    whole = path.read_bytes()
+    for entity in FILED:
+        path.write_bytes(whole)
+        flipped(path, f".states/float32.{entity}")
+        with h5py.File(path) as file, pytest.raises(CheckpointError, match=f"float32.{entity}' is damaged: its checksum"):
+            loaded_into(file, globalState=globalState)
 
 
-@pytest.mark.parametrize("lost", [".attrs/alpha", ".states/a.W.ms", ".attrs", ".states"])
+@pytest.mark.parametrize("lost", [".attrs/alpha", ".states/a.W.ms", ".states/a.W.variance", ".attrs", ".states"])
 def test_what_was_taken_out_is_missed(lost, tmp_path):
     path = tmp_path / "run.hdf"
     trained(Own, False, SHAPES).save(path)
     with h5py.File(path, "r+") as file:
         del file[lost]
-        with pytest.raises(CheckpointError, match="alpha|no 'ms'|no group"):
+        with pytest.raises(CheckpointError, match="alpha|no 'ms' for it$|no 'variance' for it$|no group"):
             loaded_into(file)
+
+
+@pytest.mark.parametrize("entity", ["variance", "ms"])
+def test_what_was_taken_out_of_a_flat_state_is_missed(entity, globalState, tmp_path):
+    # the one could be computed from the other, but the file is not what was saved
+    trained(Own, True, SHAPES).save(tmp_path / "run.hdf")
+    with h5py.File(tmp_path / "run.hdf", "r+") as file:
+        for key in ("float32", "<class 'numpy.float32'>"):
+            del file[f".states/{key}.{entity}"]
+        with pytest.raises(CheckpointError, match=f"has no '{entity}' for it$"):
+            loaded_into(file, globalState=globalState)
 
 
 def test_a_file_that_was_changed_on_purpose_loads_when_it_is_opened(tmp_path):
@@ -496,14 +588,14 @@ def test_what_the_layout_says(globalState, tmp_path):
     optimizer.save(tmp_path / "run.hdf")
     with h5py.File(tmp_path / "run.hdf") as file:
         layout = json.loads(file[".layout"][()])
-    assert layout["format"] == 2
+    assert layout["format"] == 3
     assert layout["library"] == puzzlelib_rmsprop.__version__
     assert layout["mode"] == ("global" if globalState else "local")
     assert layout["attrs"] == {"alpha": 0.25, "epsilon": 1e-4, "learnRate": 1e-4, "momRate": 0.9, "t": 1}
     assert layout["extra"] == {"options": {"seed": 3}, "hooks": [{"kind": "x"}]}
     entry = next(each for each in layout["variables"] if each["names"] == ["b.W"])
     # in the order of names: a.W (8), a.b (5), b.W
-    expected = {"names": ["b.W"], "shape": [4, 3], "dtype": "float32", "offset": 13 if globalState else 0, "variance": False}
+    expected = {"names": ["b.W"], "shape": [4, 3], "dtype": "float32", "offset": 13 if globalState else 0}
     assert entry == expected
 
 
@@ -601,17 +693,40 @@ def test_a_number_of_updates_that_is_none_is_refused(value, tmp_path):
         loaded_into(file)
 
 
-def test_a_variance_below_0_is_refused(tmp_path):
+@pytest.mark.parametrize("saved", [None, "bfloat16"])
+def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
     # the step would take its root
-    optimizer = RMSPropGraves(stateDtype="bfloat16")
-    optimizer.setupOn(net_of(Own, SHAPES))
-    optimizer.states["b.W"]["ms"][1] = -1
+    optimizer = RMSPropGraves(stateDtype=saved)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    slot = next(slot for slot in optimizer._slots if slot.names[0] == "b.W")
+    slot.state["variance"][1] = -1
     optimizer.save(tmp_path / "run.hdf")
-    for wanted in (None, "bfloat16"):
+    for wanted in (saved, "bfloat16"):
         other = RMSPropGraves(stateDtype=wanted)
         other.setupOn(net_of(Own, SHAPES))
-        with pytest.raises(CheckpointError, match="'b.W': its 'ms' in .*run.hdf is a variance; none can be below 0"):
+        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; no variance can be"):
             other.load(tmp_path / "run.hdf")
+    slot.state["variance"][1] = np.nan
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert np.isnan(other.states["b.W"]["variance"][1]).all()
+    assert not np.isnan(other.states["b.W"]["variance"][0]).any()
+
+
+def test_a_variance_below_0_in_a_file_of_version_0_1_0_is_refused(tmp_path):
+    path = tmp_path / "run.hdf"
+    path.write_bytes(VERSION010["bfloat16"].read_bytes())
+    with h5py.File(path, "r+") as file:
+        dataset = file[".states/float32.ms"]  # a.W comes first
+        bits = np.empty(dataset.shape, np.uint16)
+        dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, bits, mtype=dataset.id.get_type())
+        bits[2] |= 0x8000
+        dataset.id.write(h5py.h5s.ALL, h5py.h5s.ALL, bits, mtype=dataset.id.get_type())
+    with (
+        rewritten(path, format=1, sha256=None) as file,
+        pytest.raises(CheckpointError, match="'a.W': its 'variance'.*below 0"),
+    ):
+        loaded_into(file)
 
 
 def test_an_attribute_that_cannot_be_set_costs_nothing(tmp_path):
@@ -645,9 +760,9 @@ def test_extras_that_are_no_plain_data_cost_nothing(tmp_path):
 VALUES = np.array([0.0, -0.0, 1.0, -1.5, 3.1415927, 1e-30, 65000.0, 1e30], np.float32)
 
 
-def place(dtype, variance=False, entities=("mg", "ms", "delta"), shape=VALUES.shape):
+def place(dtype, entities=BUFFERS, shape=VALUES.shape, forms=()):
     state = {entity: (shape, np.dtype(np.float32) if entity == "master" else np.dtype(dtype)) for entity in entities}
-    return Place(["W"], shape, np.dtype(np.float32), 0, state, variance)
+    return Place(["W"], shape, np.dtype(np.float32), 0, state, forms)
 
 
 def through(path, state, saved, wanted):
@@ -660,7 +775,7 @@ def test_bfloat16_is_stored_exactly_and_as_numbers(tmp_path):
     path = tmp_path / "run.hdf"
     # every bfloat16 there is
     every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
-    state = dict.fromkeys(("mg", "ms", "delta"), every)
+    state = dict.fromkeys(BUFFERS, every)
     where = place(ml_dtypes.bfloat16, shape=every.shape)
     found = through(path, state, where, where)
     as_float32 = through(path, state, where, place(np.float32, shape=every.shape))
@@ -670,7 +785,7 @@ def test_bfloat16_is_stored_exactly_and_as_numbers(tmp_path):
         assert np.array_equal(found[entity].view(np.uint16)[finite], every.view(np.uint16)[finite])
         assert np.array_equal(as_float32[entity], every.astype(np.float32), equal_nan=True)
     with h5py.File(path) as file:  # as any reader of HDF5 sees it
-        dataset = file[".states/W.ms"]
+        dataset = file[".states/W.variance"]
         assert dataset.id.get_storage_size() == 2 * every.size
         assert dataset.dtype == np.float32
         assert np.array_equal(dataset[()], every.astype(np.float32), equal_nan=True)
@@ -698,40 +813,208 @@ def test_which_dtypes_go_into_which(saved, wanted, tmp_path):
     if (saved, wanted) == ("float32", "bfloat16"):
         found = through(tmp_path / "run.hdf", state, place(from_), place(to))
         # to the nearest: within half of the last of eight bits
-        off = np.abs(found["ms"].astype(np.float64) - state["ms"])
-        assert np.all(off <= 2.0**-8 * np.abs(state["ms"]))
-        assert np.array_equal(found["ms"], state["ms"].astype(ml_dtypes.bfloat16))
+        off = np.abs(found["variance"].astype(np.float64) - state["variance"])
+        assert np.all(off <= 2.0**-8 * np.abs(state["variance"]))
+        assert np.array_equal(found["variance"], state["variance"].astype(ml_dtypes.bfloat16))
     elif (saved, wanted) in LOSSLESS:
         found = through(tmp_path / "run.hdf", state, place(from_), place(to))
-        assert found["ms"].dtype == to
-        assert np.array_equal(found["ms"].astype(np.float64), state["ms"].astype(np.float64))
+        assert found["variance"].dtype == to
+        assert np.array_equal(found["variance"].astype(np.float64), state["variance"].astype(np.float64))
     else:
         with pytest.raises(CheckpointError, match=f"is {wanted} here.*without loss"):
             through(tmp_path / "run.hdf", state, place(from_), place(to))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_forms_of_ms_convert(dtype, tmp_path):
+def test_a_mean_square_becomes_the_variance(dtype, tmp_path):
     rng = np.random.default_rng(0)
     mg = (3 * rng.standard_normal(VALUES.shape)).astype(dtype)
+    ms = (np.square(mg.astype(np.longdouble)) + rng.random(VALUES.shape)).astype(dtype)
+    ms[0] = mg[0] ** 2 / 2  # as rounding leaves it
+    mg[1], ms[1] = 97.36, 97.36**2  # a gradient that hardly varied: what float64 has, and float32 would lose
+    state = {"mg": mg, "ms": ms, "delta": mg}
+    wanted = place(dtype, forms=(MeanSquare(),))
+    found = through(tmp_path / "a.hdf", state, place(dtype), wanted)
+    expected = np.maximum(ms.astype(np.longdouble) - np.square(mg.astype(np.longdouble)), 0)
+    # float64's rounding of the square and of the difference, and then the dtype's
+    bound = 2.0**-52 * ms + np.finfo(dtype).eps * expected
+    assert found["variance"].dtype == dtype
+    assert np.all(np.abs(found["variance"] - expected) <= bound)
+    assert found["variance"][0] == 0
+    assert np.array_equal(found["variance"], variance_of(mg, ms, dtype))
+    assert np.array_equal(found["mg"], mg)
+    # a variance in the file is not touched, whatever ms says
     variance = rng.random(VALUES.shape).astype(dtype)
-    ms = (np.square(mg.astype(np.float64)) + variance).astype(dtype)
-    squares, variances = place(dtype), place(dtype, True)
-    eps = float(np.finfo(dtype).eps)
-    to_variance = through(tmp_path / "a.hdf", {"mg": mg, "ms": ms, "delta": mg}, squares, variances)["ms"]
-    assert np.array_equal(to_variance, np.maximum(ms.astype(np.float64) - np.square(mg.astype(np.float64)), 0).astype(dtype))
-    to_squares = through(tmp_path / "b.hdf", {"mg": mg, "ms": variance, "delta": mg}, variances, squares)["ms"]
-    assert np.all(np.abs(to_squares - ms.astype(np.float64)) <= 2 * eps * ms)
-    # the same form is not touched, and a variance is never below 0
-    assert np.array_equal(through(tmp_path / "c.hdf", {"mg": mg, "ms": ms, "delta": mg}, variances, variances)["ms"], ms)
-    below = through(tmp_path / "d.hdf", {"mg": mg, "ms": mg * 0, "delta": mg}, squares, variances)["ms"]
-    assert np.all(below == 0)
+    assert np.array_equal(through(tmp_path / "b.hdf", {**state, "variance": variance}, wanted, wanted)["variance"], variance)
+    # an optimizer that keeps ms gets ms
+    own = place(dtype, entities=("mg", "ms", "delta"))
+    assert np.array_equal(through(tmp_path / "c.hdf", state, own, own)["ms"], ms)
 
 
-def test_a_form_that_the_dtype_cannot_hold_is_refused(tmp_path):
-    state = {"mg": np.full(8, 1e25, np.float32), "ms": np.ones(8, np.float32), "delta": np.ones(8, np.float32)}
-    with pytest.raises(CheckpointError, match="'W'.*'ms'.*goes beyond what float32 holds"):
-        through(tmp_path / "run.hdf", state, place(np.float32, True), place(np.float32))
+def test_a_mean_square_of_float32_goes_into_other_dtypes(tmp_path):
+    mg, ms = np.abs(VALUES[:6]), np.square(VALUES[:6]) + np.float32(0.1)
+    state = {"mg": mg, "ms": ms, "delta": mg}
+    for dtype in (np.float64, ml_dtypes.bfloat16):
+        wanted = place(dtype, shape=mg.shape, forms=(MeanSquare(),))
+        found = through(tmp_path / "run.hdf", state, place(np.float32, shape=mg.shape), wanted)
+        assert found["variance"].dtype == dtype
+        exact = variance_of(mg, ms, np.float64)
+        off = np.abs(found["variance"].astype(np.float64) - exact)
+        assert np.all(off <= (0 if dtype == np.float64 else 2.0**-8 * exact))
+
+
+@pytest.mark.parametrize("saved", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_mean_square_in_our_files_is_puzzlelibs(dtype, saved, globalState, tmp_path):
+    optimizer = RMSPropGraves(learnRate=1e-2, alpha=0.75, stateDtype=saved)
+    optimizer.setupOn(net_of(Own, SHAPES, dtype), globalState)
+    step(Own, optimizer, 5)
+    optimizer.save(tmp_path / "run.hdf")
+    real = np.float64 if dtype == "float64" else np.float32
+    states = content(Own, optimizer)
+    with h5py.File(tmp_path / "run.hdf") as file:
+        for spelling in (dtype, f"<class 'numpy.{dtype}'>") if globalState else ("",):
+            flat = {entity: file[f".states/{spelling}.{entity}"][()] for entity in FILED} if globalState else {}
+            begin = 0
+            for name in sorted(SHAPES):
+                size = int(np.prod(SHAPES[name]))
+                found = {
+                    entity: flat[entity][begin : begin + size].reshape(SHAPES[name])
+                    if globalState
+                    else file[f".states/{name}.{entity}"][()]
+                    for entity in FILED
+                }
+                begin += size
+                state = {entity: array.astype(np.float64) for entity, array in states[name].items()}
+                assert all(np.array_equal(found[entity], state[entity]) for entity in BUFFERS)
+                assert found["ms"].dtype == real
+                expected = (state["variance"] + state["mg"] ** 2).astype(real)
+                assert np.array_equal(found["ms"], expected)
+                assert (found["ms"] > state["variance"]).all()
+
+
+def test_a_mean_square_that_its_dtype_cannot_hold_costs_no_checkpoint(globalState, tmp_path):
+    # PuzzleLib's own would be infinite too
+    optimizer = trained(Own, globalState, SHAPES)
+    optimizer._slots[0].state["mg"].fill(1e25)
+    optimizer.save(tmp_path / "run.hdf")
+    other = loaded_into(tmp_path / "run.hdf", globalState=globalState)
+    assert_same(content(Own, other), content(Own, optimizer))
+
+
+def test_files_larger_than_what_is_converted_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(forms, "PIECE", 5)
+    for name, mode in (("a", False), ("b", True)):
+        optimizer = trained(Own, mode, SHAPES)
+        optimizer.save(tmp_path / name)
+        for key, state in in_file(tmp_path / name, SHAPES, FILED).items():
+            wide = {entity: array.astype(np.float64) for entity, array in state.items()}
+            assert np.array_equal(state["ms"], (wide["variance"] + wide["mg"] ** 2).astype(np.float32)), key
+
+
+class Squares(Optimizer):
+    """An optimizer of somebody's own, whose states have the names that files use for the two forms."""
+
+    entities = ("mg", "variance", "ms")
+
+    def setupState(self, var):
+        return {entity: gpuarray.zeros(var.data.shape) for entity in self.entities}
+
+    def updateVar(self, var, state, stream=None):
+        for number, entity in enumerate(self.entities):
+            state[entity][...] = -number - 1 + var.grad
+
+
+@pytest.mark.parametrize("entities", [("mg", "variance", "ms"), ("mg", "ms"), ("mg", "variance"), ("ms",)], ids=str)
+def test_other_optimizers_states_are_their_own(entities, globalState, tmp_path):
+    class Mine(Squares):
+        pass
+
+    Mine.entities = entities
+    optimizer, other = Mine(), Mine()
+    for each in (optimizer, other):
+        each.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    with h5py.File(tmp_path / "run.hdf") as file:
+        names = SHAPES if not globalState else ("float32", "<class 'numpy.float32'>")
+        assert set(file[".states"]) == {f"{name}.{entity}" for name in names for entity in entities}
+    other.load(tmp_path / "run.hdf")
+    expected = content(Own, optimizer)
+    for name, state in content(Own, other).items():
+        for entity in entities:
+            assert np.array_equal(state[entity], expected[name][entity])
+            assert state[entity].any()
+
+
+def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
+    class Both(RMSPropGraves):
+        def setupState(self, var):
+            return {**super().setupState(var), "ms": gpuarray.zeros(var.data.shape)}
+
+    optimizer, other = Both(), Both()
+    for each in (optimizer, other):
+        each.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer)
+    for slot in optimizer._slots:
+        slot.state["ms"].fill(7)
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert_same(content(Own, other), content(Own, optimizer))
+    assert all((slot.state["ms"] == 7).all() for slot in other._slots)
+
+
+def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.states["b.b"]["mg"] = gpuarray.zeros(9)
+    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must be of one shape; got \(9,\) and \(3,\)"):
+        optimizer.save(tmp_path / "run.hdf")
+    assert os.listdir(tmp_path) == []
+
+
+# ------------------------------------------------------------------------- who asks a state for its mean square
+
+
+def states_of(optimizer):
+    return [*optimizer.states.values(), *(slot.state for slot in optimizer._slots)]
+
+
+def test_ms_is_a_key_error_that_says_what_took_its_place(globalState, tmp_path):
+    seen = []
+    optimizer = trained(Own, globalState, SHAPES)
+    optimizer.addHook(lambda var, state, stream: seen.append(state))
+    step(Own, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    optimizer.load(tmp_path / "run.hdf")
+    found = [*states_of(optimizer), *seen]
+    assert len(seen) == 4
+    if not globalState:  # in global mode neither is possible
+        for other in (
+            copy.copy(optimizer),
+            copy.deepcopy(optimizer),
+            pickle.loads(pickle.dumps(trained(Own, False, SHAPES))),
+        ):
+            step(Own, other)
+            found += states_of(other)
+    for state in found:
+        with pytest.raises(KeyError, match=r"no 'ms' any more: 'variance' took its place, and ms is variance \+ mg\*mg"):
+            state["ms"]
+        with pytest.raises(KeyError, match="^'other'$"):
+            state["other"]
+        assert "ms" not in state
+        assert state.get("ms") is None
+
+
+def test_a_subclass_that_gives_a_plain_dict_says_so_too(globalState):
+    class Plain(RMSPropGraves):
+        def setupState(self, var):
+            return dict(super().setupState(var))
+
+    optimizer = Plain()
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    for state in states_of(optimizer):
+        with pytest.raises(KeyError, match="'variance' took its place"):
+            state["ms"]
 
 
 def test_master_copies_may_be_missing_or_too_many(tmp_path):

@@ -8,7 +8,7 @@ from puzzlelib_rmsprop import Optimizer, RMSPropGraves, convert
 from puzzlelib_rmsprop.errors import CheckpointError, SetupError
 from tests.golden import DATA
 from tests.standins import Net
-from tests.test_checkpoint import Own
+from tests.test_checkpoint import Own, variance_of
 from tests.tolerances import assert_close
 
 SHAPES = {"fc0.W": (3, 4), "fc0.b": (3,)}
@@ -181,7 +181,7 @@ def test_what_becomes_of_each_part(gradOfLoss, globalState):
     for index, name in enumerate(SHAPES):
         state, found = theirs["state"][index], states(optimizer)[name]
         assert np.array_equal(found["mg"], state["grad_avg"] if gradOfLoss else -state["grad_avg"])
-        assert np.array_equal(found["ms"], state["square_avg"])
+        assert np.array_equal(found["variance"], variance_of(state["grad_avg"], state["square_avg"]))
         assert np.array_equal(found["delta"], np.float32(-0.25) * state["momentum_buffer"])
     back = convert.toTorch(optimizer, theirs)
     assert back["param_groups"][0] == theirs["param_groups"][0]
@@ -200,12 +200,13 @@ def test_names_order_and_untouched_parameters():
         else:
             named = torch_like({"b": (3,), "W": (4, 3)}, param_names=["fc0.b", "fc0.W"])
             convert.fromTorch(optimizer, named, transposed=["fc0.W"])
-        assert np.array_equal(states(optimizer)["fc0.W"]["ms"], theirs["state"][1]["square_avg"].T)
+        state = theirs["state"][1]
+        assert np.array_equal(states(optimizer)["fc0.W"]["variance"], variance_of(state["grad_avg"], state["square_avg"]).T)
     back = convert.toTorch(optimizer, theirs, names=["fc0.b", "fc0.W"], transposed=["fc0.W"])
     assert np.array_equal(back["state"][1]["square_avg"], theirs["state"][1]["square_avg"])
     del theirs["state"][1]
     convert.fromTorch(optimizer, theirs, names=["fc0.b", "fc0.W"])
-    assert not states(optimizer)["fc0.W"]["ms"].any()
+    assert not states(optimizer)["fc0.W"]["variance"].any()
     assert not any(
         "momentum_buffer" in state for state in convert.toTorch(plain_momentum(), torch_like(SHAPES))["state"].values()
     )
@@ -270,15 +271,47 @@ def test_state_in_other_dtypes_and_forms():
     theirs = torch_like(SHAPES)
     narrow = ours(params, True, stateDtype="bfloat16")
     convert.fromTorch(narrow, theirs)
-    # ms is the variance there, and all of it rounded to bfloat16: eight bits
+    # all of it rounded to bfloat16: eight bits
     mean, square = (theirs["state"][0][key].astype(np.float64) for key in ("grad_avg", "square_avg"))
-    assert_close(square - mean**2, states(narrow)["fc0.W"]["ms"].astype(np.float64), 2.0**-8, "variance")
+    assert_close(square - mean**2, states(narrow)["fc0.W"]["variance"].astype(np.float64), 2.0**-8, "variance")
     back = convert.toTorch(narrow, theirs)["state"][0]
     assert back["square_avg"].dtype == np.float32
     assert_close(square, back["square_avg"], 2.0**-6, "mean square")
     wide = ours(params, False, dtype=np.float64)
     convert.fromTorch(wide, theirs)
+    assert np.array_equal(states(wide)["fc0.W"]["variance"], np.maximum(square - mean**2, 0))  # every digit of float64
     assert convert.toTorch(wide, theirs)["state"][0]["square_avg"].dtype == np.float64
+
+
+def test_the_mean_square_is_computed_in_float64(globalState):
+    # as after many steps with one gradient, of 97.36 and a little more: float32 has no digit of the variance left
+    optimizer = ours({"W": np.zeros(3)}, globalState)
+    (slot,) = optimizer._slots
+    slot.state["mg"].set(np.array([97.36, 0.5, 3.0], np.float32))
+    slot.state["variance"].set(np.array([1e-3, 0.0, 2.5], np.float32))
+    mg, variance = (slot.state[entity].get().astype(np.longdouble) for entity in ("mg", "variance"))
+    for back in (convert.toChainer, convert.toNnabla):
+        found = back(optimizer)["W/n"]
+        assert found.dtype == np.float32
+        assert np.array_equal(found, (variance + mg**2).astype(np.float32))
+    mg64, square = np.float64(97.36), np.float64(97.36) ** 2 + 1e-9
+    group = torch_like({"W": (3,)}, momentum=0.0)
+    group["state"][0] = {"step": 1, "grad_avg": np.full(3, mg64), "square_avg": np.full(3, square)}
+    wide = ours({"W": np.zeros(3)}, globalState, dtype=np.float64)
+    convert.fromTorch(wide, group)
+    # 97.36**2 has 13 bits before the point: float64 leaves 40 behind it
+    assert np.all(np.abs(states(wide)["W"]["variance"] - 1e-9) < 2.0**-38)
+    assert np.all(states(wide)["W"]["variance"] > 0)
+
+
+def test_a_mean_square_beyond_the_dtype_is_refused(globalState):
+    optimizer = ours({"W": np.zeros(3)}, globalState)
+    optimizer._slots[0].state["mg"].fill(1e25)
+    for back in (convert.toChainer, convert.toNnabla):
+        with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
+            back(optimizer)
+    with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
+        convert.toTorch(optimizer, torch_like({"W": (3,)}))
 
 
 # ------------------------------------------------------------------- the peers themselves, where installed

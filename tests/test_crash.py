@@ -37,7 +37,7 @@ def test_a_mixture_is_noticed(tmp_path):
     # the crash test can fail: half of an old state and half of a new one
     optimizer = crash.fresh(False)
     crash.fill(optimizer, 3)
-    optimizer.states["a.W"]["ms"][0, 0] = 2
+    optimizer.states["a.W"]["variance"][0, 0] = 2
     optimizer.save(tmp_path / "run.hdf")
     with pytest.raises(AssertionError, match=r"a mixture of \[2.0, 3.0\]"):
         crash.loaded(tmp_path / "run.hdf", False)

@@ -28,7 +28,7 @@ def test_damaged_files_are_refused_or_load_right():
 def test_the_fuzzer_notices_numbers_that_are_not_checked(tmp_path, monkeypatch):
     file = fuzz_checkpoint.valid_files(tmp_path)[0]
     path = tmp_path / "local.hdf"
-    flipped(path, ".states/a.W.ms")
+    flipped(path, ".states/a.W.variance")
     assert fuzz_checkpoint.load_in_fork(file, path)[0] == "refused"
     monkeypatch.setattr(files, "sealed", lambda path: True)
     assert fuzz_checkpoint.load_in_fork(file, path)[0] == "refused"

@@ -14,7 +14,20 @@ from puzzlelib_rmsprop.checkpoint import atomicFile, write
 from puzzlelib_rmsprop.errors import CheckpointError
 from puzzlelib_rmsprop.inspection import inspect
 from tests.golden import DATA, Replay
-from tests.test_checkpoint import BUFFERS, FORMAT1, SHAPES, Own, content, flipped, net_of, place, step, trained
+from tests.test_checkpoint import (
+    BUFFERS,
+    FILED,
+    FORMAT1,
+    SHAPES,
+    VERSION010,
+    Own,
+    content,
+    flipped,
+    net_of,
+    place,
+    step,
+    trained,
+)
 
 
 def said(capsys, *arguments):
@@ -29,14 +42,17 @@ def variables(path):
 
 def test_numbers_of_every_variable(globalState, tmp_path):
     optimizer = trained(Own, globalState, SHAPES)
-    optimizer._slots[0].state["ms"][0] = np.nan  # the first variable's
+    optimizer._slots[0].state["variance"][0] = np.nan  # the first variable's
     optimizer.save(tmp_path / "run.hdf")
     found, expected = variables(tmp_path / "run.hdf"), content(Own, optimizer)
     assert found.keys() == set(SHAPES)
     for name, variable in found.items():
         assert tuple(variable["shape"]) == SHAPES[name]
         assert variable["dtype"] == "float32"
-        for entity in BUFFERS:
+        wide = {entity: array.astype(np.float64) for entity, array in expected[name].items()}
+        expected[name]["ms"] = (wide["variance"] + wide["mg"] ** 2).astype(np.float32)
+        assert set(variable["entities"]) == set(FILED)
+        for entity in FILED:
             row, array = variable["entities"][entity], expected[name][entity].astype(np.float64)
             assert tuple(row["shape"]) == SHAPES[name]
             assert row["nonfinite"] == np.count_nonzero(~np.isfinite(array))
@@ -61,7 +77,7 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
     for expected in (
         "bytes, whole (SHA-256)",
         "optimizer 'opt', written by puzzlelib_rmsprop 0.1.0",
-        f"format 2, {mode} mode, t = 2",
+        f"format 3, {mode} mode, t = 2",
         "learnRate = 0.125",
         "options: {'seed': 3}",
         "hooks: [['Guard', {'skipped': 4}]]",
@@ -110,28 +126,47 @@ def test_nets_several_parts_and_other_things(tmp_path, capsys):
     assert said(capsys, tmp_path / "run.hdf")[0] == 0
 
 
-def test_bfloat16_with_variances(tmp_path):
+def test_bfloat16(tmp_path):
     values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
-    where = place(ml_dtypes.bfloat16, True, shape=(2,))
+    where = place(ml_dtypes.bfloat16, shape=(2,))
     write(tmp_path / "run.hdf", "", {"t": 1}, {"W": dict.fromkeys(BUFFERS, values)}, [where], False, {})
-    found = variables(tmp_path / "run.hdf")["W"]
-    assert found["variance"]
-    row = found["entities"]["ms"]
+    row = variables(tmp_path / "run.hdf")["W"]["entities"]["variance"]
     assert (row["min"], row["max"], row["checksum"]) == (-2.0, 1.5, "ok")
+
+
+@pytest.mark.parametrize("kind", VERSION010)
+def test_version_0_1_0_kept_the_variance_of_bfloat16_state_in_ms(kind, capsys):
+    status, text = said(capsys, VERSION010[kind])
+    assert status == 0
+    assert "written by puzzlelib_rmsprop 0.1.0" in text
+    assert "format 2" in text
+    assert text.count("ms holds the variance") == (4 if kind == "bfloat16" else 0)
+
+
+@pytest.mark.parametrize("stateDtype", [None, "bfloat16"])
+def test_ours_say_nothing_of_the_kind(stateDtype, globalState, tmp_path, capsys):
+    optimizer = RMSPropGraves(stateDtype=stateDtype)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    status, text = said(capsys, tmp_path / "run.hdf")
+    assert status == 0
+    assert "holds the variance" not in text
+    assert text.count("    variance ") == text.count("    ms ") == 4
 
 
 def test_damage_is_named(tmp_path, capsys):
     path = tmp_path / "run.hdf"
     trained(Own, True, SHAPES).save(path)
     whole = path.read_bytes()
-    for what in (".states/float32.ms", ".attrs/alpha", ".layout"):
+    for what in (".states/float32.ms", ".states/float32.variance", ".attrs/alpha", ".layout"):
         path.write_bytes(whole)
         flipped(path, what)
         status, text = said(capsys, path)
         assert status == 1
         assert "DAMAGED (SHA-256)" in text
         assert "the SHA-256 of the file is not" in text
-        named = "<class 'numpy.float32'>.ms" if "ms" in what else what
+        named = what.replace(".states/float32", "<class 'numpy.float32'>")
         assert f'dataset "/.states/{named}"' in text or f"dataset '/{what}'" in text
     path.write_bytes(whole[: len(whole) // 2])
     status, text = said(capsys, path)

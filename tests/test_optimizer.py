@@ -110,7 +110,7 @@ def test_local_states(arrays):
     case = Case(arrays, False)
     assert list(case.optimizer.states) == list(SHAPES)
     for name, state in case.optimizer.states.items():
-        assert list(state) == ["mg", "ms", "delta"]
+        assert list(state) == ["mg", "variance", "delta"]
         for array in state.values():
             assert type(array) is type(case.var(name).data)
             assert array.shape == SHAPES[name]

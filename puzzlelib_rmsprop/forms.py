@@ -1,0 +1,60 @@
+"""A second form of an entity of the state: PuzzleLib's mean square ``ms``, where this library keeps the variance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .kernels import real_dtype
+
+__all__ = ["MeanSquare"]
+
+PIECE = 1 << 15  # elements that are converted at a time: float64 takes more memory than the state
+
+
+class MeanSquare:
+    """``ms = variance + mg*mg``, and ``variance = max(ms - mg*mg, 0)``: computed in float64, then rounded.
+
+    Attributes:
+        entity: what the state holds.
+        name: the other form, which files hold beside it.
+        beside: the entity that both formulas need.
+    """
+
+    entity, name, beside = "variance", "ms", "mg"
+
+    def applies(self, state: Mapping[str, Any]) -> bool:
+        """Whether a state holds the one form, and nothing of its own under the name of the other."""
+        return {self.entity, self.beside} <= state.keys() and self.name not in state
+
+    def dtype(self, state: Mapping[str, Any]) -> np.dtype:
+        """Of ``ms``: that of the arithmetic, as in PuzzleLib; for 16-bit state float32."""
+        return real_dtype(np.dtype(state[self.entity].dtype))
+
+    def of(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``ms``; infinite where the dtype ends."""
+        return _pieces(_mean_square, state[self.beside], state[self.entity], self.dtype(state))
+
+    def back(self, state: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
+        """The variance, for an entity of ``dtype``: in float64 or float32; what is not finite stays so."""
+        return _pieces(_variance, state[self.beside], state[self.name], real_dtype(dtype))
+
+
+def _mean_square(mg: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    return variance + np.square(mg)
+
+
+def _variance(mg: np.ndarray, ms: np.ndarray) -> np.ndarray:
+    return np.maximum(ms - np.square(mg), 0.0)
+
+
+def _pieces(rule: Callable, mg: np.ndarray, other: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    found = np.empty(other.shape, dtype)
+    flat, mg, other = found.reshape(-1), mg.reshape(-1), other.reshape(-1)
+    with np.errstate(all="ignore"):
+        for begin in range(0, flat.size, PIECE):
+            piece = slice(begin, begin + PIECE)
+            flat[piece] = rule(mg[piece].astype(np.float64), other[piece].astype(np.float64))
+    return found
