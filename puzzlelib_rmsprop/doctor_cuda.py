@@ -36,8 +36,8 @@ class CUDAExamination(Examination):
             count = driver.Device.count()
         except Exception as error:
             raise Failed(f"the driver does not start: {line(error)}", remedy(error) or NO_DEVICE) from error
-        version = driver.get_driver_version()
-        self.found["driver"] = f"for CUDA {version // 1000}.{version % 1000 // 10}"
+        number = driver.get_driver_version()
+        self.found["driver"] = f"for CUDA {number // 1000}.{number % 1000 // 10}"
         if not count:
             raise Failed("the driver sees no device", NO_DEVICE)
         for index in range(count):
