@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .examination import NO_DEVICE, Examination, Failed, line, remedy, version
-from .kernels import sources
+from .kernels import cuda_source
 from .trial import gpu_case, room
 
 __all__ = ["CUDAExamination"]
@@ -25,7 +25,7 @@ class CUDAExamination(Examination):
     """The part about GPUs: :meth:`_examine_source` and :meth:`_examine_cuda`."""
 
     def _examine_source(self) -> None:
-        shipped = sources.shipped_ptx() is not None
+        shipped = cuda_source.shipped_ptx() is not None
         self.found["CUDA kernel"] = "shipped as PTX" if shipped else "shipped as source only, for nvcc to compile"
 
     def _examine_cuda(self) -> None:
@@ -101,7 +101,7 @@ class CUDAExamination(Examination):
     def _examine_kernel(self, driver: Any, place: str, arch: str) -> None:
         """What the kernel is made from on this device."""
         name = f"kernel on {place}"
-        text = sources.shipped_ptx()
+        text = cuda_source.shipped_ptx()
         if text is None:
             why = "the package ships no PTX of this version of the source"
         else:

@@ -152,6 +152,14 @@ def globalState(request):
     return request.param
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_left_in_the_sources(request):
+    before = set(os.listdir(request.config.rootpath))
+    yield
+    left = {name for name in set(os.listdir(request.config.rootpath)) - before if not name.startswith((".", "__", "build"))}
+    assert not left, f"a test has written {left} into {request.config.rootpath}"
+
+
 @pytest.fixture(autouse=True)
 def _settings_as_they_were():
     before = dict(vars(Config))

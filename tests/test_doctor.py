@@ -337,8 +337,8 @@ def test_no_compiler_and_no_ptx(child, tmp_path):
     before = f"""{child}
 import os
 os.environ["PATH"] = ""
-from puzzlelib_rmsprop.kernels import sources
-sources.shipped_ptx = lambda file="rmsprop_graves": None
+from puzzlelib_rmsprop.kernels import cuda_source
+cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
 """
     found = examined(before=before, env={"PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path)})
     assert "install the CUDA toolkit" in texts(found["problems"])
