@@ -379,15 +379,15 @@ def _segment(run: Slot, family: Family) -> Segment:
     param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _buffers(run))
     state = np.dtype(run.state["mg"].dtype).name
     key = zlib.crc32(run.names[0].encode())
-    return Segment(run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key)
+    return Segment(
+        run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key
+    )
 
 
 def _learn_rate(name: str, value: Any) -> float:
     rate = number(name, value, 0, float(_FLOAT32.max), ". To subtract the step, make the optimizer with gradOfLoss=True")
     if 0 < rate < float(_FLOAT32.tiny):
-        raise HyperParameterError(
-            f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}"
-        )
+        raise HyperParameterError(f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}")
     return rate
 
 

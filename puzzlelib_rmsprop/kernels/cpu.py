@@ -43,9 +43,7 @@ def instruction_sets() -> list[str]:
 def _choose() -> bool:
     """Whether the compiled library runs the rule, as the environment says."""
     if library is not None:
-        layout.check_layout(
-            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels"
-        )
+        layout.check_layout(struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels")
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in instruction_sets():
         why = "" if library is not None else f"; the compiled library is not here ({missing}): {REMEDY}"
@@ -162,10 +160,7 @@ class GradientStatistics:
         self._args.segments["wc"] = decays
 
     def run(
-        self,
-        operations: tuple[Operation, ...] = (),
-        policy: ScalingPolicy = ScalingPolicy(),
-        stream: Any = None,  # noqa: B008
+        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
     ) -> None:
         """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
         if (operations, policy) != self._told:

@@ -84,18 +84,7 @@ _KIND = {kind: number for number, kind in enumerate(KINDS)}
 def _numbers() -> list[int]:
     """What ``LAYOUT_NUMBERS`` in layout.h has to be."""
     found: list[int] = []
-    structs = (
-        HYPER,
-        SEGMENT,
-        CHUNKS,
-        OPERATION,
-        OPERATIONS,
-        STEP_OPTIONS,
-        SQUARE_SUM,
-        STATISTICS,
-        SCALING_POLICY,
-        KERNEL_ARGS,
-    )
+    structs = (HYPER, SEGMENT, CHUNKS, OPERATION, OPERATIONS, STEP_OPTIONS, SQUARE_SUM, STATISTICS, SCALING_POLICY, KERNEL_ARGS)
     for each in structs:
         found += [each.itemsize, *(each.fields[name][1] for name in each.names)]  # type: ignore[index, union-attr]
     return [*found, MAX_OPERATIONS, CHUNK]

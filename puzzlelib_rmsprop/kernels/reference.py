@@ -193,10 +193,7 @@ class GradientStatistics:
         self._decays = [float(wc) for wc in decays]
 
     def run(
-        self,
-        operations: tuple[Operation, ...] = (),
-        policy: ScalingPolicy = ScalingPolicy(),
-        stream: Any = None,  # noqa: B008
+        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
     ) -> None:
         """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
         with np.errstate(all="ignore"):
