@@ -184,6 +184,24 @@ def test_fork_after_an_update():
     assert done.stdout == "True 0\n", done.stderr
 
 
+@compiled
+@linux
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda pid: [0])(0)) < 2, reason="one core: no helpers")
+def test_a_forked_child_makes_helpers_of_its_own():
+    done = run("""
+        warnings.simplefilter("ignore", DeprecationWarning)
+        training = Training(0)
+        training.step()
+        child = os.fork()
+        if child == 0:
+            before = tasks()
+            training.step()
+            os._exit(len(tasks() - before))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) > 0)
+    """)
+    assert done.stdout == "True\n", done.stderr
+
+
 @forks
 def test_fork_during_another_threads_update():
     done = run("""
