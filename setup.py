@@ -6,8 +6,16 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+# before pyproject.toml is read, which older ones refuse without saying why
+if int(setuptools.__version__.partition(".")[0]) < 77:
+    raise SystemExit(
+        f"puzzlelib_rmsprop is built with setuptools 77 or newer; here is {setuptools.__version__}: "
+        "pip install --upgrade 'setuptools>=77', or leave --no-build-isolation out"
+    )
 
 KERNELS = Path("puzzlelib_rmsprop", "kernels")
 SOURCES = [KERNELS / name for name in ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")]
@@ -15,16 +23,16 @@ MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
 # No fused multiply-adds and no -ffast-math: each operation is rounded once, on every processor. Nobody reads errno or the
 # floating-point exceptions, without which a loop with a root or a choice in it is vectorised.
-FLAGS = (
-    "/std:c++17 /O2 /fp:precise /EHsc"
-    if MSVC
-    else ("-std=c++17 -O3 -g0 -fno-math-errno -fno-trapping-math -ffp-contract=off -fvisibility=hidden -pthread")
-)
+if MSVC:
+    FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
+else:
+    FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread"]
+    FLAGS += ["-fvisibility=hidden"]
 AVX = {
     "avx2": ["/arch:AVX2"] if MSVC else ["-mavx2"],
     "avx512": ["/arch:AVX512"] if MSVC else ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
 }
-# a universal binary of macOS has a part for ARM too
+# a universal binary of macOS ("universal2") has a part for ARM too, which does not take these flags: the baseline it is
 X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64")) and "arm64" not in os.environ.get("ARCHFLAGS", "")
 # one library for every Python from 3.11 on; the builds of Python without its global lock have no stable interface
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -40,7 +48,7 @@ class BuildLoops(build_ext):
                 [str(KERNELS / "cpu_loops.cpp")],
                 output_dir=os.path.join(self.build_temp, name),
                 macros=[("KERNEL_NAMESPACE", name)],
-                extra_postargs=[*FLAGS.split(), *flags],
+                extra_postargs=FLAGS + flags,
             )
         super().build_extension(ext)
 
@@ -54,7 +62,7 @@ setup(
             [str(KERNELS / "cpu.cpp")],
             depends=[str(path) for path in SOURCES],
             define_macros=macros + ([("Py_LIMITED_API", "0x030B0000")] if ABI3 else []),
-            extra_compile_args=FLAGS.split(),
+            extra_compile_args=FLAGS,
             extra_link_args=[] if MSVC else ["-pthread"],
             py_limited_api=ABI3,
             # where there is no compiler the package works all the same, with reference.py

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import math
 import numbers
 import os
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import ConfigError
@@ -20,9 +23,54 @@ class Backend(enum.Enum):
     cpu = "cpu"
 
 
-def _cores() -> int:
-    # the cores that this process may use, not those the machine has
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(root: str = "/") -> int:
+    """The cores that this process may use: by its affinity and by its container's CPU quota, rounded up; at least 1.
+
+    Args:
+        root: the folder that holds ``proc`` and ``sys``; for tests.
+    """
+    # only Linux has an affinity to ask for, and quotas
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(_quota(Path(root)))))
+
+
+def _quota(root: Path) -> float:
+    """The smallest CPU quota, in cores, of the control groups that this process is in; very large where there is none."""
+    quotas = [float(2**31)]
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            hierarchy, controllers, path = line.split(":", 2)
+            if hierarchy == "0":
+                mounts, read = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"], _quota_v2
+            elif "cpu" in controllers.split(","):
+                mounts, read = [root / "sys/fs/cgroup/cpu", root / f"sys/fs/cgroup/{controllers}"], _quota_v1
+            else:
+                continue
+            group = PurePosixPath("/", path).relative_to("/")
+            # each group is held to its own quota and to those above it; a container may see only a part of the path
+            for folder in {mount / part for mount in mounts for part in (group, *group.parents)}:
+                with contextlib.suppress(OSError, ValueError):
+                    quotas.append(read(folder))
+    return min(quotas)
+
+
+def _quota_v2(folder: Path) -> float:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return _cores_of(quota, period)
+
+
+def _quota_v1(folder: Path) -> float:
+    return _cores_of(*((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")))
+
+
+def _cores_of(quota: str, period: str) -> float:
+    # "max" or -1 is no quota
+    if quota.strip() in ("max", "-1"):
+        raise ValueError("no quota")
+    cores = int(quota) / int(period) if int(period) > 0 else 0.0
+    if cores <= 0:
+        raise ValueError("no quota")
+    return cores
 
 
 class _Config:
@@ -33,7 +81,8 @@ class _Config:
             the CPU.
         deviceIdx: index of the CUDA device to use, where no context is current yet.
         globalEvalMode: True makes every new ``Variable`` without a gradient, as in PuzzleLib.
-        numThreads: threads that a large CPU update may use; the cores of this process at import.
+        numThreads: threads that a large CPU update may use; at first the cores that this process may use when the package
+            is imported, by its affinity and its container's CPU quota.
 
     Example:
         >>> from puzzlelib_rmsprop import Config
@@ -44,7 +93,7 @@ class _Config:
         self.backend = Backend.auto
         self.deviceIdx = 0
         self.globalEvalMode = False
-        self.numThreads = _cores()
+        self.numThreads = usable_cores()
 
     @property
     def Backend(self) -> type[Backend]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
+from puzzlelib_rmsprop.kernels import cpu
 from tests import cudasim, standins
 from tests.cudasim import control
 from tests.kernel_modules import kernels, threads  # noqa: F401 (fixtures)
@@ -80,6 +81,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # processes that tests start import from here too, whatever folder they run in
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(config.rootpath), os.environ.get("PYTHONPATH")]))
+    # where no compiler was at hand: chosen, so that the first update of every test's process does not warn
+    if cpu.library is None and not os.environ.get(cpu.VARIABLE):
+        os.environ[cpu.VARIABLE] = "numpy"
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
     config.cuda, config.simulated = f"left out: --cuda={choice}", choice == "sim"
     if choice == "off":
@@ -102,6 +106,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    terminalreporter.write_line(f"CPU kernels: {os.environ.get(cpu.VARIABLE) or cpu.instruction_sets()[-1]}")
     terminalreporter.write_line(f"CUDA {config.cuda}")
 
 
@@ -151,6 +156,14 @@ def backend(request, _settings_as_they_were):
 @pytest.fixture(params=[False, True], ids=["local", "global"])
 def globalState(request):
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_left_in_the_sources(request):
+    before = set(os.listdir(request.config.rootpath))
+    yield
+    left = {name for name in set(os.listdir(request.config.rootpath)) - before if not name.startswith((".", "__", "build"))}
+    assert not left, f"a test has written {left} into {request.config.rootpath}"
 
 
 @pytest.fixture(autouse=True)

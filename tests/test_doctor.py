@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import doctor
+from puzzlelib_rmsprop import doctor, trial
+from puzzlelib_rmsprop.kernels import cpu
 from tests.conftest import ARRAYS
 from tests.reference import Reference
 from tests.tolerances import assert_close
@@ -71,8 +72,8 @@ def test_the_command_itself():
         "platform",
         "NumPy",
         "h5py",
-        "Numba",
-        "Numba's cache",
+        "CPU kernel",
+        "PUZZLELIB_RMSPROP_CPU",
         "threads",
         "PyCUDA",
         "nvcc",
@@ -95,11 +96,8 @@ def test_without_pycuda():
     assert found["runs_on"] == ["CPU"]
     assert found["problems"] == []
     assert "pip install 'puzzlelib_rmsprop[cuda]'" in texts(found["notes"])
-    assert [(check["dtype"], check["ok"]) for check in found["checks"]] == [
-        ("float16", True),
-        ("float32", True),
-        ("float64", True),
-    ]
+    dtypes = [*(["bfloat16"] if importlib.util.find_spec("ml_dtypes") else []), "float16", "float32", "float64"]
+    assert [(check["dtype"], check["ok"]) for check in found["checks"]] == [(dtype, True) for dtype in dtypes]
     assert found["speed"]["CPU"]["update"] > 1e6
     assert found["speed"]["CPU"]["copy"] > 1e6
 
@@ -166,34 +164,61 @@ def test_a_device_that_fails(tmp_path):
     assert found["training_runs"] is True
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["import sys; sys.modules['numba'] = None\n", "numba"],
-    ids=["missing", "broken"],
-)
-def test_numba_missing_or_broken(tmp_path, before):
-    if before == "numba":
-        before = stub(tmp_path, "numba", {"__init__.py": "raise SystemError('initialization of _internal failed')"})
-    found = examined(before=before + NO_PYCUDA, code=1)
+needs_library = pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")
+# a package whose library was not built
+NO_LIBRARY = "import sys; sys.modules['puzzlelib_rmsprop.kernels._cpu'] = None\n"
+
+
+@needs_library
+def test_the_compiled_kernel():
+    sets = cpu.instruction_sets()[1:]
+    found = examined(before=NO_PYCUDA, env={cpu.VARIABLE: ""})
+    assert found["found"]["CPU kernel"] == f"compiled, with the instructions of {sets[-1]}; here are {', '.join(sets)}"
+    assert found["found"]["PUZZLELIB_RMSPROP_CPU"] == "not set"
+    assert "NumPy" not in texts(found["notes"])
+    found = examined(before=NO_PYCUDA, env={cpu.VARIABLE: "baseline"})["found"]
+    assert found["CPU kernel"].startswith("compiled, with the instructions of baseline;")
+    assert found["PUZZLELIB_RMSPROP_CPU"] == "baseline"
+
+
+def test_numpy_by_choice():
+    found = examined(before=NO_PYCUDA, env={cpu.VARIABLE: "numpy"})
+    assert found["found"]["CPU kernel"].startswith("NumPy")
+    assert found["runs_on"] == ["CPU"]
+    if cpu.library is not None:
+        assert f"unset {cpu.VARIABLE}" in texts(found["notes"])
+
+
+def test_the_library_is_missing():
+    found = examined(before=NO_LIBRARY + NO_PYCUDA, env={cpu.VARIABLE: ""})
+    assert found["runs_on"] == ["CPU"]
+    assert found["problems"] == []
+    assert found["found"]["CPU kernel"].startswith("NumPy: the compiled library is not here (")
+    assert f"updates run in NumPy, several times slower | {cpu.REMEDY}" in texts(found["notes"])
+    assert all(check["ok"] for check in found["checks"])
+
+
+@pytest.mark.parametrize("before", ["", NO_LIBRARY], ids=["compiled", "numpy"])
+def test_an_instruction_set_that_is_none(before):
+    found = examined(before=before + NO_PYCUDA, env={cpu.VARIABLE: "sse9"}, code=1)
     assert found["runs_on"] == []
-    assert "numba>=0.59" in texts(found["problems"])
-    assert "Training does not run here." in run(before=before + NO_PYCUDA, code=1)
+    assert found["found"]["CPU kernel"] == "cannot be loaded"
+    assert "got 'sse9'" in texts(found["problems"])
+    assert "unset PUZZLELIB_RMSPROP_CPU" in texts(found["problems"])
+    assert "Training does not run here." in run(before=before + NO_PYCUDA, env={cpu.VARIABLE: "sse9"}, code=1)
 
 
-def test_numba_switched_off():
-    found = examined(before=NO_PYCUDA, env={"NUMBA_DISABLE_JIT": "1"}, code=1)
-    assert "unset NUMBA_DISABLE_JIT" in texts(found["problems"])
-
-
-def test_no_folder_for_numbas_cache():
+@needs_library
+def test_a_library_of_other_sources():
     before = """
-from numba.core import caching
-next(item for name, item in vars(caching).items() if name.lstrip("_") == "CacheImpl")._locator_classes = []
+import types, puzzlelib_rmsprop.kernels as kernels
+from puzzlelib_rmsprop.kernels import _cpu
+other = types.ModuleType("_cpu")
+vars(other).update({name: getattr(_cpu, name) for name in dir(_cpu) if name[0] != "_"}, layout=lambda: bytes(800))
+sys.modules["puzzlelib_rmsprop.kernels._cpu"] = kernels._cpu = other
 """
-    found = examined(before=before + NO_PYCUDA)
-    assert found["found"]["Numba's cache"] == "none"
-    assert "NUMBA_CACHE_DIR" in texts(found["notes"])
-    assert found["training_runs"] is True
+    found = examined(before=NO_PYCUDA + before, code=1)
+    assert "install the package again" in texts(found["problems"])
 
 
 def test_no_h5py():
@@ -206,18 +231,19 @@ def test_no_h5py():
 def test_a_wrong_update_is_seen(wrong, verdict):
     before = f"""
 from puzzlelib_rmsprop.kernels import cpu
-right = cpu.Table.update
-cpu.Table.update = lambda self, learnRate, *rest: right(self, learnRate * {wrong}, *rest)
+Table = cpu.chosen().Table
+right = Table.update
+Table.update = lambda self, hyper, *rest: right(self, hyper._replace(learnRate=hyper.learnRate * {wrong}), *rest)
 """
     found = examined(before=before + NO_PYCUDA, code=1)
     assert found["runs_on"] == []
-    assert [check["ok"] for check in found["checks"] if check["dtype"] != "float16"] == [False, False]
+    assert [check["ok"] for check in found["checks"] if check["dtype"] in ("float32", "float64")] == [False, False]
     assert "the update is wrong" in texts(found["problems"])
     assert verdict in run(before=before + NO_PYCUDA, code=1)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in vars(doctor.Doctor) if name.startswith(("_examine", "_train", "_measure"))]
+    "name", [name for name in dir(doctor.Doctor) if name.startswith(("_examine", "_train", "_measure"))]
 )
 def test_whatever_fails_is_one_line(name, monkeypatch):
     def fail(self, *arguments):
@@ -240,10 +266,21 @@ def test_its_formula_is_the_references(dtype):
     param, grads = rng.standard_normal(50).astype(dtype), rng.standard_normal((4, 50)).astype(dtype)
     expected = Reference(param, stored="float16" if dtype == "float16" else None)
     for grad in grads:
-        expected.step(grad, **doctor.HYPER)
-    actual = doctor._formula(param, grads)
+        expected.step(grad, **trial.HYPER)
+    actual = trial.formula(param, grads)
     for name, content in expected.buffers().items():
         assert_close(actual[name], content, 1e-14, name)
+
+
+@pytest.mark.parametrize("broken", ["param", "mg", "variance", "delta"])
+def test_a_nan_in_any_buffer_is_the_worst(broken, monkeypatch):
+    right = trial.formula
+    monkeypatch.setattr(
+        trial, "formula", lambda *given: {n: x * (np.nan if n == broken else 1) for n, x in right(*given).items()}
+    )
+    worst, where = trial.deviation(np.dtype(np.float32), np.array, np.asarray, lambda: None)
+    assert np.isnan(worst)
+    assert where.startswith(f"{broken} ")
 
 
 # ------------------------------------------------------------------------------------ on a GPU or simulator
@@ -277,7 +314,7 @@ def test_a_wrong_kernel_on_a_gpu(child):
 from pycuda import autoprimaryctx
 from puzzlelib_rmsprop.kernels import cuda
 right = cuda.Table.update
-cuda.Table.update = lambda self, learnRate, *rest: right(self, learnRate * 1.01, *rest)
+cuda.Table.update = lambda self, hyper, *rest: right(self, hyper._replace(learnRate=hyper.learnRate * 1.01), *rest)
 """
     found = examined(before=before)  # the CPU suffices
     assert found["runs_on"] == ["CPU"]
@@ -293,17 +330,15 @@ def test_without_scikit_cuda(child):
 def test_setuptools_too_new_for_scikit_cuda(child):
     pytest.importorskip("skcuda", reason="scikit-cuda is not installed")
     found = examined("--require-gpu", before=child + "import sys; sys.modules['pkg_resources'] = None\n")
-    # where nets bring what is missing, there is nothing to say
-    works = importlib.util.find_spec("puzzlelib_rmsprop.nets.cublas") is not None
-    assert ("setuptools<81" in texts(found["notes"])) is not works
+    assert "scikit-cuda" not in texts(found["notes"])  # nets/cublas.py brings what is missing
 
 
 def test_no_compiler_and_no_ptx(child, tmp_path):
     before = f"""{child}
 import os
 os.environ["PATH"] = ""
-from puzzlelib_rmsprop import doctor
-doctor._shipped_ptx = lambda: None
+from puzzlelib_rmsprop.kernels import cuda_source
+cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
 """
     found = examined(before=before, env={"PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path)})
     assert "install the CUDA toolkit" in texts(found["problems"])

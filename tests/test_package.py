@@ -1,17 +1,19 @@
 """The package as a whole: what importing it costs, that everything public is documented, that examples in docs run."""
 
 import doctest
-import hashlib
 import importlib
 import inspect
+import os
 import pkgutil
+import re
 import subprocess
 import sys
-from importlib import resources
+from importlib import metadata, resources
 
 import pytest
 
 import puzzlelib_rmsprop
+from puzzlelib_rmsprop.kernels import cuda_source
 
 
 def modules():
@@ -44,10 +46,32 @@ import puzzlelib_rmsprop, puzzlelib_rmsprop.nets, puzzlelib_rmsprop.nets.cublas
 puzzlelib_rmsprop.Config.backend = puzzlelib_rmsprop.Config.Backend.cpu
 optimizer = puzzlelib_rmsprop.RMSPropGraves()
 optimizer.setupOn(puzzlelib_rmsprop.nets.Linear(2, 2), useGlobalState=True)
-print([name for name in ("numba", "llvmlite", "pycuda", "skcuda", "PuzzleLib", "h5py") if name in sys.modules])
+others = ("numba", "llvmlite", "torch", "pycuda", "skcuda", "PuzzleLib", "h5py", "mpi4py", "setuptools", "ml_dtypes")
+print([name for name in others if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_what_an_installation_brings():
+    needed = {line for line in metadata.requires("puzzlelib_rmsprop") if "extra ==" not in line}
+    assert {re.match(r"[\w-]+", line)[0] for line in needed} == {"numpy", "h5py"}
+    # and an update, of every kind that runs on the CPU, imports nothing besides; h5py comes with the first save
+    code = """
+import sys, numpy as np
+before = set(sys.modules)
+from puzzlelib_rmsprop import GradientClipping, RMSPropGraves, Variable
+from puzzlelib_rmsprop.nets import Linear
+net, optimizer = Linear(3, 2), RMSPropGraves()
+optimizer.setupOn(net, useGlobalState=True)
+optimizer.addHook(GradientClipping(1.0))
+optimizer.update()
+found = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+print(sorted(name for name in found if name != "numpy" and "cython" not in name))
+"""
+    env = {**os.environ, "PUZZLELIB_RMSPROP_CPU": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env)
+    assert done.stdout == "['puzzlelib_rmsprop']\n", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -92,14 +116,39 @@ def test_files_that_must_travel_with_the_package():
     root = resources.files("puzzlelib_rmsprop")
     assert (root / "py.typed").is_file()
     for name in ("rmsprop_graves", "nets"):
-        digest = hashlib.sha256((root / "kernels" / f"{name}.cu").read_bytes()).hexdigest()
         first = (root / "kernels" / f"{name}.ptx").read_text().partition("\n")[0]
-        assert first.startswith(f"// {name}.cu {digest} "), "run tools/make_ptx.py"
-    source = (root / "kernels" / "rmsprop_graves.cu").read_text()
-    assert source.count("sqrt(variance + r.epsilon)") == 1, "the arithmetic stands once"
+        assert first.startswith(f"// {name}.cu {cuda_source.source_hash(name)} "), "run tools/make_ptx.py"
+        assert cuda_source.shipped_ptx(name).startswith(first.encode())
+
+
+def test_a_ptx_is_of_its_source_and_headers_as_they_are(monkeypatch, tmp_path):
+    for path in resources.files("puzzlelib_rmsprop.kernels").iterdir():
+        if path.name.endswith((".cu", ".h", ".ptx")):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
+    for name, included in (("rmsprop_graves", ["rule.h", "numbers.h", "layout.h"]), ("nets", [])):
+        assert cuda_source.shipped_ptx(name) is not None
+        for file in (f"{name}.cu", *included):
+            text = (tmp_path / file).read_bytes()
+            (tmp_path / file).write_bytes(text + b"\n")
+            assert cuda_source.shipped_ptx(name) is None, file
+            (tmp_path / file).write_bytes(text)
+        (tmp_path / f"{name}.ptx").unlink()
+        assert cuda_source.shipped_ptx(name) is None
+
+
+def test_the_rule_stands_once_and_once_in_numpy():
+    # the difference of averages that it replaced is nowhere
+    root = resources.files("puzzlelib_rmsprop")
+    found = {}
+    for folder in (root, *(root / name for name in ("arrays", "kernels", "nets", "nodeinfo"))):
+        for path in folder.iterdir():
+            if path.name.endswith((".py", ".h", ".cu", ".cpp")):
+                text = path.read_text()
+                found[path.name] = len(re.findall(r"sqrt\(\s*\w*\.?variance \+ \w+\.?epsilon\)(?=[);])", text))
+                assert not re.search(r"sqrt\([^\n]*ms - mg", text), path.name
+    assert {name: count for name, count in found.items() if count} == {"rule.h": 1, "reference.py": 1}
 
 
 def test_version():
-    from importlib import metadata
-
     assert metadata.version("puzzlelib_rmsprop") == puzzlelib_rmsprop.__version__

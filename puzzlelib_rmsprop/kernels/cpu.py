@@ -29,7 +29,11 @@ except ImportError as error:
 __all__ = ["VARIABLE", "GradientStatistics", "Table", "chosen", "instruction_sets", "operate"]
 
 VARIABLE = "PUZZLELIB_RMSPROP_CPU"  # of the environment: an instruction set, or "numpy" for reference.py
-REMEDY = "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and the package again"
+# pip keeps the package that it built without a compiler
+REMEDY = (
+    "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and the package again, with "
+    "pip install --force-reinstall --no-cache-dir --no-deps"
+)
 _PARALLEL_FROM = 32768  # elements; below, no further thread is worth its while, as in cpu.cpp
 
 

@@ -12,9 +12,12 @@
 #endif
 #if defined(_MSC_VER)
 #include <intrin.h>
+#pragma fp_contract(off)  // Visual Studio 2019 fuses multiply-adds under /fp:precise too
 #define RESTRICT __restrict
 #define NOINLINE __declspec(noinline)
 #else
+#include <cfloat>
+static_assert(FLT_EVAL_METHOD == 0, "each operation has to be rounded to its own dtype: on 32-bit x86, compile with -mfpmath=sse -msse2");
 #define RESTRICT __restrict__
 #define NOINLINE __attribute__((noinline))
 #endif

@@ -1,0 +1,156 @@
+"""What ``doctor`` says of CUDA: the driver, its devices, what the kernels are made from, and scikit-cuda."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .examination import NO_DEVICE, Examination, Failed, line, remedy, version
+from .kernels import cuda_source
+from .trial import gpu_case, room
+
+__all__ = ["CUDAExamination"]
+
+_NO_CUBLAS = "install the CUDA toolkit's cuBLAS and put its folder on LD_LIBRARY_PATH"
+
+
+class CUDAExamination(Examination):
+    """The part about GPUs: :meth:`_examine_source` and :meth:`_examine_cuda`."""
+
+    def _examine_source(self) -> None:
+        shipped = cuda_source.shipped_ptx() is not None
+        self.found["CUDA kernel"] = "shipped as PTX" if shipped else "shipped as source only, for nvcc to compile"
+
+    def _examine_cuda(self) -> None:
+        self._examine_nvcc()
+        driver = self._import_pycuda()
+        try:
+            driver.init()
+            count = driver.Device.count()
+        except Exception as error:
+            raise Failed(f"the driver does not start: {line(error)}", remedy(error) or NO_DEVICE) from error
+        number = driver.get_driver_version()
+        self.found["driver"] = f"for CUDA {number // 1000}.{number % 1000 // 10}"
+        if not count:
+            raise Failed("the driver sees no device", NO_DEVICE)
+        for index in range(count):
+            self._guard(f"GPU {index}", self.problems, self._examine_device, driver, index)
+
+    def _examine_nvcc(self) -> None:
+        path = shutil.which("nvcc")
+        self.found["nvcc"] = "not on the PATH"
+        if path:
+            try:
+                done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+                lines = [line for line in done.stdout.splitlines() if "release" in line] or ["its version is unknown"]
+                self.found["nvcc"] = f"{lines[0].strip()}, {path}"
+            except (OSError, subprocess.SubprocessError) as error:
+                self.found["nvcc"] = f"does not run ({line(error)}), {path}"
+
+    def _import_pycuda(self) -> Any:
+        self.found["PyCUDA"] = "not installed"
+        if importlib.util.find_spec("pycuda") is None:
+            raise Failed(
+                "PyCUDA is not installed: nets and arrays stay on the CPU",
+                "to use a GPU: pip install 'puzzlelib_rmsprop[cuda]' (needs the CUDA toolkit to build)",
+            )
+        self.found["PyCUDA"] = version("pycuda").replace("not installed", "of unknown version")
+        try:
+            driver = importlib.import_module("pycuda.driver")
+            importlib.import_module("pycuda.gpuarray")
+        except Exception as error:
+            self.found["PyCUDA"] += ", cannot be imported"
+            text = str(error)
+            # a PyCUDA that was linked without libcuda misses the driver's functions in its place
+            if "libcuda.so" in text or "nvcuda" in text or "undefined symbol: cu" in text:
+                raise Failed(
+                    f"PyCUDA finds no NVIDIA driver, or too old a one ({line(error)}): nets and arrays stay on the CPU",
+                    "install the NVIDIA driver; in a container, start it with the GPU (docker run --gpus all)",
+                ) from error
+            raise Failed(
+                f"PyCUDA cannot be imported ({line(error)}): nets and arrays stay on the CPU",
+                "build it anew against what is installed: pip install --force-reinstall --no-cache-dir pycuda",
+            ) from error
+        self.found["PyCUDA"] += f", built for CUDA {'.'.join(map(str, driver.get_version()))}"
+        return driver
+
+    def _examine_device(self, driver: Any, index: int) -> None:
+        device = driver.Device(index)
+        major, minor = device.compute_capability()
+        place = f"GPU {index}"
+        self.found[place] = (
+            f"{device.name()}, compute capability {major}.{minor}, {device.total_memory() / 2**30:.1f} GiB of memory"
+        )
+        with _primary_context(device):
+            self._guard(f"{place}: kernel", self.problems, self._examine_kernel, driver, place, f"sm_{major}{minor}")
+            gpuarray = importlib.import_module("pycuda.gpuarray")
+            synchronize = driver.Context.synchronize
+            if self._train(place, gpuarray.to_gpu, lambda array: array.get(), synchronize):
+                self._guard(f"speed on {place}", self.notes, self._measure, place, gpu_case, room(driver))
+            if "scikit-cuda" not in self.found:
+                self.found["scikit-cuda"] = "missing"
+                self._guard("scikit-cuda", self.notes, self._examine_skcuda)
+
+    def _examine_kernel(self, driver: Any, place: str, arch: str) -> None:
+        """What the kernel is made from on this device."""
+        name = f"kernel on {place}"
+        text = cuda_source.shipped_ptx()
+        if text is None:
+            why = "the package ships no PTX of this version of the source"
+        else:
+            try:
+                driver.module_from_buffer(text)
+                self.found[name] = "the PTX that the package ships, compiled by the driver"
+                return
+            except driver.Error as error:
+                why = f"the driver does not take the shipped PTX ({line(error)})"
+        self.found[name] = f"its source, compiled by nvcc for {arch}: {why}"
+        if shutil.which("nvcc") is None:
+            raise Failed(
+                f"{why}, and there is no nvcc to compile the source for {arch}",
+                "update the NVIDIA driver, or install the CUDA toolkit and put its bin folder on the PATH",
+            )
+
+    def _examine_skcuda(self) -> None:
+        lost = "nets on CUDA are left out (the optimizer works)"
+        if importlib.util.find_spec("skcuda") is None:
+            raise Failed(f"not installed: {lost}", "pip install scikit-cuda==0.5.3 'setuptools<81'")
+        self.found["scikit-cuda"] = found = version("scikit-cuda").replace("not installed", "of unknown version")
+        self.found["scikit-cuda"] += ", does not work"
+        self._multiply(lost)
+        self.found["scikit-cuda"] = found
+
+    def _multiply(self, lost: str) -> None:
+        """A product through the nets' own use of cuBLAS, which brings what scikit-cuda lacks."""
+        from .nets import ops
+
+        gpuarray = importlib.import_module("pycuda.gpuarray")
+        a, b = (np.arange(6, dtype=np.float32).reshape(shape) for shape in ((2, 3), (3, 2)))
+        try:
+            product = ops.matmul(gpuarray.to_gpu(a), gpuarray.to_gpu(b)).get()
+        except Exception as error:
+            raise Failed(f"no matrix product ({line(error)}): {lost}", _NO_CUBLAS) from error
+        if not np.array_equal(product, a @ b):
+            raise Failed(f"cuBLAS multiplies wrongly: {lost}", "report this output as an issue")
+
+
+@contextlib.contextmanager
+def _primary_context(device: Any) -> Iterator[None]:
+    """The context that PyTorch, CuPy and Numba share, current inside the block and left as it was."""
+    from pycuda.tools import clear_context_caches
+
+    context = device.retain_primary_context()
+    context.push()
+    try:
+        yield
+    finally:
+        # kernels are kept by context, and the device's next context may get the same address
+        clear_context_caches()
+        context.pop()
