@@ -259,34 +259,23 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def summary(results: dict[str, Result]) -> str:
-    """A row for each kind of row and each buffer."""
+    """A line for each kind of row; ratios and the bound are of elements that stay in range."""
     body = []
     for label, result in results.items():
-        for name in BUFFERS:
-            inside = ~result.out[name]
-            kept, last = result.ratio[name][inside], result.last[name][inside]
-            counts = (kept.size, result.out[name].sum(), result.infinite[name].sum(), np.sum(~(kept <= 1)))
-            ratios = (kept.max(), np.median(kept), last.max(), np.median(last))
-            relative = np.median(result.relative[name][inside])
-            cells = [*(f"{count:,}" for count in counts), *(f"{ratio:.3f}" for ratio in ratios), f"{relative:.1e}"]
-            body.append([f"{label}: {name}", *cells])
-    head = ["", "elements", "out of range", "not finite", "above the bound", "error/bound: largest", "median"]
-    head += ["last step: largest", "median", "bound/largest value, median"]
-    return table(head, body)
-
-
-def by_gradient(results: dict[str, Result]) -> str:
-    """The largest error/bound of delta and of the parameter, for each gradient."""
-    body = []
-    for number, label in enumerate(GRADIENTS):
-        cells = []
-        for result in results.values():
-            for name in ("delta", "param"):
-                part = slice(number * WIDTH, (number + 1) * WIDTH)
-                out, ratio = result.out[name][:, part], result.ratio[name][:, part]
-                cells.append("out of range" if out.all() else f"{ratio[~out].max():.2g}")
+        inside = {name: ~result.out[name] for name in BUFFERS}
+        kept = {name: result.ratio[name][inside[name]] for name in BUFFERS}
+        counts = (
+            sum(ratio.size for ratio in kept.values()),
+            sum(result.out[name].sum() for name in BUFFERS),
+            sum(result.infinite[name].sum() for name in BUFFERS),
+            sum(np.sum(~(ratio <= 1)) for ratio in kept.values()),
+        )
+        cells = [f"{count:,}" for count in counts]
+        cells += [f"{max(ratio.max() for ratio in kept.values()):.3f}"]
+        cells += [f"{np.median(result.relative[name][inside[name]]):.0e}" for name in BUFFERS]
         body.append([label, *cells])
-    return table(["gradient", *(f"{label}: {name}" for label in results for name in ("delta", "param"))], body)
+    head = ["", "checked", "out of range", "not finite", "above the bound", "largest error/bound"]
+    return table([*head, *(f"bound: {name}" for name in BUFFERS)], body)
 
 
 def machine() -> str:
@@ -337,7 +326,7 @@ def main(argv: list[str]) -> int:
         for label in options.rows:
             results[label] = run(ROWS[label], configs, steps, every=1 if options.device == "cpu" else 50)
             print(f"{label}: done", file=sys.stderr)
-        text = f"{summary(results)}\n\n{by_gradient(results)}"
+        text = summary(results)
         failures = [f"{label}: {failure}" for label, result in results.items() for failure in result.failures()]
         mark = "grid"
     text = f"{said}. NumPy {np.__version__}, Python {platform.python_version()}, {machine()}.\n\n{text}"

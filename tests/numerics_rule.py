@@ -16,8 +16,8 @@ def of_a_step(level: float, noise: float, steps: int, alpha: float, momRate: flo
     stop, beta = mg_stops_within(level, alpha), 1 - alpha
     first, rest, of_noise = _variance(level, noise, steps, alpha)
     variance = first * (1 - rest) + of_noise
-    of_first = first * (7 * np.arange(1, steps + 1) - 3 * (1 - rest) / beta)
-    of_variance = U * (of_first + 4 * variance + 4 * of_noise / beta)
+    of_first = first * (7 * np.arange(1, steps + 1) - 6 * (1 - rest) / beta)
+    of_variance = U * (of_first + 11 * variance + 4 * of_noise / beta)
     of_root = (of_variance + stop * stop + 2 * stop * noise) / 2 / (variance + epsilon)
     return float(of_root.max() + U * (10 + 2 / (1 - momRate)))
 
