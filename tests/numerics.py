@@ -9,139 +9,38 @@ Exits with 1 where a row breaks its bound, or is not finite where float64 is.
 """
 
 import argparse
-import itertools
 import os
 import platform
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from tests.reference import Reference
-
-# --------------------------------------------------------------------------------------------------- the grid
-
-ALPHAS = (0.0, 0.5, 0.95, 0.99, 0.999)
-MOM_RATES = (0.0, 0.9, 0.99)
-EPSILONS = (1e-30, 1e-10, 1e-8, 1e-4)
-LEARN_RATE = 1e-4
-CONFIGS = np.array(list(itertools.product(ALPHAS, MOM_RATES, EPSILONS)))
-# the defaults, those of PyTorch's kind, and the corners
-QUICK = np.array(
-    [(0.95, 0.9, 1e-4), (0.99, 0.0, 1e-8), (0.999, 0.99, 1e-30), (0.0, 0.9, 1e-10), (0.5, 0.99, 1e-4), (0.999, 0.0, 1e-8)]
-)
-WIDTH = 8  # elements a gradient, each with noise and a sign of its own
-
-Make = Callable[[np.random.Generator, int, np.finfo], np.ndarray]
-
-
-def _near(size: float, noise: float) -> Make:
-    return lambda rng, steps, info: _signs() * size * (1 + noise * rng.standard_normal((steps, WIDTH)))
-
-
-def _signs() -> np.ndarray:
-    return np.where(np.arange(WIDTH) % 2, -1.0, 1.0)
-
-
-def _normal(rng: np.random.Generator, steps: int) -> np.ndarray:
-    return rng.standard_normal((steps, WIDTH))
-
-
-def _drop(size: float, noise: float) -> Make:
-    def make(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
-        return np.where(np.arange(steps)[:, None] < steps // 3, _near(size, noise)(rng, steps, info), 0.0)
-
-    return make
-
-
-def _spike(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
-    gradient = _normal(rng, steps)
-    gradient[steps // 3] = _signs() * _largest(info)
-    return gradient
-
-
-def _largest(info: np.finfo) -> float:
-    """About the largest gradient whose square the arithmetic can hold; all of them, in float16."""
-    return {"float16": 65504.0, "float64": 1e150}.get(np.dtype(info.dtype).name, 1e18)
-
-
-def _subnormal(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
-    return _signs() * rng.integers(1, 1000, (steps, WIDTH)) * float(info.smallest_subnormal)
-
-
-def _switch(first: Make, second: Make) -> Make:
-    def make(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
-        return np.where(np.arange(steps)[:, None] < steps // 3, first(rng, steps, info), second(rng, steps, info))
-
-    return make
-
-
-def _alternating(size: float, noise: float) -> Make:
-    return lambda rng, steps, info: _near(size, noise)(rng, steps, info) * np.where(np.arange(steps) % 2, -1, 1)[:, None]
-
-
-def _sparse(every: int, size: float) -> Make:
-    return lambda rng, steps, info: size * _normal(rng, steps) * (rng.integers(0, every, (steps, WIDTH)) == 0)
-
-
-def _halves(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
-    return rng.choice([65504.0, -65504.0, 2.0**-24, -(2.0**-24), 2.0**-14, 1.0, 0.0], (steps, WIDTH))
-
-
-GRADIENTS: dict[str, Make] = {
-    "normal": lambda rng, steps, info: _normal(rng, steps),
-    **{
-        f"{size:g}, noise {noise:g}": _near(size, noise)
-        for size in (1, 10, 100, 1e4)
-        for noise in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
-    },
-    **{f"constant {size:g}": _near(size, 0) for size in (3e-5, 0.1, 1, 10, 100, 1e4)},
-    "normal, then 0": _switch(lambda rng, steps, info: _normal(rng, steps), _near(0, 0)),
-    "1, noise 0.001, then 0": _drop(1, 1e-3),
-    "1e+04, noise 1e-05, then 0": _drop(1e4, 1e-5),
-    "subnormal": _subnormal,
-    "normal, then subnormal": _switch(lambda rng, steps, info: _normal(rng, steps), _subnormal),
-    "one huge spike": _spike,
-    "alternating 1": _alternating(1, 0),
-    "alternating 1e+04": _alternating(1e4, 0),
-    "alternating 100, noise 1e-05": _alternating(100, 1e-5),
-    "1 in 100 not 0": _sparse(100, 1),
-    "1 in 1000 not 0": _sparse(1000, 100),
-    "float16's limits, at random": _halves,
-    "constant 65504": _near(65504, 0),
-    "65504, noise 0.001": lambda rng, steps, info: np.clip(_near(65504, 1e-3)(rng, steps, info), -65504, 65504),
-    "constant 2^-24": _near(2.0**-24, 0),
-}
-
-
-def gradients(steps: int, dtype: Any, seed: int = 0) -> np.ndarray:
-    """(steps, WIDTH * len(GRADIENTS)): every gradient of the grid, as parameters of ``dtype`` get it."""
-    rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
-    return np.concatenate([make(rng, steps, info) for make in GRADIENTS.values()], axis=1).astype(dtype)
-
-
-def parameters(dtype: Any) -> np.ndarray:
-    """Where every gradient's parameters start."""
-    return np.random.default_rng(1).uniform(-1, 1, WIDTH * len(GRADIENTS)).astype(dtype)
-
+from tests.numerics_grid import CONFIGS, GRADIENTS, LEARN_RATE, QUICK, WIDTH, gradients, parameters
+from tests.reference import Reference, coefficients
 
 # -------------------------------------------------------------------------------------------------- the bound
 
 
 @dataclass(frozen=True)
 class Format:
-    """A floating-point format: unit roundoff, smallest subnormal, largest number."""
+    """A floating-point format: unit roundoff, what a result below may be wrong by, largest number."""
 
     u: float
     tiny: float
     largest: float
 
     @classmethod
-    def of(cls, name: str) -> "Format":
+    def of_arithmetic(cls, dtype: np.dtype) -> "Format":
+        """Subnormal results are flushed to zero."""
+        info = np.finfo(dtype)
+        return cls(float(info.eps) / 2, float(info.tiny), float(info.max))
+
+    @classmethod
+    def of_memory(cls, name: str) -> "Format":
+        """What 16-bit numbers are rounded to; their subnormals are kept."""
         if name == "bfloat16":
             return cls(2.0**-8, 2.0**-133, float.fromhex("0x1.fep127"))
         info = np.finfo(name)
@@ -154,7 +53,7 @@ class Row:
 
     Attributes:
         param: dtype of the parameters and gradients.
-        state: dtype of mg, ms and delta; that of the arithmetic by default.
+        state: dtype of mg, variance and delta; that of the arithmetic by default.
         master: whether a copy of the parameters is kept in the dtype of the arithmetic.
         keywords: for RMSPropGraves.
     """
@@ -182,9 +81,8 @@ ROWS = {
     "float16, master": Row("float16", master=True, keywords={"masterWeights": True}),
     "bfloat16": Row("bfloat16"),
     "bfloat16, master": Row("bfloat16", master=True, keywords={"masterWeights": True}),
-    "float16, float16 state": Row("float16", state="float16", keywords={"stateDtype": "float16"}),
 }
-BUFFERS = ("param", "mg", "ms", "delta")
+BUFFERS = ("param", "mg", "variance", "delta")
 
 
 class Bound:
@@ -196,19 +94,16 @@ class Bound:
 
     def __init__(self, row: Row, exact: Reference, learnRate: float, alpha: Any, momRate: Any, epsilon: Any) -> None:
         self.row, self.exact = row, exact
-        self.real, self.stored, self.state = (
-            Format.of(name) for name in (row.real.name, row.param, row.state or row.real.name)
-        )
-        self.hyper = learnRate, alpha, momRate, epsilon
+        self.real = Format.of_arithmetic(row.real)
+        self.stored, self.state = Format.of_memory(row.param), Format.of_memory(row.state or row.real.name)
+        # the exact values are rounded as well, in their own, finer format: at most twice as often
+        self.u = self.real.u + float(np.finfo(row.exact).eps)
         # the hyper-parameters are rounded too, and by how much is known
-        given = [np.asarray(value, np.float64) for value in (learnRate, alpha, 1 - np.asarray(alpha), momRate, epsilon)]
-        taken = [np.asarray(value).astype(row.real) for value in (learnRate, alpha, alpha, momRate, epsilon)]
-        taken[2] = row.real.type(1) - taken[1]
-        self.off = [t.astype(row.exact) - g for t, g in zip(taken, given, strict=True)]
-        self.off[2] = taken[2].astype(row.exact) - (1 - np.asarray(alpha).astype(row.exact))
-        self.off = [np.abs(value).astype(np.float64) if i in (0, 3, 4) else value for i, value in enumerate(self.off)]
-        # the exact values are rounded as well, in their own, finer format
-        self.u = self.real.u + float(np.finfo(row.exact).eps) / 2
+        wide = row.exact
+        self.given = [np.asarray(value).astype(wide) for value in (learnRate, alpha, momRate, epsilon)]
+        self.off = [np.abs(x.astype(row.real).astype(wide) - x).astype(float) for x in self.given]
+        self.taken = [x.astype(float) for x in coefficients(alpha, row.real)]
+        self.moved = [taken.astype(wide) - x for taken, x in zip(self.taken, coefficients(alpha, wide), strict=True)]
         self.error = {name: np.zeros(exact.param.shape) for name in BUFFERS}
         self.carried = np.zeros(exact.param.shape)  # of the master copy
         self.out = {name: np.zeros(exact.param.shape, bool) for name in BUFFERS}
@@ -216,46 +111,50 @@ class Bound:
 
     def step(self, grad: np.ndarray) -> None:
         """Takes the exact step, and the bound's."""
-        lr, a, mom, eps = self.hyper
-        off_lr, off_a, off_b, off_mom, off_eps = self.off
-        u, tiny, k, b = self.u, self.real.tiny, 1 + 8 * self.u, 1 - a
-        exact, g = self.exact, grad.astype(self.row.exact)
+        lr, _, mom, eps = (x.astype(float) for x in self.given)
+        off_lr, _, off_mom, off_eps = self.off
+        (a, b, gain), (off_a, off_b, off_gain) = self.taken, self.moved
+        u, tiny, k = self.u, self.real.tiny, 1 + 8 * self.u
+        exact, old, g = self.exact, self.error, grad.astype(self.row.exact)
         with np.errstate(all="ignore"):
-            in_mg, in_ms = (
-                np.abs(x).astype(float) for x in (off_a * exact.mg + off_b * g, off_a * exact.ms + off_b * g * g)
+            d = g - exact.mg
+            in_mg = np.abs(off_a * exact.mg + off_b * g).astype(float)
+            in_v = np.abs(off_a * exact.variance + off_gain * d * d).astype(float)
+            mg, v, delta, d = (np.abs(x).astype(float) for x in (exact.mg, exact.variance, exact.delta, d))
+            exact.step(g, *self.given)
+            mg1, v1, delta1, param1, g = (
+                np.abs(x).astype(float) for x in (exact.mg, exact.variance, exact.delta, exact.param, g)
             )
-            mg, ms, delta = (np.abs(x).astype(float) for x in (exact.mg, exact.ms, exact.delta))
-            exact.step(g, *self.hyper[:1], *(np.asarray(x).astype(self.row.exact) for x in self.hyper[1:]))
-            v = np.maximum(exact.ms - exact.mg * exact.mg, 0).astype(float)
-            mg1, ms1, delta1, param1, g = (
-                np.abs(x).astype(float) for x in (exact.mg, exact.ms, exact.delta, exact.param, g)
-            )
-            old = self.error
-            e_mg = k * (a * old["mg"] + in_mg + u * (a * mg + b * g + mg1)) + 2 * tiny
-            e_ms = k * (a * old["ms"] + in_ms + u * (a * ms + 2 * b * g * g + ms1)) + (2 + g) * tiny
-            e_v = k * (e_ms + (2 * mg1 + e_mg) * e_mg + u * (mg1 * mg1 + v)) + 2 * tiny
-            x = v + eps
+            e_g = np.where(g < tiny, g, 0.0)  # a subnormal gradient is taken for zero
+            e_mg = k * (a * old["mg"] + in_mg + u * (a * mg + b * g + mg1) + b * e_g) + 3 * tiny
+            e_d = k * (old["mg"] + e_g + u * d) + tiny
+            square = gain * (d + e_d) ** 2
+            e_v = gain * (2 * d + e_d) * e_d + u * (a * v + 2 * square + v1)
+            e_v = k * (a * old["variance"] + in_v + e_v + (3 + d + e_d) * tiny)
+            x = v1 + eps
             e_x = k * (e_v + off_eps + u * x) + tiny
-            least = np.maximum(x - e_x, eps - off_eps)  # the clamp keeps what is under the root above epsilon
+            least = np.maximum(x - e_x, eps - off_eps)  # a variance is never negative
             low, middle, high = np.sqrt(least), np.sqrt(x), np.sqrt(x + e_x)
             # |1/root - 1/middle| at either end, without cancellation
             worst = np.maximum((x - least) / low / middle / (low + middle), e_x / middle / high / (middle + high))
-            e_w = k * (lr * g * worst + ((off_lr + 3 * u * lr) * g + tiny) / low) + tiny
-            e_delta = k * (mom * old["delta"] + e_w + off_mom * delta + u * (mom * delta + delta1)) + 2 * tiny
-            e_param = k * (self.carried + e_delta + u * param1)
+            e_w = k * (lr * g * worst + ((off_lr + 3 * u * lr) * g + lr * e_g + tiny) / low) + tiny
+            e_delta = (
+                k * (mom * old["delta"] + e_w + off_mom * (delta + old["delta"]) + u * (mom * delta + delta1)) + 2 * tiny
+            )
+            e_param = k * (self.carried + e_delta + u * param1) + 2 * tiny
             # what is rounded to be stored
             self.error = {
                 name: self._stored(error, size, self.state, self.row.state is not None)
-                for name, error, size in (("mg", e_mg, mg1), ("ms", e_ms, ms1), ("delta", e_delta, delta1))
+                for name, error, size in (("mg", e_mg, mg1), ("variance", e_v, v1), ("delta", e_delta, delta1))
             }
             self.error["param"] = self._stored(e_param, param1, self.stored, self.row.param != self.row.real.name)
             self.carried = e_param if self.row.master else self.error["param"]
-            for name, size, form in (("mg", mg1, self.state), ("ms", ms1, self.state), ("delta", delta1, self.state)):
-                self.out[name] |= ~(size + self.error[name] < form.largest)
-                self.exact_out |= ~(size < form.largest)
-            self.exact_out |= ~(g * g < self.real.largest) | ~(param1 < self.stored.largest)
-            self.out["ms"] |= ~(g * g < self.real.largest)
-            self.out["delta"] |= self.out["mg"] | self.out["ms"]
+            for name, size in (("mg", mg1), ("variance", v1), ("delta", delta1)):
+                self.out[name] |= ~(size + self.error[name] < self.state.largest)
+                self.exact_out |= ~(size < self.state.largest)
+            self.exact_out |= ~(gain * d * d < self.real.largest) | ~(param1 < self.stored.largest)
+            self.out["variance"] |= ~(square < self.real.largest)
+            self.out["delta"] |= self.out["mg"] | self.out["variance"]
             self.out["param"] |= self.out["delta"] | ~(param1 + self.error["param"] < self.stored.largest)
 
     @staticmethod
@@ -360,34 +259,23 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def summary(results: dict[str, Result]) -> str:
-    """A row for each kind of row and each buffer."""
+    """A line for each kind of row; ratios and the bound are of elements that stay in range."""
     body = []
     for label, result in results.items():
-        for name in BUFFERS:
-            inside = ~result.out[name]
-            kept, last = result.ratio[name][inside], result.last[name][inside]
-            counts = (kept.size, result.out[name].sum(), result.infinite[name].sum(), np.sum(~(kept <= 1)))
-            ratios = (kept.max(), np.median(kept), last.max(), np.median(last))
-            relative = np.median(result.relative[name][inside])
-            cells = [*(f"{count:,}" for count in counts), *(f"{ratio:.3f}" for ratio in ratios), f"{relative:.1e}"]
-            body.append([f"{label}: {name}", *cells])
-    head = ["", "elements", "out of range", "not finite", "above the bound", "error/bound: largest", "median"]
-    head += ["last step: largest", "median", "bound/largest value, median"]
-    return table(head, body)
-
-
-def by_gradient(results: dict[str, Result]) -> str:
-    """The largest error/bound of delta and of the parameter, for each gradient."""
-    body = []
-    for number, label in enumerate(GRADIENTS):
-        cells = []
-        for result in results.values():
-            for name in ("delta", "param"):
-                part = slice(number * WIDTH, (number + 1) * WIDTH)
-                out, ratio = result.out[name][:, part], result.ratio[name][:, part]
-                cells.append("out of range" if out.all() else f"{ratio[~out].max():.2g}")
+        inside = {name: ~result.out[name] for name in BUFFERS}
+        kept = {name: result.ratio[name][inside[name]] for name in BUFFERS}
+        counts = (
+            sum(ratio.size for ratio in kept.values()),
+            sum(result.out[name].sum() for name in BUFFERS),
+            sum(result.infinite[name].sum() for name in BUFFERS),
+            sum(np.sum(~(ratio <= 1)) for ratio in kept.values()),
+        )
+        cells = [f"{count:,}" for count in counts]
+        cells += [f"{max(ratio.max() for ratio in kept.values()):.3f}"]
+        cells += [f"{np.median(result.relative[name][inside[name]]):.0e}" for name in BUFFERS]
         body.append([label, *cells])
-    return table(["gradient", *(f"{label}: {name}" for label in results for name in ("delta", "param"))], body)
+    head = ["", "checked", "out of range", "not finite", "above the bound", "largest error/bound"]
+    return table([*head, *(f"bound: {name}" for name in BUFFERS)], body)
 
 
 def machine() -> str:
@@ -438,7 +326,7 @@ def main(argv: list[str]) -> int:
         for label in options.rows:
             results[label] = run(ROWS[label], configs, steps, every=1 if options.device == "cpu" else 50)
             print(f"{label}: done", file=sys.stderr)
-        text = f"{summary(results)}\n\n{by_gradient(results)}"
+        text = summary(results)
         failures = [f"{label}: {failure}" for label, result in results.items() for failure in result.failures()]
         mark = "grid"
     text = f"{said}. NumPy {np.__version__}, Python {platform.python_version()}, {machine()}.\n\n{text}"

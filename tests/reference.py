@@ -13,12 +13,15 @@ import numpy as np
 
 
 def coefficients(alpha, dtype):
-    """alpha, beta and gain: the last two computed in float64 from the alpha that the dtype holds, and rounded once."""
+    """alpha, beta and gain: the last two computed in float64 from the alpha that the dtype holds, and rounded once.
+
+    ``alpha``: a number or an array of them.
+    """
     real = np.dtype(dtype).type
-    held = alpha if real is np.longdouble else float(real(alpha))
     wide = np.longdouble if real is np.longdouble else np.float64
-    beta = wide(1) - wide(held)
-    return real(held), real(beta), real(wide(held) * beta)
+    held = wide(real(alpha))
+    beta = 1 - held
+    return real(held), real(beta), real(held * beta)
 
 
 class Reference:
