@@ -12,7 +12,7 @@ from .module import Module
 __all__ = ["Activation", "ActivationType", "leakyRelu", "relu", "sigmoid", "tanh"]
 
 
-class ActivationType(str, enum.Enum):
+class ActivationType(enum.StrEnum):
     """The non-linearities by PuzzleLib's names."""
 
     sigmoid = "sigmoid"
