@@ -1,0 +1,42 @@
+"""The CUDA sources as nvcc takes them: their text, what names it, and the options. Needs nothing else of the package."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+__all__ = ["nvcc_options", "shipped_ptx", "source_hash", "sources"]
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+def sources(file: str = "rmsprop_graves") -> dict[str, str]:
+    """The text of one file of kernels, the first, and of the headers here that it includes, by name."""
+    found: dict[str, str] = {}
+    waiting = [f"{file}.cu"]
+    while waiting:
+        name = waiting.pop(0)
+        if name not in found:
+            found[name] = (_FOLDER / name).read_text(encoding="utf-8")
+            waiting += re.findall(r'^#include "(.+)"$', found[name], re.MULTILINE)
+    return found
+
+
+def source_hash(file: str = "rmsprop_graves") -> str:
+    """Names the text that a compiled file was made from, headers included."""
+    return hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sources(file).items()).encode()).hexdigest()
+
+
+def nvcc_options(arch: str) -> list[str]:
+    """How the kernels are compiled: every operation rounded once, divisions and roots as IEEE says, subnormal floats zero."""
+    return [f"-arch={arch}", "-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=true"]
+
+
+def shipped_ptx(file: str = "rmsprop_graves") -> bytes | None:
+    """The PTX that the package ships, as the driver takes it; None where there is none of this text."""
+    try:
+        text = (_FOLDER / f"{file}.ptx").read_bytes()
+    except OSError:
+        return None
+    return text + b"\0" if source_hash(file).encode() in text.partition(b"\n")[0] else None
