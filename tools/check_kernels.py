@@ -29,7 +29,7 @@ ARCHS = (75, 80, 86, 90, 100, 120)
 # 16-bit state (twice the elements a thread) 54 to 64. What takes eight elements of 16 bits a thread through operations and
 # random rounding is at 74 on sm_100, and a master copy is a sixth load.
 CEILINGS = (
-    (r"survey_judge", 48),
+    (r"statistics_conclude", 48),
     (r"graves_\w+_b?float16_b?float16", 80),
     (r"graves_\w+_master", 80),
     (r"\w+_float64", 80),  # a double takes two; the exp and log of cross_entropy bring it to 78 on sm_120
@@ -76,7 +76,7 @@ class Kernel:
         if fused:
             self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
         stored, state, master = found.groups()
-        # param and grad; mg, ms and delta; the master copy: a thread takes 16 bytes of those whose elements are the widest
+        # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of those whose elements are the widest
         # (the zeros that extras store into a gradient are not counted: they may be narrower where a step is skipped)
         sizes = [SIZES[stored], SIZES[state], SIZES["float32"] if master else 0]
         widest = max(sizes)
@@ -96,7 +96,7 @@ def compiled(source: Path, arch: int) -> list[Kernel]:
     """The kernels of a source, compiled with the library's options."""
     with tempfile.TemporaryDirectory() as folder:
         # the PTX on the way to the cubin is kept beside it
-        command = ["nvcc", "-cubin", *nvcc.options(f"sm_{arch}"), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
+        command = ["nvcc", "-cubin", *nvcc.options(f"sm_{arch}", source.stem), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
         done = subprocess.run([*command, "-o", Path(folder, "out.cubin"), source], capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{source.name} does not compile for sm_{arch}:\n{done.stdout}{done.stderr}")

@@ -93,7 +93,7 @@ def _compiled_by_nvcc(file: str, arch: str) -> bytes:
             f"this GPU ({arch}) needs {file}.cu compiled from its source, and nvcc does not run here ({error}): install "
             f"the CUDA toolkit and put its bin folder on the PATH"
         ) from error
-    options, folder = nvcc_options(arch), _cache_folder()
+    options, folder = nvcc_options(arch, file), _cache_folder()
     key = hashlib.sha256("\0".join([source_hash(file), version, *options]).encode()).hexdigest()
     place = None if folder is None else folder / f"{file}-{arch}-{key[:32]}.cubin"
     kept = None if place is None else _kept(place)

@@ -111,16 +111,13 @@ struct Operating {
         return found;
     }
 
-    template <int N>
-    __device__ __forceinline__ void operate(u64 count, Real (&g)[N], const Real (&p)[N]) const
+    // A gradient after all of them.
+    __device__ __forceinline__ Real operate(u64 count, Real g, Real p) const
     {
 #pragma unroll 1
-        for (u32 o = 0; o < count; ++o) {
-            const Prepared<Real> each = by[o];
-#pragma unroll
-            for (int k = 0; k < N; ++k)
-                g[k] = operated(each.kind, each.value, each.other, g[k], p[k]);
-        }
+        for (u32 o = 0; o < count; ++o)
+            g = operated(by[o].kind, by[o].value, by[o].other, g, p);
+        return g;
     }
 };
 
@@ -141,8 +138,7 @@ struct Kind {
 // What a step does besides the rule: nothing.
 template <class Real>
 struct Plain {
-    template <int N>
-    __device__ __forceinline__ void operate(Real (&)[N], const Real (&)[N]) const {}
+    __device__ __forceinline__ Real operate(Real g, Real) const { return g; }
     __device__ __forceinline__ u32 random(u32) const { return 0; }
     __device__ __forceinline__ bool zeroGrad() const { return false; }
 };
@@ -154,11 +150,7 @@ struct Extras {
     const Operating<Real> &operating;
     Random numbers;
 
-    template <int N>
-    __device__ __forceinline__ void operate(Real (&g)[N], const Real (&p)[N]) const
-    {
-        operating.operate(options.operations.count, g, p);
-    }
+    __device__ __forceinline__ Real operate(Real g, Real p) const { return operating.operate(options.operations.count, g, p); }
     __device__ __forceinline__ u32 random(u32 i) const { return numbers.of(i); }
     __device__ __forceinline__ bool zeroGrad() const { return options.zeroGrad; }
 };
@@ -201,26 +193,20 @@ struct Update {
         d.load(delta + i);
         if constexpr (Kind::MASTER)
             f.load(master + i);
-        Real rp[N], rg[N];
 #pragma unroll
         for (int k = 0; k < N; ++k) {
+            Real rp, rm = widen(m[k]), rv = widen(v[k]), rd = widen(d[k]);
             if constexpr (Kind::MASTER)
-                rp[k] = current(p[k], f[k]);
+                rp = current(p[k], f[k]);
             else
-                rp[k] = widen(p[k]);
-            rg[k] = widen(g[k]);
-        }
-        more.operate(rg, rp);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            Real rm = widen(m[k]), rv = widen(v[k]), rd = widen(d[k]);
-            graves(rp[k], rg[k], rm, rv, rd, c);
+                rp = widen(p[k]);
+            graves(rp, more.operate(widen(g[k]), rp), rm, rv, rd, c);
             const u32 x = more.random(u32(i) + k);
             store_state(rm, x, m[k]);
             store_state(rv, x >> 16, v[k]);
             store_state(rd, x >> 8, d[k]);
-            narrow(rp[k], p[k]);
-            f[k] = float(rp[k]);
+            narrow(rp, p[k]);
+            f[k] = float(rp);
             g[k] = Stored{};
         }
         m.store(mg + i);
@@ -257,11 +243,11 @@ template <class Kind>
 __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
                                      u64 count)
 {
-    const Hyper hyper = live ? *live : given;
     for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
         const Chunk chunk = chunks[c];
         const Segment segment = segments[chunk.segment];
         const Part part(chunk, segment);
+        const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
         const Update<Kind, Plain<typename Kind::Real>> update(segment, part.begin, hyper, {});
         share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
@@ -287,7 +273,7 @@ __device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, co
             continue;
         }
         operating.prepare(options.operations, segment.wc);
-        const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
+        const Hyper hyper = live ? *live : given;
         const Update<Kind, Extras<Real>> update(
             segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
         share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
@@ -319,11 +305,10 @@ __device__ __forceinline__ void each_gradient(const Segment &segment, const Oper
                     p[k] = segment.master ? current(param[i], global<const float>(segment.master)[i]) : p[k];
             }
         }
-        operating.operate(count, g, p);
 #pragma unroll
         for (int k = 0; k < FLIGHT; ++k)
             if (low + k * stride < end)
-                each(low + k * stride, g[k]);
+                each(low + k * stride, operating.operate(count, g[k], p[k]));
     }
 }
 
