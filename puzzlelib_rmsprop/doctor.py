@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -22,13 +23,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from importlib import metadata, resources
 from typing import Any
 
 import numpy as np
 
 from .config import Config
-from .kernels.cuda_source import shipped_ptx as _shipped_ptx
 
 __all__ = ["Doctor", "add_command"]
 
@@ -503,6 +503,16 @@ def _primary_context(device: Any) -> Iterator[None]:
         # kernels are kept by context, and the device's next context may get the same address
         clear_context_caches()
         context.pop()
+
+
+def _shipped_ptx() -> bytes | None:
+    folder = resources.files("puzzlelib_rmsprop.kernels")
+    file = folder / "rmsprop_graves.ptx"
+    if not file.is_file():
+        return None
+    text = file.read_bytes()
+    digest = hashlib.sha256((folder / "rmsprop_graves.cu").read_bytes()).hexdigest()
+    return text + b"\0" if digest.encode() in text.partition(b"\n")[0] else None
 
 
 # ------------------------------------------------------------------------------------------------- wording

@@ -17,7 +17,7 @@ import numpy as np
 from .arrays import Family, family_of
 from .errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, VariableError
 from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, whole
-from .kernels import CLIP, DECAY, LASSO, SCALE, Operation, ScalingPolicy
+from .kernels import CLIP, DECAY, LASSO, SCALE, Operation, ScalingPolicy, real_dtype
 from .kernels.layout import STATISTICS
 
 __all__ = [
@@ -352,7 +352,10 @@ def _policy(value: Any) -> str:
 
 
 def _finite(array: Any) -> bool:
-    return bool(np.isfinite(family_of(array).get(array).astype(np.float64)).all())
+    """Whether the squares of a gradient are, which the variance is made of."""
+    content = family_of(array).get(array)
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.square(content.astype(real_dtype(content.dtype)))).all())
 
 
 def _scale(value: Any) -> float:
