@@ -4,6 +4,7 @@ What holds on every device (modes, rates, hooks, checkpoints) stands in the othe
 """
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from puzzlelib_rmsprop.errors import (
     NonFiniteError,
     SetupError,
 )
-from puzzlelib_rmsprop.kernels import Hyper, Segment, layout, real_dtype
+from puzzlelib_rmsprop.kernels import Hyper, Segment, cuda_source, layout, real_dtype
 from tests.reference import Reference
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
@@ -729,9 +730,15 @@ def test_the_shipped_ptx_is_of_this_source(kernels):
             assert f".entry graves_{entry}_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
 
 
-def test_ptx_of_another_source_is_not_used(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "source", lambda file: "something else")
-    assert kernels._shipped_ptx(SOURCE) is None
+@pytest.mark.parametrize("changed", ["rmsprop_graves.cu", "rule.h", "numbers.h", "layout.h"])
+def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, changed):
+    for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx"]:
+        shutil.copy(cuda_source._FOLDER / name, tmp_path)
+    monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
+    assert kernels.shipped_ptx(SOURCE) is not None
+    with open(tmp_path / changed, "a") as file:
+        file.write("// changed\n")
+    assert kernels.shipped_ptx(SOURCE) is None
 
 
 def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
@@ -745,16 +752,81 @@ def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
     assert calls == ["--version", "-cubin"]
     assert kernels._compiled_by_nvcc(SOURCE, "sm_90") == first
     assert calls == ["--version", "-cubin", "--version"], "kept"
-    (kept,) = (tmp_path / "new" / "folder").iterdir()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
-    assert calls[-1] == "-cubin", "cut off: compiled again"
     calls.clear()
     kernels._compiled_by_nvcc(SOURCE, "sm_80")
     assert calls == ["--version", "-cubin"], "another device"
-    # a place that cannot be written costs time, not the update
-    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(kept / "below a file"))
+    calls.clear()
+    monkeypatch.setattr(kernels, "source_hash", lambda file: "another header")
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert calls == ["--version", "-cubin"], "another source"
+
+
+@pytest.fixture
+def quick(kernels, simulator, monkeypatch):
+    """Compiles something small in the place of the kernels; a list of nvcc's calls."""
+    calls = []
+    real = subprocess.run
+    monkeypatch.setattr(
+        kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
+    )
+    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": 'extern "C" __global__ void k(int *x) { *x = 1; }'})
+    return calls
+
+
+def test_damaged_compiled_code_is_compiled_again(kernels, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
+    whole = kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    (kept,) = tmp_path.iterdir()
+    content = kept.read_bytes()
+    damaged = [b"", content[:10], content[:32], content[:1000], content[:-1], content + b"x", b"\0" * len(content)]
+    damaged.append(content[:-5] + b"x" + content[-4:])
+    for wrong in damaged:
+        kept.write_bytes(wrong)
+        quick.clear()
+        assert len(kernels._compiled_by_nvcc(SOURCE, "sm_90")) == len(whole)
+        assert quick[-1] == "-cubin"
+        quick.clear()
+        kernels._compiled_by_nvcc(SOURCE, "sm_90")
+        assert quick == ["--version"], "mended"
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path, monkeypatch):
+    file, kept = tmp_path / "file", None
+    file.write_text("")
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(file / "below a file"))
     assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    # a folder where the file should be, from a careless copy
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "kept"))
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.unlink()
+    (kept / "folder").mkdir(parents=True)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert list((tmp_path / "kept").iterdir()) == [kept], "nothing half written is left"
+
+    # a full disk
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    shutil.rmtree(kept)
+    monkeypatch.setattr(kernels.os, "replace", full)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert not list((tmp_path / "kept").iterdir())
+    monkeypatch.setattr(kernels.tempfile, "mkstemp", full)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+
+
+def test_without_a_home_folder_nothing_is_kept(kernels, quick, tmp_path, monkeypatch):
+    for name in ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kernels.os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    monkeypatch.chdir(tmp_path)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert quick[-1] == "-cubin"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()], "but where the user says"
 
 
 def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
@@ -775,7 +847,7 @@ def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path
 
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")
+    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": "this is no CUDA"})
     with pytest.raises(DeviceError, match=r"could not compile rmsprop_graves.cu for sm_90:\n(.*\n)*.*error"):
         kernels._compiled_by_nvcc(SOURCE, "sm_90")
 
@@ -785,16 +857,23 @@ def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_pat
 FAULTS = {
     "a tail that ends one short": ("i < n - between;", "i + 1 < n - between;"),
     "a tail that ends one late": ("i < n - between;", "i <= n - between;"),
-    "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
-    "an index of 32 bits": ("start(u64(chunk.index) * CHUNK)", "start(chunk.index * u32(CHUNK))"),
-    "chunks that start at 0": ("start(u64(chunk.index) * CHUNK)", "start(0)"),
+    "state in each other's place": (
+        "mg(global<State>(segment.mg) + begin), variance(global<State>(segment.variance) + begin),",
+        "mg(global<State>(segment.variance) + begin), variance(global<State>(segment.mg) + begin),",
+    ),
+    "an index of 32 bits": ("begin(u64(chunk.index) * CHUNK)", "begin(chunk.index * u32(CHUNK))"),
+    "chunks that start at 0": ("begin(u64(chunk.index) * CHUNK)", "begin(0)"),
     "an alignment that is not looked at": ("first = aligned != NEVER && aligned < n ? aligned : n;", "first = 0;"),
-    "the rates of the first row": ("row.learnRate, row.momRate)};", "row.learnRate, rows[0].momRate)};"),
-    "a variance that may be negative": ("variance < Real(0) ? Real(0) : variance", "variance"),
+    "a factor on the rate left out": (
+        "learnRate(Real(hyper.learnRate * segment.learnRate))",
+        "learnRate(Real(hyper.learnRate))",
+        "kernels/rule.h",
+    ),
+    "dtypes taken for one another": ("groups.setdefault((segment.dtype, ", 'groups.setdefault(("", ', "kernels/cuda.py"),
     "a memset off its stream": ("array.nbytes, stream)", "array.nbytes, None)", "arrays/cuda_family.py"),
     "a launch off its stream": (
-        "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
-        "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
+        "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)",
+        "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, None)",
         "kernels/cuda.py",
     ),
     "tables that are not waited for": (
@@ -808,8 +887,6 @@ FAULTS = {
 
 def fails_with(fault, tmp_path, file, chosen):
     """Whether tests of a file, run on a copy of the package with a fault in it, fail."""
-    import shutil
-
     import puzzlelib_rmsprop
 
     package = tmp_path / "puzzlelib_rmsprop"
@@ -836,5 +913,5 @@ def fails_with(fault, tmp_path, file, chosen):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
-    chosen = "every or thousand or negative or below_zero or late_streams"
+    chosen = "every or thousand or side_by_side or late_streams"
     assert fails_with(FAULTS[fault], tmp_path, "test_cuda.py", chosen)

@@ -37,7 +37,14 @@ OPS = {
     "decay": [Operation(DECAY, 0.3)],
     "lasso": [Operation(LASSO, -0.2)],
     "all": [Operation(SCALE, 1.7), Operation(DECAY, -0.11), Operation(CLIP, -0.9, 1.1), Operation(LASSO, 0.05)],
-    "eight": [Operation(CLIP, -2, 2), Operation(DECAY, 0.1), Operation(SCALE, 3), Operation(DECAY, -0.2), Operation(CLIP, -1, 1.5), *[Operation(SCALE, 0.9)] * 3],
+    "eight": [
+        Operation(CLIP, -2, 2),
+        Operation(DECAY, 0.1),
+        Operation(SCALE, 3),
+        Operation(DECAY, -0.2),
+        Operation(CLIP, -1, 1.5),
+        *[Operation(SCALE, 0.9)] * 3,
+    ],
 }
 
 
@@ -247,7 +254,9 @@ def test_a_step_repacks_nothing(kernels, simulator):
     table.update(Hyper(**HYPER), options=StepOptions(seed=(1, 2)))
     simulator.reset()
     for t in range(4):
-        table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5 + t),), zeroGrad=t > 1, seed=(t, t)))
+        table.update(
+            Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5 + t),), zeroGrad=t > 1, seed=(t, t))
+        )
     counts = simulator.counters()
     assert (counts["copies"], counts["allocations"], simulator.blocking()) == (0, 0, [])
     assert [launch["name"] for launch in simulator.launches()] == ["graves_extras_bfloat16_bfloat16_master"] * 4
@@ -267,7 +276,10 @@ def test_a_skipped_step(kernels, dtype, state, master, zero):
         flag.array.set(np.array([skip], np.uint32))
         variable.new_grad()
         before = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
-        table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(DECAY, 1.0),), zeroGrad=zero, skip=flag.address, seed=(5, 6)))
+        table.update(
+            Hyper(**HYPER),
+            options=StepOptions(operations=(Operation(DECAY, 1.0),), zeroGrad=zero, skip=flag.address, seed=(5, 6)),
+        )
         variable.step([Operation(DECAY, 1.0)], skip=skip, seed=(5, 6))
         variable.check(zeroed=zero)
         after = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
@@ -815,50 +827,77 @@ def test_the_shipped_ptx_has_every_entry(kernels):
 
 # ------------------------------------------------------------------------------------------- planted faults
 
+RULE, NUMBERS, PYTHON = "kernels/rule.h", "kernels/numbers.h", "kernels/cuda.py"
 FAULTS = {
     "operations from the last to the first": (
-        "const u32 kind = step[o].kind;\n            const Real value = step[o].value, other = step[o].other;",
-        "const u32 b = ops.count - 1 - o, kind = step[b].kind; const Real value = step[b].value, other = step[b].other;",
+        "g = operated(by[o].kind, by[o].value, by[o].other, g, p);",
+        "g = operated(by[count - 1 - o].kind, by[count - 1 - o].value, by[count - 1 - o].other, g, p);",
     ),
-    "decay where wc is not above 0": ("kind >= DECAY && !(wc > 0.0) ?", "kind >= DECAY && wc == 0.0 ?"),
+    "decay where wc is not above 0": ("decays && !(wc > 0.0) ?", "decays && wc == 0.0 ?", RULE),
+    "decay as if it were lasso": ("return g + value * p;", "return g + value * (p > Real(0) ? Real(1) : Real(-1));", RULE),
+    "a clip that swallows NaN": ("g = g < value ? value : g;", "g = g >= value ? g : value;", RULE),
+    "a factor rounded before it is multiplied": (
+        "Real(operation.value * (decays ? wc : at_address))",
+        "Real(operation.value) * Real(decays ? wc : at_address)",
+        RULE,
+    ),
     "no wait for the last sum": ("    __syncthreads();  // until the last sum", "    // until the last sum"),
-    "no wait for the last row": ("        __syncthreads();  // until the last row", "        // until the last row"),
-    "a skip that is not looked at": ("const bool skip = extras.skip && *", "const bool skip = false && *"),
-    "a skipped step that keeps its gradient": ("if (skip && !extras.zeroGrad)", "if (skip)"),
-    "a variable's name left out": ("mix(seeds[0] ^ u32(variable))", "mix(seeds[0])"),
-    "a key that does not follow 2**32": ("element < low ? key_after : key", "key"),
+    "no wait for the last segment": (
+        "        __syncthreads();  // until the last segment",
+        "        // until the last segment",
+    ),
+    "a skip that is not looked at": ("const bool skip = options.skip && *", "const bool skip = false && *"),
+    "a skipped step that keeps its gradient": ("if (skip && !options.zeroGrad)", "if (skip)"),
+    "a variable's name left out": ("mixed(seeds[0] ^ variable)", "mixed(seeds[0])", NUMBERS),
+    "a key that does not follow 2**32": ("element < low ? key_after : key", "key", NUMBERS),
     "state rounded to nearest": (
-        "const u32 rounded = (bits + random) >> 16;",
+        "const u32 rounded = (bits + (random & 0xFFFFu)) >> 16;",
         "const u32 rounded = (bits + 0x8000u) >> 16;",
+        NUMBERS,
     ),
-    "the variance from the new mean": (
-        "    const Real diff = g - mg;\n    mg = r.alpha * mg + beta * g;",
-        "    mg = r.alpha * mg + beta * g;\n    const Real diff = g - mg;",
-    ),
-    "a master copy that is not followed": ("== widen(param) ? master :", "!= widen(param) ? master :"),
+    "one random number for the whole state": ("store_state(rv, x >> 16, v[k]);", "store_state(rv, x, v[k]);"),
+    "parameters of bfloat16 cut off": ("(bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16", "bits >> 16", NUMBERS),
+    "a master copy that is not followed": ("== widen(param) ? master :", "!= widen(param) ? master :", RULE),
     "a master copy against the user": (
-        "return widen(rounded) == widen(param) ? master : Real(widen(param));",
+        "return widen(rounded) == widen(param) ? master : widen(param);",
         "return master;",
+        RULE,
     ),
-    "no look at the copy's alignment": ("(!MASTER || skip == ahead<N>(master))", "true"),
-    "an infinity that counts as a number": ("bad |= !(rg[k] - rg[k] == Real(0));", "bad |= !(rg[k] == rg[k]);"),
-    "a scale without an end": ("r.scale * j.growth > j.most ? j.most : r.scale * j.growth", "r.scale * j.growth"),
-    "partial sums in the same place": (
-        "int(self._partials) + begin * _PARTIAL_SIZE",
-        "int(self._partials)",
-        "kernels/cuda.py",
+    "no look at the copy's alignment": ("(!Kind::MASTER || skip == ahead<N>(master))", "true"),
+    "an infinity that counts as a number": ("return !(g * g - g * g == Real(0));", "return !(g * g == g * g);", RULE),
+    "sums in another order": (
+        "add(all[threadIdx.x], all[threadIdx.x + half]);",
+        "add(all[threadIdx.x], all[2 * half - 1 - threadIdx.x]);",
     ),
+    "lanes that are neighbours": (
+        "part.begin + threadIdx.x, part.begin + part.size, LANES,",
+        "part.begin + 32 * threadIdx.x, part.begin + min(part.size, 32 * threadIdx.x + 32), 1,",
+    ),
+    "a square that is contracted": ("add(mine, {square(g), ", "add(mine, {fma(double(g), double(g), mine.sum) - mine.sum, "),
+    "large squares without their scale": ("root / SHRINK", "root", RULE),
+    "a scale without an end": (
+        "s.scale * policy.growth > policy.most ? policy.most : s.scale * policy.growth",
+        "s.scale * policy.growth",
+        RULE,
+    ),
+    "chunks of every dtype": ("if (!(kinds >> segment.kind & 1))", "if (false)"),
     "operations packed once": (
-        "            if ops != self._ops:\n                launch",
-        "            if not self._ops:\n                launch",
-        "kernels/cuda.py",
+        "        if operations != self._operations:\n            packed",
+        "        if not self._operations:\n            packed",
+        PYTHON,
     ),
-    "a survey off its stream": (
-        "\n            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
-        "\n            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
-        "kernels/cuda.py",
+    "options packed once": ("if options is not self._options:", "if self._options is None:", PYTHON),
+    "statistics off their stream": (
+        "self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, stream)",
+        "self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, None)",
+        PYTHON,
     ),
-    "rows that a captured launch loses": ("self._former.append(self._device_rows)", "pass", "kernels/cuda.py"),
+    "segments that a captured launch loses": ("self._former.append(self._on_device)", "pass", PYTHON),
+    "another layout that is not refused": (
+        '    layout.check_layout(numbers[:count], "the CUDA kernels")\n',
+        "    pass\n",
+        PYTHON,
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The rule's bits on CUDA: those of the formula and of the CPU, also at the edges of what the dtypes hold; faults in it are caught."""
+"""The bits of the rule on CUDA: those of the formula and of the CPU, also at the edges of what the dtypes hold."""
 
 import ctypes
 

@@ -76,8 +76,8 @@ class Kernel:
         if fused:
             self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
         stored, state, master = found.groups()
-        # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of those whose elements are the widest
-        # (the zeros that extras store into a gradient are not counted: they may be narrower where a step is skipped)
+        # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of those whose elements are the
+        # widest (the zeros that extras store into a gradient are not counted: they may be narrower where a step is skipped)
         sizes = [SIZES[stored], SIZES[state], SIZES["float32"] if master else 0]
         widest = max(sizes)
         loads = sum(count for size, count in zip(sizes, (2, 3, 1), strict=True) if size == widest)
@@ -96,8 +96,9 @@ def compiled(source: Path, arch: int) -> list[Kernel]:
     """The kernels of a source, compiled with the library's options."""
     with tempfile.TemporaryDirectory() as folder:
         # the PTX on the way to the cubin is kept beside it
-        command = ["nvcc", "-cubin", *nvcc.options(f"sm_{arch}", source.stem), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
-        done = subprocess.run([*command, "-o", Path(folder, "out.cubin"), source], capture_output=True, text=True)
+        options = [*nvcc.options(f"sm_{arch}", source.stem), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
+        command = ["nvcc", "-cubin", *options, "-o", Path(folder, "out.cubin"), source]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{source.name} does not compile for sm_{arch}:\n{done.stdout}{done.stderr}")
         ptx = Path(folder, f"{source.stem}.ptx").read_text()

@@ -5,9 +5,9 @@ PTX version of its own toolkit, which only drivers as new as the toolkit take, b
 version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
 any driver from CUDA 10 on does.
 
-The first line names the hash of the source and its headers, the options and nvcc's release. --check compiles nothing into the package: it says
-whether what is there was made from the source as it is now. Another release of nvcc writes another text, so the text is
-compared only where the release is the same.
+The first line names the hash of the source and its headers, the options and nvcc's release. --check compiles nothing
+into the package: it says whether what is there was made from the source as it is now. Another release of nvcc writes
+another text, so the text is compared only where the release is the same.
 """
 
 from __future__ import annotations

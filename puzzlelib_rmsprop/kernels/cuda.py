@@ -161,6 +161,7 @@ def _most_blocks() -> int:
 
 
 _BLOCK = (THREADS, 1, 1)
+_LENIENT = ScalingPolicy()  # no limit, and the scale stays
 _REALS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -362,9 +363,7 @@ class GradientStatistics:
             self._launches.append(_Launch(function(f"statistics_{dtype}"), _grid(self._count), arguments, len(head)))
         default_stream_ended()
 
-    def run(
-        self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = ScalingPolicy(), stream: Any = None  # noqa: B008
-    ) -> None:
+    def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = _LENIENT, stream: Any = None) -> None:
         """Fills the record from the gradients as they are after ``operations``.
 
         Queued on ``stream``; does not wait for it, and allocates nothing.
