@@ -25,9 +25,9 @@ ARCHS = (75, 80, 86, 90, 100, 120)
 #   up to  80:   768 threads.
 # An update has five 16-byte loads in flight a thread: 1,024 threads have 80 KiB, 768 have 60 KiB. To fill an H100's memory
 # takes bandwidth x latency = 3.35 TB/s x 700 ns / 132 = 17 KiB a multiprocessor, a third of the least of these. So the
-# ceilings leave room for longer latencies, and are not there to be filled: today float32 uses 44 to 53, float64 and
-# 16-bit state (twice the elements a thread) 54 to 64. What takes eight elements of 16 bits a thread through operations and
-# random rounding is at 74 on sm_100, and a master copy is a sixth load.
+# ceilings leave room for longer latencies, and are not there to be filled: today float32 uses 44 to 60, float64 60 to 74,
+# 16-bit state (twice the elements a thread, each through conversions and random rounding) 44 to 80, and a master copy, a
+# sixth load, 54 to 78.
 CEILINGS = (
     (r"statistics_conclude", 48),
     (r"graves_\w+_b?float16_b?float16", 80),
