@@ -4,6 +4,7 @@ What holds on every device (modes, rates, hooks, checkpoints) stands in the othe
 """
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from puzzlelib_rmsprop.errors import (
     NonFiniteError,
     SetupError,
 )
-from puzzlelib_rmsprop.kernels import state_dtype
+from puzzlelib_rmsprop.kernels import Hyper, Segment, cuda_source, layout, real_dtype
 from tests.reference import Reference
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
@@ -40,6 +41,7 @@ GUARD = 64  # elements on either side of an array
 def kernels(cuda):
     from puzzlelib_rmsprop.kernels import cuda as module
 
+    module.function("layout")  # loads them, which takes a launch of its own
     return module
 
 
@@ -51,9 +53,7 @@ def start(size, dtype, seed=0):
 
 
 def chunk():
-    from puzzlelib_rmsprop.kernels.cuda import CHUNK
-
-    return CHUNK
+    return layout.CHUNK
 
 
 def sizes():
@@ -70,7 +70,7 @@ def size_of(size):
 class Buffers:
     """A variable's arrays on the device, each between guards of NaN, ``offset`` elements off alignment."""
 
-    NAMES = ("param", "grad", "mg", "ms", "delta", "master")
+    NAMES = ("param", "grad", "mg", "variance", "delta", "master")
 
     def __init__(self, param, state, offsets=(0,) * 5, master=False):
         from pycuda import gpuarray as device
@@ -85,10 +85,10 @@ class Buffers:
             host[GUARD + offset : GUARD + offset + content.size] = content
             self.guarded.append(device.to_gpu(host))
 
-    def row(self, kernels, **more):
-        if len(self.guarded) == 6:
-            more["master"] = self.address(5)
-        return kernels.Row(*(self.address(i) for i in range(5)), self.size, **more)
+    def segment(self, **more):
+        dtypes = [self.guarded[i].dtype.name for i in (0, 2)]
+        addresses = dict(zip(self.NAMES, map(self.address, range(len(self.guarded))), strict=False))
+        return Segment(*dtypes, size=self.size, **addresses, **more)
 
     def address(self, i):
         return int(self.guarded[i].gpudata) + (GUARD + self.offsets[i]) * self.guarded[i].dtype.itemsize
@@ -117,9 +117,9 @@ def stored(dtype):
     return dtype if dtype in ("float16", "bfloat16") else None
 
 
-def check(found, param, grads, dtype, factors=(1.0, 1.0)):
+def check(found, param, grads, dtype, factors=(1.0, 1.0, 0.0)):
     """Against the formula in float64, and, bit for bit, in the precision of the kernel."""
-    exact = Reference(param, dtype=state_dtype(np.dtype(dtype)), stored=stored(dtype))
+    exact = Reference(param, dtype=real_dtype(np.dtype(dtype)), stored=stored(dtype))
     oracle = Reference(param, stored=stored(dtype))
     for grad in grads:
         for reference in (exact, oracle):
@@ -133,6 +133,18 @@ def check(found, param, grads, dtype, factors=(1.0, 1.0)):
         assert np.array_equal(found[name].astype(content.dtype), content), f"{name} differs in the last bit"
 
 
+def table_of(kernels, entry, buffers, factors):
+    """A table of one variable, for the kernel for many with another one beside it."""
+    every = [buffers]
+    if entry == "many":
+        every.append(Buffers(np.zeros(3, buffers.guarded[0].dtype), buffers.guarded[2].dtype))
+        every[1].set_grad(1.0)
+    table = kernels.Table([each.segment() for each in every])
+    table.set_rates([(*factors, 0.0)] * len(every))
+    table.held = every
+    return table
+
+
 # --------------------------------------------------------------------------------------------- kernels
 
 
@@ -141,13 +153,12 @@ def check(found, param, grads, dtype, factors=(1.0, 1.0)):
 @pytest.mark.parametrize("entry", ["flat", "many"])
 def test_every_size(kernels, dtype, size, entry):
     param, grads = start(size_of(size), dtype)
-    buffers = Buffers(param, state_dtype(param.dtype))
-    table = kernels.Table(param.dtype, [buffers.row(kernels)])
+    buffers = Buffers(param, real_dtype(param.dtype))
     factors = (1.0, 1.0) if entry == "flat" else (0.5, 0.25)
-    table.setRates([factors])
+    table = table_of(kernels, entry, buffers, factors)
     for grad in grads:
         buffers.set_grad(grad)
-        table.update(**HYPER)
+        table.update(Hyper(**HYPER))
     check(buffers.get(), param, grads, dtype, factors)
 
 
@@ -157,15 +168,14 @@ def test_every_alignment(kernels, dtype, entry):
     # together off alignment: a head, vectors and a tail; each by another amount: element by element
     together = [(k,) * 5 for k in range(1, 9)]
     apart = [tuple(k if i == j else 0 for j in range(5)) for i in range(5) for k in (1, 2)]
-    factors = (1.0, 1.0) if entry == "flat" else (2.0, 0.5)
+    factors = (2.0, 0.5)
     for seed, offsets in enumerate(together + apart):
         param, grads = start(1037, dtype, seed)
-        buffers = Buffers(param, state_dtype(param.dtype), offsets)
-        table = kernels.Table(param.dtype, [buffers.row(kernels)])
-        table.setRates([factors])
+        buffers = Buffers(param, real_dtype(param.dtype), offsets)
+        table = table_of(kernels, entry, buffers, factors)
         for grad in grads:
             buffers.set_grad(grad)
-            table.update(**HYPER)
+            table.update(Hyper(**HYPER))
         check(buffers.get(), param, grads, dtype, factors)
 
 
@@ -173,27 +183,51 @@ def test_every_alignment(kernels, dtype, entry):
 def test_a_thousand_variables_in_one_launch(kernels, dtype, request):
     rng = np.random.default_rng(1)
     lengths = [int(n) for n in rng.integers(0, 60, 996)] + [chunk() + 3, 2 * chunk(), 0, 1]
-    variables, rows, factors = [], [], []
+    variables, segments, factors = [], [], []
     for number, length in enumerate(lengths):
         param, grads = start(length, dtype, number)
         offset = int(rng.integers(0, 5))
-        buffers = Buffers(param, state_dtype(param.dtype), (offset,) * 5)
+        buffers = Buffers(param, real_dtype(param.dtype), (offset,) * 5)
         variables.append((buffers, param, [grads[0], grads[0]]))
-        rows.append(buffers.row(kernels))
-        factors.append((float(rng.choice([1.0, 0.5])), float(rng.choice([1.0, 0.0]))))
+        segments.append(buffers.segment())
+        factors.append((float(rng.choice([1.0, 0.5])), float(rng.choice([1.0, 0.0])), 0.0))
         buffers.set_grad(grads[0])
-    table = kernels.Table(np.dtype(dtype), rows)
-    table.setRates(factors)
+    table = kernels.Table(segments)
+    table.set_rates(factors)
     if request.config.simulated:
         from tests.cudasim import control
 
         control.reset()
-    table.update(**HYPER)
+    table.update(Hyper(**HYPER))
     if request.config.simulated:
-        assert [launch["name"] for launch in control.launches()] == [f"graves_many_{dtype}_{state_dtype(np.dtype(dtype))}"]
-    table.update(**HYPER)
+        assert [launch["name"] for launch in control.launches()] == [f"graves_many_{dtype}_{real_dtype(np.dtype(dtype))}"]
+    table.update(Hyper(**HYPER))
     for (buffers, param, grads), each in zip(variables, factors, strict=True):
         check(buffers.get(), param, grads, dtype, each)
+
+
+def test_dtypes_side_by_side_are_a_launch_each(kernels, request):
+    variables, segments = [], []
+    for number, dtype in enumerate(DTYPES * 3):
+        param, grads = start(40 + number, dtype, number)
+        buffers = Buffers(param, real_dtype(param.dtype))
+        variables.append((buffers, param, grads[:2], dtype))
+        segments.append(buffers.segment())
+    table = kernels.Table(segments)
+    table.set_rates([(1.0 + number, 1 / (1 + number), 0.0) for number in range(12)])
+    if request.config.simulated:
+        from tests.cudasim import control
+
+        control.reset()
+    for step in range(2):
+        for buffers, _, grads, _ in variables:
+            buffers.set_grad(grads[step])
+        table.update(Hyper(**HYPER))
+    if request.config.simulated:
+        names = [f"graves_many_{dtype}_{real_dtype(np.dtype(dtype))}" for dtype in DTYPES]
+        assert [launch["name"] for launch in control.launches()] == names * 2
+    for number, (buffers, param, grads, dtype) in enumerate(variables):
+        check(buffers.get(), param, grads, dtype, (1.0 + number, 1 / (1 + number)))
 
 
 def test_every_index_has_64_bits(kernels):
@@ -203,17 +237,18 @@ def test_every_index_has_64_bits(kernels):
     size, far = 500, 1 << 33
     param, grads = start(size, "float32")
     buffers = Buffers(param, np.float32)
-    rows = np.zeros(1, kernels._ROW)
-    for i, name in enumerate(("param", "grad", "mg", "ms", "delta")):
-        rows[name] = buffers.address(i) - far * 4
-    rows["size"], rows["learnRate"], rows["momRate"] = far + size, 1.0, 1.0
-    chunks = np.zeros(1, kernels._CHUNK)
-    chunks["index"] = far // kernels.CHUNK
-    held = [driver.to_device(rows), driver.to_device(chunks)]
+    segments = layout.pack_segments([buffers.segment()])
+    for name in ("param", "grad", "mg", "variance", "delta"):
+        segments[name] -= np.uint64(far * 4)
+    segments["size"] = far + size
+    chunks = np.zeros(1, layout.CHUNKS)
+    chunks["index"] = far // layout.CHUNK
+    held = [driver.to_device(segments), driver.to_device(chunks)]
     function = kernels.function("graves_many_float32_float32")
     for grad in grads:
         buffers.set_grad(grad)
-        arguments = struct.pack("=3Q4dQ", int(held[0]), int(held[1]), 1, *(HYPER[name] for name in HYPER), 0)
+        hyper = layout.pack_hyper(Hyper(**HYPER), np.dtype(np.float32))
+        arguments = struct.pack("=6d4Q", *hyper, 0, int(held[0]), int(held[1]), 1)
         function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
     check(buffers.get(), param, grads, "float32")
 
@@ -221,40 +256,53 @@ def test_every_index_has_64_bits(kernels):
 def test_more_blocks_than_the_grid_has(kernels, monkeypatch):
     # the grid's stride: one block does the work of all
     monkeypatch.setattr(kernels, "_most_blocks", lambda: 1)
-    for factors in ((1.0, 1.0), (0.5, 0.5)):
+    for entry, factors in (("flat", (1.0, 1.0)), ("many", (0.5, 0.5))):
         param, grads = start(3 * chunk() + 5, "float32")
         buffers = Buffers(param, np.float32)
-        table = kernels.Table(param.dtype, [buffers.row(kernels)])
-        table.setRates([factors])
+        table = table_of(kernels, entry, buffers, factors)
         for grad in grads:
             buffers.set_grad(grad)
-            table.update(**HYPER)
+            table.update(Hyper(**HYPER))
         check(buffers.get(), param, grads, "float32", factors)
 
 
 def test_nan_and_infinity_are_not_hidden(kernels):
     grads = np.array([[1.0, np.nan, np.inf, -np.inf]], np.float32)
     buffers = Buffers(np.zeros(4, np.float32), np.float32)
-    table = kernels.Table(np.dtype(np.float32), [buffers.row(kernels)])
-    table.setRates([(1.0, 1.0)])
     buffers.set_grad(grads[0])
-    table.update(**HYPER)
+    kernels.Table([buffers.segment()]).update(Hyper(**HYPER))
     assert np.isfinite(buffers.get()["param"]).tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("size", [10.0, 100.0, 1e4, 1e8])
-def test_no_nan_where_the_variance_rounds_below_zero(kernels, size):
+def test_gradients_that_sink_to_a_constant(kernels, size):
     rng = np.random.default_rng(5)
     sinking = 1 + np.exp(-np.arange(600) / 30.0)[:, None]
     grads = (size * (sinking + 1e-6 * rng.standard_normal((600, 16)))).astype(np.float32)
     buffers = Buffers(np.zeros(16, np.float32), np.float32)
-    table = kernels.Table(np.dtype(np.float32), [buffers.row(kernels)])
-    table.setRates([(1.0, 1.0)])
+    table, expected = kernels.Table([buffers.segment()]), Reference(np.zeros(16), dtype=np.float32)
     for grad in grads:
         buffers.set_grad(grad)
-        table.update(**HYPER)
-    for name, content in buffers.get().items():
-        assert np.isfinite(content).all(), name
+        table.update(Hyper(**HYPER))
+        expected.step(grad, **HYPER)
+    found = buffers.get()
+    for name, content in expected.buffers().items():
+        assert np.isfinite(found[name]).all(), name
+        assert np.array_equal(found[name], content), name
+
+
+def test_gradients_that_hardly_vary(kernels):
+    # where ms - mg*mg has no digit left
+    noise = np.random.default_rng(0).standard_normal(300)
+    grads = np.array([np.full(300, g) for g in (97.36, 1234.5, 20000.0)] + [100 * (1 + 1e-4 * noise)], np.float32).T
+    buffers = Buffers(np.zeros(4, np.float32), np.float32)
+    table, oracle = kernels.Table([buffers.segment()]), Reference(np.zeros(4), dtype=np.longdouble)
+    default = {"learnRate": 1e-4, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
+    for grad in grads:
+        buffers.set_grad(grad)
+        table.update(Hyper(**default))
+        oracle.step(grad, **default)
+    assert (np.abs(buffers.get()["param"] / oracle.param - 1) < 1e-4).all()
 
 
 # ------------------------------------------------------------------------------------- the optimizer on CUDA
@@ -320,37 +368,9 @@ def test_cpu_and_cuda_nets_in_one_process(cuda, globalState):
     assert np.array_equal(net.getVar("v0000").data.get(), host.data)
 
 
-def test_half_state_on_request(cuda, globalState):
-    # PuzzleLib's way for float16; kept for its checkpoints
-    ends = []
-    for make_array in (cuda.make, np.array):
-        rng = np.random.default_rng(0)
-        var = Variable(make_array(rng.standard_normal(37).astype(np.float16)))
-        param = np.array(var.data.get() if hasattr(var.data, "get") else var.data)
-        optimizer = RMSPropGraves(**HYPER, stateDtype="float16")
-        optimizer.setupOn(Net(W=var), globalState)
-        state = optimizer._slots[0].state
-        expected = Reference(param, dtype=np.float32, stored=np.float16)
-        for _ in range(4):
-            grad = rng.standard_normal(37).astype(np.float16)
-            (cuda.put if make_array is cuda.make else np.copyto)(var.grad, grad)
-            optimizer.update()
-            expected.step(grad, **HYPER)
-            for name in ("mg", "ms", "delta"):
-                setattr(expected, name, getattr(expected, name).astype(np.float16).astype(np.float32))
-        found = {"param": var.data, **state}
-        found = {name: array.get() if hasattr(array, "get") else array for name, array in found.items()}
-        assert {array.dtype for array in found.values()} == {np.dtype(np.float16)}
-        ends.append(found)
-        for name in ("mg", "ms", "delta"):
-            assert np.array_equal(found[name].astype(np.float32), getattr(expected, name)), name
-    for name in ends[0]:
-        assert np.array_equal(ends[0][name], ends[1][name]), name
-
-
 def test_state_dtype_is_checked():
-    for wrong in ("float32", "int8", "nonsense", 3.5):
-        with pytest.raises(HyperParameterError, match="stateDtype must be None, bfloat16 or float16; got"):
+    for wrong in ("float16", np.float16, "float32", "int8", "nonsense", 3.5):
+        with pytest.raises(HyperParameterError, match="stateDtype must be None or 'bfloat16'; got"):
             RMSPropGraves(stateDtype=wrong)
 
 
@@ -568,7 +588,7 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     optimizer.update()
     eager.update()
-    plain = [table._plain for table, _ in optimizer._packed._tables]
+    plain = [group._plain for group, _ in optimizer._packed.table._groups]
     launches = [(launch.function, launch.grid, bytes(launch.arguments)) for launch in plain]
     for change in ({}, {"learnRate": 0.5}, {"alpha": 0.5, "momRate": 0.1, "epsilon": 1e-2}):
         for name, value in change.items():
@@ -703,16 +723,22 @@ def test_strided_arrays(cuda):
 
 
 def test_the_shipped_ptx_is_of_this_source(kernels):
-    ptx = kernels._shipped_ptx(SOURCE)
+    ptx = kernels.shipped_ptx(SOURCE)
     assert ptx is not None, "run tools/make_ptx.py"
     for dtype in DTYPES:
         for entry in ("flat", "many"):
-            assert f".entry graves_{entry}_{dtype}_{state_dtype(np.dtype(dtype))}(".encode() in ptx
+            assert f".entry graves_{entry}_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
 
 
-def test_ptx_of_another_source_is_not_used(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "source", lambda file: "something else")
-    assert kernels._shipped_ptx(SOURCE) is None
+@pytest.mark.parametrize("changed", ["rmsprop_graves.cu", "rule.h", "numbers.h", "layout.h"])
+def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, changed):
+    for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx"]:
+        shutil.copy(cuda_source._FOLDER / name, tmp_path)
+    monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
+    assert kernels.shipped_ptx(SOURCE) is not None
+    with open(tmp_path / changed, "a") as file:
+        file.write("// changed\n")
+    assert kernels.shipped_ptx(SOURCE) is None
 
 
 def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
@@ -726,16 +752,81 @@ def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
     assert calls == ["--version", "-cubin"]
     assert kernels._compiled_by_nvcc(SOURCE, "sm_90") == first
     assert calls == ["--version", "-cubin", "--version"], "kept"
-    (kept,) = (tmp_path / "new" / "folder").iterdir()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
-    assert calls[-1] == "-cubin", "cut off: compiled again"
     calls.clear()
     kernels._compiled_by_nvcc(SOURCE, "sm_80")
     assert calls == ["--version", "-cubin"], "another device"
-    # a place that cannot be written costs time, not the update
-    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(kept / "below a file"))
+    calls.clear()
+    monkeypatch.setattr(kernels, "source_hash", lambda file: "another header")
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert calls == ["--version", "-cubin"], "another source"
+
+
+@pytest.fixture
+def quick(kernels, simulator, monkeypatch):
+    """Compiles something small in the place of the kernels; a list of nvcc's calls."""
+    calls = []
+    real = subprocess.run
+    monkeypatch.setattr(
+        kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
+    )
+    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": 'extern "C" __global__ void k(int *x) { *x = 1; }'})
+    return calls
+
+
+def test_damaged_compiled_code_is_compiled_again(kernels, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
+    whole = kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    (kept,) = tmp_path.iterdir()
+    content = kept.read_bytes()
+    damaged = [b"", content[:10], content[:32], content[:1000], content[:-1], content + b"x", b"\0" * len(content)]
+    damaged.append(content[:-5] + b"x" + content[-4:])
+    for wrong in damaged:
+        kept.write_bytes(wrong)
+        quick.clear()
+        assert len(kernels._compiled_by_nvcc(SOURCE, "sm_90")) == len(whole)
+        assert quick[-1] == "-cubin"
+        quick.clear()
+        kernels._compiled_by_nvcc(SOURCE, "sm_90")
+        assert quick == ["--version"], "mended"
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path, monkeypatch):
+    file, kept = tmp_path / "file", None
+    file.write_text("")
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(file / "below a file"))
     assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    # a folder where the file should be, from a careless copy
+    monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "kept"))
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    (kept,) = (tmp_path / "kept").iterdir()
+    kept.unlink()
+    (kept / "folder").mkdir(parents=True)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert list((tmp_path / "kept").iterdir()) == [kept], "nothing half written is left"
+
+    # a full disk
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    shutil.rmtree(kept)
+    monkeypatch.setattr(kernels.os, "replace", full)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert not list((tmp_path / "kept").iterdir())
+    monkeypatch.setattr(kernels.tempfile, "mkstemp", full)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+
+
+def test_without_a_home_folder_nothing_is_kept(kernels, quick, tmp_path, monkeypatch):
+    for name in ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(kernels.os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    monkeypatch.chdir(tmp_path)
+    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert quick[-1] == "-cubin"
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()], "but where the user says"
 
 
 def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
@@ -756,7 +847,7 @@ def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path
 
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernels, "source", lambda file: "this is no CUDA")
+    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": "this is no CUDA"})
     with pytest.raises(DeviceError, match=r"could not compile rmsprop_graves.cu for sm_90:\n(.*\n)*.*error"):
         kernels._compiled_by_nvcc(SOURCE, "sm_90")
 
@@ -766,16 +857,23 @@ def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_pat
 FAULTS = {
     "a tail that ends one short": ("i < n - between;", "i + 1 < n - between;"),
     "a tail that ends one late": ("i < n - between;", "i <= n - between;"),
-    "arguments in each other's place": ("mg, ms, delta, n, hyper, live);", "ms, mg, delta, n, hyper, live);"),
-    "an index of 32 bits": ("start(u64(chunk.index) * CHUNK)", "start(chunk.index * u32(CHUNK))"),
-    "chunks that start at 0": ("start(u64(chunk.index) * CHUNK)", "start(0)"),
+    "state in each other's place": (
+        "mg(global<State>(segment.mg) + begin), variance(global<State>(segment.variance) + begin),",
+        "mg(global<State>(segment.variance) + begin), variance(global<State>(segment.mg) + begin),",
+    ),
+    "an index of 32 bits": ("begin(u64(chunk.index) * CHUNK)", "begin(chunk.index * u32(CHUNK))"),
+    "chunks that start at 0": ("begin(u64(chunk.index) * CHUNK)", "begin(0)"),
     "an alignment that is not looked at": ("first = aligned != NEVER && aligned < n ? aligned : n;", "first = 0;"),
-    "the rates of the first row": ("row.learnRate, row.momRate)};", "row.learnRate, rows[0].momRate)};"),
-    "a variance that may be negative": ("variance < Real(0) ? Real(0) : variance", "variance"),
+    "a factor on the rate left out": (
+        "learnRate(Real(hyper.learnRate * segment.learnRate))",
+        "learnRate(Real(hyper.learnRate))",
+        "kernels/rule.h",
+    ),
+    "dtypes taken for one another": ("groups.setdefault((segment.dtype, ", 'groups.setdefault(("", ', "kernels/cuda.py"),
     "a memset off its stream": ("array.nbytes, stream)", "array.nbytes, None)", "arrays/cuda_family.py"),
     "a launch off its stream": (
-        "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)",
-        "\n        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, None)",
+        "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)",
+        "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, None)",
         "kernels/cuda.py",
     ),
     "tables that are not waited for": (
@@ -789,8 +887,6 @@ FAULTS = {
 
 def fails_with(fault, tmp_path, file, chosen):
     """Whether tests of a file, run on a copy of the package with a fault in it, fail."""
-    import shutil
-
     import puzzlelib_rmsprop
 
     package = tmp_path / "puzzlelib_rmsprop"
@@ -812,10 +908,11 @@ def fails_with(fault, tmp_path, file, chosen):
         | {"PYTHONPATH": str(tmp_path), "PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path / "cache"), "CUSIM_TIMEOUT": "30"},
     )
     assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr
+    assert "could not compile" not in done.stdout, done.stdout[-4000:]  # that would be no fault
     return done.returncode == 1 and " failed" in done.stdout
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
-    chosen = "every or thousand or negative or below_zero or late_streams"
+    chosen = "every or thousand or side_by_side or late_streams"
     assert fails_with(FAULTS[fault], tmp_path, "test_cuda.py", chosen)

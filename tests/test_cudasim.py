@@ -492,6 +492,38 @@ def test_targets_of_the_compiler(context, target, tmp_path):
         assert x.get() == 1
 
 
+SUBNORMAL = r"""
+#include "twice.h"
+extern "C" {
+__global__ void of_float(float *x) { for (int i = threadIdx.x; i < 4; i += 2) { __syncthreads(); x[i] = twice(x[i]); } }
+__global__ void of_double(double *x) { if (threadIdx.x < 4) { double y = x[threadIdx.x]; x[threadIdx.x] = twice(y); } }
+}
+"""
+
+
+@pytest.mark.parametrize(("options", "flushed"), [([], False), (["-ftz=false"], False), (["-ftz=true"], True)])
+def test_subnormal_floats_are_flushed_where_asked_and_doubles_never(context, tmp_path, options, flushed):
+    (tmp_path / "kernels.cu").write_text(SUBNORMAL)
+    (tmp_path / "twice.h").write_text("template <class T> __device__ T twice(T x) { return x + x; }\n")
+    command = ["nvcc", "-cubin", *options, "-o", "kernels.cubin", "kernels.cu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # the header lies beside the source
+    loaded = drv.module_from_file(str(tmp_path / "kernels.cubin"))
+    for name, dtype, kept in (("of_float", np.float32, not flushed), ("of_double", np.float64, True)):
+        tiny = np.finfo(dtype).tiny
+        content = np.array([tiny, tiny * 0.75, -tiny * 0.25, 1.0], dtype)
+        x = gpuarray.to_gpu(content)
+        for seed in range(3):  # fibers of another kernel have another mode
+            control.seed(seed)
+            x.set(content)
+            loaded.get_function(name)(x, block=(2 if name == "of_float" else 4, 1, 1))
+            expected = content * 2 if kept else np.array([2 * tiny, 0, 0, 2], dtype)
+            assert np.array_equal(x.get(), expected)
+    # the mode is the kernel's, not the process's
+    tiny = np.full(3, np.finfo(np.float32).tiny, np.float32)
+    assert (tiny * np.float32(0.5) != 0).all()
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -67,7 +67,7 @@ PLANTED = {
     ),
     "local": ("__global__ void k(int *x, int n) { int a[9]; a[n] = n; a[x[n]] += x[1]; x[0] = a[x[2]]; }", "local memory"),
     "registers": (
-        f"__global__ void survey_judge(float *x) {{ u64 i = threadIdx.x * 80; {SPILL} __syncthreads(); {USE} }}",
+        f"__global__ void statistics_conclude(float *x) {{ u64 i = threadIdx.x * 80; {SPILL} __syncthreads(); {USE} }}",
         "registers; at most 48",
     ),
     "scalar": (
@@ -146,10 +146,13 @@ class TestShippedPTX:
     pytestmark = needs_nvcc
 
     def test_another_source(self, check):
-        assert "another source" in check("rmsprop_graves.cu", "// The rule", "// the rule", 1)
+        assert "another source" in check("rmsprop_graves.cu", "// The loops", "// the loops", 1)
+
+    def test_another_header(self, check):
+        assert "another source" in check("rule.h", "// The rule", "// the rule", 1)
 
     def test_other_options(self, check):
-        assert "other options" in check("cuda.py", '"-O3"', '"-O2"', 1)
+        assert "other options" in check("cuda_source.py", '"-O3"', '"-O2"', 1)
 
     def test_edited_by_hand(self, check):
         assert "not what the source compiles to" in check("rmsprop_graves.ptx", "ld.global", "ld.volatile.global", 1)

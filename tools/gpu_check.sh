@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a real GPU can show, in one command, offline, in under eight minutes: checks, then figures.
 # usage: tools/gpu_check.sh [--dry-run]
-# Needs python3 (or PYTHON) with PyCUDA, NumPy, Numba, h5py, pytest and hypothesis; on an offline machine, first:
+# Needs python3 (or PYTHON) with PyCUDA, NumPy, h5py, pytest and hypothesis; on an offline machine, first:
 #   source DIR/setup.sh, of a folder that tools/pack_for_gpu.sh filled beforehand.
+# The CPU's library is compiled where it is not here, or is of other sources; that needs g++ and setuptools.
 # Writes gpu-<device>-<date>.md, .json and -logs.tar.gz into ${OUT:-benchmarks/results}. Exit status: 0 when no step failed.
 # --dry-run: the same on the simulator that CUSIM_DIR names, with tiny sizes, into ${OUT:-a temporary folder}; proves that
 # the steps run, and nothing about a GPU.
@@ -70,7 +71,7 @@ versions() {
   "$python" --version || return 1
   on_gpu "$python" - <<'P'
 import importlib.metadata as m
-for name in ("puzzlelib_rmsprop", "numpy", "numba", "h5py", "pycuda", "scikit-cuda", "setuptools", "pytest", "hypothesis", "torch",
+for name in ("puzzlelib_rmsprop", "numpy", "h5py", "pycuda", "scikit-cuda", "setuptools", "pytest", "hypothesis", "torch",
              "cupy-cuda13x", "cupy-cuda12x", "cuda-bindings", "scikit-learn", "ml_dtypes"):
     try:
         print(name, m.version(name))
@@ -93,6 +94,11 @@ if ! "$python" -c 'import importlib.metadata as m; m.version("puzzlelib_rmsprop"
   "$python" setup.py -q egg_info --egg-base "$work" > "$work/logs/egg_info.log" 2>&1
   export PYTHONPATH=$PYTHONPATH:$work
 fi
+
+# what the GPU's bits are compared with; without it, the same in NumPy
+built() { "$python" -c 'from puzzlelib_rmsprop.kernels.cpu import library; assert library is not None' 2> /dev/null; }
+if [ -z "$dry" ]; then "$python" setup.py -q build_ext --inplace > "$work/logs/build_ext.log" 2>&1; fi
+built || tell "LEFT OUT the CPU's library: it was not compiled (logs/build_ext.log); NumPy takes its place"
 
 slug=$(on_gpu "$python" -c '
 import re, pycuda.driver as d
@@ -143,9 +149,9 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
 }
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
 # only the extras have shared memory, where there is something to race for
-watch racecheck racecheck 60 "survey or many_rows or operations_in or skipped" tests/test_cuda_extras.py
-watch "memcheck of the extras" memcheck 60 "every_alignment or survey or skipped" tests/test_cuda_extras.py
-watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_kernel.py tests/test_optimizer.py
+watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/test_cuda_extras.py
+watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/test_cuda_extras.py
+watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py tests/test_optimizer.py
 watch initcheck initcheck 60 "$plain" tests/test_cuda.py
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then

@@ -5,14 +5,13 @@ PTX version of its own toolkit, which only drivers as new as the toolkit take, b
 version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
 any driver from CUDA 10 on does.
 
-The first line names the source's hash, the options and nvcc's release. --check compiles nothing into the package: it says
-whether what is there was made from the source as it is now. Another release of nvcc writes another text, so the text is
-compared only where the release is the same.
+The first line names the hash of the source and its headers, the options and nvcc's release. --check compiles nothing
+into the package: it says whether what is there was made from the source as it is now. Another release of nvcc writes
+another text, so the text is compared only where the release is the same.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -25,9 +24,8 @@ ARCH, VERSION = "compute_75", "6.3"
 
 
 def header(source: Path, release: str) -> str:
-    """The first line: everything that the text depends on. kernels/cuda.py looks for the hash in it."""
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    return f"// {source.name} {digest} {' '.join(nvcc.options(ARCH))} nvcc {release}"
+    """The first line: everything that the text depends on. kernels/cuda_source.py looks for the hash in it."""
+    return f"// {source.name} {nvcc.source_hash(source.stem)} {' '.join(nvcc.options(ARCH, source.stem))} nvcc {release}"
 
 
 def made(source: Path) -> str:
@@ -35,7 +33,7 @@ def made(source: Path) -> str:
     first = header(source, nvcc.release())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
-        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH), "-o", ptx, source], check=True)
+        subprocess.run(["nvcc", "-ptx", *nvcc.options(ARCH, source.stem), "-o", ptx, source], check=True)
         text, count = re.subn(r"^\.version \d+\.\d+$", f".version {VERSION}", ptx.read_text(), flags=re.MULTILINE)
         if count != 1:
             raise SystemExit(f"the PTX has {count} version lines, not one")

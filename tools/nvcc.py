@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import re
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 KERNELS = Path(__file__).resolve().parent.parent / "puzzlelib_rmsprop" / "kernels"
 
@@ -22,15 +23,16 @@ def release() -> str:
     return found[1]
 
 
-def options(arch: str) -> list[str]:
-    """How the library compiles its kernels: kernels/cuda.py's nvcc_options(arch).
+def _library() -> ModuleType:
+    """kernels/cuda_source.py, by its path: the package itself takes NumPy and h5py to import."""
+    spec = importlib.util.spec_from_file_location("cuda_source", KERNELS / "cuda_source.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    That file cannot be imported without PyCUDA and a driver, so the function is taken out of it. It has to stand alone.
-    """
-    tree = ast.parse((KERNELS / "cuda.py").read_text())
-    found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "nvcc_options"]
-    if len(found) != 1:
-        raise SystemExit(f"kernels/cuda.py has {len(found)} functions nvcc_options, not one")
-    names: dict = {}
-    exec(compile(ast.Module(found, []), "kernels/cuda.py", "exec"), names)
-    return names["nvcc_options"](arch)
+
+_source = _library()
+options = _source.nvcc_options  # how the library compiles its kernels
+source_hash = _source.source_hash

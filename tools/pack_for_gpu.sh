@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Collects in DIR what an offline x86-64 machine with a GPU and Python 3.12 needs besides the CUDA toolkit, NumPy, Numba, h5py and
+# Collects in DIR what an offline x86-64 machine with a GPU and Python 3.12 needs besides the CUDA toolkit, g++, NumPy, h5py and
 # pytest: PyCUDA's source and what it imports, scikit-cuda, hypothesis. There, then: source DIR/setup.sh && tools/gpu_check.sh
 # usage: tools/pack_for_gpu.sh DIR [more packages as NAME==VERSION, with all that they import]
-#   scikit-learn's example: add scikit-learn scipy joblib threadpoolctl; where Numba is missing: numba llvmlite
+#   scikit-learn's example: add scikit-learn scipy joblib threadpoolctl
 # GPU_PYTHON: the machine's version of Python, 3.12 by default.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: tools/pack_for_gpu.sh DIR [NAME==VERSION ...]" >&2; exit 2; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests with CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU.
+# Runs the tests with CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library is
+# compiled with the rest, in place.
 # usage: tools/test_on_simulator.sh [options for pytest]
 # PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail

@@ -17,15 +17,16 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DependencyError, DeviceError, SetupError
-from . import MAX_OPS, PLAIN, Extras, Judge, Op, Row, state_dtype
+from ..errors import DependencyError, DeviceError
+from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
 from .context import default_stream_ended
+from .cuda_source import nvcc_options, shipped_ptx, source_hash, sources
+from .reference import CHUNK_LANES, LANES
 
 try:
     import pycuda.driver as driver
@@ -35,55 +36,52 @@ except ImportError as error:
         f"arrays on a GPU need PyCUDA and an NVIDIA driver: {error}. pip install 'puzzlelib_rmsprop[cuda]'"
     ) from error
 
-__all__ = ["Row", "Survey", "Table", "applyOps", "nvcc_options", "source"]
+__all__ = ["GradientStatistics", "LiveHyper", "Table", "operate"]
 
-_FOLDER = resources.files(__package__)
-
-
-def source(file: str = "rmsprop_graves") -> str:
-    """The text of one file of kernels."""
-    return (_FOLDER / f"{file}.cu").read_text()
+THREADS = LANES  # of a block
 
 
-def nvcc_options(arch: str) -> list[str]:
-    """How the kernels are compiled: every operation rounded once, divisions and roots as IEEE says."""
-    return [f"-arch={arch}", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false"]
-
-
-def constant(name: str, file: str = "rmsprop_graves") -> int:
-    """A number that the kernels and their launches share; read from the source, so that it stands in one place."""
-    found = re.search(rf"constexpr int {name} = (\d+);", source(file))
+def constant(name: str, file: str) -> int:
+    """A number that the kernels of ``nets`` and their launches share, out of the source."""
+    found = re.search(rf"constexpr int {name} = (\d+);", sources(file)[f"{file}.cu"])
     if found is None:
         raise DeviceError(f"{file}.cu has no constant {name}")
     return int(found[1])
 
 
-THREADS = constant("THREADS")
-JUDGES = constant("JUDGES")
-CHUNK = constant("CHUNK")
-
-
 # ------------------------------------------------------------------------------------------- compiling
 
 
-def source_hash(file: str = "rmsprop_graves") -> str:
-    """Names the source that a compiled file was made from."""
-    return hashlib.sha256(source(file).encode()).hexdigest()
-
-
-def _shipped_ptx(file: str) -> bytes | None:
-    shipped = _FOLDER / f"{file}.ptx"
-    if not shipped.is_file():
-        return None
-    text = shipped.read_text()
-    if source_hash(file) not in text.partition("\n")[0]:
-        return None  # of another version of the source
-    return text.encode() + b"\0"
-
-
-def _cache_folder() -> Path:
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept; None where no folder is the user's own."""
+    own = os.environ.get("PUZZLELIB_RMSPROP_CACHE_DIR")
+    if own:
+        return Path(own)
+    # a user without a home folder has ~ for one, which would be a folder of that name in the current one
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("PUZZLELIB_RMSPROP_CACHE_DIR") or os.path.join(root, "puzzlelib_rmsprop"))
+    return Path(root, "puzzlelib_rmsprop") if os.path.isabs(root) else None
+
+
+def _kept(file: Path) -> bytes | None:
+    """What was kept there, where it is whole: a hash in front of the content shows what was cut off or overwritten."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content[32:] if content[:32] == hashlib.sha256(content[32:]).digest() else None
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Keeps it, where that is possible: written beside and renamed, so that no other process sees half of it."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(hashlib.sha256(content).digest() + content)
+            os.replace(temporary, file)
+        except OSError:
+            os.unlink(temporary)
 
 
 def _compiled_by_nvcc(file: str, arch: str) -> bytes:
@@ -95,45 +93,54 @@ def _compiled_by_nvcc(file: str, arch: str) -> bytes:
             f"this GPU ({arch}) needs {file}.cu compiled from its source, and nvcc does not run here ({error}): install "
             f"the CUDA toolkit and put its bin folder on the PATH"
         ) from error
-    options = nvcc_options(arch)
+    options, folder = nvcc_options(arch, file), _cache_folder()
     key = hashlib.sha256("\0".join([source_hash(file), version, *options]).encode()).hexdigest()
-    kept = _cache_folder() / f"{file}-{arch}-{key[:32]}.cubin"
-    with contextlib.suppress(OSError):
-        content = kept.read_bytes()
-        # a hash in front of the content shows a file that was cut off
-        if content[:32] == hashlib.sha256(content[32:]).digest():
-            return content[32:]
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, f"{file}.cu").write_text(source(file))
+    place = None if folder is None else folder / f"{file}-{arch}-{key[:32]}.cubin"
+    kept = None if place is None else _kept(place)
+    if kept is not None:
+        return kept
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in sources(file).items():
+            Path(work, name).write_text(text, encoding="utf-8")
         command = ["nvcc", "-cubin", *options, "-o", f"{file}.cubin", f"{file}.cu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         if done.returncode:
             raise DeviceError(f"nvcc could not compile {file}.cu for {arch}:\n{done.stdout}{done.stderr}")
-        content = Path(folder, f"{file}.cubin").read_bytes()
-    # written beside and renamed, so that no other process sees half of it; a folder that cannot be written costs only time
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as temporary:
-            temporary.write(hashlib.sha256(content).digest() + content)
-        os.replace(temporary.name, kept)
+        content = Path(work, f"{file}.cubin").read_bytes()
+    if place is not None:
+        _keep(place, content)
     return content
 
 
 @context_dependent_memoize
 def _module(file: str) -> Any:
     """One file's kernels, loaded into the current context."""
-    ptx, why = _shipped_ptx(file), "none of this source is shipped"
+    ptx, why, module = shipped_ptx(file), "none of this source is shipped", None
     if ptx is not None:
         try:
-            return driver.module_from_buffer(ptx)
+            module = driver.module_from_buffer(ptx)
         except driver.Error as error:
             why = f"the driver says: {error}"  # an old driver, or what an earlier kernel has left behind
-    major, minor = driver.Context.get_device().compute_capability()
-    try:
-        compiled = _compiled_by_nvcc(file, f"sm_{major}{minor}")
-    except DependencyError as error:
-        raise DependencyError(f"{error}. The PTX: {why}") from error
-    return driver.module_from_buffer(compiled)
+    if module is None:
+        major, minor = driver.Context.get_device().compute_capability()
+        try:
+            compiled = _compiled_by_nvcc(file, f"sm_{major}{minor}")
+        except DependencyError as error:
+            raise DependencyError(f"{error}. The PTX: {why}") from error
+        module = driver.module_from_buffer(compiled)
+    if file == "rmsprop_graves":
+        _check_layout(module)
+    return module
+
+
+def _check_layout(module: Any) -> None:
+    """Asks the kernels for their structs, by a launch: a variable that no kernel uses is not in every compiled module."""
+    host = np.zeros(128, np.uint64)
+    memory = driver.mem_alloc(host.nbytes)
+    module.get_function("layout")._launch_kernel((1, 1), (1, 1, 1), struct.pack("=Q", int(memory)), 0, None)
+    driver.memcpy_dtoh(host, memory)
+    count, *numbers = host.tolist()
+    layout.check_layout(numbers[:count], "the CUDA kernels")
 
 
 @context_dependent_memoize
@@ -153,59 +160,37 @@ def _most_blocks() -> int:
 # ------------------------------------------------------------------------------------------- launching
 
 
-_ROW = np.dtype(
-    [(name, np.uint64) for name in Row._fields[:6]]
-    + [(name, np.float64) for name in ("learnRate", "momRate", "wc")]
-    + [(name, np.uint64) for name in Row._fields[6:]]
-)
-_CHUNK = np.dtype([("row", np.uint32), ("index", np.uint32)])
-_HYPER = struct.Struct("=4d")  # as struct Hyper
-_STEP = struct.Struct("=4dQ2IQ")  # as struct Hyper and struct Extras up to its operations
-_OP = struct.Struct("=Q2dQ")  # as struct Op
-_OPS_SIZE = 8 + MAX_OPS * _OP.size
-_PARTIAL_SIZE = 16
 _BLOCK = (THREADS, 1, 1)
-_LENIENT = Judge()  # no limit, and the scale stays
-
-
-def _packed_rows(rows: Sequence[Row]) -> np.ndarray:
-    packed = np.zeros(len(rows), _ROW)
-    for name in Row._fields:
-        packed[name] = [getattr(row, name) for row in rows]
-    packed["learnRate"] = packed["momRate"] = 1.0
-    return packed
-
-
-def _chunks(rows: np.ndarray) -> np.ndarray:
-    sizes = rows["size"].astype(np.int64)
-    counts = -(-sizes // CHUNK)
-    chunks = np.zeros(int(counts.sum()), _CHUNK)
-    chunks["row"] = np.repeat(np.arange(len(sizes)), counts)
-    chunks["index"] = np.arange(len(chunks)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return chunks
-
-
-def _packed_ops(ops: Sequence[Op]) -> bytes:
-    if len(ops) > MAX_OPS:
-        raise SetupError(f"a gradient takes at most {MAX_OPS} operations in one launch; got {len(ops)}")
-    packed = b"".join([_OP.pack(op.kind, op.value, op.other, op.address) for op in ops])
-    return (struct.pack("=Q", len(ops)) + packed).ljust(_OPS_SIZE, b"\0")
+_NO_HYPER = Hyper(0.0, 0.0, 0.0, 1.0)  # of a step that is skipped
+_REALS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def _grid(blocks: int) -> tuple[int, int]:
     return (min(blocks, _most_blocks()), 1)
 
 
+def _packed_hyper(hyper: Hyper, real: np.dtype) -> bytes:
+    return struct.pack("=6d", *layout.pack_hyper(hyper, real))
+
+
+def _check_context(own: Any) -> None:
+    if driver.Context.get_current() != own:
+        raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
+
+
 class LiveHyper:
     """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
 
     def __init__(self) -> None:
-        self._memory = driver.mem_alloc(_HYPER.size)
-        self.address = int(self._memory)
+        self._memory = driver.mem_alloc(len(_REALS) * layout.HYPER.itemsize)
 
-    def write(self, learnRate: float, alpha: float, momRate: float, epsilon: float) -> None:
+    def address(self, real: np.dtype) -> int:
+        """Where those lie that arithmetic in ``real`` takes."""
+        return int(self._memory) + _REALS.index(real) * layout.HYPER.itemsize
+
+    def write(self, hyper: Hyper) -> None:
         """Copies the values there, after what the default stream and those ordered with it were given before."""
-        driver.memcpy_htod(self._memory, _HYPER.pack(learnRate, alpha, momRate, epsilon))
+        driver.memcpy_htod(self._memory, b"".join(_packed_hyper(hyper, real) for real in _REALS))
         default_stream_ended()  # a replay may come on any stream
 
 
@@ -215,169 +200,201 @@ class _Launch(NamedTuple):
     function: Any
     grid: tuple[int, int]
     arguments: bytearray
-    at: int
+    at: int = 0
+
+    def queue(self, stream: Any) -> None:
+        self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)
+
+
+class _Uniform:
+    """Segments of the same dtypes, updated by one launch.
+
+    A single one is the flat kernel; several are the kernel for many, whose table lies in device memory; and what comes
+    besides the rule, master copies and bfloat16 state have a kernel that is that of many and all the rest.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        first = segments[0]
+        self._segments = layout.pack_segments(segments)
+        self._real = real_dtype(first.dtype)
+        self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
+        self._extras_only = bool(first.master) or first.state == "bfloat16"
+        # packed at their first use after a change of the rates, because most tables need one of the two
+        self._plain: _Launch | None = None
+        self._extras: _Launch | None = None
+        self._options: StepOptions | None = None  # those that the latter has
+        self._chunks: Any = None
+        self._on_device: Any = None
+        self._former: list[Any] = []
+        self._live = 0
+
+    def set_rates(self, rates: np.ndarray) -> None:
+        segments = self._segments
+        segments["learnRate"], segments["momRate"], segments["wc"] = rates.T
+        if self._live and self._on_device is not None:
+            self._former.append(self._on_device)  # a captured launch may be replayed on it
+        self._plain = self._extras = self._on_device = None
+
+    def follow(self, live: LiveHyper) -> None:
+        self._live = live.address(self._real)
+
+    def _tables(self) -> tuple[int, int, int]:
+        """Addresses of the segments and the chunks in device memory, and how many chunks there are."""
+        if self._chunks is None:
+            chunks = layout.pack_chunks(self._segments)
+            self._chunks = driver.to_device(chunks), len(chunks)
+        if self._on_device is None:
+            self._on_device = driver.to_device(self._segments)
+            default_stream_ended()  # the launch may come on any stream
+        return int(self._on_device), int(self._chunks[0]), self._chunks[1]
+
+    def _packed(self, kernel: str, blocks: int, arguments: bytes) -> _Launch:
+        head = bytes(layout.HYPER.itemsize) + struct.pack("=Q", self._live) + arguments
+        return _Launch(function(f"graves_{kernel}_{self._name}"), _grid(blocks), bytearray(head), len(head))
+
+    def _pack_plain(self) -> _Launch:
+        if len(self._segments) == 1:
+            blocks = -(-int(self._segments[0]["size"]) // THREADS)
+            self._plain = self._packed("flat", blocks, self._segments.tobytes())
+        else:
+            tables = self._tables()
+            self._plain = self._packed("many", tables[2], struct.pack("=3Q", *tables))
+        return self._plain
+
+    def _pack_extras(self) -> _Launch:
+        tables = self._tables()
+        self._extras = self._packed("extras", tables[2], struct.pack("=3Q", *tables))
+        self._options = None
+        return self._extras
+
+    def update(self, hyper: dict[np.dtype, bytes], plain: bool, options: StepOptions, stream: Any) -> None:
+        if plain and not self._extras_only:
+            launch = self._plain or self._pack_plain()
+        else:
+            launch = self._extras or self._pack_extras()
+            if options is not self._options:
+                launch.arguments[launch.at :] = layout.pack_options(options)
+                self._options = options
+        launch.arguments[: layout.HYPER.itemsize] = hyper[self._real]
+        launch.queue(stream)
 
 
 class Table:
-    """Variables of one dtype, packed once, updated by one launch.
+    """Variables packed once, updated by one launch for each combination of dtypes.
 
-    Made and used in one context. One row whose rates are the optimizer's own is the flat kernel; anything else is the
-    kernel for many, whose table lies in device memory; and what comes besides the rule, master copies and bfloat16
-    state have a kernel that is that of many and all the rest.
+    Made and used in one context.
 
     Args:
-        dtype: of param and grad.
-        rows: the variables. Their arrays must stay alive and in place, be contiguous and not overlap.
-        state: of mg, ms and delta; the dtype of the arithmetic by default. Where it is bfloat16, ms holds the variance.
+        segments: the variables, of any dtypes. Their arrays must stay alive and in place, be contiguous and not overlap.
     """
 
-    def __init__(self, dtype: np.dtype, rows: Sequence[Row], state: np.dtype | None = None) -> None:
-        state = state_dtype(dtype) if state is None else state
-        self._rows = _packed_rows(rows)
-        self._size = int(self._rows["size"].sum())
-        self._suffix = f"{dtype.name}_{state.name}"
-        self._master = bool(self._rows["master"].any())
-        self._extended_only = self._master or state.name == "bfloat16"
-        # packed at their first use after a change of the rates, because most tables need one of the two
-        self._plain: _Launch | None = None
-        self._extended: _Launch | None = None
-        self._ops: tuple[Op, ...] = ()
-        self._chunks: Any = None
-        self._device_rows: Any = None
-        self._former: list[Any] = []
-        self._live: LiveHyper | None = None
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        groups: dict[tuple[str, str, bool], list[int]] = {}
+        for number, segment in enumerate(segments):
+            if segment.size:
+                groups.setdefault((segment.dtype, segment.state, bool(segment.master)), []).append(number)
+        self._groups = [(_Uniform([segments[n] for n in numbers]), numbers) for numbers in groups.values()]
+        self._hyper: Hyper | None = None
+        self._packed_hyper: dict[np.dtype, bytes] = {}
         self._context = driver.Context.get_current()
+        self._zeroing: StepOptions | None = None
 
-    def setRates(self, factors: Sequence[tuple[float, float]], decays: Sequence[float] | None = None) -> None:
-        """Sets each row's factors on the optimizer's learnRate and momRate, and its ``wc``; all 0 by default."""
-        self._rows["learnRate"], self._rows["momRate"] = np.array(factors, np.float64).reshape(len(self._rows), 2).T
-        self._rows["wc"] = 0.0 if decays is None else decays
-        if self._live is not None:
-            self._former.append(self._device_rows)  # a captured launch may be replayed on it
-        self._plain = self._extended = self._device_rows = None
-
-    def _tables(self) -> tuple[int, int, int]:
-        """Addresses of the rows and the chunks in device memory, and how many chunks there are."""
-        if self._chunks is None:
-            chunks = _chunks(self._rows)
-            self._chunks = driver.to_device(chunks), len(chunks)
-        if self._device_rows is None:
-            self._device_rows = driver.to_device(self._rows)
-            default_stream_ended()  # the launch may come on any stream
-        return int(self._device_rows), int(self._chunks[0]), self._chunks[1]
-
-    def _pack_plain(self) -> _Launch:
-        live = 0 if self._live is None else self._live.address
-        if len(self._rows) == 1 and self._rows[0]["learnRate"] == self._rows[0]["momRate"] == 1.0:
-            name, blocks = "flat", -(-self._size // THREADS)
-            head = struct.pack("=6Q", *self._rows[0].tolist()[:6])
-        else:
-            tables = self._tables()
-            name, blocks = "many", tables[2]
-            head = struct.pack("=3Q", *tables)
-        arguments = bytearray(head + bytes(_HYPER.size) + struct.pack("=Q", live))
-        self._plain = _Launch(function(f"graves_{name}_{self._suffix}"), _grid(blocks), arguments, len(head))
-        return self._plain
-
-    def _pack_extended(self) -> _Launch:
-        tables = self._tables()
-        head = struct.pack("=4Q", *tables, 0 if self._live is None else self._live.address)
-        arguments = bytearray(head + bytes(_STEP.size) + _packed_ops(self._ops))
-        name = f"graves_extras_{self._suffix}{'_master' if self._master else ''}"
-        self._extended = _Launch(function(name), _grid(tables[2]), arguments, len(head))
-        return self._extended
+    def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
+        """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
+        all_rates = np.array(rates, np.float64).reshape(len(rates), 3)
+        for group, numbers in self._groups:
+            group.set_rates(all_rates[numbers])
 
     def follow(self, live: LiveHyper) -> None:
         """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`update`.
 
-        What a captured launch repeats of its extras are the values that it was captured with.
+        What a captured launch repeats of its options are the values that it was captured with.
         """
-        self._live = live
+        for group, _ in self._groups:
+            group.follow(live)
 
-    def update(
-        self,
-        learnRate: float,
-        alpha: float,
-        momRate: float,
-        epsilon: float,
-        stream: Any = None,
-        extras: Extras = PLAIN,
-    ) -> None:
-        """Launches the rule over every row, on ``stream``; does not wait for it."""
-        if not self._size:
+    def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        """Launches the rule over every segment, on ``stream``; does not wait for it."""
+        if not self._groups:
             return
-        if driver.Context.get_current() != self._context:
-            raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
-        if not self._extended_only and (extras is PLAIN or extras == PLAIN):
-            launch = self._plain or self._pack_plain()
-            _HYPER.pack_into(launch.arguments, launch.at, learnRate, alpha, momRate, epsilon)
-        else:
-            launch = self._extended or self._pack_extended()
-            ops, zero, skip, (first, second) = extras
-            if ops != self._ops:
-                launch.arguments[launch.at + _STEP.size :] = _packed_ops(ops)
-                self._ops = ops
-            _STEP.pack_into(launch.arguments, launch.at, learnRate, alpha, momRate, epsilon, skip, first, second, zero)
-        launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)
+        _check_context(self._context)
+        if hyper != self._hyper:
+            self._packed_hyper = {real: _packed_hyper(hyper, real) for real in _REALS}
+            self._hyper = hyper
+        plain = options is PLAIN or options == PLAIN
+        for group, _ in self._groups:
+            group.update(self._packed_hyper, plain, options, stream)
 
 
-class Survey:
-    """What the gradients of many variables are like together: sum of squares, norm, whether all are finite.
+    def zero_gradients(self, stream: Any = None) -> None:
+        """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
+        if self._zeroing is None:
+            self._always = driver.to_device(np.ones(1, np.uint32))
+            default_stream_ended()
+            self._zeroing = StepOptions(zeroGrad=True, skip=int(self._always))
+        self.update(self._hyper or _NO_HYPER, stream, self._zeroing)
 
-    Made and used in one context. A launch a dtype, and one that adds their sums and writes the record.
+
+class GradientStatistics:
+    """What the gradients of many variables are like together: their norm, and whether all squares are finite.
+
+    Made and used in one context. A launch for each dtype, and one that adds their sums, in the CPU's order, and writes.
 
     Args:
-        parts: rows by dtype; of a row, param, grad, size and master are used.
-        record: address of a ``RECORD`` in device memory.
+        segments: the variables; of each the gradient, the parameter and its master copy count.
+        record: address of a ``STATISTICS`` in device memory, whose ``scale`` is above 0.
     """
 
-    def __init__(self, parts: Sequence[tuple[np.dtype, Sequence[Row]]], record: int) -> None:
-        self._parts: list[tuple[Any, np.ndarray, Any, int, int]] = []
+    def __init__(self, segments: Sequence[Segment], record: int) -> None:
+        self._segments = layout.pack_segments(segments)
+        chunks = layout.pack_chunks(self._segments)
+        self._dtypes = sorted({segment.dtype for segment in segments if segment.size})
         self._context = driver.Context.get_current()
-        self._ops: tuple[Op, ...] = ()
-        total = 0
-        for dtype, rows in parts:
-            packed = _packed_rows(rows)
-            chunks = _chunks(packed)
-            on_device = driver.to_device(chunks) if len(chunks) else None
-            self._parts.append((function(f"survey_{dtype.name}"), packed, on_device, len(chunks), total))
-            total += len(chunks)
-        self._partials = driver.mem_alloc(max(total, 1) * _PARTIAL_SIZE)
-        self._judge = function("survey_judge")
-        self._head = struct.pack("=3Q", int(self._partials), total, record)
-        self.setRates([[0.0] * len(rows) for _, rows in parts])
+        self._chunks = driver.to_device(chunks) if len(chunks) else None
+        self._partials = driver.mem_alloc(max(len(chunks), 1) * layout.SQUARE_SUM.itemsize)
+        self._count = len(chunks)
+        self._conclude = function("statistics_conclude")
+        self._conclude_head = struct.pack("=3Q", int(self._partials), len(chunks), record)
+        self._operations: tuple[Operation, ...] = ()
+        self.set_decays([0.0] * len(segments))
 
-    def setRates(self, decays: Sequence[Sequence[float]]) -> None:
-        """Sets each row's ``wc``; a list a part."""
-        held, self._launches = [], []
-        for (kernel, rows, chunks, count, begin), wc in zip(self._parts, decays, strict=True):
-            rows["wc"] = wc
-            if count:
-                on_device = driver.to_device(rows)
-                held.append(on_device)
-                addresses = int(on_device), int(chunks), count, int(self._partials) + begin * _PARTIAL_SIZE
-                head = struct.pack("=4Q", *addresses)
-                self._launches.append(_Launch(kernel, _grid(count), bytearray(head + _packed_ops(self._ops)), len(head)))
-        self._held = held
+    def set_decays(self, decays: Sequence[float]) -> None:
+        """Sets each segment's wc; 0 at first."""
+        self._segments["wc"] = decays
+        self._launches = []
+        if self._chunks is None:
+            return
+        self._on_device = driver.to_device(self._segments)
+        for dtype in self._dtypes:
+            kinds = sum(1 << number for number, kind in enumerate(layout.KINDS) if kind[0] == dtype)
+            addresses = int(self._on_device), int(self._chunks), self._count, int(self._partials), kinds
+            head = struct.pack("=5Q", *addresses)
+            arguments = bytearray(head + layout.pack_operations(self._operations))
+            self._launches.append(_Launch(function(f"statistics_{dtype}"), _grid(self._count), arguments, len(head)))
         default_stream_ended()
 
-    def run(self, ops: tuple[Op, ...] = (), judge: Judge = _LENIENT, stream: Any = None) -> None:
-        """Queues it on ``stream``; does not wait for it, and allocates nothing."""
-        if driver.Context.get_current() != self._context:
-            raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
-        if ops != self._ops:
-            packed = _packed_ops(ops)
+    def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
+        """Fills the record from the gradients as they are after ``operations``.
+
+        Queued on ``stream``; does not wait for it, and allocates nothing.
+        """
+        _check_context(self._context)
+        if operations != self._operations:
+            packed = layout.pack_operations(operations)
             for launch in self._launches:
                 launch.arguments[launch.at :] = packed
-            self._ops = ops
+            self._operations = operations
         for launch in self._launches:
-            launch.function._launch_kernel(launch.grid, _BLOCK, launch.arguments, 0, stream)
-        how = (judge.limit, judge.growth, judge.backoff, judge.least, judge.most, judge.interval)
-        self._judge._launch_kernel((1, 1), (JUDGES, 1, 1), self._head + struct.pack("=5dQ", *how), 0, stream)
+            launch.queue(stream)
+        arguments = self._conclude_head + layout.pack_policy(policy)
+        self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, stream)
 
 
-def applyOps(y: int, x: int, size: int, wc: float, ops: Sequence[Op], dtype: np.dtype, stream: Any = None) -> None:
-    """``ops`` on the gradient at ``y``, in place, ``x`` being its parameter's address; rounded once, at the end."""
-    if size:
-        arguments = struct.pack("=3Qd", y, x, size, wc) + _packed_ops(ops)
-        function(f"apply_ops_{dtype.name}")._launch_kernel(_grid(-(-size // THREADS)), _BLOCK, arguments, 0, stream)
+def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
+    """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
+    if not segment.size:
+        return
+    packed = layout.pack_segments([segment])
+    packed["wc"] = wc
+    arguments = bytearray(packed.tobytes() + layout.pack_operations(operations))
+    _Launch(function(f"operate_{segment.dtype}"), _grid(-(-segment.size // THREADS)), arguments).queue(stream)

@@ -1,181 +1,36 @@
-// Graves' RMSProp on a GPU: the rule once in each of its two forms, and the kernels that apply it.
+// The loops over the arrays of a step on a GPU. What is done to one element stands in rule.h, which the CPU compiles too.
 //
-// Source: A. Graves, Generating Sequences With Recurrent Neural Networks (2013), eq. 38-45; the max is ours, because
-// rounding can make ms - mg*mg negative. Compiled without fused multiply-adds (-fmad=false): then every operation is
-// rounded once, as on the CPU, and both give the same bits. The update waits for memory, so that costs nothing.
+// Compiled without fused multiply-adds (-fmad=false) and with subnormal floats taken for zero (-ftz=true), so that the bits
+// are the CPU's. There is no -ftz for double: the rule flushes what it stores (see flushed() in numbers.h), but an
+// intermediate double may be subnormal here where the CPU has zero. The update waits for memory, so none of it costs time.
 //
-// Entry points for each pair of types (parameter and gradient; state):
-//   graves_flat_*    one contiguous buffer
-//   graves_many_*    any number of variables in one launch: a table of them, and a list of chunks for the blocks to take
-//   graves_extras_*  the same with operations on the gradient, its zeroing, skipped steps, bfloat16 state; *_master also
-//                    with a float32 copy of the parameters. Apart, so that the two above have registers for nothing else.
-// All read the hyper-parameters from the launch, or, where `live` is given, from device memory, so that a launch
-// captured in a graph follows them.
-//   survey_*, survey_judge  sum of squares and non-finite numbers of many gradients
-//   apply_ops_*     operations on one gradient, in place
+// Entry points, by the dtypes of parameter and gradient, and of the state:
+//   graves_flat_*    one segment
+//   graves_many_*    any number in one launch: a table of segments, and a list of chunks for the blocks to take
+//   graves_extras_*  the same with everything that a step does besides the rule, bfloat16 state, and, in *_master, a float32
+//                    copy of the parameters. Apart, so that the two above have registers for nothing else.
+//   statistics_*     sums of squares of gradients, a chunk each; statistics_conclude adds them
+//   operate_*        operations on one gradient, in place
+//   layout           what layout.h looks like to nvcc
+// Updates take the hyper-parameters from the launch, or, where `live` is given, from device memory, so that a launch captured
+// in a graph follows them.
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#define ON_CUDA
+#include "rule.h"
 
 // named, because what lies in an unnamed one is called after the compiler's process
 namespace puzzlelib_rmsprop {
+namespace KERNEL_NAMESPACE {
 
-typedef unsigned long long u64;
-typedef unsigned int u32;
+constexpr int THREADS = LANES;  // of a block
+static_assert(CHUNK % THREADS == 0, "a chunk has every lane as often, and is aligned as its segment is");
 
-constexpr int THREADS = 256;  // of a block
-constexpr int CHUNK = 8192;   // elements; a multiple of every vector, so that a chunk is aligned as its row is
-constexpr int MAX_OPS = 8;
-
-struct Hyper {
-    double learnRate, alpha, momRate, epsilon;
-};
-
-// One variable, or one stretch of a flat buffer. Its rates are factors on those of Hyper.
-struct Row {
-    u64 param, grad, mg, ms, delta;  // addresses; every dtype shares the layout
-    u64 size;                        // elements
-    double learnRate, momRate;
-    // for what comes besides the rule
-    double wc;
-    u64 master;  // address of float32 parameters, or 0
-    u64 first;   // index of the first element within its variable, which `key` names
-    u64 key;
-};
-
-// Elements [index * CHUNK, (index + 1) * CHUNK) of a row.
-struct Chunk {
-    u32 row, index;
-};
-
-// An operation on a gradient; kernels/__init__.py says what each does.
-struct Op {
-    u64 kind;
-    double value, other;
-    u64 address;
-};
-constexpr u32 SCALE = 0, CLIP = 1, DECAY = 2, LASSO = 3, NOTHING = 4;
-
-struct Ops {
-    u64 count;
-    Op op[MAX_OPS];
-};
-
-struct Extras {
-    u64 skip;  // address of a u32, or 0
-    u32 seed[2];
-    u64 zeroGrad;
-    Ops ops;
-};
-
-// An address out of a table. It is of global memory, which the compiler cannot know: it would take slower loads.
+// Memory at an address out of a table. It is global memory, which the compiler cannot know: it would take slower loads.
 template <class T>
 __device__ __forceinline__ T *global(u64 address)
 {
     return static_cast<T *>(__cvta_global_to_generic(address));
 }
-
-// ---- the rule ------------------------------------------------------------------------------------------------------
-
-// Hyper-parameters in the precision of the arithmetic. Rates are multiplied in double and rounded once, as on the CPU.
-template <class Real>
-struct Rates {
-    Real learnRate, alpha, momRate, epsilon;
-
-    __device__ __forceinline__ Rates(const Hyper &h, double learnRateFactor, double momRateFactor)
-        : learnRate(Real(h.learnRate * learnRateFactor)), alpha(Real(h.alpha)), momRate(Real(h.momRate * momRateFactor)),
-          epsilon(Real(h.epsilon))
-    {
-    }
-};
-
-// The rule for one element.
-template <class Real>
-__device__ __forceinline__ void graves(Real &param, const Real g, Real &mg, Real &ms, Real &delta, const Rates<Real> &r)
-{
-    const Real beta = Real(1) - r.alpha;
-    mg = r.alpha * mg + beta * g;
-    ms = r.alpha * ms + beta * g * g;
-    Real variance = ms - mg * mg;
-    variance = variance < Real(0) ? Real(0) : variance;  // not max(): a NaN has to stay one
-    delta = r.momRate * delta + r.learnRate * g / sqrt(variance + r.epsilon);
-    param = param + delta;
-}
-
-// The rule where the state keeps the variance itself: a difference of two numbers of eight bits would be noise.
-template <class Real>
-__device__ __forceinline__ void graves_of_variance(Real &param, const Real g, Real &mg, Real &v, Real &delta,
-                                                   const Rates<Real> &r)
-{
-    const Real beta = Real(1) - r.alpha;
-    const Real ab = r.alpha * beta;
-    const Real diff = g - mg;
-    mg = r.alpha * mg + beta * g;
-    v = r.alpha * v + ab * diff * diff;
-    delta = r.momRate * delta + r.learnRate * g / sqrt(v + r.epsilon);
-    param = param + delta;
-}
-
-template <class State>
-struct Form {
-    static constexpr bool OF_VARIANCE = false;
-};
-template <>
-struct Form<__nv_bfloat16> {
-    static constexpr bool OF_VARIANCE = true;
-};
-
-// ---- numbers in memory ---------------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void narrow(float x, float &to) { to = x; }
-__device__ __forceinline__ void narrow(double x, double &to) { to = x; }
-__device__ __forceinline__ void narrow(float x, __half &to) { to = __float2half_rn(x); }
-__device__ __forceinline__ void narrow(float x, __nv_bfloat16 &to) { to = __float2bfloat16_rn(x); }
-
-// A number of the state: bfloat16 is rounded up or down at random, by 16 random bits, because to nearest a small change
-// would be lost step after step.
-template <class Real, class T>
-__device__ __forceinline__ void keep(Real x, u32, T &to)
-{
-    narrow(x, to);
-}
-__device__ __forceinline__ void keep(float x, u32 random, __nv_bfloat16 &to)
-{
-    const u32 bits = __float_as_uint(x);
-    const u32 rounded = (bits + random) >> 16;  // an infinity stays one
-    to = __ushort_as_bfloat16(static_cast<unsigned short>(x == x ? rounded : (bits >> 16 & 0x8000u) | 0x7FC0u));
-}
-
-__device__ __forceinline__ u32 mix(u32 x)
-{
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-
-// Random numbers of a chunk's elements: of the step, the variable, and the index in it.
-struct Random {
-    u32 low, seed, key, key_after;  // the latter: where the index's low half has begun again within the chunk
-
-    __device__ __forceinline__ Random(const u32 (&seeds)[2], u64 variable, u64 first) : low(u32(first)), seed(seeds[1])
-    {
-        const u32 named = mix(seeds[0] ^ u32(variable)), high = u32(first >> 32);
-        key = mix(named + high);
-        key_after = mix(named + high + 1u);
-    }
-    __device__ __forceinline__ u32 of(u32 i) const
-    {
-        const u32 element = low + i;
-        u32 x = element ^ (element < low ? key_after : key);
-        x = (x ^ x >> 16) * 0x7FEB352Du;
-        x = ((x ^ x >> 15) + seed) * 0x846CA68Bu;
-        return x ^ x >> 16;
-    }
-};
 
 // N elements of T, at most 16 bytes, as one word in registers.
 template <class T, int N>
@@ -190,10 +45,6 @@ struct Pack {
     __device__ __forceinline__ T &operator[](int i) { return word.item[i]; }
 };
 
-// How many elements a thread takes at a time: as many as 16 bytes have of the wider type.
-template <class A, class B>
-constexpr int VECTOR = 16 / (sizeof(A) > sizeof(B) ? sizeof(A) : sizeof(B));
-
 // Elements from an address to the first one that is aligned for a vector.
 template <int N, class T>
 __device__ __forceinline__ u32 ahead(const T *address)
@@ -205,7 +56,7 @@ constexpr u32 NEVER = ~u32(0);
 // Elements [0, n) shared among `threads` threads, of which this is number `thread`: work.at<N>(i) does N of them from
 // the i-th on. From element `aligned` on they are aligned for vectors; NEVER: nowhere.
 template <int N, class Index, class Work>
-__device__ __forceinline__ void share(Work &work, u32 aligned, Index n, Index thread, Index threads)
+__device__ __forceinline__ void share(const Work &work, u32 aligned, Index n, Index thread, Index threads)
 {
     const Index first = aligned != NEVER && aligned < n ? aligned : n;
     const Index last = n - (n - first) % N;
@@ -217,517 +68,375 @@ __device__ __forceinline__ void share(Work &work, u32 aligned, Index n, Index th
         work.template at<1>(i < first ? i : i + between);
 }
 
-// ---- updates -------------------------------------------------------------------------------------------------------
-
-// The five buffers of a variable, and the update of N elements.
-template <class Stored, class State, class Real>
-struct Buffers {
-    static constexpr int N = VECTOR<Stored, State>;
-
-    Stored *__restrict__ param;
-    const Stored *__restrict__ grad;
-    State *__restrict__ mg;
-    State *__restrict__ ms;
-    State *__restrict__ delta;
-    Rates<Real> rates;
-
-    template <int N, class Index>
-    __device__ __forceinline__ void at(Index i) const
-    {
-        Pack<Stored, N> p, g;
-        Pack<State, N> m, s, d;
-        // all loads before the first use, so that they are under way together
-        p.load(param + i);
-        g.load(grad + i);
-        m.load(mg + i);
-        s.load(ms + i);
-        d.load(delta + i);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            Real rp = widen(p[k]), rm = widen(m[k]), rs = widen(s[k]), rd = widen(d[k]);
-            graves(rp, Real(widen(g[k])), rm, rs, rd, rates);
-            narrow(rm, m[k]);
-            narrow(rs, s[k]);
-            narrow(rd, d[k]);
-            narrow(rp, p[k]);
-        }
-        m.store(mg + i);
-        s.store(ms + i);
-        d.store(delta + i);
-        p.store(param + i);
-    }
-
-    __device__ __forceinline__ u32 aligned() const
-    {
-        const u32 skip = ahead<N>(param);
-        return skip == ahead<N>(grad) && skip == ahead<N>(mg) && skip == ahead<N>(ms) && skip == ahead<N>(delta) ? skip
-                                                                                                                 : NEVER;
-    }
-};
-
-template <class Stored, class State, class Real>
-__device__ __forceinline__ void flat(Stored *param, const Stored *grad, State *mg, State *ms, State *delta, u64 n,
-                                     const Hyper &given, const Hyper *live)
-{
-    const Hyper hyper = live ? *live : given;  // a copy: a reference to one of the two would put `given` in local memory
-    const Buffers<Stored, State, Real> buffers{param, grad, mg, ms, delta, Rates<Real>(hyper, 1.0, 1.0)};
-    share<buffers.N, u64>(buffers, buffers.aligned(), n, u64(blockIdx.x) * blockDim.x + threadIdx.x,
-                          u64(gridDim.x) * blockDim.x);
-}
-
-// Where a chunk begins in its row, and how many elements it has.
+// Where a chunk begins in its segment, and how many elements it has.
 struct Part {
-    u64 start;
-    u32 n;
+    u64 begin;
+    u32 size;
 
-    __device__ __forceinline__ Part(const Chunk &chunk, const Row &row) : start(u64(chunk.index) * CHUNK)
+    __device__ __forceinline__ Part(const Chunk &chunk, const Segment &segment) : begin(u64(chunk.index) * CHUNK)
     {
-        const u64 left = row.size - start;
-        n = left < CHUNK ? u32(left) : CHUNK;
+        const u64 left = segment.size - begin;
+        size = left < CHUNK ? u32(left) : CHUNK;
     }
 };
-
-template <class Stored, class State, class Real>
-__device__ __forceinline__ void many(const Row *rows, const Chunk *chunks, u64 count, const Hyper &given, const Hyper *live)
-{
-    const Hyper hyper = live ? *live : given;
-    for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
-        const Chunk chunk = chunks[c];
-        const Row row = rows[chunk.row];
-        const Part part(chunk, row);
-        const Buffers<Stored, State, Real> buffers{global<Stored>(row.param) + part.start,
-                                                   global<const Stored>(row.grad) + part.start,
-                                                   global<State>(row.mg) + part.start,
-                                                   global<State>(row.ms) + part.start,
-                                                   global<State>(row.delta) + part.start,
-                                                   Rates<Real>(hyper, row.learnRate, row.momRate)};
-        share<buffers.N, u32>(buffers, buffers.aligned(), part.n, threadIdx.x, blockDim.x);
-    }
-}
 
 // ---- operations on gradients ---------------------------------------------------------------------------------------
 
-// Operations with the numbers that they have for one row; in shared memory.
+// Operations with the numbers that they have for one segment; in shared memory.
 template <class Real>
-struct Steps {
-    struct {
-        u32 kind;
-        Real value, other;
-    } step[MAX_OPS];
+struct Operating {
+    Prepared<Real> by[MAX_OPERATIONS];
 
     // Called by every thread of the block.
-    __device__ __forceinline__ void prepare(const Ops &ops, double wc)
+    __device__ __forceinline__ void prepare(const Operations &operations, double wc)
     {
-        if (!ops.count)
+        if (!operations.count)
             return;
-        __syncthreads();  // until the last row's are done with
-        const u32 o = threadIdx.x;
-        if (o < ops.count) {
-            const u64 kind = ops.op[o].kind, address = ops.op[o].address;
-            const double factor = kind >= DECAY ? wc : kind == SCALE && address ? *global<const double>(address) : 1.0;
-            step[o].kind = kind >= DECAY && !(wc > 0.0) ? NOTHING : u32(kind);
-            step[o].value = Real(ops.op[o].value * factor);
-            step[o].other = Real(ops.op[o].other);
+        __syncthreads();  // until the last segment's are done with
+        if (threadIdx.x < operations.count) {
+            const u64 address = operations.operation[threadIdx.x].address;
+            by[threadIdx.x] =
+                prepared<Real>(operations.operation[threadIdx.x], address ? *global<const double>(address) : 1.0, wc);
         }
         __syncthreads();
     }
 
-    template <int N>
-    __device__ __forceinline__ void apply(const Ops &ops, Real (&g)[N], const Real (&p)[N]) const
+    // Whether one looks at the parameter.
+    __device__ __forceinline__ bool of_param(u64 count) const
+    {
+        bool found = false;
+#pragma unroll 1
+        for (u32 o = 0; o < count; ++o)
+            found |= by[o].kind == DECAY || by[o].kind == LASSO;
+        return found;
+    }
+
+    // A gradient after all of them.
+    __device__ __forceinline__ Real operate(u64 count, Real g, Real p) const
     {
 #pragma unroll 1
-        for (u32 o = 0; o < ops.count; ++o) {
-            const u32 kind = step[o].kind;
-            const Real value = step[o].value, other = step[o].other;
-            if (kind == SCALE) {
-#pragma unroll
-                for (int k = 0; k < N; ++k)
-                    g[k] = g[k] * value;
-            } else if (kind == CLIP) {
-#pragma unroll
-                for (int k = 0; k < N; ++k) {
-                    g[k] = g[k] < value ? value : g[k];
-                    g[k] = g[k] > other ? other : g[k];
-                }
-            } else if (kind == DECAY) {
-#pragma unroll
-                for (int k = 0; k < N; ++k)
-                    g[k] = g[k] + value * p[k];
-            } else if (kind == LASSO) {
-#pragma unroll
-                for (int k = 0; k < N; ++k)
-                    g[k] = g[k] + value * (p[k] > Real(0) ? Real(1) : p[k] < Real(0) ? Real(-1) : p[k]);
-            }
-        }
+        for (u32 o = 0; o < count; ++o)
+            g = operated(by[o].kind, by[o].value, by[o].other, g, p);
+        return g;
     }
 };
 
-// The parameter that counts: the master copy, unless somebody has written the parameter since.
-template <class Stored, class Real>
-__device__ __forceinline__ Real current(Stored param, Real master)
-{
-    Stored rounded;
-    narrow(master, rounded);
-    return widen(rounded) == widen(param) ? master : Real(widen(param));
-}
+// ---- updates -------------------------------------------------------------------------------------------------------
 
-// As Buffers, with everything that may come besides the rule.
-template <class Stored, class State, class Real, bool MASTER>
-struct Extended {
-    static constexpr int N = MASTER ? VECTOR<Real, State> : VECTOR<Stored, State>;
+// The dtypes of a segment: of parameters and gradients, of the state, of the arithmetic.
+template <class Stored_, class State_, class Real_, bool MASTER_>
+struct Kind {
+    typedef Stored_ Stored;
+    typedef State_ State;
+    typedef Real_ Real;
+    static constexpr bool MASTER = MASTER_;
+    // how many elements a thread takes at a time: as many as 16 bytes have of the widest of them
+    static constexpr int PARAM = MASTER ? sizeof(float) : sizeof(Stored);
+    static constexpr int N = 16 / (PARAM > int(sizeof(State)) ? PARAM : int(sizeof(State)));
+};
+
+// What a step does besides the rule: nothing.
+template <class Real>
+struct Plain {
+    __device__ __forceinline__ Real operate(Real g, Real) const { return g; }
+    __device__ __forceinline__ u32 random(u32) const { return 0; }
+    __device__ __forceinline__ bool zeroGrad() const { return false; }
+};
+
+// What it may do.
+template <class Real>
+struct Extras {
+    const StepOptions &options;
+    const Operating<Real> &operating;
+    Random numbers;
+
+    __device__ __forceinline__ Real operate(Real g, Real p) const { return operating.operate(options.operations.count, g, p); }
+    __device__ __forceinline__ u32 random(u32 i) const { return numbers.of(i); }
+    __device__ __forceinline__ bool zeroGrad() const { return options.zeroGrad; }
+};
+
+// The update of a segment from element `begin` on.
+template <class Kind, class More>
+struct Update {
+    typedef typename Kind::Stored Stored;
+    typedef typename Kind::State State;
+    typedef typename Kind::Real Real;
 
     Stored *__restrict__ param;
     Stored *__restrict__ grad;
     State *__restrict__ mg;
-    State *__restrict__ ms;
+    State *__restrict__ variance;
     State *__restrict__ delta;
-    Real *__restrict__ master;
-    Rates<Real> rates;
-    Random random;
-    const Steps<Real> &steps;
-    const Extras &extras;
+    float *__restrict__ master;
+    Coefficients<Real> c;
+    More more;
+
+    __device__ __forceinline__ Update(const Segment &segment, u64 begin, const Hyper &hyper, const More &what)
+        : param(global<Stored>(segment.param) + begin), grad(global<Stored>(segment.grad) + begin),
+          mg(global<State>(segment.mg) + begin), variance(global<State>(segment.variance) + begin),
+          delta(global<State>(segment.delta) + begin), master(global<float>(segment.master) + begin), c(hyper, segment),
+          more(what)
+    {
+    }
 
     template <int N, class Index>
     __device__ __forceinline__ void at(Index i) const
     {
         Pack<Stored, N> p, g;
-        Pack<State, N> m, s, d;
-        Pack<Real, N> f;
+        Pack<State, N> m, v, d;
+        Pack<float, N> f;
+        // all loads before the first use, so that they are under way together
         p.load(param + i);
         g.load(grad + i);
         m.load(mg + i);
-        s.load(ms + i);
+        v.load(variance + i);
         d.load(delta + i);
-        if (MASTER)
+        if constexpr (Kind::MASTER)
             f.load(master + i);
-        Real rp[N], rg[N];
 #pragma unroll
         for (int k = 0; k < N; ++k) {
-            rp[k] = MASTER ? current(p[k], f[k]) : Real(widen(p[k]));
-            rg[k] = widen(g[k]);
-        }
-        steps.apply(extras.ops, rg, rp);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            Real rm = widen(m[k]), rs = widen(s[k]), rd = widen(d[k]);
-            if (Form<State>::OF_VARIANCE)
-                graves_of_variance(rp[k], rg[k], rm, rs, rd, rates);
+            Real rp, rm = widen(m[k]), rv = widen(v[k]), rd = widen(d[k]);
+            if constexpr (Kind::MASTER)
+                rp = current(p[k], f[k]);
             else
-                graves(rp[k], rg[k], rm, rs, rd, rates);
-            const u32 x = random.of(i + k);
-            keep(rm, x & 0xFFFFu, m[k]);
-            keep(rs, x >> 16, s[k]);
-            keep(rd, x >> 8 & 0xFFFFu, d[k]);
-            narrow(rp[k], p[k]);
-            f[k] = rp[k];
-            narrow(Real(0), g[k]);
+                rp = widen(p[k]);
+            graves(rp, more.operate(widen(g[k]), rp), rm, rv, rd, c);
+            const u32 x = more.random(u32(i) + k);
+            store_state(rm, x, m[k]);
+            store_state(rv, x >> 16, v[k]);
+            store_state(rd, x >> 8, d[k]);
+            narrow(rp, p[k]);
+            f[k] = float(rp);
+            g[k] = Stored{};
         }
         m.store(mg + i);
-        s.store(ms + i);
+        v.store(variance + i);
         d.store(delta + i);
         p.store(param + i);
-        if (MASTER)
+        if constexpr (Kind::MASTER)
             f.store(master + i);
-        if (extras.zeroGrad)
+        if (more.zeroGrad())
             g.store(grad + i);
     }
 
     __device__ __forceinline__ u32 aligned() const
     {
+        constexpr int N = Kind::N;
         const u32 skip = ahead<N>(param);
-        return skip == ahead<N>(grad) && skip == ahead<N>(mg) && skip == ahead<N>(ms) && skip == ahead<N>(delta) &&
-                       (!MASTER || skip == ahead<N>(master))
+        return skip == ahead<N>(grad) && skip == ahead<N>(mg) && skip == ahead<N>(variance) && skip == ahead<N>(delta) &&
+                       (!Kind::MASTER || skip == ahead<N>(master))
                    ? skip
                    : NEVER;
     }
 };
 
-template <class Stored>
-struct Zeros {
-    Stored *to;
-
-    template <int N, class Index>
-    __device__ __forceinline__ void at(Index i) const
-    {
-        Pack<Stored, N> zeros;
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-            narrow(0, zeros[k]);
-        zeros.store(to + i);
-    }
-};
-
-template <class Stored, class State, class Real, bool MASTER>
-__device__ __forceinline__ void extended(const Row *rows, const Chunk *chunks, u64 count, const Hyper *live,
-                                         const Hyper &given, const Extras &extras)
+template <class Kind>
+__device__ __forceinline__ void flat(const Hyper &given, const Hyper *live, const Segment &segment)
 {
-    __shared__ Steps<Real> steps;
-    const bool skip = extras.skip && *global<const u32>(extras.skip);
-    if (skip && !extras.zeroGrad)
-        return;
+    const Hyper hyper = live ? *live : given;  // a copy: a reference to one of the two would put `given` in local memory
+    const Update<Kind, Plain<typename Kind::Real>> update(segment, 0, hyper, {});
+    share<Kind::N, u64>(update, update.aligned(), segment.size, u64(blockIdx.x) * blockDim.x + threadIdx.x,
+                        u64(gridDim.x) * blockDim.x);
+}
+
+template <class Kind>
+__device__ __forceinline__ void many(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
+                                     u64 count)
+{
     for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
         const Chunk chunk = chunks[c];
-        const Row row = rows[chunk.row];
-        const Part part(chunk, row);
-        Stored *const grad = global<Stored>(row.grad) + part.start;
-        if (skip) {
-            const Zeros<Stored> zeros{grad};
-            share<16 / sizeof(Stored), u32>(zeros, ahead<16 / sizeof(Stored)>(grad), part.n, threadIdx.x, blockDim.x);
-            continue;
-        }
-        steps.prepare(extras.ops, row.wc);
+        const Segment segment = segments[chunk.segment];
+        const Part part(chunk, segment);
         const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
-        const Extended<Stored, State, Real, MASTER> buffers{global<Stored>(row.param) + part.start,
-                                                            grad,
-                                                            global<State>(row.mg) + part.start,
-                                                            global<State>(row.ms) + part.start,
-                                                            global<State>(row.delta) + part.start,
-                                                            global<Real>(row.master) + part.start,
-                                                            Rates<Real>(hyper, row.learnRate, row.momRate),
-                                                            Random(extras.seed, row.key, row.first + part.start),
-                                                            steps,
-                                                            extras};
-        share<buffers.N, u32>(buffers, buffers.aligned(), part.n, threadIdx.x, blockDim.x);
+        const Update<Kind, Plain<typename Kind::Real>> update(segment, part.begin, hyper, {});
+        share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
 }
 
-// ---- the survey ----------------------------------------------------------------------------------------------------
-
-struct Partial {
-    double sum;
-    u64 bad;
-};
-
-// The sum over a block's threads, in the first of them, in an order that does not vary.
-template <int COUNT>
-__device__ __forceinline__ Partial block_sum(Partial mine)
+template <class Kind>
+__device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
+                                       u64 count, const StepOptions &options)
 {
-    __shared__ Partial all[COUNT];
+    typedef typename Kind::Real Real;
+    typedef typename Kind::Stored Stored;
+    __shared__ Operating<Real> operating;
+    const bool skip = options.skip && *global<const u32>(options.skip);
+    if (skip && !options.zeroGrad)
+        return;
+    for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
+        const Chunk chunk = chunks[c];
+        const Segment segment = segments[chunk.segment];
+        const Part part(chunk, segment);
+        if (skip) {
+            for (u32 i = threadIdx.x; i < part.size; i += blockDim.x)
+                global<Stored>(segment.grad)[part.begin + i] = Stored{};
+            continue;
+        }
+        operating.prepare(options.operations, segment.wc);
+        const Hyper hyper = live ? *live : given;
+        const Update<Kind, Extras<Real>> update(
+            segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
+        share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+    }
+}
+
+// ---- gradients alone -----------------------------------------------------------------------------------------------
+
+constexpr int FLIGHT = 8;  // elements that a thread loads before it uses the first
+
+// Elements begin, begin + stride, ... below `end` of a gradient after its operations: each(i, g), in ascending order.
+template <class Stored, class Real, class Each>
+__device__ __forceinline__ void each_gradient(const Segment &segment, const Operating<Real> &operating, u64 count, u64 begin,
+                                              u64 end, u64 stride, Each each)
+{
+    const Stored *const grad = global<const Stored>(segment.grad), *const param = global<const Stored>(segment.param);
+    const bool of_param = operating.of_param(count);
+    for (u64 low = begin; low < end; low += stride * FLIGHT) {
+        Real g[FLIGHT], p[FLIGHT];
+#pragma unroll
+        for (int k = 0; k < FLIGHT; ++k) {
+            const u64 i = low + k * stride;
+            g[k] = p[k] = Real(0);
+            if (i < end)
+                g[k] = widen(grad[i]);
+            if (of_param && i < end) {
+                p[k] = widen(param[i]);
+                if constexpr (sizeof(Stored) == 2)
+                    p[k] = segment.master ? current(param[i], global<const float>(segment.master)[i]) : p[k];
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < FLIGHT; ++k)
+            if (low + k * stride < end)
+                each(low + k * stride, operating.operate(count, g[k], p[k]));
+    }
+}
+
+// The sum over a block's threads, by halves, in the first of them.
+template <int COUNT>
+__device__ __forceinline__ SquareSum block_sum(const SquareSum &mine)
+{
+    __shared__ SquareSum all[COUNT];
     __syncthreads();  // until the last sum is done with
     all[threadIdx.x] = mine;
     for (int half = COUNT / 2; half; half /= 2) {
         __syncthreads();
-        if (threadIdx.x < half) {
-            all[threadIdx.x].sum += all[threadIdx.x + half].sum;
-            all[threadIdx.x].bad |= all[threadIdx.x + half].bad;
-        }
+        if (threadIdx.x < half)
+            add(all[threadIdx.x], all[threadIdx.x + half]);
     }
     return all[0];
 }
 
-// Squares of gradients, summed in double.
+// Sums of the chunks whose segment's kind is one of `kinds`, a bit each. A thread is a lane, so the order is the CPU's.
 template <class Stored, class Real>
-struct Squares {
-    static constexpr int N = VECTOR<Stored, Stored>;
-
-    const Stored *__restrict__ grad;
-    const Stored *__restrict__ param;
-    const Real *__restrict__ master;
-    const Steps<Real> &steps;
-    const Ops &ops;
-    bool with_param, with_master;
-    double sum;
-    bool bad;
-
-    template <int N, class Index>
-    __device__ __forceinline__ void at(Index i)
-    {
-        Pack<Stored, N> g, p;
-        g.load(grad + i);
-        if (with_param)
-            p.load(param + i);
-        Real rg[N], rp[N];
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            rg[k] = widen(g[k]);
-            rp[k] = !with_param ? Real(0) : with_master ? current(p[k], master[i + k]) : Real(widen(p[k]));
-        }
-        steps.apply(ops, rg, rp);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            sum = fma(double(rg[k]), double(rg[k]), sum);  // rounded once: doubles are slow on many devices
-            bad |= !(rg[k] - rg[k] == Real(0));
-        }
-    }
-};
-
-template <class Stored, class Real>
-__device__ __forceinline__ void survey(const Row *rows, const Chunk *chunks, u64 count, Partial *partials, const Ops &ops)
+__device__ __forceinline__ void statistics(const Segment *segments, const Chunk *chunks, u64 count, SquareSum *partials,
+                                           u64 kinds, const Operations &operations)
 {
-    __shared__ Steps<Real> steps;
+    __shared__ Operating<Real> operating;
     for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
         const Chunk chunk = chunks[c];
-        const Row row = rows[chunk.row];
-        const Part part(chunk, row);
-        steps.prepare(ops, row.wc);
-        bool with_param = false;
-#pragma unroll 1
-        for (u32 o = 0; o < ops.count; ++o)
-            with_param |= steps.step[o].kind == DECAY || steps.step[o].kind == LASSO;
-        const Stored *const grad = global<const Stored>(row.grad) + part.start;
-        const Stored *const param = global<const Stored>(row.param) + part.start;
-        Squares<Stored, Real> squares{grad, param, global<const Real>(row.master) + part.start,
-                                      steps, ops, with_param, row.master != 0, 0.0, false};
-        const u32 skip = ahead<squares.N>(grad);
-        share<squares.N, u32>(squares, !with_param || skip == ahead<squares.N>(param) ? skip : NEVER, part.n, threadIdx.x,
-                              blockDim.x);
-        const Partial sum = block_sum<THREADS>({squares.sum, squares.bad});
+        const Segment segment = segments[chunk.segment];
+        if (!(kinds >> segment.kind & 1))
+            continue;
+        const Part part(chunk, segment);
+        operating.prepare(operations, segment.wc);
+        SquareSum mine{0.0, 0.0, 0};
+        each_gradient<Stored>(segment, operating, operations.count, part.begin + threadIdx.x, part.begin + part.size, LANES,
+                              [&](u64, Real g) { add(mine, {square(g), large_square(g), is_bad(g)}); });
+        const SquareSum sum = block_sum<LANES>(mine);
         if (threadIdx.x == 0)
             partials[c] = sum;
     }
 }
 
-struct Record {
-    double sumsq, norm, factor, scale, unscale;
-    u32 bad, good;
-    u64 skipped;
-};
-
-struct Judge {
-    double limit, growth, backoff, least, most;
-    u64 interval;
-};
-
-constexpr int JUDGES = 512;  // threads of the one block that adds the chunks' sums
-
-__device__ __forceinline__ void judge(const Partial *partials, u64 count, Record *record, const Judge &j)
+template <class Stored, class Real>
+__device__ __forceinline__ void operate(const Segment &segment, const Operations &operations)
 {
-    Partial mine{0.0, 0};
-    for (u64 i = threadIdx.x; i < count; i += JUDGES) {
-        mine.sum += partials[i].sum;
-        mine.bad |= partials[i].bad;
-    }
-    const Partial all = block_sum<JUDGES>(mine);
-    if (threadIdx.x != 0)
-        return;
-    Record r = *record;
-    r.sumsq = all.sum;
-    r.norm = sqrt(r.sumsq);
-    r.factor = r.norm > j.limit ? j.limit / r.norm : r.norm == r.norm ? 1.0 : r.norm;
-    r.unscale = 1.0 / r.scale;
-    r.bad = u32(all.bad);
-    r.skipped += r.bad;
-    if (j.interval) {
-        r.good = r.bad ? 0 : r.good + 1;
-        if (r.bad) {
-            r.scale = r.scale * j.backoff < j.least ? j.least : r.scale * j.backoff;
-        } else if (r.good >= j.interval) {
-            r.scale = r.scale * j.growth > j.most ? j.most : r.scale * j.growth;
-            r.good = 0;
-        }
-    }
-    *record = r;
+    __shared__ Operating<Real> operating;
+    operating.prepare(operations, segment.wc);
+    Stored *const grad = global<Stored>(segment.grad);
+    each_gradient<Stored>(segment, operating, operations.count, u64(blockIdx.x) * blockDim.x + threadIdx.x, segment.size,
+                          u64(gridDim.x) * blockDim.x, [&](u64 i, Real g) { narrow(g, grad[i]); });
 }
 
-// ---- one gradient --------------------------------------------------------------------------------------------------
-
-// Operations on a gradient, in place.
-template <class Stored, class Real>
-struct Applied {
-    static constexpr int N = VECTOR<Stored, Stored>;
-
-    Stored *__restrict__ y;
-    const Stored *__restrict__ x;
-    const Steps<Real> &steps;
-    const Ops &ops;
-
-    template <int N, class Index>
-    __device__ __forceinline__ void at(Index i) const
-    {
-        Pack<Stored, N> g, p;
-        g.load(y + i);
-        p.load(x + i);
-        Real rg[N], rp[N];
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-            rg[k] = widen(g[k]);
-            rp[k] = widen(p[k]);
-        }
-        steps.apply(ops, rg, rp);
-#pragma unroll
-        for (int k = 0; k < N; ++k)
-            narrow(rg[k], g[k]);
-        g.store(y + i);
-    }
-};
-
-template <class Stored, class Real>
-__device__ __forceinline__ void apply_ops(Stored *y, const Stored *x, u64 n, double wc, const Ops &ops)
-{
-    __shared__ Steps<Real> steps;
-    steps.prepare(ops, wc);
-    const Applied<Stored, Real> applied{y, x, steps, ops};
-    const u32 skip = ahead<applied.N>(y);
-    share<applied.N, u64>(applied, skip == ahead<applied.N>(x) ? skip : NEVER, n,
-                          u64(blockIdx.x) * blockDim.x + threadIdx.x, u64(gridDim.x) * blockDim.x);
-}
-
+}  // namespace KERNEL_NAMESPACE
 }  // namespace puzzlelib_rmsprop
 
 using namespace puzzlelib_rmsprop;
+using namespace puzzlelib_rmsprop::KERNEL_NAMESPACE;
 
 // ---- entry points --------------------------------------------------------------------------------------------------
 
-#define GRAVES(NAME, STORED, STATE, REAL)                                                                             \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        graves_flat_##NAME(STORED *param, const STORED *grad, STATE *mg, STATE *ms, STATE *delta, u64 n, Hyper hyper, \
-                           const Hyper *live)                                                                         \
-    {                                                                                                                 \
-        flat<STORED, STATE, REAL>(param, grad, mg, ms, delta, n, hyper, live);                                        \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        graves_many_##NAME(const Row *rows, const Chunk *chunks, u64 count, Hyper hyper, const Hyper *live)           \
-    {                                                                                                                 \
-        many<STORED, STATE, REAL>(rows, chunks, count, hyper, live);                                                  \
-    }
+extern "C" {
 
-GRAVES(float32_float32, float, float, float)
-GRAVES(float64_float64, double, double, double)
-GRAVES(float16_float32, __half, float, float)
-GRAVES(float16_float16, __half, __half, float)
-GRAVES(bfloat16_float32, __nv_bfloat16, float, float)
-
-#define EXTRAS(NAME, STORED, STATE, REAL, MASTER)                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        graves_extras_##NAME(const Row *rows, const Chunk *chunks, u64 count, const Hyper *live, Hyper hyper,         \
-                             Extras extras)                                                                           \
-    {                                                                                                                 \
-        extended<STORED, STATE, REAL, MASTER>(rows, chunks, count, live, hyper, extras);                              \
-    }
-
-EXTRAS(float32_float32, float, float, float, false)
-EXTRAS(float64_float64, double, double, double, false)
-EXTRAS(float16_float32, __half, float, float, false)
-EXTRAS(float16_float16, __half, __half, float, false)
-EXTRAS(bfloat16_float32, __nv_bfloat16, float, float, false)
-EXTRAS(float32_bfloat16, float, __nv_bfloat16, float, false)
-EXTRAS(float16_bfloat16, __half, __nv_bfloat16, float, false)
-EXTRAS(bfloat16_bfloat16, __nv_bfloat16, __nv_bfloat16, float, false)
-EXTRAS(float16_float32_master, __half, float, float, true)
-EXTRAS(float16_float16_master, __half, __half, float, true)
-EXTRAS(bfloat16_float32_master, __nv_bfloat16, float, float, true)
-EXTRAS(float16_bfloat16_master, __half, __nv_bfloat16, float, true)
-EXTRAS(bfloat16_bfloat16_master, __nv_bfloat16, __nv_bfloat16, float, true)
-
-extern "C" __global__ void __launch_bounds__(JUDGES)
-    survey_judge(const Partial *partials, u64 count, Record *record, Judge how)
+// For cuda.py, which compares them with layout.py's: how many there are, and LAYOUT_NUMBERS. One thread.
+__global__ void layout(u64 *numbers)
 {
-    judge(partials, count, record, how);
+    constexpr u64 found[] = LAYOUT_NUMBERS;
+    constexpr int COUNT = sizeof found / sizeof found[0];
+    static_assert(COUNT < 128, "cuda.py has room for 128");
+    numbers[0] = COUNT;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+        numbers[1 + i] = found[i];
 }
 
-#define FOR_A_GRADIENT(NAME, STORED, REAL)                                                                            \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        survey_##NAME(const Row *rows, const Chunk *chunks, u64 count, Partial *partials, Ops ops)                    \
+#define EXTRAS(NAME, ...)                                                                                             \
+    __global__ void __launch_bounds__(THREADS) graves_extras_##NAME(                                                  \
+        Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count, StepOptions options) \
     {                                                                                                                 \
-        survey<STORED, REAL>(rows, chunks, count, partials, ops);                                                     \
+        extras<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
+    }
+#define EVERY(NAME, ...)                                                                                              \
+    __global__ void __launch_bounds__(THREADS) graves_flat_##NAME(Hyper hyper, const Hyper *live, Segment segment)    \
+    {                                                                                                                 \
+        flat<Kind<__VA_ARGS__>>(hyper, live, segment);                                                                \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS)                                                             \
-        apply_ops_##NAME(STORED *y, const STORED *x, u64 n, double wc, Ops ops)                                       \
+    __global__ void __launch_bounds__(THREADS) graves_many_##NAME(                                                    \
+        Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count)                      \
     {                                                                                                                 \
-        apply_ops<STORED, REAL>(y, x, n, wc, ops);                                                                    \
+        many<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count);                                                \
+    }                                                                                                                 \
+    EXTRAS(NAME, __VA_ARGS__)
+
+EVERY(float32_float32, float, float, float, false)
+EVERY(float64_float64, double, double, double, false)
+EVERY(float16_float32, float16, float, float, false)
+EVERY(bfloat16_float32, bfloat16, float, float, false)
+EXTRAS(float32_bfloat16, float, bfloat16, float, false)
+EXTRAS(float16_bfloat16, float16, bfloat16, float, false)
+EXTRAS(bfloat16_bfloat16, bfloat16, bfloat16, float, false)
+EXTRAS(float16_float32_master, float16, float, float, true)
+EXTRAS(bfloat16_float32_master, bfloat16, float, float, true)
+EXTRAS(float16_bfloat16_master, float16, bfloat16, float, true)
+EXTRAS(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
+
+#define FOR_GRADIENTS(NAME, STORED, REAL)                                                                             \
+    __global__ void __launch_bounds__(THREADS) statistics_##NAME(                                                     \
+        const Segment *segments, const Chunk *chunks, u64 count, SquareSum *partials, u64 kinds, Operations operations) \
+    {                                                                                                                 \
+        statistics<STORED, REAL>(segments, chunks, count, partials, kinds, operations);                               \
+    }                                                                                                                 \
+    __global__ void __launch_bounds__(THREADS) operate_##NAME(Segment segment, Operations operations)                 \
+    {                                                                                                                 \
+        operate<STORED, REAL>(segment, operations);                                                                   \
     }
 
-FOR_A_GRADIENT(float32, float, float)
-FOR_A_GRADIENT(float64, double, double)
-FOR_A_GRADIENT(float16, __half, float)
-FOR_A_GRADIENT(bfloat16, __nv_bfloat16, float)
+FOR_GRADIENTS(float32, float, float)
+FOR_GRADIENTS(float64, double, double)
+FOR_GRADIENTS(float16, float16, float)
+FOR_GRADIENTS(bfloat16, bfloat16, float)
+
+// One block of CHUNK_LANES threads.
+__global__ void __launch_bounds__(CHUNK_LANES)
+    statistics_conclude(const SquareSum *partials, u64 count, Statistics *result, ScalingPolicy policy)
+{
+    SquareSum mine{0.0, 0.0, 0};
+    for (u64 i = threadIdx.x; i < count; i += CHUNK_LANES)
+        add(mine, partials[i]);
+    const SquareSum all = block_sum<CHUNK_LANES>(mine);
+    if (threadIdx.x == 0)
+        conclude(*result, all, policy);
+}
+
+}  // extern "C"

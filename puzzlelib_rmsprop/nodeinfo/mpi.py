@@ -274,8 +274,8 @@ class MPINodeInfo(NodeInfo):
                 rest[:] = wide.astype(rest.dtype)
 
     def _average_on_gpu(self, memory: Memory, stream: Any, what: str) -> None:
-        from ..kernels import SCALE, Op
-        from ..kernels.cuda import applyOps, driver
+        from ..kernels import SCALE, Operation, Segment, real_dtype
+        from ..kernels.cuda import driver, operate
 
         size = min(memory.size, STAGING // memory.dtype.itemsize)
         scaled = DeviceMemory(
@@ -285,8 +285,8 @@ class MPINodeInfo(NodeInfo):
             count = min(size, memory.size - begin)
             source = memory.address + begin * memory.dtype.itemsize
             driver.memcpy_dtod_async(scaled.address, source, count * memory.dtype.itemsize, stream)
-            scale = (Op(SCALE, 1 / self.gridsize),)
-            applyOps(scaled.address, scaled.address, count, 0.0, scale, memory.dtype, stream)
+            segment = Segment(memory.dtype.name, real_dtype(memory.dtype).name, scaled.address, scaled.address, count)
+            operate(segment, 0.0, (Operation(SCALE, 1 / self.gridsize),), stream)
             memory.settle()
             self._call(what, self._comm.Iallreduce, self._direct(scaled, 0, count), self._direct(memory, begin, count))
         del scratch

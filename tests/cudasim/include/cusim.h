@@ -99,7 +99,7 @@ struct Signature {
 struct Register {
     Kernel kernel;
     template <class... A>
-    CUSIM_UNCHECKED Register(const char *name, void (*function)(A...)) {
+    CUSIM_UNCHECKED Register(const char *name, void (*function)(A...), bool flush) {
         using S = Signature<std::remove_cv_t<A>...>;
         kernel = {name,
                   reinterpret_cast<void *>(function),
@@ -108,6 +108,7 @@ struct Register {
                   S::layout.sizes,
                   S::layout.offsets,
                   S::layout.total,
+                  flush,
                   cusim_kernels};
         cusim_kernels = &kernel;
     }

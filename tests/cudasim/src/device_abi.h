@@ -45,6 +45,7 @@ struct Kernel {
     const size_t *sizes;
     const size_t *offsets;
     size_t total;  // bytes of all packed parameters
+    bool flush;    // takes subnormal numbers for zero
     Kernel *next;
 };
 

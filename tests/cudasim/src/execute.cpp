@@ -8,6 +8,10 @@
 #include <cstring>
 #include <memory>
 
+#if !defined(__aarch64__)
+#include <xmmintrin.h>
+#endif
+
 #include "state.h"
 
 namespace cusim {
@@ -223,7 +227,24 @@ void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathere
 
 const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, current_lane};
 
+// Whether subnormal numbers are taken for zero, by the processor: its mode, and that mode with them flushed or kept.
+#if defined(__aarch64__)
+uint64_t float_mode() {
+    uint64_t mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode)); }
+constexpr uint64_t kFlush = 1u << 24;
+#else
+uint64_t float_mode() { return _mm_getcsr(); }
+void set_float_mode(uint64_t mode) { _mm_setcsr(unsigned(mode)); }
+constexpr uint64_t kFlush = 0x8040;  // FTZ and DAZ
+#endif
+
 void run_thread(Fiber *fiber, unsigned thread) {
+    // here, because a fiber's start brings the mode that it was made in
+    set_float_mode((float_mode() & ~kFlush) | (run->kernel->flush ? kFlush : 0));
     const Module &module = run->module->module;
     fiber->thread = thread;
     thread_index(thread, module.threadIdx);
@@ -364,6 +385,7 @@ void reset_fibers() {
 
 CUresult run_kernel(Context *context, const Launch &launch) {
     prepare_fibers();
+    const uint64_t mode = float_mode();
     Run state{};
     state.context = context;
     state.launch = &launch;
@@ -393,6 +415,7 @@ CUresult run_kernel(Context *context, const Launch &launch) {
         run_block();
     }
     run = nullptr;
+    set_float_mode(mode);
     return state.code == CUDA_SUCCESS ? CUDA_SUCCESS : fault(state.code, state.problem);
 }
 
