@@ -10,7 +10,14 @@ import pytest
 from puzzlelib_rmsprop.kernels import cpu
 
 KERNELS = Path(cpu.__file__).parent
-FLAGS = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-DKERNEL_NAMESPACE=baseline", "-static"]
+FLAGS = [
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-DKERNEL_NAMESPACE=baseline",
+    "-static",
+]
 # compiler, its further flags, what runs the result
 COMPILERS = {
     "g++ -O0": (["g++", "-O0"], []),

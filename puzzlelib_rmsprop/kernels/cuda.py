@@ -325,7 +325,6 @@ class Table:
         for group, _ in self._groups:
             group.update(self._packed_hyper, plain, options, stream)
 
-
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
         if self._zeroing is None:
