@@ -46,7 +46,8 @@ class Variables:
 def as_net(given: Any) -> Any:
     """``given``, where it is a net; a net of the variables, where it is a dict or a list of them.
 
-    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own.
+    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own; give
+    them some (``Variable(array, name="w")``) where you save: by default they are numbers that go on counting.
 
     Raises:
         SetupError, VariableError: what is in it is no variable with a name of its own.
@@ -56,9 +57,11 @@ def as_net(given: Any) -> Any:
             raise SetupError(f"setupOn takes a dict of names to variables; got a {type(given).__qualname__}")
         pairs = list(given.items())
     elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
-        pairs = [(getattr(var, "name", None), var) for var in given]
+        # one that is there twice is one
+        pairs = [(getattr(var, "name", None), var) for var in {id(var): var for var in given}.values()]
     else:
         return given
+    names: set[str] = set()
     for name, var in pairs:
         if not hasattr(var, "data") or not hasattr(var, "grad") or not hasattr(var, "learnRate"):
             raise VariableError(
@@ -66,8 +69,7 @@ def as_net(given: Any) -> Any:
             )
         if not isinstance(name, str):
             raise VariableError(f"variable {shown(name)}: its name must be text: Variable(array, name='w')")
-    names = [name for name, _ in pairs]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise VariableError(f"variable {twice!r}: two variables of the list have this name")
+        if name in names:
+            raise VariableError(f"variable {name!r}: two variables of the list have this name")
+        names.add(name)
     return Variables(given if isinstance(given, dict) else dict(pairs))

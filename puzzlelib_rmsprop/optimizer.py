@@ -12,7 +12,7 @@ import numbers
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError
 from .forms import MeanSquare
 from .hooks import FUSED, Hook, NonFiniteGuard, StatisticsHook
 from .hyper import FLOAT32_MAX, flag, shown, whole
-from .kernels import PLAIN, Operation, Segment, StepOptions
+from .kernels import DECAY, LASSO, PLAIN, Operation, Segment, StepOptions
 from .kernels.layout import MAX_OPERATIONS
 from .net import as_net
 from .nodeinfo.agreement import agree, tell, together
@@ -51,6 +51,10 @@ class Slot:
     state: dict[str, Any] = field(default_factory=dict)
     offset: int = 0  # of its first element in the flat buffers; global mode only
     first: int = 0  # index in the variable of the first element; above 0 for a part of one
+    memory: tuple[Any, Any] | None = None  # what holds data and gradient, where they are wrappers
+    views: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the flat state, as ``state`` had them at first; global mode only
     # learnRate, momRate, wc: the variable's own, times those of its dtype in globalVar
     rates: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
@@ -142,10 +146,11 @@ class Optimizer:
         self._state_arrays: list[Any] = []
         self._runs: list[Slot] | None = None
         self._rates: tuple[list[Any], list[Any]] = [], []  # of the variables, and of globalVar's
+        self._largest_wc = 0.0
         self._stream: Any = None  # the optimizer's own
         self._given_stream: Any = None  # of the present call
         self._stepping = False
-        self._overridden = False  # whether a subclass does something around a step
+        self._overridden = False
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         # with the runs and the record that each was made for
@@ -165,7 +170,18 @@ class Optimizer:
                 f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
                 " load() on another"
             )
-        fresh: dict[str, Any] = {"_runs": None, "_stream": None, "_given_stream": None, "_statistics": {}, "_looks": None}
+        slots = [replace(slot, state={}) for slot in self._slots]
+        fresh: dict[str, Any] = {
+            "hooks": list(self.hooks),
+            "_slots": slots,
+            "_tied": [slot for slot in slots if len(slot.names) > 1],
+            "_state_arrays": [None],  # so that each slot gets its state anew
+            "_runs": None,
+            "_stream": None,
+            "_given_stream": None,
+            "_statistics": {},
+            "_looks": None,
+        }
         return vars(self) | fresh
 
     # -------------------------------------------------------------------------------- attributes and hooks
@@ -436,7 +452,9 @@ class Optimizer:
             elif self.globalState:
                 kind = type(state)
                 total = self._total(slot)
-                state = kind({key: _part(array, slot.offset, slot.shape, total) for key, array in state.items()})
+                slot.views = {key: _part(array, slot.offset, slot.shape, total) for key, array in state.items()}
+                # what hooks keep there stays
+                state = kind({key: kept for key, kept in slot.state.items() if key not in slot.views} | slot.views)
             found.append(state)
         for slot, state in zip(self._slots, found, strict=True):
             slot.state = state
@@ -511,10 +529,10 @@ class Optimizer:
             custom = [self._updater(name) for name in self.customVars] if self.customVars else ()
             self.t += 1
             self._given_stream = stream
-            if self.globalState:
-                self.updateGlobalState()
-            else:
-                self.updateLocalStates(useStreams, sync)
+            step = self.updateGlobalState if self.globalState else self.updateLocalStates
+            # a subclass, or an instance, that does something around a step
+            self._overridden = getattr(step, "__func__", None) not in _STEPS
+            step() if self.globalState else step(useStreams, sync)  # type: ignore[call-arg]
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
             # in the microsecond before the kernel begins.)
@@ -550,7 +568,6 @@ class Optimizer:
             runs = self._current_runs()
         if self._shards is not None:
             runs = self._own(runs, self._shards)
-        self._stepping = True
         self._step(runs, stream, options)
         if self._shards is not None:
             self._shards.gather(stream)
@@ -584,6 +601,12 @@ class Optimizer:
         for hook in hooks:
             if not callable(hook):
                 raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+            if isinstance(hook, StatisticsHook) and sum(hook is other for other in hooks) > 1:
+                raise SetupError(
+                    f"a {type(hook).__name__} keeps the statistics of one place among the hooks: add a second one"
+                )
+        if self.family is None:
+            return PLAIN
         first = next((i for i, hook in enumerate(hooks) if isinstance(hook, StatisticsHook)), len(hooks))
         fold = len(hooks)
         if self._fuses():
@@ -603,8 +626,13 @@ class Optimizer:
                 self._measure(hook, ops, stream)
                 guard = hook if isinstance(hook, NonFiniteGuard) else guard
             ops += hook._ops()  # type: ignore[attr-defined]
-        if self.family is None or (guard is None and not ops):
+        if guard is None and not ops:
             return PLAIN
+        for op in ops:
+            if op.kind in (DECAY, LASSO) and abs(op.value) * self._largest_wc > FLOAT32_MAX:
+                raise HyperParameterError(
+                    f"a rate of {abs(op.value):g} times the largest wc, {self._largest_wc:g}, is beyond float32"
+                )
         return StepOptions(ops, skip=0 if guard is None else guard._field("bad"))
 
     def _average(self, stream: Any) -> None:
@@ -624,12 +652,15 @@ class Optimizer:
                 continue
             for slot in self._slots if alone else ():
                 for each in alone:
-                    if type(each) in FUSED:  # with the factors of globalVar
-                        self.family.operate(slot.grad, slot.data, slot.rates[2], each._ops(), stream)  # type: ignore
+                    if type(each) in FUSED:  # with the factors of globalVar, and what a hook before it left in the variable
+                        var, flat = slot.var, self.globalVar.get(slot.dtype)
+                        wc = _product(var.wc, 1.0 if flat is None else flat.wc)
+                        self.family.operate(var.grad, var.data, wc, each._ops(), stream)  # type: ignore[union-attr, attr-defined]
                     else:
                         each(slot.var, slot.state, stream)
             if alone:
                 # one may have replaced an array or set a rate
+                self._check_views()
                 self._refresh()
                 self._current_runs()
             alone = []
@@ -637,6 +668,16 @@ class Optimizer:
                 self._measure(hook, (), stream)
                 for slot in self._slots if hook._ops() else ():
                     self.family.operate(slot.grad, slot.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
+
+    def _check_views(self) -> None:
+        """In global mode a hook gets views of the flat state: another array in its place would not be used."""
+        for slot in self._slots if self.globalState else ():
+            for entity, view in slot.views.items():
+                if slot.state.get(entity) is not view:
+                    raise VariableError(
+                        f"variable {slot.names[0]!r}: a hook replaced its {entity!r}, in global mode a view of the flat "
+                        f"state; write into it: state[{entity!r}][...] = values"
+                    )
 
     def _measure(self, hook: StatisticsHook, ops: tuple[Operation, ...], stream: Any) -> None:
         """Has all gradients that count measured, as they are after ``ops``."""
@@ -678,6 +719,7 @@ class Optimizer:
         """Updates everything once; a subclass that can do it in one call, and ``options`` with it, overrides this."""
         if options.skip and next(hook for hook in self.hooks if isinstance(hook, NonFiniteGuard))._bad():
             return
+        self._stepping = True
         for run in runs:
             if run.rates[0] > 0.0:
                 self.updateVar(run.var, run.state, stream)
@@ -704,15 +746,31 @@ class Optimizer:
                 for name in slot.names:
                     if get(name) is not slot.var:
                         return False
-            for var, learnRate, momRate, wc in self._rates[1]:
-                if var.learnRate != learnRate or var.momRate != momRate or var.wc != wc:
+            for dtype, var, learnRate, momRate, wc in self._rates[1]:
+                found = self.globalVar[dtype]
+                if (
+                    found is not var
+                    or found.data is not self.shParams[dtype].ary
+                    or found.grad is not self.shGrads[dtype].ary
+                    or found.learnRate != learnRate
+                    or found.momRate != momRate
+                    or found.wc != wc
+                ):
                     return False
+            if self.family is not None and self.family.wraps:
+                for slot in self._slots:
+                    if any(map(operator.is_not, self._memory(slot), slot.memory or ())):
+                        return False
             states, arrays = self.states.values(), self._state_arrays
             if sum(map(len, states)) != len(arrays):
                 return False
             return not any(map(operator.is_not, itertools.chain.from_iterable(map(dict.values, states)), arrays))
         except Exception:  # whatever it is, _refresh() says it
             return False
+
+    def _memory(self, slot: Slot) -> tuple[Any, Any]:
+        memory = self.family.memory  # type: ignore[union-attr]
+        return memory(slot.data), memory(slot.grad)
 
     def _refresh(self) -> None:
         """Follows what the user did to the net since the last call, or refuses it."""
@@ -731,10 +789,18 @@ class Optimizer:
                 raise VariableError(
                     f"variable {slot.names[0]!r}: the net has none of that name any more: {error!r}"
                 ) from error
-            if var is not slot.var or data is not slot.data or grad is not slot.grad:
+            other = slot.memory is not None and any(map(operator.is_not, self._memory(slot), slot.memory))
+            if var is not slot.var or data is not slot.data or grad is not slot.grad or other:
                 moved.append((slot, self._follow(slot, var)))
         for slot in self._tied:
             self._check_tied(slot)
+        for dtype, var in self.globalVar.items():
+            for what, array, own in (("data", var.data, self.shParams), ("gradient", var.grad, self.shGrads)):
+                if array is not own[dtype].ary:
+                    raise VariableError(
+                        f"globalVar[{dtype}]: its {what}, of which the net's variables are views, was replaced after "
+                        f"setupOn; write into the array in place, or call setupOn again"
+                    )
         if moved:
             assert self.family is not None
             new = dict(moved)
@@ -766,7 +832,8 @@ class Optimizer:
         """What a variable is now, where its arrays were replaced since it was checked."""
         name = slot.names[0]
         if self.globalState:
-            what = "variable" if var is not slot.var else "data" if var.data is not slot.data else "gradient"
+            data = var.data is not slot.data or (slot.memory is not None and self._memory(slot)[0] is not slot.memory[0])
+            what = "variable" if var is not slot.var else "data" if data else "gradient"
             raise VariableError(
                 f"variable {name!r}: its {what} was replaced after setupOn, so it no longer lies in the flat buffer; "
                 f"write into the array in place, or call setupOn again"
@@ -788,25 +855,29 @@ class Optimizer:
         """
         if self._runs is not None and self._looks is not None:
             return self._runs
-        own = [(slot.var.learnRate, slot.var.momRate, slot.var.wc) for slot in self._slots]
-        flat = [(var, var.learnRate, var.momRate, var.wc) for var in self.globalVar.values()]
+        own = [_rates_of(f"variable {slot.names[0]!r}", slot.var) for slot in self._slots]
+        flat = [(dtype, var, *_rates_of(f"globalVar[{dtype}]", var)) for dtype, var in self.globalVar.items()]
         try:
             same = (own, flat) == self._rates
         except ValueError:  # an array
             same = False
         if self._runs is None or not same:
             for slot, rates in zip(self._slots, own, strict=True):
-                check_rates(slot.names[0], *rates)
-            for var, *factors in flat:
-                check_rates(f"globalVar[{var.name}]", *factors)
-            for slot, (learnRate, momRate, wc) in zip(self._slots, own, strict=True):
+                check_rates(f"variable {slot.names[0]!r}", *rates)
+            for dtype, _, *factors in flat:
+                check_rates(f"globalVar[{dtype}]", *factors)
+            for slot, rates in zip(self._slots, own, strict=True):
                 of_dtype = self.globalVar.get(slot.dtype)
-                if of_dtype is not None:
-                    learnRate, momRate, wc = learnRate * of_dtype.learnRate, momRate * of_dtype.momRate, wc * of_dtype.wc
+                times = (1.0, 1.0, 1.0) if of_dtype is None else _rates_of("", of_dtype)
+                learnRate, momRate, wc = map(_product, rates, times)
+                check_rates(f"variable {slot.names[0]!r}, times globalVar's", learnRate, momRate, wc)
                 slot.rates = learnRate, momRate, wc
+            self._largest_wc = max((slot.rates[2] for slot in self._slots), default=0.0)
             self._runs = self._stretches() if self.globalState else list(self._slots)
             self._statistics.clear()  # they hold each variable's wc
             self._rates = own, flat
+        for slot in self._slots if self.family is not None and self.family.wraps else ():
+            slot.memory = self._memory(slot)
         self._looks = [
             (slot.names[0], slot.var, slot.data, slot.grad, *rates) for slot, rates in zip(self._slots, own, strict=True)
         ]
@@ -826,7 +897,7 @@ class Optimizer:
         var = shards.variable(run.dtype, begin, end, run.names[0])
         var.learnRate, var.momRate, var.wc = run.rates
         state = {k: _part(array, begin - low, (end - begin,), high - low) for k, array in self.states[run.dtype].items()}
-        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset, run.rates)
+        return Slot(run.names, var, var.data, var.grad, state, begin, run.first + begin - run.offset, rates=run.rates)
 
     def _stretches(self) -> list[Slot]:
         """The longest parts of the flat buffers whose variables have the same rates."""
@@ -868,6 +939,11 @@ class Optimizer:
 
     # ----------------------------------------------------------------------------------------- checkpoints
 
+    @staticmethod
+    def ensureHdf(file: Any, mode: str) -> Any:
+        """What :meth:`save` (``mode`` "w") and :meth:`load` ("r") make of their argument; a subclass may open a file."""
+        return file
+
     def save(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
         """Saves attributes and state to HDF5, in PuzzleLib's groups ``<name>.attrs`` and ``<name>.states``.
 
@@ -887,6 +963,7 @@ class Optimizer:
         if self._shards is not None:
             self._save_shards(hdf, name, self._shards)
             return
+        hdf = self.ensureHdf(hdf, "w")
         self._ready()
         _checked_t(self.t)
         self._check_forms()
@@ -938,7 +1015,8 @@ class Optimizer:
         try:
             if shards.nodeinfo.index == 0:
                 try:
-                    checkpoint.write(hdf, name, self.getAttrDict(), parts, self._places(), True, self._extra())
+                    file = self.ensureHdf(hdf, "w")
+                    checkpoint.write(file, name, self.getAttrDict(), parts, self._places(), True, self._extra())
                 except Exception as error:
                     failure = error
             # all processes have to take part in all that is gathered, whatever became of the file
@@ -976,6 +1054,7 @@ class Optimizer:
         failure: Exception | None = None
         seen = None
         try:
+            hdf = self.ensureHdf(hdf, "r")
             self._ready()
             parts = None if self._shards is None else [self._span(slot) for slot in self._slots]
             attrs, states, extra, seen = checkpoint.read(hdf, name, self.getAttrDict(), self._places(), parts)
@@ -1079,6 +1158,9 @@ class Optimizer:
         return {entity: (slot.shape, array) for entity, array in self.states[slot.dtype].items()}
 
 
+_STEPS = (Optimizer.updateLocalStates, Optimizer.updateGlobalState)
+
+
 def _checked_names(mod: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
     """The names of a variable, each once: a module that is used twice lists a name twice."""
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
@@ -1103,7 +1185,7 @@ def _tie(slot: Slot, other: Slot) -> None:
     """Makes of two variables with the same arrays one with the names of both. VariableError where their rates differ."""
     for rate in ("learnRate", "momRate", "wc"):
         own, its = getattr(slot.var, rate), getattr(other.var, rate)
-        if own != its:
+        if own is not its and not (np.ndim(own) == np.ndim(its) == 0 and own == its):
             raise VariableError(
                 f"variables {slot.names[0]!r} and {other.names[0]!r} have the same arrays, but {rate} {own!r} and {its!r}; "
                 f"make them one Variable, or give them arrays of their own"
@@ -1136,8 +1218,20 @@ def _extents(slots: list[Slot], family: Family) -> Iterator[tuple[str, int, int]
         yield f"variable {slot.names[0]!r}: its gradient", family.address(slot.grad), int(slot.grad.nbytes)
 
 
-def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
-    """Raises HyperParameterError for a variable's rate that is no finite number; names both."""
+def _rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
+    try:
+        return var.learnRate, var.momRate, var.wc
+    except AttributeError as error:
+        raise VariableError(f"{whose}: it has lost a rate: {error}") from None
+
+
+def _product(rate: Any, factor: Any) -> float:
+    """Of a rate and a factor on it, in float64; 0, which is none, where one of the two is not above 0."""
+    return float(rate) * float(factor) if rate > 0 and factor > 0 else 0.0
+
+
+def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None:
+    """Raises HyperParameterError for a rate that is no finite number; names both."""
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             # not an array, though it be 0-d: it could change unseen
@@ -1147,7 +1241,7 @@ def check_rates(name: str, learnRate: float, momRate: float, wc: float) -> None:
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
             hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > FLOAT32_MAX else ""
-            raise HyperParameterError(f"variable {name!r}: its {what} must be {rule}; got {shown(value)}{hint}")
+            raise HyperParameterError(f"{whose}: its {what} must be {rule}; got {shown(value)}{hint}")
 
 
 def _checked_t(t: Any) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .forms import MeanSquare
-from .hyper import Checked, HyperParameter, flag, number, shown, whole
+from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
 
@@ -23,6 +23,7 @@ __all__ = ["RMSPropGraves"]
 _FLOAT32 = np.finfo(np.float32)
 _ZERO = StepOptions(zeroGrad=True)
 _ENTITIES = ("mg", "variance", "delta")
+_HYPER = ("learnRate", "alpha", "momRate", "epsilon")
 
 
 class GravesState(dict):
@@ -182,7 +183,10 @@ class RMSPropGraves(Optimizer):
         found = self._known_hyper
         if found is None:
             rate = -self.learnRate if self.gradOfLoss else self.learnRate
-            found = self._known_hyper = Hyper(rate, self.alpha, self.momRate, self.epsilon)
+            found = Hyper(rate, self.alpha, self.momRate, self.epsilon)
+            # a property of a subclass, a schedule say, may be another at each step
+            if all(isinstance(getattr(type(self), name), Checked) for name in _HYPER):
+                self._known_hyper = found
         return found
 
     def _hyper_changed(self) -> None:
@@ -275,8 +279,6 @@ class RMSPropGraves(Optimizer):
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         self._zeroed = None
         super().update(useStreams, sync, stream=stream)
-        # in parts, the others' are left as they are
-        self._zeroed = self._runs if self.fuseZeroGrad and not self.shardState else None
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -287,19 +289,20 @@ class RMSPropGraves(Optimizer):
         """
         run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
         run.rates = var.learnRate, var.momRate, var.wc
-        check_rates(run.names[0], *run.rates)
+        check_rates(f"variable {run.names[0]!r}", *run.rates)
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
         self._pack([run], family_of(var.data)).table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
-        # a subclass has a rule, or something around the rule, of its own
-        return type(self).updateVar is RMSPropGraves.updateVar
+        # a subclass, or an instance, has a rule, or something around the rule, of its own
+        return getattr(self.updateVar, "__func__", None) is _UPDATE_VAR
 
     def _step(self, runs: list[Slot], stream: Any, options: StepOptions) -> None:
         if not self._fuses():
             super()._step(runs, stream, options)
             for run in runs if self.fuseZeroGrad else ():
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
+            self._note_zeroed()
             return
         packed = self._packed
         if packed is None or packed.source is not runs:
@@ -311,10 +314,19 @@ class RMSPropGraves(Optimizer):
             options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
         elif self.fuseZeroGrad:
             options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
-        packed.table.update(self._known_hyper or self._hyper(), stream, options)
+        hyper = self._known_hyper or self._hyper()
+        if hyper is not packed.fits:
+            packed.check(hyper)
+        self._stepping = True
+        packed.table.update(hyper, stream, options)
         if self.fuseZeroGrad:
             for run in packed.frozen:
                 self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
+            self._note_zeroed()
+
+    def _note_zeroed(self) -> None:
+        # in parts, the others' are left as they are
+        self._zeroed = self._runs if self.fuseZeroGrad and not self.shardState else None
 
     def _gradient_segment(self, slot: Slot, family: Family) -> Segment:
         segment = super()._gradient_segment(slot, family)
@@ -329,6 +341,9 @@ class RMSPropGraves(Optimizer):
             packed.table.follow(self._live)
             packed.former = self._packed  # a graph may still replay on its tables
         return packed
+
+
+_UPDATE_VAR = RMSPropGraves.updateVar
 
 
 class _Packed:
@@ -356,8 +371,19 @@ class _Packed:
             for what, array in _buffers(run):
                 extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
         refuse_overlap(extents)
+        self.fits: Hyper | None = None  # what :meth:`check` has let pass
         self.table = family.kernels().Table([_segment(run, family) for run in runs])
         self.table.set_rates([run.rates for run in runs])
+
+    def check(self, hyper: Hyper) -> None:
+        """Raises HyperParameterError where the learning rate of a variable is beyond what float32 holds."""
+        for run in self.runs:
+            if abs(hyper.learnRate) * run.rates[0] > FLOAT32_MAX and run.dtype != np.float64:
+                raise HyperParameterError(
+                    f"variable {run.names[0]!r}: learnRate {abs(hyper.learnRate):g} times its own, "
+                    f"{run.rates[0]:g}, is beyond float32"
+                )
+        self.fits = hyper
 
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:

@@ -44,11 +44,14 @@ class StatisticsHook(Hook):
     """Base class of the hooks that look at all gradients of a step before one is used: one reduction, no wait for a GPU.
 
     Frozen variables do not count. With a nodeinfo such a hook, and every hook added after it, sees the averaged gradients.
+    It looks at the gradients as they come to it, not at what hooks after it make of them. One belongs to one optimizer.
     """
 
     def __init__(self) -> None:
         self._family: Family | None = None
         self._record: Any = None
+        self._unbound = np.zeros(1, STATISTICS)  # what it holds until it has a place where the gradients are
+        self._unbound["scale"] = self._unbound["unscale"] = 1.0
 
     def _bind(self, family: Family) -> None:
         """Makes the record where the gradients are; what it holds moves along."""
@@ -61,15 +64,15 @@ class StatisticsHook(Hook):
     def _read(self) -> np.ndarray:
         """The record, on a GPU after everything queued before."""
         if self._record is None or self._family is None:
-            fresh = np.zeros(1, STATISTICS)
-            fresh["scale"] = fresh["unscale"] = 1.0
-            return fresh
+            return self._unbound.copy()
         # the step may have been queued on a stream that the default one, which reads, is not ordered with
         self._family.synchronize()
         return self._family.get(self._record).view(STATISTICS)
 
     def _write(self, record: np.ndarray) -> None:
-        if self._family is not None:
+        if self._family is None:
+            self._unbound = record.copy()
+        else:
             self._family.set(self._record, record.view(np.float64))
 
     def _field(self, name: str) -> int:

@@ -87,8 +87,6 @@ class NonFiniteGuard(StatisticsHook):
         record = self._read()
         for name in self.getState() or ():
             record[name] = state[name]
-        if self._record is None:
-            raise SetupError(f"{type(self).__name__} has no place for its state yet: addHook() and setupOn() first")
         self._write(record)
 
 
@@ -125,7 +123,8 @@ class LossScaling(NonFiniteGuard):
     again, in float32. Where a gradient overflowed, the step is skipped and the scale multiplied by ``backoff``; after
     ``interval`` steps without one it is multiplied by ``growth``. On a GPU all of that happens there, without a wait.
 
-    Add it before hooks that should see the true gradients.
+    Add it before hooks that should see the true gradients. It looks at the scaled gradients: with a scale below 1 a true one
+    may be too large to square where the scaled one is not.
 
     Args:
         scale: the first scale, from 2**-24 to 2**24.
@@ -154,16 +153,11 @@ class LossScaling(NonFiniteGuard):
 
     def __init__(self, scale: float = 2.0**16, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000) -> None:
         super().__init__("skip")
-        self._first = _scale(scale)
+        first = _scale(scale)
+        self._unbound["scale"], self._unbound["unscale"] = first, 1.0 / first
         self.growth = growth
         self.backoff = backoff
         self.interval = interval
-
-    def _read(self) -> np.ndarray:
-        record = super()._read()
-        if self._record is None:
-            record["scale"], record["unscale"] = self._first, 1.0 / self._first
-        return record
 
     @property
     def scale(self) -> float:

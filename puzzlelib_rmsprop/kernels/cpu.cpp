@@ -144,9 +144,11 @@ class Helpers {
     {
         while (started_ < wanted && started_ < MOST_HELPERS) {
 #if !defined(_WIN32)
-            // signals are for the threads of the program
+            // signals are for the threads of the program, but those of a thread's own faults
             sigset_t all, before;
             sigfillset(&all);
+            for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL})
+                sigdelset(&all, fault);
             pthread_sigmask(SIG_SETMASK, &all, &before);
 #endif
             bool good = true;

@@ -32,7 +32,7 @@ VARIABLE = "PUZZLELIB_RMSPROP_CPU"  # of the environment: an instruction set, or
 # pip keeps the package that it built without a compiler
 REMEDY = (
     "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and the package again, with "
-    "pip install --force-reinstall --no-cache-dir --no-deps"
+    "pip install --force-reinstall --no-cache-dir --no-deps puzzlelib_rmsprop (in a clone: -e .)"
 )
 _PARALLEL_FROM = 32768  # elements; below, no further thread is worth its while, as in cpu.cpp
 

@@ -146,7 +146,7 @@ class _Tile:
         for kind, value, other, address in operations:
             if kind == SCALE:
                 factor = ctypes.c_double.from_address(address).value if address else 1.0
-                g = g * real(np.float64(value) * factor)
+                g = g * flushed(np.array(np.float64(value) * factor, real))[()]  # too small a factor is 0, as in the library
             elif kind == CLIP:
                 g = np.where(g < real(value), real(value), g)
                 g = np.where(g > real(other), real(other), g)

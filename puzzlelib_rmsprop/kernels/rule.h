@@ -1,6 +1,7 @@
 // The rule, and what is done to gradients before it, for one element. Loops are in cpu_loops.cpp and rmsprop_graves.cu.
 //
-// Compile without fused multiply-adds: then each operation is rounded once, and every device gives the same bits.
+// Compile without fused multiply-adds: then each operation is rounded once, and every device gives the same bits. KERNEL
+// marks a function for host and device; u32, Hyper and the like are in layout.h, widen, narrow and flushed in numbers.h.
 
 #pragma once
 
@@ -97,7 +98,8 @@ KERNEL double large_square(double g)
     return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;
 }
 
-// Whether the square, which the variance is made of, is infinite or NaN.
+// Whether the square, which the variance is made of, is infinite or NaN: only of such a number is x - x not 0. (isfinite is
+// not vectorised by every compiler.)
 template <class Real>
 KERNEL bool is_bad(Real g)
 {
@@ -111,12 +113,14 @@ KERNEL void add(SquareSum &to, const SquareSum &other)
     to.bad |= other.bad;
 }
 
-// What follows from the sum over all gradients of a step.
+// ---- what follows from it: clipping, skipping, the loss scale ------------------------------------------------------
+
+// A bad step is skipped and lowers the scale; `interval` good ones in a row raise it. interval 0: the scale stays.
 KERNEL void conclude(Statistics &s, const SquareSum &all, const ScalingPolicy &policy)
 {
     const double root = std::sqrt(all.large == 0.0 ? all.sum : all.large + all.sum * SHRINK * SHRINK);
     s.norm = all.large == 0.0 ? root : root / SHRINK;
-    s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;
+    s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;  // a NaN stays one
     s.unscale = 1.0 / s.scale;
     s.bad = u32(all.bad);
     s.skipped += s.bad;
