@@ -20,7 +20,7 @@ class Variable:
     The rates are live: assigning one acts from the next ``optimizer.update()`` on, in local and in global mode.
 
     Args:
-        data: the parameter: an array of any shape, float16, float32 or float64.
+        data: the parameter: an array of any shape, float16, bfloat16, float32 or float64.
         name: a name; by default a running number.
         withgrad: make a gradient of zeros where ``grad`` is not given (not in ``Config.globalEvalMode``).
         grad: the gradient, an array of the family, shape and dtype of ``data``.
