@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves
+from puzzlelib_rmsprop import RMSPropGraves, __version__
 from puzzlelib_rmsprop.__main__ import main
 from puzzlelib_rmsprop.checkpoint import atomicFile, write
 from puzzlelib_rmsprop.errors import CheckpointError
@@ -76,7 +76,7 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
     mode = "global" if globalState else "local"
     for expected in (
         "bytes, whole (SHA-256)",
-        "optimizer 'opt', written by puzzlelib_rmsprop 0.1.0",
+        f"optimizer 'opt', written by puzzlelib_rmsprop {__version__}",
         f"format 3, {mode} mode, t = 2",
         "learnRate = 0.125",
         "options: {'seed': 3}",

@@ -60,8 +60,11 @@ def test_what_an_installation_brings():
     code = """
 import sys, numpy as np
 before = set(sys.modules)
-from puzzlelib_rmsprop import GradientClipping, RMSPropGraves, Variable
+from puzzlelib_rmsprop import Config, GradientClipping, RMSPropGraves, Variable
 from puzzlelib_rmsprop.nets import Linear
+import importlib.util
+if importlib.util.find_spec("pycuda"):  # which the default backend asks for a device
+    Config.backend = Config.Backend.cpu
 net, optimizer = Linear(3, 2), RMSPropGraves()
 optimizer.setupOn(net, useGlobalState=True)
 optimizer.addHook(GradientClipping(1.0))

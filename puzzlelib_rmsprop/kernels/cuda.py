@@ -206,6 +206,14 @@ class _Launch(NamedTuple):
         self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)
 
 
+@context_dependent_memoize
+def _always() -> Any:
+    """A flag in device memory that says to skip."""
+    flag = driver.to_device(np.ones(1, np.uint32))
+    default_stream_ended()
+    return flag
+
+
 class _Uniform:
     """Segments of the same dtypes, updated by one launch.
 
@@ -297,7 +305,8 @@ class Table:
         self._hyper: Hyper | None = None
         self._packed_hyper: dict[np.dtype, bytes] = {}
         self._context = driver.Context.get_current()
-        self._zeroing: StepOptions | None = None
+        self._flag = _always()
+        self._zeroing = StepOptions(zeroGrad=True, skip=int(self._flag))
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
         """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
@@ -327,10 +336,6 @@ class Table:
 
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
-        if self._zeroing is None:
-            self._always = driver.to_device(np.ones(1, np.uint32))
-            default_stream_ended()
-            self._zeroing = StepOptions(zeroGrad=True, skip=int(self._always))
         self.update(self._hyper or _NO_HYPER, stream, self._zeroing)
 
 

@@ -123,7 +123,8 @@ def _imported() -> Any:
 @contextmanager
 def _pkg_resources() -> Iterator[None]:
     """Inside, ``import pkg_resources`` gives what scikit-cuda needs of it, whether setuptools still has it or not."""
-    if "pkg_resources" in sys.modules:
+    there, before = "pkg_resources" in sys.modules, sys.modules.get("pkg_resources")
+    if before is not None:
         yield
         return
     standin: Any = types.ModuleType("pkg_resources")
@@ -134,6 +135,8 @@ def _pkg_resources() -> Iterator[None]:
         yield
     finally:
         del sys.modules["pkg_resources"]
+        if there:
+            sys.modules["pkg_resources"] = before  # None, which says that there is none
 
 
 @contextmanager
