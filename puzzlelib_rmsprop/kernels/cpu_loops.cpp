@@ -173,10 +173,10 @@ template <class Real, class State>
 void graves_tile(Real *RESTRICT param, const Real *RESTRICT grad, State *RESTRICT mg, State *RESTRICT variance,
                  State *RESTRICT delta, u64 count, const Coefficients<Real> c, const Random random)
 {
-    for (u64 i = 0; i < count; ++i) {
+    for (u32 i = 0; i < u32(count); ++i) {
         Real p = param[i], m = widen(mg[i]), v = widen(variance[i]), d = widen(delta[i]);
         graves(p, grad[i], m, v, d, c);
-        const u32 x = random.of(u32(i));
+        const u32 x = random.before(i);
         store_state(m, x, mg[i]);
         store_state(v, x >> 16, variance[i]);
         store_state(d, x >> 8, delta[i]);
@@ -196,8 +196,11 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
     const Coefficients<typename Kind::Real> c(*at<const Hyper>(args.hypers, segment.hyper), segment);
     Tile<Kind> tile;
     tile.prepare(options.operations, segment);
-    for (u64 low = begin; low < end; low += TILE) {
-        const u64 count = end - low < TILE ? end - low : TILE;
+    for (u64 low = begin, count; low < end; low += count) {
+        count = end - low < TILE ? end - low : TILE;
+        // random numbers take 32 bits of the index at a time
+        const u64 left = (u64(1) << 32) - ((segment.first + low) & 0xFFFFFFFFu);
+        count = count < left ? count : left;
         if (!skip) {
             tile.load(segment, low, count);
             graves_tile(tile.param, tile.grad, at<State>(segment.mg, low), at<State>(segment.variance, low),

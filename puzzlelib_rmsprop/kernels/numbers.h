@@ -67,7 +67,7 @@ KERNEL void narrow(float x, bfloat16 &to)
 {
     const u32 bits = bits_of(x);
     const u32 rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    to.bits = static_cast<unsigned short>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+    to.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0u);
 }
 KERNEL void narrow(float x, float16 &to)
 {
@@ -100,6 +100,8 @@ struct Random {
         key = mixed(named + high);
         key_after = mixed(named + high + 1u);
     }
+    // Of an element before the index's low half begins again.
+    KERNEL u32 before(u32 i) const { return mixed((low + i) ^ key, seed); }
     KERNEL u32 of(u32 i) const
     {
         const u32 element = low + i;
@@ -115,7 +117,7 @@ KERNEL void store_state(float x, u32 random, bfloat16 &to)
 {
     const u32 bits = bits_of(x);
     const u32 rounded = (bits + (random & 0xFFFFu)) >> 16;  // an infinity stays one
-    to.bits = static_cast<unsigned short>((bits & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+    to.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0u);
 }
 
 // ---- subnormal numbers ---------------------------------------------------------------------------------------------
