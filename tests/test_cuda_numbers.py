@@ -244,8 +244,8 @@ FAULTS = {
     ),
     "a parameter not flushed": ("param = flushed(param + delta)", "param = param + delta", RULE),
     "a NaN with its sign": (
-        "0x7FC0u : rounded);\n}\n\n// ---- subnormal",
-        "(bits >> 16 | 0x40u) : rounded);\n}\n\n// ---- subnormal",
+        "x == x ? rounded : 0x7FC0u);\n}\n\n// ---- subnormal",
+        "x == x ? rounded : (bits >> 16 | 0x40u));\n}\n\n// ---- subnormal",
         NUMBERS,
     ),
     "a square that may overflow": ("return !(g * g - g * g == Real(0));", "return !(g - g == Real(0));", RULE),
