@@ -52,9 +52,8 @@ class Slot:
     offset: int = 0  # of its first element in the flat buffers; global mode only
     first: int = 0  # index in the variable of the first element; above 0 for a part of one
     memory: tuple[Any, Any] | None = None  # what holds data and gradient, where they are wrappers
-    views: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the flat state, as ``state`` had them at first; global mode only
+    # of the flat state, as ``state`` had them at first; global mode only
+    views: dict[str, Any] = field(default_factory=dict)
     # learnRate, momRate, wc: the variable's own, times those of its dtype in globalVar
     rates: tuple[float, float, float] = (1.0, 1.0, 0.0)
 
@@ -150,7 +149,7 @@ class Optimizer:
         self._stream: Any = None  # the optimizer's own
         self._given_stream: Any = None  # of the present call
         self._stepping = False
-        self._overridden = False
+        self._overridden = False  # whether a subclass, or an instance, does something around the present step
         self._shards: Shards | None = None
         self._own_runs: tuple[list[Slot], list[Slot]] | None = None
         # with the runs and the record that each was made for
@@ -268,11 +267,6 @@ class Optimizer:
         self.module, self.globalState, self.customVars, self.family = mod, useGlobalState, custom, family
         self._slots = sorted(slots, key=lambda slot: slot.names[0]) if useGlobalState else slots
         self._tied = [slot for slot in slots if len(slot.names) > 1]
-        kind, base = type(self), Optimizer
-        self._overridden = (kind.updateLocalStates, kind.updateGlobalState) != (
-            base.updateLocalStates,
-            base.updateGlobalState,
-        )
         vartable = {slot.var: slot.names for slot in self._slots}
         try:
             for slot in self._tied:
@@ -530,7 +524,6 @@ class Optimizer:
             self.t += 1
             self._given_stream = stream
             step = self.updateGlobalState if self.globalState else self.updateLocalStates
-            # a subclass, or an instance, that does something around a step
             self._overridden = getattr(step, "__func__", None) not in _STEPS
             step() if self.globalState else step(useStreams, sync)  # type: ignore[call-arg]
         except BaseException as error:

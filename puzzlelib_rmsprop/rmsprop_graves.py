@@ -111,7 +111,7 @@ class RMSPropGraves(Optimizer):
     learnRate = Checked(lambda name, value: _learn_rate(name, value))
     alpha = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     momRate = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
-    epsilon = HyperParameter(float(_FLOAT32.tiny), float(_FLOAT32.max))
+    epsilon = HyperParameter(float(_FLOAT32.tiny), FLOAT32_MAX)
     gradOfLoss = Checked(flag)
     stateDtype = Checked(lambda name, value: None if value is None else _state_dtype(value), fixed=True)
     masterWeights = Checked(flag, fixed=True)
@@ -400,7 +400,7 @@ def _segment(run: Slot, family: Family) -> Segment:
 
 
 def _learn_rate(name: str, value: Any) -> float:
-    rate = number(name, value, 0, float(_FLOAT32.max), ". To subtract the step, make the optimizer with gradOfLoss=True")
+    rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, make the optimizer with gradOfLoss=True")
     if 0 < rate < float(_FLOAT32.tiny):
         raise HyperParameterError(
             f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}"

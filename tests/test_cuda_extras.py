@@ -689,7 +689,7 @@ def test_statistics_is_the_same_whatever_the_grid(kernels, monkeypatch):
 
 
 def test_statistics_of_more_chunks_than_threads_add(kernels):
-    count = 2 * kernels.CHUNK_LANES + 3
+    count = 2 * layout.CHUNK_LANES + 3
     measured = Measured(kernels, [("float32", [2] * count)])
     expected = Statistics()
     measured.run()
@@ -888,8 +888,8 @@ FAULTS = {
     ),
     "options packed once": ("if options is not self._options:", "if self._options is None:", PYTHON),
     "statistics off their stream": (
-        "self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, stream)",
-        "self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, None)",
+        "self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, stream)",
+        "self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, None)",
         PYTHON,
     ),
     "segments that a captured launch loses": ("self._former.append(self._on_device)", "pass", PYTHON),

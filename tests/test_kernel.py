@@ -60,7 +60,7 @@ def test_every_rounding_is_the_formulas(kernels, dtype, offset):
 @compiled
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_threads_change_nothing(threads, dtype):
-    size = 7 * cpu._PARALLEL_FROM + 13
+    size = 7 * layout.PARALLEL_FROM + 13
     param, grads = start(size, dtype, seed=2)
     results = []
     for count in (1, 2, 5):
@@ -92,7 +92,7 @@ def test_indices_have_64_bits():
 @pytest.mark.parametrize("count", [1, 4])
 def test_many_variables_across_thread_borders(threads, count):
     rng = np.random.default_rng(3)
-    sizes = [0, *(int(s) for s in rng.integers(0, cpu._PARALLEL_FROM, 9)), 1, 0]
+    sizes = [0, *(int(s) for s in rng.integers(0, layout.PARALLEL_FROM, 9)), 1, 0]
     threads(count)
     variables, expected, grads = {}, {}, {}
     for i, size in enumerate(sizes):

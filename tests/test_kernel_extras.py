@@ -128,7 +128,7 @@ def test_a_part_of_a_variable_rounds_as_the_whole(kernels):
 @pytest.mark.parametrize("count", [1, 3])
 def test_threads_change_nothing(threads, count):
     threads(count)
-    size = 4 * cpu._PARALLEL_FROM + 77
+    size = 4 * layout.PARALLEL_FROM + 77
     run(cpu, *start(size, "float32"), "float32", "bfloat16", False, [OPS["decay"]], wc=1.0, key=3)
 
 

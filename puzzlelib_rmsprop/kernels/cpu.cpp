@@ -75,9 +75,8 @@ const Loops *loops;  // those in use
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
-// A further thread is worth its while from here on; a thread takes blocks of elements, so that all end together, also where
-// something else uses a core.
-constexpr u64 PARALLEL_FROM = 32768, LEAST_BLOCK = 4096, MOST_BLOCK = 131072;
+// A thread takes blocks of elements, so that all end together, also where something else uses a core.
+constexpr u64 LEAST_BLOCK = 4096, MOST_BLOCK = 131072;
 constexpr int MOST_HELPERS = 255;
 // A helper looks for work for so long before it sleeps: longer than a call's way through Python, and not so long that the
 // rest of a training loses a core.
@@ -216,7 +215,8 @@ u64 block_of(u64 size, u64 threads)
 // Does part(args, begin, end) on all of `size`, of which each is `weight` elements, in threads where that pays.
 void in_threads(void (*part)(const KernelArgs &, u64, u64), const KernelArgs &args, u64 size, u64 weight)
 {
-    u64 threads = args.threads < size * weight / (PARALLEL_FROM / 2) ? args.threads : size * weight / (PARALLEL_FROM / 2);
+    const u64 worth = size * weight / (PARALLEL_FROM / 2);
+    u64 threads = args.threads < worth ? args.threads : worth;
     if (threads > u64(MOST_HELPERS) + 1)
         threads = MOST_HELPERS + 1;
     Helpers *own = nullptr;

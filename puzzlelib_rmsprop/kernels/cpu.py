@@ -34,7 +34,6 @@ REMEDY = (
     "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and the package again, with "
     "pip install --force-reinstall --no-cache-dir --no-deps puzzlelib_rmsprop (in a clone: -e .)"
 )
-_PARALLEL_FROM = 32768  # elements; below, no further thread is worth its while, as in cpu.cpp
 
 
 def instruction_sets() -> list[str]:
@@ -116,7 +115,7 @@ class Table:
         self._args = _Args(layout.pack_segments(segments))
         self._hypers = np.zeros(2, layout.HYPER)
         self._args.set(hypers=self._hypers.ctypes.data)
-        self._address, self._large = self._args.address, self._args.size >= _PARALLEL_FROM
+        self._address, self._large = self._args.address, self._args.size >= layout.PARALLEL_FROM
         self._hyper: Hyper | None = None
         self._options = PLAIN
         self._zeroing: _Args | None = None

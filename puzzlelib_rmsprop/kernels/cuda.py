@@ -26,7 +26,6 @@ from ..errors import DependencyError, DeviceError
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
 from .context import default_stream_ended
 from .cuda_source import nvcc_options, shipped_ptx, source_hash, sources
-from .reference import CHUNK_LANES, LANES
 
 try:
     import pycuda.driver as driver
@@ -38,7 +37,7 @@ except ImportError as error:
 
 __all__ = ["GradientStatistics", "LiveHyper", "Table", "operate"]
 
-THREADS = LANES  # of a block
+THREADS = layout.LANES  # of a block
 
 
 def constant(name: str, file: str) -> int:
@@ -391,7 +390,7 @@ class GradientStatistics:
         for launch in self._launches:
             launch.queue(stream)
         arguments = self._conclude_head + layout.pack_policy(policy)
-        self._conclude._launch_kernel((1, 1), (CHUNK_LANES, 1, 1), arguments, 0, stream)
+        self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, stream)
 
 
 def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:

@@ -14,6 +14,12 @@ typedef unsigned int u32;
 
 constexpr int MAX_OPERATIONS = 8;  // on a gradient, in one step
 
+// A sum of squares goes by lane: the index of an element within its chunk modulo LANES, of a chunk modulo CHUNK_LANES.
+constexpr int LANES = 256;
+constexpr int CHUNK_LANES = 512;
+
+constexpr int PARALLEL_FROM = 32768;  // elements from which on a further thread of the CPU is worth its while
+
 // Hyper-parameters, in the precision of Python. alpha is one that the arithmetic's dtype can hold, beta is 1 - alpha and
 // gain alpha*(1 - alpha). RMSProp that is not centered has beta = 0 and gain = 1 - alpha.
 struct Hyper {

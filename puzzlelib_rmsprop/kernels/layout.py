@@ -17,10 +17,13 @@ from . import Hyper, Operation, ScalingPolicy, Segment, StepOptions, real_dtype
 __all__ = [
     "CHUNK",
     "CHUNKS",
+    "CHUNK_LANES",
     "HYPER",
     "KERNEL_ARGS",
     "KINDS",
+    "LANES",
     "MAX_OPERATIONS",
+    "PARALLEL_FROM",
     "SEGMENT",
     "SQUARE_SUM",
     "STATISTICS",
@@ -39,6 +42,8 @@ with open(os.path.join(os.path.dirname(__file__), "layout.h"), encoding="utf-8")
 _NUMBERS = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", _TEXT)}
 MAX_OPERATIONS = _NUMBERS["MAX_OPERATIONS"]
 CHUNK = _NUMBERS["CHUNK"]  # elements
+LANES, CHUNK_LANES = _NUMBERS["LANES"], _NUMBERS["CHUNK_LANES"]
+PARALLEL_FROM = _NUMBERS["PARALLEL_FROM"]  # elements
 
 
 def _structs() -> dict[str, np.dtype]:

@@ -31,8 +31,7 @@ from . import (
 __all__ = ["Coefficients", "GradientStatistics", "Table", "graves", "operate"]
 
 TILE = 1 << 14  # elements that are worked on at a time, so that they stay in a cache
-LANES, CHUNK_LANES = 256, 512  # as in rule.h
-LARGE, SHRINK = 2.0**480, 2.0**-600
+LARGE, SHRINK = 2.0**480, 2.0**-600  # as in rule.h
 
 
 class Coefficients(NamedTuple):
@@ -221,7 +220,7 @@ class GradientStatistics:
                 for segment, wc in zip(self._segments, self._decays, strict=True)
                 for tile in _tiles(segment, layout.CHUNK)
             ]
-            _conclude(self._record, _by_halves(_in_lanes(np.array(chunks).reshape(-1, 3), CHUNK_LANES)), policy)
+            _conclude(self._record, _by_halves(_in_lanes(np.array(chunks).reshape(-1, 3), layout.CHUNK_LANES)), policy)
 
 
 def _square_sum(g: np.ndarray) -> tuple[Any, Any, Any]:
@@ -231,7 +230,7 @@ def _square_sum(g: np.ndarray) -> tuple[Any, Any, Any]:
     wide = g.astype(np.float64)
     small = np.abs(wide) < LARGE if g.dtype == np.float64 else np.ones(g.shape, bool)
     squares = np.stack([np.where(small, wide * wide, 0.0), np.where(small, 0.0, np.square(wide * SHRINK))], axis=1)
-    total, large = _by_halves(_in_lanes(squares, LANES))
+    total, large = _by_halves(_in_lanes(squares, layout.LANES))
     return total, large, bad
 
 

@@ -83,8 +83,7 @@ KERNEL float current(Stored param, float master)
 
 // ---- the norm ------------------------------------------------------------------------------------------------------
 
-// Elements are summed by lane, the index within a chunk modulo LANES; then lanes are added by halves, chunks by lane again.
-constexpr int LANES = 256, CHUNK_LANES = 512;
+// Elements are summed by lane, then lanes are added by halves; chunks by lane again, and by halves.
 
 // From here on squares of doubles are summed scaled by SHRINK: so many of them as memory holds stay finite.
 constexpr double LARGE = 0x1p480, SHRINK = 0x1p-600;

@@ -123,20 +123,21 @@ def _imported() -> Any:
 @contextmanager
 def _pkg_resources() -> Iterator[None]:
     """Inside, ``import pkg_resources`` gives what scikit-cuda needs of it, whether setuptools still has it or not."""
-    there, before = "pkg_resources" in sys.modules, sys.modules.get("pkg_resources")
+    modules: dict[str, Any] = sys.modules  # where None says that there is none
+    there, before = "pkg_resources" in modules, modules.get("pkg_resources")
     if before is not None:
         yield
         return
     standin: Any = types.ModuleType("pkg_resources")
     standin.declare_namespace = lambda name: None
     standin.require = lambda name: [types.SimpleNamespace(version=importlib.metadata.version(name))]
-    sys.modules["pkg_resources"] = standin
+    modules["pkg_resources"] = standin
     try:
         yield
     finally:
-        del sys.modules["pkg_resources"]
+        del modules["pkg_resources"]
         if there:
-            sys.modules["pkg_resources"] = before  # None, which says that there is none
+            modules["pkg_resources"] = before
 
 
 @contextmanager
