@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, Clock, LeftOut, Where, Work
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, Clock, LeftOut, Where, Work, event_clock
 
 
 def _torch_tensors(params: Arrays, grads: Arrays, where: Where) -> tuple[Any, list[Any]]:
@@ -76,16 +76,10 @@ def torch_fused(rule: str) -> Callable[[Arrays, Arrays, Where], Work]:
 
 
 def torch_clock(torch: Any) -> Clock:
-    def event() -> Any:
-        made = torch.cuda.Event(enable_timing=True)
-        made.record()
-        return made
+    def make() -> Any:
+        return torch.cuda.Event(enable_timing=True)
 
-    def seconds(first: Any, last: Any) -> float:
-        last.synchronize()
-        return first.elapsed_time(last) / 1e3
-
-    return Clock(event, seconds, torch.cuda.synchronize)
+    return event_clock(make, lambda first, last: first.elapsed_time(last), torch.cuda.synchronize)
 
 
 def tensorflow(params: Arrays, grads: Arrays, where: Where) -> Work:
@@ -186,19 +180,10 @@ def cupy_fused(params: Arrays, grads: Arrays, where: Where) -> Work:
         for row, content in zip(rows, contents, strict=True):
             row[0].set(content)
 
-    def event() -> Any:
-        made = cupy.cuda.Event()
-        made.record()
-        return made
-
-    def seconds(first: Any, last: Any) -> float:
-        last.synchronize()
-        return cupy.cuda.get_elapsed_time(first, last) / 1e3
-
     return Work(
         step,
         lambda: [cupy.asnumpy(row[1]) for row in rows],
         fill,
         lambda: [row[0].fill(0) for row in rows],
-        Clock(event, seconds, cupy.cuda.Device().synchronize),
+        event_clock(cupy.cuda.Event, cupy.cuda.get_elapsed_time, cupy.cuda.Device().synchronize),
     )

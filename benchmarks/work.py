@@ -58,16 +58,22 @@ def fill_arrays(targets: Arrays) -> Callable[[Arrays], None]:
     return fill
 
 
-def pycuda_clock() -> Clock:
-    from pycuda import driver
+def event_clock(make: Callable, milliseconds: Callable, synchronize: Callable) -> Clock:
+    """A clock by events of a GPU: ``make()`` gives one, ``milliseconds(first, last)`` the time between two."""
 
     def event() -> Any:
-        made = driver.Event()
+        made = make()
         made.record()
         return made
 
     def seconds(first: Any, last: Any) -> float:
         last.synchronize()
-        return first.time_till(last) / 1e3
+        return milliseconds(first, last) / 1e3
 
-    return Clock(event, seconds, driver.Context.synchronize)
+    return Clock(event, seconds, synchronize)
+
+
+def pycuda_clock() -> Clock:
+    from pycuda import driver
+
+    return event_clock(driver.Event, lambda first, last: first.time_till(last), driver.Context.synchronize)

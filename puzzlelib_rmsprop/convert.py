@@ -42,11 +42,11 @@ from .checkpoint import fitted
 from .errors import CheckpointError, Error, SetupError
 from .files import regular_file, text_of
 from .forms import MeanSquare
+from .kernels import STATE
 from .optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
 
-_ENTITIES = ("mg", "variance", "delta")
 _SQUARES = MeanSquare()
 Names = Mapping[str, str] | None
 
@@ -99,7 +99,7 @@ def fromTorch(
         with _reading(f"variable {name!r}: the state_dict"):
             state = stateDict["state"].get(index)
             if state is None:  # it has not been updated yet
-                found[name] = {e: np.zeros(slots[name].shape, dtypes[name][e][1]) for e in _ENTITIES}
+                found[name] = {e: np.zeros(slots[name].shape, dtypes[name][e][1]) for e in STATE}
                 continue
             missing = {"square_avg", "grad_avg", "step"} - set(state)
             if missing:
@@ -381,7 +381,7 @@ def _slots(optimizer: Optimizer) -> dict[str, Slot]:
         raise SetupError(f"the optimizer must be one of this library; got {optimizer!r}")
     optimizer._refresh()
     for slot in optimizer._slots:
-        missing = set(_ENTITIES) - set(slot.state if optimizer._shards is None else optimizer.states[slot.dtype])
+        missing = set(STATE) - set(slot.state if optimizer._shards is None else optimizer.states[slot.dtype])
         if missing:
             raise SetupError(f"variable {slot.names[0]!r}: its state here has no {min(missing)!r}")
     return {slot.names[0]: slot for slot in optimizer._slots}
@@ -453,7 +453,7 @@ def _squares(optimizer: Optimizer, slot: Slot) -> dict[str, np.ndarray]:
     """A variable's ``mg``, ``ms`` and ``delta`` as float32 or float64."""
     if optimizer._shards is not None:
         raise SetupError("the state is in parts: save() it, load() it into an optimizer of one process, and convert that")
-    state = {entity: np.array(family_of(slot.state[entity]).get(slot.state[entity])) for entity in _ENTITIES}
+    state = {entity: np.array(family_of(slot.state[entity]).get(slot.state[entity])) for entity in STATE}
     state["ms"] = _SQUARES.of(state)
     variance = state.pop("variance")
     if (np.isinf(state["ms"]) & np.isfinite(state["mg"]) & np.isfinite(variance)).any():

@@ -12,7 +12,7 @@ from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .forms import MeanSquare
 from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
-from .kernels import PLAIN, Hyper, Segment, StepOptions, real_dtype
+from .kernels import PLAIN, STATE, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ __all__ = ["RMSPropGraves"]
 
 _FLOAT32 = np.finfo(np.float32)
 _ZERO = StepOptions(zeroGrad=True)
-_ENTITIES = ("mg", "variance", "delta")
 _HYPER = ("learnRate", "alpha", "momRate", "epsilon")
 
 
@@ -198,7 +197,7 @@ class RMSPropGraves(Optimizer):
         """Zeros for ``mg``, ``variance`` and ``delta``, arrays of ``var.data``'s family; with masterWeights a ``master``."""
         family, own = family_of(var.data), np.dtype(var.data.dtype)
         shape, dtype = tuple(var.data.shape), self._dtype_of_state(own)
-        state = GravesState({entity: family.zeros(shape, dtype) for entity in _ENTITIES})
+        state = GravesState({entity: family.zeros(shape, dtype) for entity in STATE})
         if self._has_master(own):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
             family.set(state["master"], family.get(var.data).astype(np.float32))
@@ -219,7 +218,7 @@ class RMSPropGraves(Optimizer):
 
     def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
         """The entities of the state of parameters of ``dtype``."""
-        found = dict.fromkeys(_ENTITIES, self._dtype_of_state(dtype))
+        found = dict.fromkeys(STATE, self._dtype_of_state(dtype))
         return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
 
     def _extra(self) -> dict[str, Any]:
@@ -388,7 +387,7 @@ class _Packed:
 
 def _buffers(run: Slot) -> list[tuple[str, Any]]:
     state = run.state
-    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in _ENTITIES)]
+    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in STATE)]
     return [*found, ("master", state["master"])] if "master" in state else found
 
 

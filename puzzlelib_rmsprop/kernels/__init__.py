@@ -18,6 +18,7 @@ __all__ = [
     "LENIENT",
     "PLAIN",
     "SCALE",
+    "STATE",
     "Hyper",
     "Operation",
     "ScalingPolicy",
@@ -60,6 +61,8 @@ class Hyper(NamedTuple):
     epsilon: float
     centered: bool = True
 
+
+STATE = ("mg", "variance", "delta")  # what the rule keeps of a variable
 
 SCALE, CLIP, DECAY, LASSO = range(4)
 

@@ -65,15 +65,6 @@ T *at(u64 address, u64 index)
 
 // ---- a tile --------------------------------------------------------------------------------------------------------
 
-// The dtypes of a segment: of parameters and gradients, of the state, of the arithmetic.
-template <class Stored_, class State_, class Real_, bool MASTER_>
-struct Kind {
-    typedef Stored_ Stored;
-    typedef State_ State;
-    typedef Real_ Real;
-    static constexpr bool MASTER = MASTER_;
-};
-
 template <class Stored, class Real>
 Real *widened(Stored *from, Real *tile, u64 count)
 {

@@ -46,6 +46,15 @@ struct bfloat16 {
     unsigned short bits;
 };
 
+// The dtypes of a segment: of parameters and gradients, of the state, of the arithmetic.
+template <class Stored_, class State_, class Real_, bool MASTER_>
+struct Kind {
+    typedef Stored_ Stored;
+    typedef State_ State;
+    typedef Real_ Real;
+    static constexpr bool MASTER = MASTER_;
+};
+
 KERNEL float widen(float x) { return x; }
 KERNEL double widen(double x) { return x; }
 KERNEL float widen(bfloat16 x) { return float_of(u32(x.bits) << 16); }

@@ -19,6 +19,7 @@ from . import (
     LENIENT,
     PLAIN,
     SCALE,
+    STATE,
     Hyper,
     Operation,
     ScalingPolicy,
@@ -156,7 +157,7 @@ class _Tile:
 
     def update(self, g: np.ndarray, c: Coefficients, seed: tuple[int, int]) -> None:
         segment, kind = self.segment, self.segment.state
-        state = [self._of(name, kind) for name in ("mg", "variance", "delta")]
+        state = [self._of(name, kind) for name in STATE]
         mg, variance, delta = (_widened(array, kind) for array in state)
         param, *new = graves(self.param, g, mg, variance, delta, c)
         random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None

@@ -123,17 +123,12 @@ struct Operating {
 
 // ---- updates -------------------------------------------------------------------------------------------------------
 
-// The dtypes of a segment: of parameters and gradients, of the state, of the arithmetic.
-template <class Stored_, class State_, class Real_, bool MASTER_>
-struct Kind {
-    typedef Stored_ Stored;
-    typedef State_ State;
-    typedef Real_ Real;
-    static constexpr bool MASTER = MASTER_;
-    // how many elements a thread takes at a time: as many as 16 bytes have of the widest of them
-    static constexpr int PARAM = MASTER ? sizeof(float) : sizeof(Stored);
-    static constexpr int N = 16 / (PARAM > int(sizeof(State)) ? PARAM : int(sizeof(State)));
-};
+// How many elements a thread takes at a time: as many as 16 bytes have of the widest of a segment's dtypes.
+template <class Kind>
+constexpr int PARAM_SIZE = Kind::MASTER ? sizeof(float) : sizeof(typename Kind::Stored);
+template <class Kind>
+constexpr int VECTOR = 16 / (PARAM_SIZE<Kind> > int(sizeof(typename Kind::State)) ? PARAM_SIZE<Kind>
+                                                                                   : int(sizeof(typename Kind::State)));
 
 // What a step does besides the rule: nothing.
 template <class Real>
@@ -221,7 +216,7 @@ struct Update {
 
     __device__ __forceinline__ u32 aligned() const
     {
-        constexpr int N = Kind::N;
+        constexpr int N = VECTOR<Kind>;
         const u32 skip = ahead<N>(param);
         return skip == ahead<N>(grad) && skip == ahead<N>(mg) && skip == ahead<N>(variance) && skip == ahead<N>(delta) &&
                        (!Kind::MASTER || skip == ahead<N>(master))
@@ -235,7 +230,7 @@ __device__ __forceinline__ void flat(const Hyper &given, const Hyper *live, cons
 {
     const Hyper hyper = live ? *live : given;  // a copy: a reference to one of the two would put `given` in local memory
     const Update<Kind, Plain<typename Kind::Real>> update(segment, 0, hyper, {});
-    share<Kind::N, u64>(update, update.aligned(), segment.size, u64(blockIdx.x) * blockDim.x + threadIdx.x,
+    share<VECTOR<Kind>, u64>(update, update.aligned(), segment.size, u64(blockIdx.x) * blockDim.x + threadIdx.x,
                         u64(gridDim.x) * blockDim.x);
 }
 
@@ -249,7 +244,7 @@ __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, cons
         const Part part(chunk, segment);
         const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
         const Update<Kind, Plain<typename Kind::Real>> update(segment, part.begin, hyper, {});
-        share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
 }
 
@@ -276,7 +271,7 @@ __device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, co
         const Hyper hyper = live ? *live : given;
         const Update<Kind, Extras<Real>> update(
             segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
-        share<Kind::N, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
 }
 
