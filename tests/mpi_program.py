@@ -1178,6 +1178,7 @@ def one_hangs():
 
 @disaster
 def one_is_killed():
+    print(f"process {os.getpid()}", flush=True)
     _, optimizer = training(2.0)
     if RANK == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -55,15 +56,24 @@ def mpirun():
     version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
     options = ["--oversubscribe"] if "Open MPI" in version else []
 
-    def run(processes, *arguments, timeout=200, more=()):
+    def run(processes, *arguments, timeout=200, more=(), until=None):
+        """``until``: says of the text printed so far whether that is all there is to wait for; then the launcher is killed."""
         command = [MPIRUN, *options, *more, "-n", str(processes), sys.executable, *arguments]
         environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         began = time.monotonic()
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=environment, check=False
-        )
-        done.text, done.seconds = done.stdout.decode(errors="replace"), time.monotonic() - began
-        return done
+        with tempfile.TemporaryFile() as output:
+
+            def text():
+                return os.pread(output.fileno(), 2**24, 0).decode(errors="replace")
+
+            with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as launcher:
+                try:
+                    while launcher.poll() is None and not (until is not None and until(text())):
+                        assert time.monotonic() - began < timeout, f"not ended after {timeout} s:\n{text()[-3000:]}"
+                        time.sleep(0.02)
+                finally:
+                    launcher.kill()
+            return types.SimpleNamespace(text=text(), returncode=launcher.returncode, seconds=time.monotonic() - began)
 
     return run
 
@@ -128,9 +138,24 @@ def test_a_death_that_the_launcher_does_not_notice(mpirun):
     if "Open MPI) 5" not in version:
         pytest.skip("only Open MPI 5 can be told to leave the others alone")
     more = ("--runtime-options", "continuous")
-    done = mpirun(3, "-m", "tests.mpi_program", prelude(), "one_is_killed", timeout=50, more=more)
-    assert len(re.findall(r"GroupError: process [02] of 3 has waited 2 s in averaging 'grad'", done.text)) == 2, done.text
-    assert done.returncode
+
+    def all_is_said(text):
+        said = re.findall(r"GroupError: process [02] of 3 has waited 2 s in averaging 'grad'", text)
+        began = re.findall(r"^process (\d+)$", text, re.M)
+        return len(said) == 2 and len(began) == 3 and not any(map(is_alive, began))
+
+    # the processes are watched, not the launcher: Open MPI 5.0.11's waits for a lock of its own for ever now and then, when
+    # two processes abort at once
+    done = mpirun(3, "-m", "tests.mpi_program", prelude(), "one_is_killed", timeout=50, more=more, until=all_is_said)
+    assert all_is_said(done.text), done.text
+
+
+def is_alive(process):
+    try:
+        # the state follows the name in brackets; a zombie has ended, and its parent has not looked
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
