@@ -50,6 +50,8 @@ class Place:
         offset: of its first element in the flat arrays of its dtype, in elements; 0 in local mode.
         state: entity -> (shape, dtype) of the variable's own state array.
         forms: what a file may hold in place of an entity, and holds beside it.
+        kept: what hooks keep of the variable: entities that a file may lack, or have too many.
+        span: which elements of the state are on this process; None: all.
     """
 
     names: Sequence[str]
@@ -58,6 +60,8 @@ class Place:
     offset: int
     state: Mapping[str, tuple[tuple[int, ...], np.dtype]]
     forms: Sequence[MeanSquare] = ()
+    kept: Sequence[str] = ()
+    span: slice | None = None
 
 
 def _spellings(dtype: str) -> tuple[str, str]:
@@ -178,7 +182,14 @@ def write(
         "attrs": {key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str)},
         "extra": extra,
         "variables": [
-            {"names": list(p.names), "shape": list(p.shape), "dtype": p.dtype.name, "offset": p.offset} for p in places
+            {
+                "names": list(p.names),
+                "shape": list(p.shape),
+                "dtype": p.dtype.name,
+                "offset": p.offset,
+                "hooks": list(p.kept),
+            }
+            for p in places
         ],
     }
     try:
@@ -195,7 +206,7 @@ def write(
                 raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} {why}") from error
             sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
         for key, state in states.items():
-            first, *others = _spellings(key.name) if flat else (stem_of(key),)
+            first, *others = _spellings(key.name) if isinstance(key, np.dtype) else (stem_of(key),)
             for entity, content in state.items():
                 try:
                     if not _is_key(f"{first}.{entity}"):
@@ -220,11 +231,11 @@ def write(
 
 
 def read(
-    hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], places: Sequence[Place], parts: Sequence[slice] | None = None
+    hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], places: Sequence[Place]
 ) -> tuple[dict[str, Any], list[dict[str, np.ndarray]], dict[str, Any], str]:
     """Reads and checks what :func:`write` or PuzzleLib wrote, for an optimizer that has ``attrs`` and ``places``.
 
-    ``parts``: what to keep of each place's elements; then one array of a dtype is in memory at a time, whatever its size.
+    Of a place with a ``span`` these elements are kept; then one array of a dtype is in memory at a time, whatever its size.
 
     Returns:
         The attributes found, each converted to the type it has in ``attrs``; for each place entity -> content, of the shape
@@ -237,7 +248,7 @@ def read(
     _check_name(name)
     with opened(hdf, "r") as parent:
         source = Source(parent, name)
-        found = _read_attrs(source, attrs), _States(source, places).read_all(parts), source.extra
+        found = _read_attrs(source, attrs), _States(source, places).read_all(), source.extra
         return *found, hashlib.sha256(repr((sorted(source.seen.items()), source.extra)).encode()).hexdigest()
 
 
@@ -368,28 +379,44 @@ class _States:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
-    def read_all(self, parts: Sequence[slice] | None = None) -> list[dict[str, np.ndarray]]:
+    def read_all(self) -> list[dict[str, np.ndarray]]:
         had: list[dict[str, np.ndarray]] = [{} for _ in self._places]
         others = [form.name for place in self._places for form in place.forms]
         for name in dict.fromkeys([*(entity for place in self._places for entity in place.state), *others]):
             for i, place in enumerate(self._places):
                 entity, content = self._read(place, name, had[i])
                 if content is not None:
-                    had[i][entity] = content if parts is None else content.reshape(-1)[parts[i]].copy()
+                    whole = place.span is None
+                    had[i][entity] = content if whole else content.reshape(-1)[place.span].copy()
             content = None
             self._flat_contents.clear()
         found = []
         for i, place in enumerate(self._places):
-            if parts is not None:
+            if place.span is not None:
                 flat = next((content.shape for content in had[i].values()), (0,))
                 place = replace(place, state={entity: (flat, dtype) for entity, (_, dtype) in place.state.items()})
-            found.append(fitted(place, had[i], self._file))
+            found.append(fitted(place, had[i], self._file) | self._kept(place))
         if self._group is not None:
             left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
             if left := left - self._used:
                 warnings.warn(
                     f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning, 4
                 )
+        return found
+
+    def _kept(self, place: Place) -> dict[str, np.ndarray]:
+        """What hooks kept of a variable, as it was saved."""
+        entry = self._entry(place)
+        if place.span is not None or entry is None:
+            return {}
+        found = {}
+        for entity in entry.get("hooks", ()):
+            keys = [f"{stem_of(name)}.{entity}" for name in entry["names"]]
+            key = next((key for key in keys if key in self._group), None)
+            if key is None:
+                raise CheckpointError(f"variable {place.names[0]!r}: {self._file} has no {entity!r} for it")
+            self._used.add(key)
+            found[entity] = self._source.verified("states", key)
         return found
 
     def _datasets(self) -> list[str]:

@@ -1,14 +1,318 @@
-"""A net for people who have variables and no net: a dict of them, or a list."""
+"""What a net has to train: its variables, checked once and followed from step to step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import numbers
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import SetupError, VariableError
-from .hyper import shown
+import numpy as np
 
-__all__ = ["Variables", "as_net"]
+from .arrays import Family, check, family_of, refuse_overlap
+from .errors import ArrayError, HyperParameterError, SetupError, VariableError
+from .hyper import FLOAT32_MAX, shown
+
+__all__ = [
+    "Rates",
+    "TrackedVariable",
+    "Variables",
+    "as_net",
+    "check_rates",
+    "check_tied",
+    "follow",
+    "rates_of",
+    "read_net",
+    "updater_of",
+]
+
+Rates = tuple[float, float, float]  # learnRate, momRate, wc
+
+
+@dataclass(eq=False)
+class TrackedVariable:
+    """A variable as the optimizer knows it.
+
+    Attributes:
+        names: every name that the net has for it.
+        var: the net's object.
+        data, grad: the arrays that it was checked with.
+        state: its state; in global mode views of the flat one, and what hooks keep there.
+        views: in global mode entity -> the flat array and the view of it.
+        offset: of its first element in the flat buffers; global mode only.
+        memory: what holds the memory of ``data`` and ``grad``, where these are wrappers.
+        made: the entities of the state that the optimizer made; others are hooks'.
+        rates: learnRate, momRate and wc: its own, times those of its dtype in ``globalVar``.
+    """
+
+    names: list[str]
+    var: Any
+    data: Any
+    grad: Any
+    state: dict[str, Any] = field(default_factory=dict)
+    views: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    offset: int = 0
+    memory: tuple[Any, Any] | None = None
+    made: frozenset[str] = frozenset()
+    rates: Rates = (1.0, 1.0, 0.0)
+
+    @property
+    def name(self) -> str:
+        """The first name."""
+        return self.names[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of data and gradient."""
+        return np.dtype(self.data.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of data and gradient."""
+        return tuple(self.data.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(self.data.size)
+
+    def kept(self) -> dict[str, Any]:
+        """What hooks keep in the state, besides what the optimizer made."""
+        return {k: array for k, array in self.state.items() if k not in self.made and k not in self.views}
+
+    def memory_now(self, family: Family) -> tuple[Any, Any]:
+        """What holds the memory of the arrays at present."""
+        return family.memory(self.data), family.memory(self.grad)
+
+
+# ----------------------------------------------------------------------------------------- reading a net
+
+
+def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str], Family | None]:
+    """Reads a net's variables and checks all of them; changes nothing.
+
+    Returns:
+        The variables to train; the first names of those with an updater of their own; the family of the arrays.
+
+    Raises:
+        SetupError: the net lacks a method or has no variables.
+        VariableError, ArrayError: a variable does not fit; names it.
+    """
+    for method in ("getVarTable", "getVar", "setVar"):
+        if isinstance(net, type) or not callable(getattr(net, method, None)):
+            got = f"the class {net.__qualname__}" if isinstance(net, type) else type(net).__qualname__
+            raise SetupError(f"setupOn needs a net with a method {method}(); got {got}")
+    variables: list[TrackedVariable] = []
+    custom: list[str] = []
+    family: Family | None = None
+    seen: set[str] = set()
+    # PuzzleLib's global mode gives each name of a tied variable a Variable of its own, with the same arrays
+    twins: dict[tuple[int, int], TrackedVariable] = {}
+    table = net.getVarTable()
+    if not isinstance(table, Mapping):
+        raise SetupError(f"getVarTable() must give a dict of variables to lists of names; got {type(table).__qualname__}")
+    for var, names in table.items():
+        names = _checked_names(net, var, names, seen)
+        if getattr(var, "hasUpdater", False):
+            if nodeinfo is not None:
+                raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
+            if not callable(getattr(var, "update", None)):
+                raise VariableError(f"variable {names[0]!r} has an updater, but no method update(learnRate)")
+            custom.append(names[0])
+            continue
+        for attribute in ("data", "grad", "learnRate", "momRate", "wc"):
+            if not hasattr(var, attribute):
+                raise VariableError(
+                    f"variable {names[0]!r}: a {type(var).__qualname__} without {attribute!r} is no variable"
+                )
+        variable = TrackedVariable(names, var, var.data, var.grad)
+        family = _check_arrays(variable, family)
+        twin = twins.setdefault((id(variable.data), id(variable.grad)), variable)
+        if twin is variable:
+            variables.append(variable)
+        else:
+            _tie(twin, variable)
+    if not seen:
+        raise SetupError(f"the net ({type(net).__qualname__}) has no variables to train")
+    if family is not None:
+        refuse_overlap(_extents(variables, family))
+    return variables, custom, family
+
+
+def _checked_names(net: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
+    """The names of a variable, each once: a module that is used twice lists a name twice."""
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if not _is_text(name):
+            raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
+        if name in seen:
+            raise VariableError(f"variable {name!r}: two variables of the net have this name")
+        seen.add(name)
+        try:
+            found = net.getVar(name)
+        except Exception as error:
+            raise VariableError(f"variable {name!r} is in getVarTable(), but getVar() does not find it: {error}") from error
+        if found is not var:
+            raise VariableError(f"variable {name!r}: getVarTable() and getVar() give different objects")
+    return names
+
+
+def _tie(variable: TrackedVariable, other: TrackedVariable) -> None:
+    """Makes of two variables with the same arrays one with the names of both. VariableError where their rates differ."""
+    for rate in ("learnRate", "momRate", "wc"):
+        own, its = getattr(variable.var, rate), getattr(other.var, rate)
+        if own is not its and not (np.ndim(own) == np.ndim(its) == 0 and own == its):
+            raise VariableError(
+                f"variables {variable.name!r} and {other.name!r} have the same arrays, but {rate} {own!r} and {its!r}; "
+                f"make them one Variable, or give them arrays of their own"
+            )
+    variable.names += other.names
+
+
+def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
+    """Checks one variable's data and gradient against the net's family, if it is known yet; returns it."""
+    name = variable.name
+    if variable.grad is None:
+        raise VariableError(f"variable {name!r} has no gradient; make it with withgrad=True, or give it an updater")
+    if family is None:
+        try:
+            family = family_of(variable.data)
+        except ArrayError as error:
+            raise ArrayError(f"variable {name!r}: its data: {error}") from None
+    dtype = np.dtype(variable.data.dtype) if hasattr(variable.data, "dtype") else None
+    if dtype is not None and dtype.name not in family.dtypes:
+        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}")
+    shape = tuple(getattr(variable.data, "shape", ()))
+    for what, array in (("data", variable.data), ("gradient", variable.grad)):
+        check(name, what, array, family, dtype or np.dtype(np.float32), shape)
+    return family
+
+
+def _extents(variables: Sequence[TrackedVariable], family: Family) -> Iterator[tuple[str, int, int]]:
+    for variable in variables:
+        yield f"variable {variable.name!r}: its data", family.address(variable.data), int(variable.data.nbytes)
+        yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), int(variable.grad.nbytes)
+
+
+def _is_text(name: str) -> bool:
+    """Whether UTF-8 has it; it has no halves of characters, which Python makes of file names in other encodings."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------- following it, step by step
+
+
+def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None, fixed: bool) -> None:
+    """Takes over the arrays that the user put in place of others since the last call, or refuses them.
+
+    Args:
+        fixed: whether the arrays are views of the flat buffers, so that no other can take their place.
+
+    Raises:
+        VariableError, ArrayError: a variable is gone, or its arrays do not fit; names it. Nothing was taken over then.
+    """
+    changed: dict[TrackedVariable, TrackedVariable] = {}
+    for variable in variables:
+        try:
+            var = net.getVar(variable.name)
+            data, grad = var.data, var.grad
+        except Exception as error:
+            raise VariableError(f"variable {variable.name!r}: the net has none of that name any more: {error!r}") from error
+        other = family is not None and any(map(operator.is_not, variable.memory_now(family), variable.memory or ()))
+        if var is not variable.var or data is not variable.data or grad is not variable.grad or other:
+            if fixed:
+                _refuse(variable, var, family)
+            changed[variable] = _replacement(variable, var, family)
+    check_tied(net, variables)
+    if changed and family is not None:
+        refuse_overlap(_extents([changed.get(variable, variable) for variable in variables], family))
+    for variable, new in changed.items():
+        variable.var, variable.data, variable.grad = new.var, new.data, new.grad
+    for variable in variables if family is not None and family.wraps else ():
+        variable.memory = variable.memory_now(family)  # type: ignore[arg-type]
+
+
+def _refuse(variable: TrackedVariable, var: Any, family: Family | None) -> None:
+    data = var.data is not variable.data
+    if variable.memory is not None and family is not None:
+        data = data or variable.memory_now(family)[0] is not variable.memory[0]
+    what = "variable" if var is not variable.var else "data" if data else "gradient"
+    raise VariableError(
+        f"variable {variable.name!r}: its {what} was replaced after setupOn, so it no longer lies in the flat buffer; "
+        f"write into the array in place, or call setupOn again"
+    )
+
+
+def _replacement(variable: TrackedVariable, var: Any, family: Family | None) -> TrackedVariable:
+    new = TrackedVariable(variable.names, var, var.data, var.grad)
+    _check_arrays(new, family)
+    if new.shape != variable.shape or new.dtype != variable.dtype:
+        raise VariableError(
+            f"variable {variable.name!r}: replaced after setupOn by one of shape {new.shape} and dtype {new.dtype}, where "
+            f"its state is for {variable.shape} and {variable.dtype}; call setupOn again"
+        )
+    return new
+
+
+def check_tied(net: Any, variables: Sequence[TrackedVariable]) -> None:
+    """Raises VariableError where a name of a variable stands for another now: it is updated under the first of them."""
+    for variable in variables:
+        for name in variable.names[1:]:
+            try:
+                tied = net.getVar(name) is net.getVar(variable.name)
+            except Exception as error:
+                raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+            if not tied:
+                raise VariableError(
+                    f"variable {name!r} was tied to {variable.name!r} at setupOn and is no more; call setupOn again"
+                )
+
+
+def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
+    """learnRate, momRate and wc as they stand now. VariableError where one is gone."""
+    try:
+        return var.learnRate, var.momRate, var.wc
+    except AttributeError as error:
+        raise VariableError(f"{whose}: it has lost a rate: {error}") from None
+
+
+def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None:
+    """Raises HyperParameterError for a rate that is no finite number; names both."""
+    for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
+        try:
+            # not an array, though it be 0-d: it could change unseen
+            good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= FLOAT32_MAX
+        except (TypeError, OverflowError):
+            good = False
+        if not good:
+            rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
+            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > FLOAT32_MAX else ""
+            raise HyperParameterError(f"{whose}: its {what} must be {rule}; got {shown(value)}{hint}")
+
+
+def updater_of(net: Any, name: str) -> Callable[[float], None]:
+    """What updates a variable that has its own updater; looked up before anything else is updated."""
+    try:
+        var = net.getVar(name)
+    except Exception as error:
+        raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+    update = getattr(var, "update", None)
+    if not getattr(var, "hasUpdater", False) or update is None:
+        raise VariableError(f"variable {name!r} has no updater any more; call setupOn again")
+    if not callable(getattr(var, "updater", update)):
+        raise VariableError(f"variable {name!r}: its updater must be callable; got {var.updater!r}")
+    return update
+
+
+# ------------------------------------------------------------------------- a net of a dict or a list
 
 
 class Variables:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .forms import MeanSquare
 from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
-from .kernels import PLAIN, STATE, Hyper, Segment, StepOptions, real_dtype
-from .optimizer import Optimizer, Slot, check_rates
+from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
+from .net import TrackedVariable, check_rates
+from .optimizer import Optimizer
+from .plan import Plan, Segment
 
 if TYPE_CHECKING:
     from .nodeinfo import NodeInfo
@@ -153,26 +156,22 @@ class RMSPropGraves(Optimizer):
 
     def _unbind(self) -> None:
         super()._unbind()
-        self._packed: _Packed | None = None
-        self._zeroed: list[Slot] | None = None  # the runs whose gradients the last update zeroed
         self._live: Any = None  # the hyper-parameters in device memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_packed": None, "_live": None}
+        return super().__getstate__() | {"_live": None}
 
     def _check_options(self) -> None:
         if self.capturable and self.stateDtype is not None:
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
 
-    def _inspect(self, mod: Any, useGlobalState: bool) -> tuple[list[Slot], list[str], Family | None]:
+    def _check_setup(self, family: Family | None) -> None:
         self._check_options()
-        slots, custom, family = super()._inspect(mod, useGlobalState)
         if self.capturable and getattr(self.nodeinfo, "gridsize", 1) > 1:
             # over MPI the host adds, and over NCCL no replay would be watched
             raise SetupError("capturable=True is for one process: the averages of a group are in no CUDA graph")
         if self.capturable and (family is None or family.device != "cuda"):
             raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
-        return slots, custom, family
 
     def _options(self) -> dict[str, Any]:
         names = ("gradOfLoss", "stateDtype", "masterWeights", "fuseZeroGrad", "seed", "capturable", "shardState")
@@ -221,37 +220,31 @@ class RMSPropGraves(Optimizer):
         found = dict.fromkeys(STATE, self._dtype_of_state(dtype))
         return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
 
-    def _extra(self) -> dict[str, Any]:
-        options = {
-            "gradOfLoss": self.gradOfLoss,
-            "stateDtype": None if self.stateDtype is None else self.stateDtype.name,
-            "masterWeights": self.masterWeights,
-            "seed": self.seed,
-        }
-        return super()._extra() | {"options": options}
+    def _saved_options(self) -> dict[str, Any]:
+        state_dtype = None if self.stateDtype is None else self.stateDtype.name
+        saved = {"gradOfLoss": self.gradOfLoss, "stateDtype": state_dtype}
+        return saved | {"masterWeights": self.masterWeights, "seed": self.seed}
 
-    def _checkExtra(self, extra: dict[str, Any]) -> None:
-        super()._checkExtra(extra)
+    def _adapt(
+        self, states: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, np.ndarray]]:
         try:
-            _checked_seed("seed", extra.get("options", {}).get("seed", self.seed))
-            flag("gradOfLoss", extra.get("options", {}).get("gradOfLoss", False))
+            _checked_seed("seed", options.get("seed", self.seed))
+            sign_of_loss = flag("gradOfLoss", options.get("gradOfLoss", self.gradOfLoss))
         except HyperParameterError as error:
             raise CheckpointError(f"the file's option is not valid: {error}") from error
+        if sign_of_loss == self.gradOfLoss:
+            return states
+        # the mean of gradients of the other sign
+        return [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
 
-    def _adapted(self, states: list[dict[str, np.ndarray]], extra: dict[str, Any]) -> list[dict[str, np.ndarray]]:
-        if extra.get("options", {}).get("gradOfLoss", self.gradOfLoss) != self.gradOfLoss:
-            # the mean of gradients of the other sign
-            states = [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
-        return states
-
-    def _applyExtra(self, extra: dict[str, Any]) -> None:
-        super()._applyExtra(extra)
+    def _take_options(self, options: Mapping[str, Any]) -> None:
         # what the random rounding goes on with
-        self.seed = extra.get("options", {}).get("seed", self.seed)
+        self.seed = options.get("seed", self.seed)
 
-    def _stretches(self) -> list[Slot]:
+    def _updates_one_by_one(self) -> bool:
         # an element's random numbers are found by the name of its variable and its index there
-        return list(self._slots) if self.stateDtype is not None else super()._stretches()
+        return self.stateDtype is not None
 
     def _seeds(self) -> tuple[int, int]:
         """Two 32-bit numbers of this step: the output of SplitMix64 number ``t`` from ``seed``."""
@@ -262,22 +255,17 @@ class RMSPropGraves(Optimizer):
         return z & 0xFFFFFFFF, z >> 32
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
-        runs, zeroed, self._zeroed = self._runs, self._zeroed, None
-        # where an array was replaced there are no runs now
-        if runs is not None and zeroed is runs:
+        plan, zeroed, self._zeroed = self._plan, self._zeroed, None
+        # where an array was replaced, there is no plan now
+        if plan is not None and zeroed is plan:
             return
-        packed = self._packed
-        few = len(self._slots) < (2 if family.device == "cuda" else 4)  # then one by one is faster
-        if self.globalState or few or packed is None or runs is None or packed.source is not runs:
+        few = len(self._variables) < (2 if family.device == "cuda" else 4)  # then one by one is faster
+        if self.globalState or few or plan is None or plan.table is None:
             super()._zero_gradients(family, stream)
             return
-        packed.table.zero_gradients(stream)
-        for run in packed.frozen:
-            family.fill_zero(run.grad, stream)
-
-    def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
-        self._zeroed = None
-        super().update(useStreams, sync, stream=stream)
+        plan.table.zero_gradients(stream)
+        for segment in plan.frozen:
+            family.fill_zero(segment.grad, stream)
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """One step on one variable.
@@ -286,116 +274,99 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
             HyperParameterError: a rate of the variable is no number.
         """
-        run = Slot([str(getattr(var, "name", "?"))], var, var.data, var.grad, state)
-        run.rates = var.learnRate, var.momRate, var.wc
-        check_rates(f"variable {run.names[0]!r}", *run.rates)
-        options = StepOptions(seed=self._seeds()) if self._rounds_randomly(run.dtype) else PLAIN
-        self._pack([run], family_of(var.data)).table.update(self._hyper(), stream, options)
+        name, rates = str(getattr(var, "name", "?")), (var.learnRate, var.momRate, var.wc)
+        check_rates(f"variable {name!r}", *rates)
+        segment = Segment(name, var, var.data, var.grad, state, rates)
+        options = StepOptions(seed=self._seeds()) if self._rounds_randomly(segment.dtype) else PLAIN
+        _, table = self._pack([segment], family_of(var.data))
+        table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
         # a subclass, or an instance, has a rule, or something around the rule, of its own
         return getattr(self.updateVar, "__func__", None) is _UPDATE_VAR
 
-    def _step(self, runs: list[Slot], stream: Any, options: StepOptions) -> None:
-        if not self._fuses():
-            super()._step(runs, stream, options)
-            for run in runs if self.fuseZeroGrad else ():
-                self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
-            self._note_zeroed()
-            return
-        packed = self._packed
-        if packed is None or packed.source is not runs:
-            if self.family is None:
-                return
-            active = [run for run in runs if run.rates[0] > 0.0]
-            packed = self._packed = self._pack(active, self.family, runs)
-        if self.stateDtype is not None:
-            options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
-        elif self.fuseZeroGrad:
-            options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
-        hyper = self._known_hyper or self._hyper()
-        if hyper is not packed.fits:
-            packed.check(hyper)
-        self._stepping = True
-        packed.table.update(hyper, stream, options)
+    def _step(self, plan: Plan, stream: Any, options: StepOptions) -> None:
+        if plan.table is None:
+            super()._step(plan, stream, options)
+        else:
+            if self.stateDtype is not None:
+                options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
+            elif self.fuseZeroGrad:
+                options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
+            hyper = self._known_hyper or self._hyper()
+            if abs(hyper.learnRate) * plan.largest_rate > FLOAT32_MAX:
+                _refuse_rate(hyper, plan)
+            self._stepping = True
+            plan.table.update(hyper, stream, options)
         if self.fuseZeroGrad:
-            for run in packed.frozen:
-                self.family.fill_zero(run.grad, stream)  # type: ignore[union-attr]
-            self._note_zeroed()
+            for segment in plan.frozen if plan.table is not None else (*plan.segments, *plan.frozen):
+                self.family.fill_zero(segment.grad, stream)  # type: ignore[union-attr]
+            # in parts, the others' are left as they are
+            self._zeroed = None if self.shardState else plan
 
-    def _note_zeroed(self) -> None:
-        # in parts, the others' are left as they are
-        self._zeroed = self._runs if self.fuseZeroGrad and not self.shardState else None
+    def _gradient_segment(self, variable: TrackedVariable) -> kernels.Segment:
+        segment = super()._gradient_segment(variable)
+        master = variable.state.get("master")
+        return segment if master is None else segment._replace(master=family_of(master).address(master))
 
-    def _gradient_segment(self, slot: Slot, family: Family) -> Segment:
-        segment = super()._gradient_segment(slot, family)
-        return segment._replace(master=family.address(slot.state["master"])) if "master" in slot.state else segment
+    def _make_table(
+        self, segments: Sequence[Segment], family: Family, former: Plan | None
+    ) -> tuple[tuple[kernels.Segment, ...], Any]:
+        return self._pack(segments, family, former) if self._fuses() else ((), None)
 
-    def _pack(self, runs: list[Slot], family: Family, source: list[Slot] | None = None) -> _Packed:
-        packed = _Packed(runs, family, self._dtypes, source)
+    def _pack(
+        self, segments: Sequence[Segment], family: Family, former: Plan | None = None
+    ) -> tuple[tuple[kernels.Segment, ...], Any]:
+        """Checks the segments and packs them; where their memory is that of a former table, it is told the rates."""
+        extents = []
+        for segment in segments:
+            _check(segment, family, self._dtypes(segment.dtype))
+            for what, array in _arrays(segment):
+                extents.append((f"variable {segment.name!r}: its {what}", family.address(array), int(array.nbytes)))
+        refuse_overlap(extents)
+        rows = tuple(_row(segment, family) for segment in segments)
+        rates = [segment.rates for segment in segments]
+        if former is not None and former.table is not None and former.rows == rows:
+            table = former.table
+            if rates != [segment.rates for segment in former.segments]:
+                table.set_rates(rates)
+            return rows, table
+        table = family.kernels().Table(rows)
+        table.set_rates(rates)
         if self.capturable:
             if self._live is None:
                 self._live = family.kernels().LiveHyper()
                 self._live.write(self._hyper())
-            packed.table.follow(self._live)
-            packed.former = self._packed  # a graph may still replay on its tables
-        return packed
+            table.follow(self._live)
+            table.former = None if former is None else former.table  # a graph may still replay on its memory
+        return rows, table
 
 
 _UPDATE_VAR = RMSPropGraves.updateVar
 
 
-class _Packed:
-    """Variables checked and put into a table, so that a step is one call.
-
-    Attributes:
-        source: the runs that these are the active ones of.
-        frozen: the others.
-    """
-
-    def __init__(
-        self,
-        runs: list[Slot],
-        family: Family,
-        dtypes: Callable[[np.dtype], dict[str, np.dtype]],
-        source: list[Slot] | None = None,
-    ) -> None:
-        self.runs = runs
-        self.source = source
-        self.frozen = [run for run in source or () if not run.rates[0] > 0.0]
-        self.former: _Packed | None = None
-        extents = []
-        for run in runs:
-            _check(run, family, dtypes(run.dtype))
-            for what, array in _buffers(run):
-                extents.append((f"variable {run.names[0]!r}: its {what}", family.address(array), int(array.nbytes)))
-        refuse_overlap(extents)
-        self.fits: Hyper | None = None  # what :meth:`check` has let pass
-        self.table = family.kernels().Table([_segment(run, family) for run in runs])
-        self.table.set_rates([run.rates for run in runs])
-
-    def check(self, hyper: Hyper) -> None:
-        """Raises HyperParameterError where the learning rate of a variable is beyond what float32 holds."""
-        for run in self.runs:
-            if abs(hyper.learnRate) * run.rates[0] > FLOAT32_MAX and run.dtype != np.float64:
-                raise HyperParameterError(
-                    f"variable {run.names[0]!r}: learnRate {abs(hyper.learnRate):g} times its own, "
-                    f"{run.rates[0]:g}, is beyond float32"
-                )
-        self.fits = hyper
+def _refuse_rate(hyper: Hyper, plan: Plan) -> None:
+    """Raises HyperParameterError where the learning rate of a variable is beyond what float32 holds."""
+    for segment in plan.segments:
+        if abs(hyper.learnRate) * segment.rates[0] > FLOAT32_MAX and segment.dtype != np.float64:
+            raise HyperParameterError(
+                f"variable {segment.name!r}: learnRate {abs(hyper.learnRate):g} times its own, {segment.rates[0]:g}, is "
+                f"beyond float32"
+            )
 
 
-def _buffers(run: Slot) -> list[tuple[str, Any]]:
-    state = run.state
-    found = [("data", run.data), ("gradient", run.grad), *((entity, state[entity]) for entity in STATE)]
+def _arrays(segment: Segment) -> list[tuple[str, Any]]:
+    state = segment.state
+    found = [("data", segment.data), ("gradient", segment.grad), *((entity, state[entity]) for entity in STATE)]
     return [*found, ("master", state["master"])] if "master" in state else found
 
 
-def _segment(run: Slot, family: Family) -> Segment:
-    param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _buffers(run))
-    state = np.dtype(run.state["mg"].dtype).name
-    key = zlib.crc32(run.names[0].encode())
-    return Segment(run.dtype.name, state, param, grad, run.size, mg, variance, delta, rest[0] if rest else 0, run.first, key)
+def _row(segment: Segment, family: Family) -> kernels.Segment:
+    param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _arrays(segment))
+    state = np.dtype(segment.state["mg"].dtype).name
+    key, master = zlib.crc32(segment.name.encode()), rest[0] if rest else 0
+    size = int(segment.data.size)
+    return kernels.Segment(segment.dtype.name, state, param, grad, size, mg, variance, delta, master, segment.first, key)
 
 
 def _learn_rate(name: str, value: Any) -> float:
@@ -419,15 +390,15 @@ def _state_dtype(dtype: Any) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def _check(run: Slot, family: Family, dtypes: dict[str, np.dtype]) -> None:
-    """Every array of a run: its family, dtype, shape, and whether the kernel can work on it in place."""
-    name = run.names[0]
-    if not isinstance(run.state, Mapping):
-        raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {run.state!r}")
-    missing = set(dtypes) - set(run.state)
+def _check(segment: Segment, family: Family, dtypes: dict[str, np.dtype]) -> None:
+    """Every array of a segment: its family, dtype, shape, and whether the kernel can work on it in place."""
+    name = segment.name
+    if not isinstance(segment.state, Mapping):
+        raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {segment.state!r}")
+    missing = set(dtypes) - set(segment.state)
     if missing:
         raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")
-    if run.dtype.name not in family.dtypes:
-        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {run.dtype}")
-    for what, array in _buffers(run):
-        check(name, what, array, family, dtypes.get(what, run.dtype), run.shape)
+    if segment.dtype.name not in family.dtypes:
+        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {segment.dtype}")
+    for what, array in _arrays(segment):
+        check(name, what, array, family, dtypes.get(what, segment.dtype), tuple(segment.data.shape))

@@ -15,9 +15,21 @@ from .nodeinfo.agreement import tell
 from .nodeinfo.base import NodeInfo, on_stream
 from .variable import Variable
 
-__all__ = ["Parts", "Shards"]
+__all__ = ["Parts", "Shards", "check_nodeinfo"]
 
 GATHERED = 1 << 25  # bytes that are gathered at a time
+
+
+def check_nodeinfo(nodeinfo: Any, globalState: bool, shardState: bool) -> None:
+    """Raises SetupError where a nodeinfo cannot do what an optimizer with these modes asks of it."""
+    if nodeinfo is not None:
+        for method in ("broadcastBuffer", "sumTensor"):
+            if not callable(getattr(nodeinfo, method, None)):
+                raise SetupError(f"nodeinfo must have a method {method}(), as a NodeInfo has; got {nodeinfo!r}")
+        if not globalState:
+            raise SetupError("an optimizer with a nodeinfo needs global state: setupOn(net, useGlobalState=True)")
+    if shardState:
+        Shards.check(nodeinfo)
 
 
 class Shards:

@@ -1,0 +1,132 @@
+"""Global mode: all parameters of a dtype moved into one buffer, all their gradients into another, the net given views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .arrays import Family, SharedArray, family_of
+from .arrays.flat import ByDtype
+from .errors import SetupError, VariableError
+from .net import TrackedVariable
+from .variable import Variable
+
+__all__ = ["FlatBuffers", "check_buffers", "check_moved", "check_views", "flatten", "part_of", "share_states"]
+
+
+class FlatBuffers(NamedTuple):
+    """What :func:`flatten` made.
+
+    Attributes:
+        params, grads: dtype -> the buffer of the parameters, and that of the gradients.
+        variables: dtype -> a Variable of both, whose rates are factors on those of all variables of the dtype.
+    """
+
+    params: dict[np.dtype, SharedArray]
+    grads: dict[np.dtype, SharedArray]
+    variables: dict[np.dtype, Variable]
+
+
+def flatten(net: Any, variables: Sequence[TrackedVariable], family: Family, parts: int = 1) -> FlatBuffers:
+    """Moves variables into flat buffers of ``parts`` equal parts, one at a time, and points the net at them."""
+    params: dict[np.dtype, SharedArray] = ByDtype()
+    grads: dict[np.dtype, SharedArray] = ByDtype()
+    for variable in variables:
+        for buffers in (params, grads):
+            buffer = buffers.setdefault(variable.dtype, SharedArray(variable.dtype, family))
+            buffer.register(variable.shape, variable.dtype, variable.name)
+    for buffer in (*params.values(), *grads.values()):
+        buffer.build(parts)
+    for variable in variables:
+        name, var = variable.name, variable.var
+        data, grad = params[variable.dtype][name], grads[variable.dtype][name]
+        family.copy(data, variable.data)
+        family.copy(grad, variable.grad)
+        var.data, var.grad = data, grad
+        try:
+            for each in variable.names:
+                net.setVar(each, var)
+        except BaseException:
+            # what was moved before is whole where it is; this one goes back
+            var.data, var.grad = variable.data, variable.grad
+            raise
+        variable.data, variable.grad, variable.offset = data, grad, params[variable.dtype].offsets[name]
+    flat = ByDtype({dtype: Variable(params[dtype].ary, name=str(dtype), grad=grads[dtype].ary) for dtype in params})
+    for var in flat.values():
+        var.wc = 1.0  # a factor, as its other rates
+    return FlatBuffers(params, grads, flat)
+
+
+def check_moved(variables: Sequence[TrackedVariable], params: Mapping[np.dtype, SharedArray], owner: str) -> None:
+    """Raises SetupError where a variable was not moved: ``setupGlobalState`` of the class ``owner`` left it out."""
+    for variable in variables:
+        buffer = params.get(variable.dtype)
+        if buffer is None or buffer.blocks.get(variable.name) is not variable.data:
+            raise SetupError(
+                f"variable {variable.name!r}: {owner}.setupGlobalState() did not move it into a flat buffer; call "
+                f"super().setupGlobalState(vartable) in it"
+            )
+
+
+def check_buffers(flat: FlatBuffers) -> None:
+    """Raises VariableError where another array stands in the place of a flat one."""
+    for dtype, var in flat.variables.items():
+        for what, array, own in (("data", var.data, flat.params), ("gradient", var.grad, flat.grads)):
+            if array is not own[dtype].ary:
+                raise VariableError(
+                    f"globalVar[{dtype}]: its {what}, of which the net's variables are views, was replaced after setupOn; "
+                    f"write into the array in place, or call setupOn again"
+                )
+
+
+def share_states(
+    variables: Sequence[TrackedVariable], states: Any, globalVar: Mapping[np.dtype, Any], is_whole: bool
+) -> None:
+    """Gives each variable its state; in global mode its views of the flat one, where that ``is_whole``.
+
+    Raises:
+        VariableError: there is none for a variable, or it is no dict.
+    """
+    if not isinstance(states, Mapping):
+        raise VariableError(f"states must be a dict of the variables' states; got {states!r}")
+    found = [states.get(variable.dtype if globalVar else variable.name) for variable in variables]
+    for variable, state in zip(variables, found, strict=True):
+        if not isinstance(state, dict):
+            raise VariableError(f"variable {variable.name!r}: its state must be a dict of arrays; got {state!r}")
+    for variable, state in zip(variables, found, strict=True):
+        if not globalVar:
+            variable.state = state  # type: ignore[assignment]
+        elif is_whole:
+            _share(variable, state, int(globalVar[variable.dtype].data.size))  # type: ignore[arg-type]
+
+
+def _share(variable: TrackedVariable, state: Mapping[str, Any], total: int) -> None:
+    """Gives a variable its views of the flat state, of ``total`` elements; what hooks keep of it stays."""
+    views = variable.views
+    if views.keys() == state.keys() and all(views[entity][0] is array for entity, array in state.items()):
+        return
+    variable.views = {
+        entity: (array, part_of(array, variable.offset, variable.shape, total)) for entity, array in state.items()
+    }
+    kept = {entity: array for entity, array in variable.state.items() if entity not in views}
+    variable.state = type(state)(kept | {entity: view for entity, (_, view) in variable.views.items()})  # type: ignore[call-arg]
+
+
+def check_views(variables: Sequence[TrackedVariable]) -> None:
+    """Raises VariableError where a hook has put an array in the place of a view, where the step would not use it."""
+    for variable in variables:
+        for entity, (_, view) in variable.views.items():
+            if variable.state.get(entity) is not view:
+                raise VariableError(
+                    f"variable {variable.name!r}: a hook replaced its {entity!r}, in global mode a view of the flat state; "
+                    f"write into it: state[{entity!r}][...] = values"
+                )
+
+
+def part_of(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
+    """A variable's part of a flat array of ``total`` elements; any other array is one for all variables, and given whole."""
+    if getattr(array, "shape", None) != (total,):
+        return array
+    return family_of(array).view(array, offset, shape)

@@ -1,0 +1,146 @@
+"""What happens to the gradients before a step: hooks, the average over a group, and what hooks want to know of all."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import HyperParameterError, SetupError
+from .flat import check_views
+from .hooks import FUSED, NonFiniteGuard, StatisticsHook
+from .hyper import FLOAT32_MAX
+from .kernels import DECAY, LASSO, PLAIN, Operation, StepOptions
+from .kernels.layout import MAX_OPERATIONS
+from .nodeinfo.base import on_stream
+from .plan import Plan, product
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = ["check_hook", "prepare_gradients"]
+
+
+def check_hook(hook: Any, others: Sequence[Any]) -> None:
+    """Raises SetupError for what cannot be called as a hook, or is a second NonFiniteGuard beside ``others``."""
+    if not callable(hook):
+        raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # of a builtin: who knows
+        signature = None
+    try:
+        # PuzzleLib calls it so in local mode
+        if signature is not None:
+            signature.bind(None, {}, None)
+    except TypeError as error:
+        raise SetupError(
+            f"a hook is called as hook(var, state, stream), and {hook!r} takes {signature} ({error}): write it as "
+            f"hook(var, state, stream=None)"
+        ) from error
+    if isinstance(hook, NonFiniteGuard) and any(isinstance(other, NonFiniteGuard) for other in others):
+        raise SetupError(f"an optimizer takes one NonFiniteGuard (LossScaling is one); got a second, {hook!r}")
+
+
+def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepOptions]:
+    """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
+
+    Hooks run in their order, and before the average, as PuzzleLib's do; one that needs statistics, and what follows it,
+    after it. The last ones of the library's own are left to the step, where it can do them.
+
+    Returns:
+        The plan of what the hooks have left, and the options of the step.
+    """
+    hooks = plan.found.hooks  # one may take itself off the list, or add another: that is for the next step
+    _check(hooks)
+    if optimizer.family is None:
+        return plan, PLAIN
+    group = optimizer.nodeinfo is not None
+    first = next((i for i, hook in enumerate(hooks) if isinstance(hook, StatisticsHook)), len(hooks))
+    fold = len(hooks)
+    if optimizer._fuses():
+        # each of them is one operation at most
+        while fold > max(0, len(hooks) - MAX_OPERATIONS) and type(hooks[fold - 1]) in FUSED:
+            fold -= 1
+    if group:
+        fold = max(fold, first)
+    first = min(first, fold)
+    plan = _run(optimizer, plan, hooks[:first], stream)
+    if group:
+        _average(optimizer, hooks, stream)
+    plan = _run(optimizer, plan, hooks[first:fold], stream)
+    guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
+    operations: tuple[Operation, ...] = ()
+    for hook in hooks[fold:]:
+        if isinstance(hook, StatisticsHook):
+            _measure(optimizer, plan, hook, operations, stream)
+            guard = hook if isinstance(hook, NonFiniteGuard) else guard
+        operations += hook._ops()
+    if guard is None and not operations:
+        return plan, PLAIN
+    for operation in operations:
+        if operation.kind in (DECAY, LASSO) and abs(operation.value) * plan.largest_wc > FLOAT32_MAX:
+            raise HyperParameterError(
+                f"a rate of {abs(operation.value):g} times the largest wc, {plan.largest_wc:g}, is beyond float32"
+            )
+    return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"))
+
+
+def _check(hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        if not callable(hook):
+            raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+        if isinstance(hook, StatisticsHook) and sum(hook is other for other in hooks) > 1:
+            raise SetupError(f"a {type(hook).__name__} keeps the statistics of one place among the hooks: add a second one")
+
+
+def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
+    """Replaces the gradients by their means over the group; of this process's part, where no more is needed."""
+    if optimizer._shards is not None and not any(isinstance(hook, StatisticsHook) for hook in hooks):
+        optimizer._shards.reduce(stream)
+        return
+    for var in optimizer.globalVar.values():
+        on_stream(optimizer.nodeinfo.sumTensor, "grad", var.grad, stream)  # type: ignore[union-attr]
+
+
+def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) -> Plan:
+    """Runs hooks one after the other on each variable; one that needs statistics on all at once."""
+    alone: list[Callable[..., None]] = []
+    for hook in [*hooks, None]:
+        if hook is not None and not isinstance(hook, StatisticsHook):
+            alone.append(hook)
+            continue
+        if alone:
+            _run_alone(optimizer, alone, stream)
+            check_views(optimizer._variables)
+            # one may have replaced an array or set a rate
+            plan = optimizer._current_plan(plan.found.hooks)
+            alone = []
+        if hook is not None:
+            _measure(optimizer, plan, hook, (), stream)
+            for variable in optimizer._variables if hook._ops() else ():
+                optimizer.family.operate(variable.grad, variable.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
+    return plan
+
+
+def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
+    for variable in optimizer._variables:
+        for hook in hooks:
+            if type(hook) not in FUSED:
+                hook(variable.var, variable.state, stream)
+                continue
+            # with the factors of globalVar, and what a hook before it left in the variable
+            var, flat = variable.var, optimizer.globalVar.get(variable.dtype)
+            wc = product(var.wc, 1.0 if flat is None else flat.wc)
+            optimizer.family.operate(var.grad, var.data, wc, hook._ops(), stream)  # type: ignore[union-attr]
+
+
+def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations: tuple[Operation, ...], stream: Any) -> None:
+    """Has all gradients that count measured, as they are after ``operations``."""
+    _, statistics = plan.statistics[hook]
+    statistics.run(operations, hook._scaling_policy(), stream)
+    try:
+        hook._tripped(optimizer._variables)
+    except Exception as error:
+        optimizer._verdict = error
+        raise

@@ -1,0 +1,316 @@
+"""What one step does, prepared: the memory to update, in segments, and what was found of the net when they were made."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import kernels
+from .arrays import Family
+from .flat import part_of
+from .hooks import StatisticsHook
+from .net import Rates, TrackedVariable, check_rates, rates_of
+from .shards import Shards
+from .variable import Variable
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = ["Found", "Plan", "Segment", "make_plan", "make_segments", "product"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Memory that is updated with one set of rates: a variable, or the part of a flat buffer whose variables share them.
+
+    Attributes:
+        name: of the variable; of a part of a buffer the dtype, and which elements.
+        var: what ``updateVar`` gets: the net's own, or one of the part.
+        data, grad: its arrays.
+        state: its state.
+        rates: learnRate, momRate and wc.
+        offset: of its first element in the flat buffer; global mode only.
+        first: index, within its variable, of the first element; above 0 where a process updates only a part of it.
+    """
+
+    name: str
+    var: Any
+    data: Any
+    grad: Any
+    state: Mapping[str, Any]
+    rates: Rates
+    offset: int = 0
+    first: int = 0
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of data and gradient."""
+        return np.dtype(self.data.dtype)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is left as it is."""
+        return not self.rates[0] > 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a plan was made from, and holds for as long as it is all there still.
+
+    Attributes:
+        variables: of each the name, the Variable, its arrays and its rates.
+        further_names: the other names of tied variables, with the Variable.
+        factors: of each flat buffer the dtype, the Variable in ``globalVar``, its arrays and its rates.
+        memory: each variable with the objects that hold its memory, where its arrays are wrappers.
+        state: every array in ``states``.
+        hooks: the optimizer's.
+    """
+
+    variables: list[tuple[Any, ...]]
+    further_names: list[tuple[str, Any]]
+    factors: list[tuple[Any, ...]]
+    memory: list[tuple[TrackedVariable, tuple[Any, Any]]]
+    state: list[Any]
+    hooks: list[Any]
+
+    def is_there(
+        self,
+        get: Callable[[str], Any],
+        globalVar: Mapping[np.dtype, Any],
+        states: Mapping[Any, dict[str, Any]],
+        hooks: list[Any],
+        family: Family | None,
+    ) -> bool:
+        """One look at each variable and everything else: whether nothing was replaced and no rate has changed."""
+        for name, var, data, grad, learnRate, momRate, wc in self.variables:
+            found = get(name)
+            if (
+                found is not var
+                or found.data is not data
+                or found.grad is not grad
+                or found.learnRate != learnRate
+                or found.momRate != momRate
+                or found.wc != wc
+            ):
+                return False
+        for name, var in self.further_names:
+            if get(name) is not var:
+                return False
+        for dtype, var, data, grad, learnRate, momRate, wc in self.factors:
+            found = globalVar[dtype]
+            if (
+                found is not var
+                or found.data is not data
+                or found.grad is not grad
+                or found.learnRate != learnRate
+                or found.momRate != momRate
+                or found.wc != wc
+            ):
+                return False
+        for variable, memory in self.memory:
+            if any(map(operator.is_not, variable.memory_now(family), memory)):  # type: ignore[arg-type]
+                return False
+        if hooks != self.hooks:
+            return False
+        arrays = states.values()
+        if sum(map(len, arrays)) != len(self.state):
+            return False
+        return not any(map(operator.is_not, itertools.chain.from_iterable(map(dict.values, arrays)), self.state))
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One step, prepared. It is made anew where the net, the rates, the state or the hooks have changed, and never changed.
+
+    Attributes:
+        found: what it was made from.
+        segments: what is updated.
+        frozen: what is left as it is.
+        rows: the segments as the kernels take them, where one call updates all of them.
+        table: of these rows; None where ``updateVar`` updates one segment after the other.
+        statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
+        largest_rate: the largest learnRate of a variable.
+        largest_wc: the largest wc.
+    """
+
+    found: Found
+    segments: tuple[Segment, ...]
+    frozen: tuple[Segment, ...]
+    rows: tuple[kernels.Segment, ...] = ()
+    table: Any = None
+    statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
+    largest_rate: float = 0.0
+    largest_wc: float = 0.0
+
+    def is_valid(self, *now: Any) -> bool:
+        """Whether everything is as it was found: ``now`` is what :meth:`Found.is_there` takes."""
+        for hook, (record, _) in self.statistics.items():
+            if hook._record is not record:
+                return False
+        return self.found.is_there(*now)
+
+    def gradients(self) -> Iterator[Any]:
+        """Those of all segments, frozen ones too."""
+        return (segment.grad for segment in (*self.segments, *self.frozen))
+
+
+def _find(
+    variables: Sequence[TrackedVariable],
+    globalVar: Mapping[np.dtype, Any],
+    states: Mapping[Any, Mapping[str, Any]],
+    hooks: Sequence[Any],
+    family: Family | None,
+) -> Found:
+    """Reads and checks all rates, gives each variable its own, and notes what there is.
+
+    Raises:
+        VariableError: a rate is gone.
+        HyperParameterError: a rate is no number, or out of range.
+    """
+    own = [rates_of(f"variable {variable.name!r}", variable.var) for variable in variables]
+    factors = {dtype: rates_of(f"globalVar[{dtype}]", var) for dtype, var in globalVar.items()}
+    for variable, rates in zip(variables, own, strict=True):
+        check_rates(f"variable {variable.name!r}", *rates)
+    for dtype, rates in factors.items():
+        check_rates(f"globalVar[{dtype}]", *rates)
+    for variable, rates in zip(variables, own, strict=True):
+        learnRate, momRate, wc = map(product, rates, factors.get(variable.dtype, (1.0, 1.0, 1.0)))
+        check_rates(f"variable {variable.name!r}, times globalVar's", learnRate, momRate, wc)
+        variable.rates = learnRate, momRate, wc
+    wraps = family is not None and family.wraps
+    return Found(
+        [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
+        [(name, v.var) for v in variables for name in v.names[1:]],
+        [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
+        [(v, v.memory_now(family)) for v in variables] if wraps else [],  # type: ignore[arg-type]
+        [array for state in states.values() for array in state.values()],
+        list(hooks),
+    )
+
+
+def product(rate: Any, factor: Any) -> float:
+    """Of a rate and a factor on it, in float64; 0, which is none, where one of the two is not above 0."""
+    return float(rate) * float(factor) if rate > 0 and factor > 0 else 0.0
+
+
+def make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
+    """The plan of a step with ``hooks``; a table of the ``former`` one is used again where it is of the same memory.
+
+    Raises:
+        VariableError, HyperParameterError: a variable or a rate does not fit; names it.
+    """
+    variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
+    globalVar, states = optimizer.globalVar, optimizer.states
+    found = _find(variables, globalVar, states, hooks, family)
+    if family is None:
+        return Plan(found, (), ())
+    segments = make_segments(variables, globalVar, states, shards, optimizer._updates_one_by_one())
+    active = tuple(segment for segment in segments if not segment.frozen)
+    rows, table = optimizer._make_table(active, family, former)
+    return Plan(
+        found,
+        active,
+        tuple(segment for segment in segments if segment.frozen),
+        rows,
+        table,
+        _statistics(hooks, variables, optimizer._gradient_segment, family),
+        max((variable.rates[0] for variable in variables), default=0.0),
+        max((variable.rates[2] for variable in variables), default=0.0),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ segments
+
+
+def make_segments(
+    variables: Sequence[TrackedVariable],
+    globalVar: Mapping[np.dtype, Any],
+    states: Mapping[Any, dict[str, Any]],
+    shards: Shards | None,
+    one_by_one: bool,
+) -> list[Segment]:
+    """What one call of ``updateVar`` each updates.
+
+    Local mode, and global mode where ``one_by_one``: every variable. Global mode: the longest parts of the flat buffers
+    whose variables have the same rates; the whole buffer, where no variable has rates of its own. With shards: what of it
+    lies in this process's part.
+    """
+    if globalVar and not one_by_one:
+        segments = [
+            segment
+            for dtype, flat in globalVar.items()
+            for segment in _of_buffer([v for v in variables if v.dtype == dtype], flat, dtype, states, shards)
+        ]
+    else:
+        segments = [Segment(v.name, v.var, v.data, v.grad, v.state, v.rates, v.offset) for v in variables]
+    if shards is None:
+        return segments
+    return [own for segment in segments if (own := _own_part(segment, shards, states)) is not None]
+
+
+def _of_buffer(
+    members: Sequence[TrackedVariable],
+    flat: Any,
+    dtype: np.dtype,
+    states: Mapping[Any, dict[str, Any]],
+    shards: Shards | None,
+) -> Iterator[Segment]:
+    size = int(flat.data.size)
+    starts = [i for i, variable in enumerate(members) if i == 0 or variable.rates != members[i - 1].rates]
+    for start, end in zip(starts, [*starts[1:], len(members)], strict=True):
+        low, rates = members[start].offset, members[start].rates
+        high = members[end].offset if end < len(members) else size
+        if (low, high) == (0, size):
+            name, data, grad, state = flat.name, flat.data, flat.grad, states[dtype]
+        else:
+            name, shape = f"{dtype}[{low}:{high}]", (high - low,)
+            data, grad = part_of(flat.data, low, shape, size), part_of(flat.grad, low, shape, size)
+            # of a shard it is cut later
+            state = {} if shards is not None else {e: part_of(a, low, shape, size) for e, a in states[dtype].items()}
+        yield Segment(name, _variable(data, grad, name, rates), data, grad, state, rates, low)
+
+
+def _own_part(segment: Segment, shards: Shards, states: Mapping[Any, dict[str, Any]]) -> Segment | None:
+    dtype = segment.dtype
+    found = shards.cut(dtype, segment.offset, int(segment.data.size))
+    if found is None:
+        return None
+    (begin, end), (low, high) = found, shards.bounds(dtype)
+    state = {entity: part_of(array, begin - low, (end - begin,), high - low) for entity, array in states[dtype].items()}
+    part = shards.variable(dtype, begin, end, segment.name)
+    var = _variable(part.data, part.grad, segment.name, segment.rates)
+    first = segment.first + begin - segment.offset
+    return Segment(segment.name, var, var.data, var.grad, state, segment.rates, begin, first)
+
+
+def _variable(data: Any, grad: Any, name: str, rates: Rates) -> Variable:
+    var = Variable(data, name=name, grad=grad)
+    var.learnRate, var.momRate, var.wc = rates
+    return var
+
+
+# ---------------------------------------------------------------------------------------------- statistics
+
+
+def _statistics(
+    hooks: Sequence[Any],
+    variables: Sequence[TrackedVariable],
+    segment_of: Callable[[TrackedVariable], kernels.Segment],
+    family: Family,
+) -> dict[StatisticsHook, tuple[Any, Any]]:
+    """What fills the record of each hook that looks at all gradients."""
+    found: dict[StatisticsHook, tuple[Any, Any]] = {}
+    # variable by variable, in an order that neither the mode nor the net decides: so are the sums
+    updated = sorted((v for v in variables if v.rates[0] > 0.0), key=lambda v: (v.dtype.name, v.name))
+    for hook in hooks:
+        if isinstance(hook, StatisticsHook):
+            hook._bind(family)
+            statistics = family.kernels().GradientStatistics([segment_of(v) for v in updated], hook._field("norm"))
+            statistics.set_decays([v.rates[2] for v in updated])
+            found[hook] = hook._record, statistics
+    return found

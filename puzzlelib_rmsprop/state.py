@@ -1,0 +1,306 @@
+"""The one door to an optimizer's state: out of it for files and other libraries, and back into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import family_of
+from .arrays.flat import layout
+from .checkpoint import Place
+from .errors import ArrayError, CheckpointError, SetupError, VariableError
+from .hooks import FUSED, Hook
+from .hyper import whole
+from .net import TrackedVariable
+from .nodeinfo.agreement import tell, together
+from .shards import Parts, Shards
+
+if TYPE_CHECKING:
+    from .arrays import Family
+    from .optimizer import Optimizer
+
+__all__ = ["OptimizerState", "export_state", "facts", "import_state", "places", "save_state"]
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """What an optimizer is made of, in NumPy arrays.
+
+    Attributes:
+        attrs: the registered attributes, ``t`` among them.
+        variables: each variable's names, shape and dtype, and the shape and dtype of every array of its state.
+        arrays: of a state that is exported, as ``optimizer.states`` has it: a variable's first name, or in global mode the
+            dtype, -> entity -> array.
+        states: of a state to be imported: one dict, entity -> array, for each of the variables.
+        flat: whether ``arrays`` are those of global mode.
+        extra: options and hooks, as plain data.
+        digest: of the file that it was read from: in a group, it has to be the same on all processes.
+    """
+
+    attrs: dict[str, Any]
+    variables: Sequence[Place]
+    arrays: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
+    states: Sequence[Mapping[str, np.ndarray]] = ()
+    flat: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    def of(self, place: Place) -> dict[str, np.ndarray]:
+        """The state of one of the ``variables``, from ``arrays``."""
+        if not self.flat:
+            return dict(self.arrays[place.names[0]])
+        size = int(np.prod(place.shape, dtype=np.int64))
+        found = {}
+        for entity, array in self.arrays[place.dtype].items():
+            mine = place.state[entity][0] == place.shape and array.ndim == 1
+            found[entity] = array[place.offset : place.offset + size].reshape(place.shape) if mine else array
+        return found
+
+
+# ------------------------------------------------------------------------------------------------- export
+
+
+def export_state(optimizer: Optimizer) -> OptimizerState:
+    """A copy of the whole state; see :meth:`Optimizer.exportState`."""
+    if optimizer._shards is not None:
+        raise SetupError(
+            "the state is in parts, one on each process: save() it, load() it into an optimizer of one process, and go on "
+            "with that"
+        )
+    _make_ready(optimizer)
+    arrays: dict[Any, dict[str, np.ndarray]] = {}
+    for key, state in optimizer.states.items():
+        arrays[key] = found = {entity: family_of(array).get(array) for entity, array in state.items()}
+        found.update({form.name: form.of(found) for form in optimizer._forms if form.applies(found)})
+    for variable in optimizer._variables if optimizer.globalState else ():
+        kept = variable.kept()
+        if kept:
+            arrays[variable.name] = {entity: family_of(array).get(array) for entity, array in kept.items()}
+    return OptimizerState(
+        optimizer.getAttrDict(), places(optimizer), arrays, flat=optimizer.globalState, extra=_to_save(optimizer)
+    )
+
+
+def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) -> None:
+    """Has ``write`` save the state; where it is in parts, that of the whole group, on process 0."""
+    shards = optimizer._shards
+    if shards is None:
+        write(export_state(optimizer))
+        return
+    failure: Exception | None = None
+    try:
+        _make_ready(optimizer)
+    except Exception as error:
+        failure = error
+    together(optimizer.nodeinfo, failure, "saving")
+    parts = {
+        key: Parts(state, _sizes(optimizer, key, shards), shards, optimizer._forms)
+        for key, state in optimizer.states.items()
+    }
+    try:
+        if shards.nodeinfo.index == 0:
+            try:
+                attrs, extra = optimizer.getAttrDict(), _to_save(optimizer)
+                write(OptimizerState(attrs, places(optimizer), parts, flat=True, extra=extra))
+            except Exception as error:
+                failure = error
+        # all processes have to take part in all that is gathered, whatever became of the file
+        for each in parts.values():
+            each.finish()
+    except BaseException as error:  # Ctrl-C
+        tell(optimizer.nodeinfo, error)
+        raise
+    together(optimizer.nodeinfo, failure, "saving")
+
+
+def _sizes(optimizer: Optimizer, dtype: np.dtype, shards: Shards) -> tuple[int, int]:
+    """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
+    low, high = shards.bounds(dtype)
+    shapes = {variable.name: variable.shape for variable in optimizer._variables if variable.dtype == dtype}
+    return high - low, layout(shapes, dtype, optimizer.shParams[dtype].family.alignment)[1]
+
+
+def places(optimizer: Optimizer) -> list[Place]:
+    """Each variable, and what there is of its state, wherever it lies."""
+    found = []
+    for variable in optimizer._variables:
+        state: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        if optimizer._shards is None:
+            for entity, array in variable.state.items():
+                if entity not in variable.kept():
+                    state[entity] = tuple(array.shape), np.dtype(array.dtype)
+        else:
+            for entity, array in optimizer.states[variable.dtype].items():
+                state[entity] = variable.shape, np.dtype(array.dtype)
+        forms = [form for form in optimizer._forms if form.applies(state)]
+        kept = tuple(variable.kept()) if optimizer._shards is None else ()
+        span = None if optimizer._shards is None else _span(optimizer._shards, variable)
+        found.append(Place(variable.names, variable.shape, variable.dtype, variable.offset, state, forms, kept, span))
+    return found
+
+
+def _make_ready(optimizer: Optimizer) -> None:
+    """Whatever is read next is there, in place and up to date."""
+    optimizer._follow()
+    whole("t", optimizer.t, 0, 2**63)
+    states = {**optimizer.states, **{v.name: v.state for v in optimizer._variables if optimizer.globalState}}
+    for key, state in optimizer.states.items():
+        if not isinstance(key, np.dtype if optimizer.globalState else str):
+            raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+    for key, state in states.items():
+        if not isinstance(state, Mapping):
+            raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+        for entity, array in state.items():
+            try:
+                family_of(array)
+            except ArrayError as error:
+                raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
+    for key, state in optimizer.states.items():
+        for form in optimizer._forms:
+            if form.applies(state) and tuple(state[form.beside].shape) != tuple(state[form.entity].shape):
+                raise ArrayError(
+                    f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
+                    f"{tuple(state[form.beside].shape)} and {tuple(state[form.entity].shape)}"
+                )
+    # an update may be queued on a stream that the default one, which copies states, is not ordered with
+    if optimizer.family is not None:
+        optimizer.family.synchronize()
+
+
+# ------------------------------------------------------------------------------------------------- import
+
+
+def import_state(optimizer: Optimizer, read: Callable[[], OptimizerState]) -> None:
+    """Takes over the state that ``read`` gives. Everything is checked, on all processes, before anything is changed."""
+    failure: Exception | None = None
+    digest = ""
+    try:
+        _make_ready(optimizer)
+        given = read()
+        digest = given.digest
+        given, hooks = _checked(optimizer, given)
+    except Exception as error:
+        failure = error
+    together(optimizer.nodeinfo, failure, "loading", digest)
+    _set_attrs(optimizer, given.attrs)
+    for variable, state in zip(optimizer._variables, given.states, strict=True):
+        _set_state(optimizer, variable, state)
+    for hook, saved in hooks:
+        hook.setState(saved)
+    optimizer._take_options(given.extra.get("options", {}))
+
+
+def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerState, list[tuple[Hook, dict[str, Any]]]]:
+    """The state in the form of this optimizer's options, and each hook with what is saved of it."""
+    options, hooks = _read_extra(given.extra)
+    found = _hooks_in(hooks, _hook_states(optimizer.hooks))
+    for hook, saved in found:
+        try:
+            hook.checkState(saved)
+        except Exception as error:
+            raise CheckpointError(f"the file's state of hook {type(hook).__name__} is not valid: {error}") from error
+    for variable, state in zip(optimizer._variables, given.states, strict=True):
+        for entity in state if optimizer._shards is None else ():
+            array = variable.state.get(entity)
+            fault = None if array is None else family_of(array).fault(array)
+            if fault is not None:
+                raise ArrayError(f"variable {variable.name!r}: its {entity} {fault}")
+    states = optimizer._adapt(given.states, options)
+    return OptimizerState(given.attrs, given.variables, states=states, extra={"options": options}), found
+
+
+def _read_extra(extra: Any) -> tuple[dict[str, Any], list[Any]]:
+    """Options and hooks of a file; both are empty where another library wrote it."""
+    hooks = extra.get("hooks", []) if isinstance(extra, dict) else None
+    pairs = isinstance(hooks, list) and all(isinstance(each, list) and len(each) == 2 for each in hooks)
+    if not pairs or not all(isinstance(kind, str) for kind, _ in hooks) or not isinstance(extra.get("options", {}), dict):
+        raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
+    return extra.get("options", {}), hooks
+
+
+def _to_save(optimizer: Optimizer) -> dict[str, Any]:
+    """Options and hooks, as plain data for JSON."""
+    hooks = [[type(hook).__name__, state] for hook, state in _hook_states(optimizer.hooks)]
+    return {"options": optimizer._saved_options(), "hooks": hooks}
+
+
+def _hook_states(hooks: Sequence[Any]) -> list[tuple[Hook, dict[str, Any]]]:
+    states = [(hook, hook.getState()) for hook in hooks if isinstance(hook, Hook)]
+    return [(hook, state) for hook, state in states if state is not None]
+
+
+def _hooks_in(saved: list[Any], own: list[tuple[Hook, dict[str, Any]]]) -> list[tuple[Hook, dict[str, Any]]]:
+    """Each hook with what the file has of it, by type and order; those that only one of the two has are left alone."""
+    found: dict[str, list[Any]] = {}
+    for kind, state in saved:
+        found.setdefault(kind, []).append(state)
+    return [(hook, found[type(hook).__name__].pop(0)) for hook, _ in own if found.get(type(hook).__name__)]
+
+
+def _set_attrs(optimizer: Optimizer, attrs: Mapping[str, Any]) -> None:
+    """All of them, or none."""
+    before = optimizer.getAttrDict()
+    taken: list[str] = []
+    try:
+        whole("t", attrs.get("t", 0), 0, 2**63)
+        for key, value in attrs.items():
+            setattr(optimizer, key, value)
+            taken.append(key)
+    except BaseException as error:
+        for key in taken:
+            setattr(optimizer, key, before[key])
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
+
+
+def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray]) -> None:
+    if optimizer._shards is not None:
+        begin = variable.offset + _span(optimizer._shards, variable).start
+        for entity, content in state.items():
+            optimizer._shards.put(optimizer.states[variable.dtype][entity], variable.dtype, begin, content)
+        return
+    for entity, content in state.items():
+        array = variable.state.get(entity)
+        if array is not None and (entity in variable.made or tuple(array.shape) == content.shape):
+            family_of(array).set(array, content)
+        else:  # of a hook, which has not made it yet
+            family: Family = optimizer.family  # type: ignore[assignment]
+            variable.state[entity] = family.zeros(content.shape, content.dtype)
+            family.set(variable.state[entity], content)
+    for entity in variable.kept().keys() - state.keys():
+        del variable.state[entity]  # a hook had not made it yet, when the state was saved
+
+
+def _span(shards: Shards, variable: TrackedVariable) -> slice:
+    """Which elements of a variable's state are here."""
+    return shards.span(variable.dtype, variable.offset, variable.size)
+
+
+# ------------------------------------------------------------------------------------------------- a group
+
+
+def facts(optimizer: Optimizer, variables: Sequence[TrackedVariable], family: Family | None) -> list[list[str]]:
+    """What has to be alike in all processes of a group: [what, value] in an order of their own."""
+    settings = {**optimizer.getAttrDict(), **optimizer._options()}
+    found = {
+        "the optimizer": type(optimizer).__qualname__,
+        **{f"its {name}": repr(value) for name, value in settings.items() if name != "t"},
+        "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in optimizer.hooks]),
+        "its hooks' arguments": str([_arguments(hook) for hook in optimizer.hooks if type(hook) in FUSED]),
+        "the device of the arrays": str(getattr(family, "device", None)),
+        "the number of variables": str(len(variables)),
+    }
+    for variable in sorted(variables, key=lambda variable: variable.name):
+        of_var = {"names": variable.names, "shape": variable.shape, "dtype": variable.dtype.name}
+        of_var.update({rate: getattr(variable.var, rate) for rate in ("learnRate", "momRate", "wc")})
+        found.update({f"variable {variable.name!r}: its {what}": str(value) for what, value in of_var.items()})
+    return [[what, value] for what, value in found.items()]
+
+
+def _arguments(hook: Any) -> dict[str, Any]:
+    """Of one of the library's own, that is: a user's may keep what it likes."""
+    return {name.strip("_"): value for name, value in vars(hook).items() if isinstance(value, bool | int | float | str)}
