@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import SetupError, VariableError
-from .hyper import shown
+from .validation import shown
 
 __all__ = ["Variables", "as_net"]
 

@@ -20,22 +20,22 @@ import numpy as np
 from . import checkpoint
 from .arrays import Family, SharedArray, check, family_of, refuse_overlap
 from .arrays.flat import ByDtype, layout
+from .checkpoint.mean_square import MeanSquare
+from .distributed.agreement import agree, tell, together
+from .distributed.nodeinfo import on_stream
+from .distributed.shards import Parts, Shards
 from .errors import ArrayError, CheckpointError, HyperParameterError, SetupError, VariableError
-from .forms import MeanSquare
 from .hooks import FUSED, Hook, NonFiniteGuard, StatisticsHook
-from .hyper import FLOAT32_MAX, flag, shown, whole
 from .kernels import DECAY, LASSO, PLAIN, Operation, Segment, StepOptions
 from .kernels.layout import MAX_OPERATIONS
 from .net import as_net
-from .nodeinfo.agreement import agree, tell, together
-from .nodeinfo.base import on_stream
-from .shards import Parts, Shards
+from .validation import FLOAT32_MAX, flag, shown, whole
 from .variable import Variable
 
 if TYPE_CHECKING:
     import h5py
 
-    from .nodeinfo import NodeInfo
+    from .distributed import NodeInfo
 
 __all__ = ["Optimizer", "Slot", "check_rates"]
 

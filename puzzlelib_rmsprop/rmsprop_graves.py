@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
+from .checkpoint.mean_square import MeanSquare
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .forms import MeanSquare
-from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, STATE, Hyper, Segment, StepOptions, real_dtype
 from .optimizer import Optimizer, Slot, check_rates
+from .validation import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
 
 if TYPE_CHECKING:
-    from .nodeinfo import NodeInfo
+    from .distributed import NodeInfo
 
 __all__ = ["RMSPropGraves"]
 

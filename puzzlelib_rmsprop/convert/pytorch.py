@@ -37,13 +37,13 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import family_of
-from .checkpoint import fitted
-from .errors import CheckpointError, Error, SetupError
-from .files import regular_file, text_of
-from .forms import MeanSquare
-from .kernels import STATE
-from .optimizer import Optimizer, Slot
+from ..arrays import family_of
+from ..checkpoint import fitted
+from ..checkpoint.atomic import regular_file, text_of
+from ..checkpoint.mean_square import MeanSquare
+from ..errors import CheckpointError, Error, SetupError
+from ..kernels import STATE
+from ..optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
 
