@@ -11,6 +11,7 @@ Example:
 from . import errors, gpuarray
 from . import hooks as Hooks
 from .config import Config
+from .distributed import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .hooks import (
     GradientClipping,
     GradientHardClipping,
@@ -21,7 +22,6 @@ from .hooks import (
     NonFiniteGuard,
     WeightDecay,
 )
-from .nodeinfo import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .optimizer import Optimizer
 from .rmsprop_graves import RMSPropGraves
 from .variable import Variable

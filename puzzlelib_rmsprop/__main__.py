@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import __version__, doctor, inspection
+from . import __version__
+from .tools import doctor, inspection
 
 __all__ = ["main"]
 

@@ -102,7 +102,7 @@ def share_states(
             _share(variable, state, int(globalVar[variable.dtype].data.size))  # type: ignore[arg-type]
 
 
-def _share(variable: TrackedVariable, state: Mapping[str, Any], total: int) -> None:
+def _share(variable: TrackedVariable, state: dict[str, Any], total: int) -> None:
     """Gives a variable its views of the flat state, of ``total`` elements; what hooks keep of it stays."""
     views = variable.views
     if views.keys() == state.keys() and all(views[entity][0] is array for entity, array in state.items()):
@@ -111,7 +111,7 @@ def _share(variable: TrackedVariable, state: Mapping[str, Any], total: int) -> N
         entity: (array, part_of(array, variable.offset, variable.shape, total)) for entity, array in state.items()
     }
     kept = {entity: array for entity, array in variable.state.items() if entity not in views}
-    variable.state = type(state)(kept | {entity: view for entity, (_, view) in variable.views.items()})  # type: ignore[call-arg]
+    variable.state = type(state)(kept | {entity: view for entity, (_, view) in variable.views.items()})
 
 
 def check_views(variables: Sequence[TrackedVariable]) -> None:

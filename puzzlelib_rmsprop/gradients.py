@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .distributed.nodeinfo import on_stream
 from .errors import HyperParameterError, SetupError
 from .flat import check_views
 from .hooks import FUSED, NonFiniteGuard, StatisticsHook
-from .hyper import FLOAT32_MAX
 from .kernels import DECAY, LASSO, PLAIN, Operation, StepOptions
 from .kernels.layout import MAX_OPERATIONS
-from .nodeinfo.base import on_stream
 from .plan import Plan, product
+from .validation import FLOAT32_MAX
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer

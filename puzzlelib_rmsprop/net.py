@@ -13,7 +13,7 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .errors import ArrayError, HyperParameterError, SetupError, VariableError
-from .hyper import FLOAT32_MAX, shown
+from .validation import FLOAT32_MAX, shown
 
 __all__ = [
     "Rates",

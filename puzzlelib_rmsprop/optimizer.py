@@ -15,24 +15,24 @@ import numpy as np
 from . import checkpoint, kernels
 from .arrays import Family, SharedArray
 from .arrays.flat import ByDtype
+from .checkpoint.mean_square import MeanSquare
+from .distributed.agreement import agree, tell
+from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
 from .flat import FlatBuffers, check_buffers, check_moved, flatten, share_states
-from .forms import MeanSquare
 from .gradients import check_hook, prepare_gradients
 from .hooks import NonFiniteGuard, StatisticsHook
-from .hyper import flag, whole
 from .kernels import PLAIN, StepOptions
 from .net import TrackedVariable, as_net, follow, read_net, updater_of
-from .nodeinfo.agreement import agree, tell
 from .plan import Plan, Segment, make_plan
-from .shards import Shards, check_nodeinfo
 from .state import OptimizerState, export_state, facts, import_state, places, save_state
+from .validation import flag, whole
 from .variable import Variable
 
 if TYPE_CHECKING:
     import h5py
 
-    from .nodeinfo import NodeInfo
+    from .distributed import NodeInfo
 
 __all__ = ["Optimizer"]
 
@@ -229,7 +229,7 @@ class Optimizer:
     def _adapt(
         self, states: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
     ) -> Sequence[Mapping[str, np.ndarray]]:
-        """States that were saved with ``options``, as they are with this optimizer's. CheckpointError where these are wrong."""
+        """States saved with ``options``, as they are with this optimizer's. CheckpointError where options are not valid."""
         return states
 
     def _take_options(self, options: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 
 from . import kernels
 from .arrays import Family
+from .distributed.shards import Shards
 from .flat import part_of
 from .hooks import StatisticsHook
 from .net import Rates, TrackedVariable, check_rates, rates_of
-from .shards import Shards
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Segment:
     var: Any
     data: Any
     grad: Any
-    state: Mapping[str, Any]
+    state: dict[str, Any]
     rates: Rates
     offset: int = 0
     first: int = 0

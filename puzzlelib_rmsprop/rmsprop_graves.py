@@ -10,16 +10,16 @@ import numpy as np
 
 from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
+from .checkpoint.mean_square import MeanSquare
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
-from .forms import MeanSquare
-from .hyper import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .net import TrackedVariable, check_rates
 from .optimizer import Optimizer
 from .plan import Plan, Segment
+from .validation import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
 
 if TYPE_CHECKING:
-    from .nodeinfo import NodeInfo
+    from .distributed import NodeInfo
 
 __all__ = ["RMSPropGraves"]
 

@@ -11,12 +11,12 @@ import numpy as np
 from .arrays import family_of
 from .arrays.flat import layout
 from .checkpoint import Place
+from .distributed.agreement import tell, together
+from .distributed.shards import Parts, Shards
 from .errors import ArrayError, CheckpointError, SetupError, VariableError
 from .hooks import FUSED, Hook
-from .hyper import whole
 from .net import TrackedVariable
-from .nodeinfo.agreement import tell, together
-from .shards import Parts, Shards
+from .validation import whole
 
 if TYPE_CHECKING:
     from .arrays import Family
@@ -212,13 +212,13 @@ def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerStat
     return OptimizerState(given.attrs, given.variables, states=states, extra={"options": options}), found
 
 
-def _read_extra(extra: Any) -> tuple[dict[str, Any], list[Any]]:
+def _read_extra(extra: Any) -> tuple[dict[str, Any], list[list[Any]]]:
     """Options and hooks of a file; both are empty where another library wrote it."""
-    hooks = extra.get("hooks", []) if isinstance(extra, dict) else None
-    pairs = isinstance(hooks, list) and all(isinstance(each, list) and len(each) == 2 for each in hooks)
-    if not pairs or not all(isinstance(kind, str) for kind, _ in hooks) or not isinstance(extra.get("options", {}), dict):
-        raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
-    return extra.get("options", {}), hooks
+    options, hooks = (extra.get("options", {}), extra.get("hooks", [])) if isinstance(extra, dict) else (None, None)
+    if isinstance(options, dict) and isinstance(hooks, list):
+        if all(isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) for each in hooks):
+            return options, hooks
+    raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
 
 
 def _to_save(optimizer: Optimizer) -> dict[str, Any]:

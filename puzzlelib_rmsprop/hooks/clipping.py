@@ -8,8 +8,8 @@ import numpy as np
 
 from ..arrays import family_of
 from ..errors import VariableError
-from ..hyper import HyperParameter
 from ..kernels import SCALE, Operation, ScalingPolicy
+from ..validation import HyperParameter
 from .base import StatisticsHook
 
 __all__ = ["GradientClipping"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..arrays import family_of
 from ..errors import HyperParameterError, VariableError
-from ..hyper import FLOAT32_MAX, Checked, HyperParameter, flag
 from ..kernels import CLIP, DECAY, LASSO, SCALE, Operation
+from ..validation import FLOAT32_MAX, Checked, HyperParameter, flag
 from .base import Hook
 
 __all__ = ["GradientHardClipping", "GradientScaling", "Lasso", "WeightDecay"]

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..arrays import family_of
 from ..errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError
-from ..hyper import Checked, HyperParameter, number, whole
 from ..kernels import SCALE, Operation, ScalingPolicy, real_dtype
+from ..validation import Checked, HyperParameter, number, whole
 from .base import StatisticsHook
 
 __all__ = ["LossScaling", "NonFiniteGuard"]

@@ -26,10 +26,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .arrays.flat import layout
-from .errors import CheckpointError, CheckpointWarning
-from .files import PathOrGroup, atomicFile, new_groups, opened
-from .forms import MeanSquare
+from ..arrays.flat import layout
+from ..errors import CheckpointError, CheckpointWarning
+from .atomic import PathOrGroup, atomicFile, new_groups, opened
+from .mean_square import MeanSquare
 
 if TYPE_CHECKING:
     import h5py
@@ -172,7 +172,7 @@ def write(
     Raises:
         CheckpointError: the file cannot be written, or has such groups already.
     """
-    from . import __version__
+    from .. import __version__
 
     _check_name(name)
     described = {

@@ -3,8 +3,8 @@
 Neither mpi4py nor nccl4py is imported before a nodeinfo of that kind is made.
 """
 
-from .base import NodeInfo
 from .mpi import MPINodeInfo
 from .nccl import NCCLNodeInfo
+from .nodeinfo import NodeInfo
 
 __all__ = ["MPINodeInfo", "NCCLNodeInfo", "NodeInfo"]

@@ -67,7 +67,7 @@ def tell(nodeinfo: Any, error: BaseException) -> None:
 
 
 def _can_gather(nodeinfo: Any) -> bool:
-    from .base import NodeInfo
+    from .nodeinfo import NodeInfo
 
     base = getattr(type(nodeinfo), "allgatherObject", None) is NodeInfo.allgatherObject
     return not base and callable(getattr(nodeinfo, "allgatherObject", None))

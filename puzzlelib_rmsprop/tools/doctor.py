@@ -17,14 +17,15 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .config import Config
+from ..config import Config
 from .doctor_cuda import CUDAExamination
-from .examination import Failed, line, version
-from .trial import LARGEST, SIZE, STATE_TOLERANCE, STEPS, TOLERANCE, cpu_case
+from .findings import Failed, line, version
+from .selftest import LARGEST, SIZE, STATE_TOLERANCE, STEPS, TOLERANCE, cpu_case
 
 __all__ = ["Doctor", "add_command"]
 
@@ -44,7 +45,7 @@ class Doctor(CUDAExamination):
         runs_on: the places on which training ran and was right.
 
     Example:
-        >>> from puzzlelib_rmsprop.doctor import Doctor
+        >>> from puzzlelib_rmsprop.tools.doctor import Doctor
         >>> doctor = Doctor()
         >>> doctor.examine_packages()
         >>> doctor.found["NumPy"][0].isdigit()
@@ -73,7 +74,7 @@ class Doctor(CUDAExamination):
         found = self.found
         found["Python"] = f"{platform.python_version()} ({platform.python_implementation()})"
         found["platform"] = platform.platform()
-        found["puzzlelib_rmsprop"] = f"{version('puzzlelib_rmsprop')}, in {os.path.dirname(os.path.abspath(__file__))}"
+        found["puzzlelib_rmsprop"] = f"{version('puzzlelib_rmsprop')}, in {Path(__file__).resolve().parent.parent}"
         found["NumPy"] = np.__version__
         found["threads"] = f"{Config.numThreads} (Config.numThreads)"
         self._guard("h5py", self.notes, self._examine_h5py)
@@ -93,7 +94,7 @@ class Doctor(CUDAExamination):
     def _examine_cpu(self) -> None:
         self.found["PUZZLELIB_RMSPROP_CPU"] = os.environ.get("PUZZLELIB_RMSPROP_CPU") or "not set"
         self.found["CPU kernel"] = "cannot be loaded"
-        from .kernels import cpu
+        from ..kernels import cpu
 
         sets = [name for name in cpu.instruction_sets() if name != "numpy"]
         wanted = os.environ.get(cpu.VARIABLE)
@@ -182,6 +183,6 @@ def _run(given: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    from .__main__ import main
+    from ..__main__ import main
 
     sys.exit(main(["doctor", *sys.argv[1:]]))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import files
-from .arrays.family import FLOATS
-from .checkpoint import Source, content_of, stem_of
-from .errors import CheckpointError, Error
+from ..arrays.family import FLOATS
+from ..checkpoint import atomic as files
+from ..checkpoint.reader import Source, content_of, stem_of
+from ..errors import CheckpointError, Error
 
 if TYPE_CHECKING:
     import h5py
@@ -38,7 +38,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Example:
         >>> import os, tempfile
         >>> from puzzlelib_rmsprop import RMSPropGraves
-        >>> from puzzlelib_rmsprop.inspection import inspect
+        >>> from puzzlelib_rmsprop.tools.inspection import inspect
         >>> from puzzlelib_rmsprop.nets import Linear
         >>> optimizer = RMSPropGraves()
         >>> optimizer.setupOn(Linear(2, 1))

@@ -37,13 +37,13 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import family_of
-from .checkpoint import fitted
-from .errors import CheckpointError, Error, SetupError
-from .files import regular_file, text_of
-from .forms import MeanSquare
-from .kernels import STATE
-from .optimizer import Optimizer
+from ..arrays import family_of
+from ..checkpoint import fitted
+from ..checkpoint.atomic import regular_file, text_of
+from ..checkpoint.mean_square import MeanSquare
+from ..errors import CheckpointError, Error, SetupError
+from ..kernels import STATE
+from ..optimizer import Optimizer, Slot
 
 __all__ = ["fromChainer", "fromNnabla", "fromTorch", "toChainer", "toNnabla", "toTorch"]
 
@@ -362,7 +362,7 @@ def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
-def _path(slot: Place, names: Names, tree: Mapping[str, Any]) -> str:
+def _path(slot: Slot, names: Names, tree: Mapping[str, Any]) -> str:
     """What a variable is called there; a tied one may be there under any of its names."""
     paths = [(names or {}).get(name, name.replace(".", "/")).strip("/") for name in slot.names]
     return next((path for path in paths if f"{path}/n" in tree), paths[0])
@@ -376,7 +376,7 @@ def _some(tree: Mapping[str, Any]) -> str:
 # ------------------------------------------------------------------------------------------------- both
 
 
-def _slots(optimizer: Optimizer) -> dict[str, Place]:
+def _slots(optimizer: Optimizer) -> dict[str, Slot]:
     if not isinstance(optimizer, Optimizer):
         raise SetupError(f"the optimizer must be one of this library; got {optimizer!r}")
     optimizer._refresh()
@@ -408,7 +408,7 @@ def _texts(what: str, given: Any) -> list[str]:
     return found
 
 
-def _known(transposed: Any, slots: Mapping[str, Place]) -> list[str]:
+def _known(transposed: Any, slots: Mapping[str, Slot]) -> list[str]:
     names = _texts("transposed", transposed)
     unknown = set(names) - set(slots)
     if unknown:
@@ -416,7 +416,7 @@ def _known(transposed: Any, slots: Mapping[str, Place]) -> list[str]:
     return names
 
 
-def _paths(names: Any, slots: Mapping[str, Place]) -> dict[str, str]:
+def _paths(names: Any, slots: Mapping[str, Slot]) -> dict[str, str]:
     paths = {} if names is None else names
     if not isinstance(paths, Mapping) or not all(isinstance(text, str) for pair in paths.items() for text in pair):
         raise CheckpointError(f"names must be a dict of a variable's name -> its path there; got {names!r}")
@@ -449,7 +449,7 @@ def _numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _squares(optimizer: Optimizer, slot: Place) -> dict[str, np.ndarray]:
+def _squares(optimizer: Optimizer, slot: Slot) -> dict[str, np.ndarray]:
     """A variable's ``mg``, ``ms`` and ``delta`` as float32 or float64."""
     if optimizer._shards is not None:
         raise SetupError("the state is in parts: save() it, load() it into an optimizer of one process, and convert that")

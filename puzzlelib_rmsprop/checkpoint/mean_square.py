@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import real_dtype
+from ..kernels import real_dtype
 
 __all__ = ["MeanSquare"]
 

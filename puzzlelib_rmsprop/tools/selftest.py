@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import Hyper
-from .kernels.reference import Coefficients, graves
-from .rmsprop_graves import RMSPropGraves
-from .variable import Variable
+from ..kernels import Hyper
+from ..kernels.reference import Coefficients, graves
+from ..rmsprop_graves import RMSPropGraves
+from ..variable import Variable
 
 __all__ = [
     "LARGEST",

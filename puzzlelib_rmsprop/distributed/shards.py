@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Family, family_of
-from .errors import SetupError
-from .forms import PIECE, MeanSquare
-from .nodeinfo.agreement import tell
-from .nodeinfo.base import NodeInfo, on_stream
-from .variable import Variable
+from ..arrays import Family, family_of
+from ..checkpoint.mean_square import PIECE, MeanSquare
+from ..errors import SetupError
+from ..variable import Variable
+from .agreement import tell
+from .nodeinfo import NodeInfo, on_stream
 
 __all__ = ["Parts", "Shards", "check_nodeinfo"]
 

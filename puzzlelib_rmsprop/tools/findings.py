@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .trial import STEPS, deviation, measure
+from .selftest import STEPS, deviation, measure
 
 __all__ = ["NO_DEVICE", "Examination", "Failed", "line", "remedy", "version"]
 
@@ -25,7 +25,7 @@ class Failed(Exception):
 
 
 class Examination:
-    """The findings of one examination; :class:`puzzlelib_rmsprop.doctor.Doctor` describes them."""
+    """The findings of one examination; :class:`puzzlelib_rmsprop.tools.doctor.Doctor` describes them."""
 
     def __init__(self, require_gpu: bool = False) -> None:
         self.require_gpu = require_gpu

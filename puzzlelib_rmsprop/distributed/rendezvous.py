@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ..errors import GroupError, SetupError
-from .base import NodeInfo
+from .nodeinfo import NodeInfo
 
 __all__ = ["Rendezvous"]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .examination import NO_DEVICE, Examination, Failed, line, remedy, version
-from .kernels import cuda_source
-from .trial import gpu_case, room
+from ..kernels import cuda_source
+from .findings import NO_DEVICE, Examination, Failed, line, remedy, version
+from .selftest import gpu_case, room
 
 __all__ = ["CUDAExamination"]
 
@@ -129,7 +129,7 @@ class CUDAExamination(Examination):
 
     def _multiply(self, lost: str) -> None:
         """A product through the nets' own use of cuBLAS, which brings what scikit-cuda lacks."""
-        from .nets import ops
+        from ..nets import ops
 
         gpuarray = importlib.import_module("pycuda.gpuarray")
         a, b = (np.arange(6, dtype=np.float32).reshape(shape) for shape in ((2, 3), (3, 2)))

@@ -17,11 +17,11 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ArrayError, DependencyError, DeviceError, GroupError, SetupError
-from ..hyper import number
 from ..kernels.context import ensure_context
-from .base import NodeInfo
+from ..validation import number
 from .memory import Memory, averaged, memory_of
 from .mpi import MPINodeInfo
+from .nodeinfo import NodeInfo
 from .rendezvous import Rendezvous
 
 __all__ = ["NCCLNodeInfo"]

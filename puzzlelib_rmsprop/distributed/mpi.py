@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError, DependencyError, GroupError
-from ..hyper import number
-from .base import NodeInfo
+from ..validation import number
 from .memory import DeviceMemory, Memory, averaged, memory_of, pinned
+from .nodeinfo import NodeInfo
 
 __all__ = ["MPINodeInfo"]
 

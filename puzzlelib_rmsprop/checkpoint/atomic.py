@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, Error
+from ..errors import CheckpointError, Error
 
 try:
     import fcntl
@@ -378,11 +378,11 @@ def _check(path: str) -> None:
 SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # what a process gets to read a file: many times what it takes
 
 
-_PROBE = "import sys; from puzzlelib_rmsprop import inspection; inspection.report(sys.argv[1])"
+_PROBE = "import sys; from puzzlelib_rmsprop.tools import inspection; inspection.report(sys.argv[1])"
 
 
 def probe(path: str) -> dict[str, Any]:
-    """What :func:`puzzlelib_rmsprop.inspection.survey` finds in a file, in a process of its own.
+    """What :func:`puzzlelib_rmsprop.tools.inspection.survey` finds in a file, in a process of its own.
 
     ``{"error": why}`` where that fails, crashes or hangs; ``{}`` where no such process can be started.
     """
