@@ -18,7 +18,9 @@ if int(setuptools.__version__.partition(".")[0]) < 77:
     )
 
 KERNELS = Path("puzzlelib_rmsprop", "kernels")
-SOURCES = [KERNELS / name for name in ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")]
+SOURCES = [
+    KERNELS / name for name in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")
+]
 MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
 # No fused multiply-adds and no -ffast-math: each operation is rounded once, on every processor. Nobody reads errno or the
@@ -59,7 +61,7 @@ setup(
     ext_modules=[
         Extension(
             "puzzlelib_rmsprop.kernels._cpu",
-            [str(KERNELS / "cpu.cpp")],
+            [str(KERNELS / "cpu.cpp"), str(KERNELS / "look.cpp")],
             depends=[str(path) for path in SOURCES],
             define_macros=macros + ([("Py_LIMITED_API", "0x030B0000")] if ABI3 else []),
             extra_compile_args=FLAGS,

@@ -137,8 +137,7 @@ def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
 
 def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations: tuple[Operation, ...], stream: Any) -> None:
     """Has all gradients that count measured, as they are after ``operations``."""
-    _, statistics = plan.statistics[hook]
-    statistics.run(operations, hook._scaling_policy(), stream)
+    plan.statistics[hook].run(operations, hook._scaling_policy(), stream)
     try:
         hook._tripped(optimizer._variables)
     except Exception as error:

@@ -304,8 +304,7 @@ class Optimizer:
         Raises:
             SetupError: before :meth:`setupOn`.
         """
-        self._look(self.hooks)
-        if self._plan is None:
+        if self._look(self.hooks) is None:
             self._follow()
         self._stream = stream
         if self.globalState:
@@ -348,7 +347,8 @@ class Optimizer:
         """
         t, self._stepping, self._verdict, self._zeroed = self.t, False, None, None
         try:
-            self._current_plan(self.hooks)
+            if self._look(self.hooks) is None:
+                self._current_plan(self.hooks)
             if useStreams is not False or sync is not True:
                 useStreams, sync = flag("useStreams", useStreams), flag("sync", sync)
             if useStreams:
@@ -414,26 +414,29 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- the plan
 
-    def _look(self, hooks: list[Any]) -> None:
-        """One look at the net: the plan is as good as it was, or gone."""
+    def _look(self, hooks: list[Any]) -> Plan | None:
+        """One look at the net: the plan, as good as it was; or None, and it is gone."""
         plan = self._plan
+        if plan is None:
+            return None
         try:
-            if (
-                plan is None
-                or (plan.table is not None) is not self._fuses()
-                or not plan.is_valid(self.module.getVar, self.globalVar, self.states, hooks, self.family)
+            if (plan.table is not None) is self._fuses() and plan.found.is_there(
+                self.module.getVar, self.globalVar, self.states, hooks, self.family
             ):
-                self._plan, self._former = None, plan or self._former
+                return plan
         except Exception:  # whatever it is, _follow() says it
-            self._plan, self._former = None, plan
+            pass
+        self._plan, self._former = None, plan
+        return None
 
     def _current_plan(self, hooks: list[Any]) -> Plan:
         """The plan of a step with ``hooks``: the last one's, or another."""
-        self._look(hooks)
-        if self._plan is None:
+        plan = self._look(hooks)
+        if plan is None:
             self._follow()
-            self._plan, self._former = make_plan(self, hooks, self._former), None
-        return self._plan
+            plan = make_plan(self, hooks, self._former)
+            self._plan, self._former = plan, None
+        return plan
 
     def _updates_one_by_one(self) -> bool:
         """Whether each variable is a segment of its own in global mode as well."""

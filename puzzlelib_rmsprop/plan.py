@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from .arrays import Family
 from .distributed.shards import Shards
 from .flat import part_of
 from .hooks import StatisticsHook
+from .kernels.look import same_arrays
 from .net import Rates, TrackedVariable, check_rates, rates_of
 from .variable import Variable
 
@@ -69,6 +69,7 @@ class Found:
         memory: each variable with the objects that hold its memory, where its arrays are wrappers.
         state: every array in ``states``.
         hooks: the optimizer's.
+        records: what those have that look at all gradients.
     """
 
     variables: list[tuple[Any, ...]]
@@ -77,12 +78,13 @@ class Found:
     memory: list[tuple[TrackedVariable, tuple[Any, Any]]]
     state: list[Any]
     hooks: list[Any]
+    records: list[tuple[StatisticsHook, Any]]
 
     def is_there(
         self,
         get: Callable[[str], Any],
         globalVar: Mapping[np.dtype, Any],
-        states: Mapping[Any, dict[str, Any]],
+        states: dict[Any, dict[str, Any]],
         hooks: list[Any],
         family: Family | None,
     ) -> bool:
@@ -115,12 +117,10 @@ class Found:
         for variable, memory in self.memory:
             if any(map(operator.is_not, variable.memory_now(family), memory)):  # type: ignore[arg-type]
                 return False
-        if hooks != self.hooks:
-            return False
-        arrays = states.values()
-        if sum(map(len, arrays)) != len(self.state):
-            return False
-        return not any(map(operator.is_not, itertools.chain.from_iterable(map(dict.values, arrays)), self.state))
+        for hook, record in self.records:
+            if hook._record is not record:
+                return False
+        return hooks == self.hooks and same_arrays(states, self.state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ class Plan:
         frozen: what is left as it is.
         rows: the segments as the kernels take them, where one call updates all of them.
         table: of these rows; None where ``updateVar`` updates one segment after the other.
-        statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
+        statistics: hook -> what fills its record from the gradients of all variables that are updated.
         largest_rate: the largest learnRate of a variable.
         largest_wc: the largest wc.
     """
@@ -143,30 +143,53 @@ class Plan:
     frozen: tuple[Segment, ...]
     rows: tuple[kernels.Segment, ...] = ()
     table: Any = None
-    statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
+    statistics: dict[StatisticsHook, Any] = field(default_factory=dict)
     largest_rate: float = 0.0
     largest_wc: float = 0.0
 
-    def is_valid(self, *now: Any) -> bool:
-        """Whether everything is as it was found: ``now`` is what :meth:`Found.is_there` takes."""
-        for hook, (record, _) in self.statistics.items():
-            if hook._record is not record:
-                return False
-        return self.found.is_there(*now)
 
-    def gradients(self) -> Iterator[Any]:
-        """Those of all segments, frozen ones too."""
-        return (segment.grad for segment in (*self.segments, *self.frozen))
+def make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
+    """The plan of a step with ``hooks``; a table of the ``former`` one is used again where it is of the same memory.
+
+    Raises:
+        VariableError, HyperParameterError: a variable or a rate does not fit; names it.
+    """
+    variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
+    globalVar, states = optimizer.globalVar, optimizer.states
+    own, factors = _read_rates(variables, globalVar)
+    segments: list[Segment] = []
+    rows: tuple[kernels.Segment, ...] = ()
+    table, statistics = None, {}
+    if family is not None:
+        segments = make_segments(variables, globalVar, states, shards, optimizer._updates_one_by_one())
+        active = [segment for segment in segments if not segment.frozen]
+        rows, table = optimizer._make_table(active, family, former)
+        statistics = _statistics(hooks, variables, optimizer._gradient_segment, family)
+    found = Found(
+        [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
+        [(name, v.var) for v in variables for name in v.names[1:]],
+        [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
+        [(v, v.memory_now(family)) for v in variables] if family is not None and family.wraps else [],
+        [array for state in states.values() for array in state.values()],
+        list(hooks),
+        [(hook, hook._record) for hook in statistics],
+    )
+    return Plan(
+        found,
+        tuple(segment for segment in segments if not segment.frozen),
+        tuple(segment for segment in segments if segment.frozen),
+        rows,
+        table,
+        statistics,
+        max((variable.rates[0] for variable in variables), default=0.0),
+        max((variable.rates[2] for variable in variables), default=0.0),
+    )
 
 
-def _find(
-    variables: Sequence[TrackedVariable],
-    globalVar: Mapping[np.dtype, Any],
-    states: Mapping[Any, Mapping[str, Any]],
-    hooks: Sequence[Any],
-    family: Family | None,
-) -> Found:
-    """Reads and checks all rates, gives each variable its own, and notes what there is.
+def _read_rates(
+    variables: Sequence[TrackedVariable], globalVar: Mapping[np.dtype, Any]
+) -> tuple[list[Rates], dict[np.dtype, Rates]]:
+    """The rates of the variables and those in ``globalVar``, checked; each variable gets the products.
 
     Raises:
         VariableError: a rate is gone.
@@ -182,46 +205,12 @@ def _find(
         learnRate, momRate, wc = map(product, rates, factors.get(variable.dtype, (1.0, 1.0, 1.0)))
         check_rates(f"variable {variable.name!r}, times globalVar's", learnRate, momRate, wc)
         variable.rates = learnRate, momRate, wc
-    wraps = family is not None and family.wraps
-    return Found(
-        [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
-        [(name, v.var) for v in variables for name in v.names[1:]],
-        [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
-        [(v, v.memory_now(family)) for v in variables] if wraps else [],  # type: ignore[arg-type]
-        [array for state in states.values() for array in state.values()],
-        list(hooks),
-    )
+    return own, factors
 
 
 def product(rate: Any, factor: Any) -> float:
     """Of a rate and a factor on it, in float64; 0, which is none, where one of the two is not above 0."""
     return float(rate) * float(factor) if rate > 0 and factor > 0 else 0.0
-
-
-def make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
-    """The plan of a step with ``hooks``; a table of the ``former`` one is used again where it is of the same memory.
-
-    Raises:
-        VariableError, HyperParameterError: a variable or a rate does not fit; names it.
-    """
-    variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
-    globalVar, states = optimizer.globalVar, optimizer.states
-    found = _find(variables, globalVar, states, hooks, family)
-    if family is None:
-        return Plan(found, (), ())
-    segments = make_segments(variables, globalVar, states, shards, optimizer._updates_one_by_one())
-    active = tuple(segment for segment in segments if not segment.frozen)
-    rows, table = optimizer._make_table(active, family, former)
-    return Plan(
-        found,
-        active,
-        tuple(segment for segment in segments if segment.frozen),
-        rows,
-        table,
-        _statistics(hooks, variables, optimizer._gradient_segment, family),
-        max((variable.rates[0] for variable in variables), default=0.0),
-        max((variable.rates[2] for variable in variables), default=0.0),
-    )
 
 
 # ------------------------------------------------------------------------------------------------ segments
@@ -302,9 +291,9 @@ def _statistics(
     variables: Sequence[TrackedVariable],
     segment_of: Callable[[TrackedVariable], kernels.Segment],
     family: Family,
-) -> dict[StatisticsHook, tuple[Any, Any]]:
+) -> dict[StatisticsHook, Any]:
     """What fills the record of each hook that looks at all gradients."""
-    found: dict[StatisticsHook, tuple[Any, Any]] = {}
+    found: dict[StatisticsHook, Any] = {}
     # variable by variable, in an order that neither the mode nor the net decides: so are the sums
     updated = sorted((v for v in variables if v.rates[0] > 0.0), key=lambda v: (v.dtype.name, v.name))
     for hook in hooks:
@@ -312,5 +301,5 @@ def _statistics(
             hook._bind(family)
             statistics = family.kernels().GradientStatistics([segment_of(v) for v in updated], hook._field("norm"))
             statistics.set_decays([v.rates[2] for v in updated])
-            found[hook] = hook._record, statistics
+            found[hook] = statistics
     return found

@@ -215,9 +215,10 @@ def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerStat
 def _read_extra(extra: Any) -> tuple[dict[str, Any], list[list[Any]]]:
     """Options and hooks of a file; both are empty where another library wrote it."""
     options, hooks = (extra.get("options", {}), extra.get("hooks", [])) if isinstance(extra, dict) else (None, None)
-    if isinstance(options, dict) and isinstance(hooks, list):
-        if all(isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) for each in hooks):
-            return options, hooks
+    if not isinstance(options, dict) or not isinstance(hooks, list):
+        hooks = [None]
+    if all(isinstance(each, list) and len(each) == 2 and isinstance(each[0], str) for each in hooks):
+        return options, hooks  # type: ignore[return-value]
     raise CheckpointError(f"the file's options and hooks are not as save() writes them: {extra!r}")
 
 

@@ -26,6 +26,9 @@
 #endif
 
 namespace puzzlelib_rmsprop {
+
+PyObject *same_arrays(PyObject *, PyObject *);  // look.cpp
+
 namespace {
 
 // ---- instruction sets ----------------------------------------------------------------------------------------------
@@ -358,6 +361,7 @@ PyMethodDef methods[] = {
     {"in_use", in_use, METH_NOARGS, "The name of the instruction set that is in use."},
     {"cores", cores, METH_NOARGS, "How many cores this process may run on; 0 where the system does not say."},
     {"layout", layout, METH_NOARGS, "LAYOUT_NUMBERS as 64-bit integers."},
+    {"same_arrays", same_arrays, METH_VARARGS, "Whether the values of a dict of dicts are the objects of a list."},
     {"sources", sources, METH_NOARGS, "The SHA-256 of the sources that this was compiled from."},
     {nullptr, nullptr, 0, nullptr},
 };
