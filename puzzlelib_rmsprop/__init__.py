@@ -10,6 +10,7 @@ Example:
 
 from . import errors, gpuarray
 from . import hooks as Hooks
+from ._version import __version__
 from .config import Config
 from .distributed import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .hooks import (
@@ -43,8 +44,7 @@ __all__ = [
     "RMSPropGraves",
     "Variable",
     "WeightDecay",
+    "__version__",
     "errors",
     "gpuarray",
 ]
-
-__version__ = "0.2.0.dev0"

@@ -15,7 +15,7 @@ import numpy as np
 from . import checkpoint, kernels
 from .arrays import Family, SharedArray
 from .arrays.flat import ByDtype
-from .checkpoint.mean_square import MeanSquare
+from .checkpoint import MeanSquare, OptimizerState, VariableLayout
 from .distributed.agreement import agree, tell
 from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
@@ -25,7 +25,7 @@ from .hooks import NonFiniteGuard, StatisticsHook
 from .kernels import PLAIN, StepOptions
 from .net import TrackedVariable, as_net, follow, read_net, updater_of
 from .plan import Plan, Segment, make_plan
-from .state import OptimizerState, export_state, facts, import_state, places, save_state
+from .state import export_state, facts, import_state, layouts, save_state
 from .validation import flag, whole
 from .variable import Variable
 
@@ -507,14 +507,14 @@ class Optimizer:
         """
         import_state(self, lambda: state)
 
-    def stateLayout(self) -> list[checkpoint.Place]:
+    def stateLayout(self) -> list[VariableLayout]:
         """Each variable that is trained: names, shape and dtype, and those of every array of its state.
 
         Raises:
             SetupError: before :meth:`setupOn`.
         """
         self._follow()
-        return places(self)
+        return layouts(self)
 
     @staticmethod
     def ensureHdf(file: Any, mode: str) -> Any:
@@ -537,11 +537,7 @@ class Optimizer:
             CheckpointError: the file cannot be written, or has groups of that name already; on every process.
         """
 
-        def write(state: OptimizerState) -> None:
-            file = self.ensureHdf(hdf, "w")
-            checkpoint.write(file, name or "", state.attrs, state.arrays, state.variables, state.flat, state.extra)
-
-        save_state(self, write)
+        save_state(self, lambda state: checkpoint.write(self.ensureHdf(hdf, "w"), name or "", state))
 
     def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
         """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
@@ -561,12 +557,7 @@ class Optimizer:
                 is another than process 0's; on every process.
         """
 
-        def read() -> OptimizerState:
-            variables, file = places(self), self.ensureHdf(hdf, "r")
-            attrs, states, extra, digest = checkpoint.read(file, name or "", self.getAttrDict(), variables)
-            return OptimizerState(attrs, variables, states=states, extra=extra, digest=digest)
-
-        import_state(self, read)
+        import_state(self, lambda: checkpoint.read(self.ensureHdf(hdf, "r"), name or "", self.getAttrDict(), layouts(self)))
 
 
 _STEPS = (Optimizer.updateLocalStates, Optimizer.updateGlobalState)

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
-from .checkpoint.mean_square import MeanSquare
+from .checkpoint import MeanSquare
 from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .net import TrackedVariable, check_rates

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import family_of
 from .arrays.flat import layout
-from .checkpoint import Place
+from .checkpoint import OptimizerState, VariableLayout
 from .distributed.agreement import tell, together
 from .distributed.shards import Parts, Shards
 from .errors import ArrayError, CheckpointError, SetupError, VariableError
@@ -22,42 +22,7 @@ if TYPE_CHECKING:
     from .arrays import Family
     from .optimizer import Optimizer
 
-__all__ = ["OptimizerState", "export_state", "facts", "import_state", "places", "save_state"]
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """What an optimizer is made of, in NumPy arrays.
-
-    Attributes:
-        attrs: the registered attributes, ``t`` among them.
-        variables: each variable's names, shape and dtype, and the shape and dtype of every array of its state.
-        arrays: of a state that is exported, as ``optimizer.states`` has it: a variable's first name, or in global mode the
-            dtype, -> entity -> array.
-        states: of a state to be imported: one dict, entity -> array, for each of the variables.
-        flat: whether ``arrays`` are those of global mode.
-        extra: options and hooks, as plain data.
-        digest: of the file that it was read from: in a group, it has to be the same on all processes.
-    """
-
-    attrs: dict[str, Any]
-    variables: Sequence[Place]
-    arrays: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
-    states: Sequence[Mapping[str, np.ndarray]] = ()
-    flat: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""
-
-    def of(self, place: Place) -> dict[str, np.ndarray]:
-        """The state of one of the ``variables``, from ``arrays``."""
-        if not self.flat:
-            return dict(self.arrays[place.names[0]])
-        size = int(np.prod(place.shape, dtype=np.int64))
-        found = {}
-        for entity, array in self.arrays[place.dtype].items():
-            mine = place.state[entity][0] == place.shape and array.ndim == 1
-            found[entity] = array[place.offset : place.offset + size].reshape(place.shape) if mine else array
-        return found
+__all__ = ["export_state", "facts", "import_state", "layouts", "save_state"]
 
 
 # ------------------------------------------------------------------------------------------------- export
@@ -80,7 +45,7 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
         if kept:
             arrays[variable.name] = {entity: family_of(array).get(array) for entity, array in kept.items()}
     return OptimizerState(
-        optimizer.getAttrDict(), places(optimizer), arrays, flat=optimizer.globalState, extra=_to_save(optimizer)
+        optimizer.getAttrDict(), layouts(optimizer), arrays, flat=optimizer.globalState, extra=_to_save(optimizer)
     )
 
 
@@ -104,7 +69,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
         if shards.nodeinfo.index == 0:
             try:
                 attrs, extra = optimizer.getAttrDict(), _to_save(optimizer)
-                write(OptimizerState(attrs, places(optimizer), parts, flat=True, extra=extra))
+                write(OptimizerState(attrs, layouts(optimizer), parts, flat=True, extra=extra))
             except Exception as error:
                 failure = error
         # all processes have to take part in all that is gathered, whatever became of the file
@@ -123,7 +88,7 @@ def _sizes(optimizer: Optimizer, dtype: np.dtype, shards: Shards) -> tuple[int, 
     return high - low, layout(shapes, dtype, optimizer.shParams[dtype].family.alignment)[1]
 
 
-def places(optimizer: Optimizer) -> list[Place]:
+def layouts(optimizer: Optimizer) -> list[VariableLayout]:
     """Each variable, and what there is of its state, wherever it lies."""
     found = []
     for variable in optimizer._variables:
@@ -138,7 +103,9 @@ def places(optimizer: Optimizer) -> list[Place]:
         forms = [form for form in optimizer._forms if form.applies(state)]
         kept = tuple(variable.kept()) if optimizer._shards is None else ()
         span = None if optimizer._shards is None else _span(optimizer._shards, variable)
-        found.append(Place(variable.names, variable.shape, variable.dtype, variable.offset, state, forms, kept, span))
+        found.append(
+            VariableLayout(variable.names, variable.shape, variable.dtype, variable.offset, state, forms, kept, span)
+        )
     return found
 
 
@@ -209,7 +176,7 @@ def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerStat
             if fault is not None:
                 raise ArrayError(f"variable {variable.name!r}: its {entity} {fault}")
     states = optimizer._adapt(given.states, options)
-    return OptimizerState(given.attrs, given.variables, states=states, extra={"options": options}), found
+    return replace(given, states=states, extra={"options": options}), found
 
 
 def _read_extra(extra: Any) -> tuple[dict[str, Any], list[list[Any]]]:

@@ -1,6 +1,23 @@
 """HDF5 files: what an optimizer saves, and reading it back, from PuzzleLib's files too."""
 
-from .atomic import atomicFile, new_groups, opened
-from .reader import Place, encodable, fitted, read, write
+from .atomic import atomicFile
+from .contents import OptimizerState, VariableLayout
+from .fitting import fitted
+from .format import encodable
+from .mean_square import MeanSquare
+from .opening import new_groups, opened
+from .reader import read
+from .writer import write
 
-__all__ = ["Place", "atomicFile", "encodable", "fitted", "new_groups", "opened", "read", "write"]
+__all__ = [
+    "MeanSquare",
+    "OptimizerState",
+    "VariableLayout",
+    "atomicFile",
+    "encodable",
+    "fitted",
+    "new_groups",
+    "opened",
+    "read",
+    "write",
+]

@@ -1,0 +1,77 @@
+"""A path or an open file, opened for reading or writing; groups that go away again where writing fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CheckpointError, Error
+from .atomic import atomicFile
+from .disk import text_of
+from .integrity import check
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["PathOrGroup", "new_groups", "opened"]
+
+PathOrGroup = Any  # str, os.PathLike or an open h5py.Group
+
+
+@contextlib.contextmanager
+def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
+    """A path opened for the block (``mode`` "r" or "w"), or the group given, left open.
+
+    Raises:
+        CheckpointError: the file cannot be written, or read; HDF5's errors in the block too.
+    """
+    import h5py
+
+    if isinstance(hdf, h5py.Group):
+        if not hdf:
+            raise CheckpointError("the HDF5 file given is closed")
+        with _hdf5_errors(hdf.file.filename, mode):
+            yield hdf
+    elif not isinstance(hdf, str | os.PathLike):
+        raise CheckpointError(f"hdf must be a path or an open h5py file or group; got {type(hdf).__name__}")
+    elif mode == "w":
+        with atomicFile(hdf) as file, _hdf5_errors(text_of(hdf), mode):
+            yield file
+    else:
+        path = text_of(hdf)
+        with _hdf5_errors(path, mode):
+            check(path)
+            with h5py.File(path, "r") as file:
+                yield file
+
+
+@contextlib.contextmanager
+def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
+    try:
+        yield
+    except (Error, Warning):
+        raise
+    except Exception as error:  # h5py raises nearly every kind, depending on where a file is damaged
+        if mode == "w" and isinstance(error, MemoryError):
+            raise
+        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def new_groups(parent: h5py.Group, names: Sequence[str]) -> Iterator[list[h5py.Group]]:
+    """Creates groups, and takes them away again when the block fails."""
+    for name in names:
+        if name in parent:
+            raise CheckpointError(f"{parent.file.filename} already has a group {name!r}; save under another name")
+    made = []
+    try:
+        for name in names:
+            made.append(parent.create_group(name))
+        yield made
+    except BaseException:
+        for name in names[: len(made)]:
+            with contextlib.suppress(Exception):  # a full disk can refuse even this; the first error is the one to tell
+                del parent[name]
+        raise

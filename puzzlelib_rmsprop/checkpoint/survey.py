@@ -1,0 +1,151 @@
+"""Everything that is in a file, for people and for the process that looks at a file first."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..arrays.family import FLOATS
+from ..errors import Error
+from .format import content_of, stem_of
+from .source import Source
+
+if TYPE_CHECKING:
+    import h5py
+
+__all__ = ["report", "survey"]
+
+
+def report(path: str) -> None:
+    """Prints :func:`survey` as JSON: what the process that reads the file runs."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            found = survey(file)
+    except Exception as error:
+        found = {"error": f"HDF5 cannot read it: {error}"}
+    print(json.dumps(found))
+
+
+def survey(file: h5py.File) -> dict[str, Any]:
+    """Reads everything in a file: ``{"parts": [...]}``."""
+    import h5py
+
+    groups: list[str] = []
+    datasets: list[str] = []
+    file.visititems(lambda key, item: (groups if isinstance(item, h5py.Group) else datasets).append(key))
+    names = {key.rpartition(".")[0] for key in groups if key.endswith((".attrs", ".states"))}
+    names |= {key.removesuffix(".layout") for key in datasets if key.endswith(".layout") and key.count(".layout") == 1}
+    parts = [_optimizer(file, name, datasets) for name in sorted(names)]
+    nets = [key.removesuffix("params") for key in groups if (key == "params" or key.endswith("/params"))]
+    parts += [_net(file, where, datasets) for where in nets if f"{where}links" in file]
+    taken = {each["name"] for part in parts for each in part["datasets"]}
+    left = [_look(file[key], None) for key in datasets if f"/{key}" not in taken]
+    if left:
+        parts.append({"kind": "other", "name": "", "writer": "unknown", "datasets": left, "variables": []})
+    return {"parts": parts}
+
+
+def _look(dataset: Any, sums: Any) -> dict[str, Any]:
+    """One dataset: its checksum compared, its numbers counted. ``sums``: what it should be; None where there are none."""
+    found: dict[str, Any] = {"name": getattr(dataset, "name", "?"), "checksum": "none"}
+    try:
+        content, digest = content_of(dataset)
+        found |= {"shape": list(content.shape), "dtype": str(content.dtype), **_numbers(content)}
+    except Exception as error:
+        return {**found, "checksum": "damaged", "why": f"it cannot be read: {error}"}
+    if sums is not None:
+        found |= {"checksum": "ok"} if sums == digest else {"checksum": "damaged", "why": "its checksum does not match"}
+    return found
+
+
+def _numbers(content: np.ndarray) -> dict[str, Any]:
+    if content.dtype.kind not in "fiu" or not content.size:
+        return {}
+    good = content[np.isfinite(content)].astype(np.float64)
+    found: dict[str, Any] = {"nonfinite": int(content.size - good.size)}
+    if good.size:
+        found |= {"min": float(good.min()), "max": float(good.max()), "mean": float(good.mean())}
+    return found
+
+
+def _net(file: h5py.File, where: str, datasets: list[str]) -> dict[str, Any]:
+    mine = [key for key in datasets if key.startswith((f"{where}params/", f"{where}links/"))]
+    return {
+        "kind": "net",
+        "name": where,
+        "writer": "PuzzleLib's module format",
+        "datasets": [_look(file[key], None) for key in mine],
+        "variables": [],
+    }
+
+
+def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any]:
+    part: dict[str, Any] = {"kind": "optimizer", "name": name, "datasets": [], "variables": []}
+    try:
+        source = Source(file, name)
+    except Error as error:
+        layout = {"name": f"/{name}.layout", "checksum": "damaged", "why": str(error)}
+        return {**part, "writer": "unknown", "datasets": [layout]}
+    layout = source.layout
+    part["writer"] = f"puzzlelib_rmsprop {layout.get('library', '(format 1)')}" if layout else "PuzzleLib"
+    part |= {"format": layout.get("format"), "extra": source.extra, "attrs": {}, "t": None}
+    if layout:
+        part["datasets"].append(_look(file[f"{name}.layout"], None))
+        if source.sums is not None:
+            part["datasets"][0]["checksum"] = "ok"  # Source compared it
+    looked: dict[str, dict[str, Any]] = {}
+    for group in ("attrs", "states"):
+        prefix = f"{name}.{group}/"
+        for key in sorted(each.removeprefix(prefix) for each in datasets if each.startswith(prefix)):
+            found = _look(file[prefix + key], None if source.sums is None else source.sum_of(group, key) or "")
+            part["datasets"].append(found)
+            if group == "states":
+                looked[key] = found
+            elif found["checksum"] != "damaged":
+                part["attrs"][key] = _plain(file[prefix + key][()])
+    for key in source.sums or ():
+        if f"{name}.{key}" not in file:
+            part["datasets"].append({"name": f"/{name}.{key}", "checksum": "damaged", "why": "it is missing"})
+    part["t"] = part["attrs"].get("t")
+    _variables(part, source, looked)
+    return part
+
+
+def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str, Any]]) -> None:
+    """Fills in ``mode`` and ``variables``: from the layout, or from the names of PuzzleLib's datasets."""
+    # a flat dataset has two names, of which h5py visits one
+    if source.layout.get("mode") != "local":  # there a variable may be called so
+        looked = {re.sub(r"^<class 'numpy\.(\w+)'>", r"\1", key): numbers for key, numbers in looked.items()}
+    flat = {key for key in looked if key.rpartition(".")[0] in FLOATS and source.layout.get("mode") != "local"}
+    part["mode"] = source.layout.get("mode") or ("global" if flat else "local")
+    entries = source.layout.get("variables")
+    if entries is None:
+        entries = [{"names": [key]} for key in dict.fromkeys(key.rpartition(".")[0] for key in looked)]
+        flat = set()
+    contents: dict[str, np.ndarray] = {}
+    for entry in entries:
+        found = {**entry, "entities": {}}
+        stems = {stem for name in entry["names"] for stem in (name, stem_of(name))}
+        for key, numbers in looked.items():
+            of, _, entity = key.rpartition(".")
+            if of in stems and key not in flat:
+                found["entities"][entity] = numbers
+            elif key in flat and of == entry.get("dtype") and numbers["checksum"] != "damaged":
+                count = math.prod(entry["shape"])
+                if key not in contents:
+                    contents[key] = content_of(source.states[key])[0].reshape(-1)
+                content = contents[key][entry["offset"] : entry["offset"] + count]
+                found["entities"][entity] = {**numbers, "shape": entry["shape"], **_numbers(content)}
+        part["variables"].append(found)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)

@@ -1,0 +1,77 @@
+"""Writes an optimizer into a file: its attributes, its state and the layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+
+from .._version import __version__
+from ..errors import CheckpointError
+from .contents import OptimizerState
+from .format import FORMAT, check_name, content_of, digest_of, is_key, put, spellings, stem_of
+from .opening import PathOrGroup, new_groups, opened
+
+__all__ = ["write"]
+
+
+def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
+    """Writes everything that ``state`` has, the other forms of an entity too.
+
+    Raises:
+        CheckpointError: the file cannot be written, or has such groups already.
+    """
+    check_name(name)
+    described = {
+        "format": FORMAT,
+        "library": __version__,
+        "mode": "global" if state.flat else "local",
+        "attrs": {key: value for key, value in state.attrs.items() if isinstance(value, bool | int | float | str)},
+        "extra": state.extra,
+        "variables": [
+            {
+                "names": list(v.names),
+                "shape": list(v.shape),
+                "dtype": v.dtype.name,
+                "offset": v.offset,
+                "hooks": list(v.kept),
+            }
+            for v in state.variables
+        ],
+    }
+    try:
+        json.dumps(described)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"options and hooks must be plain data to be saved (JSON): {error}; got {state.extra!r}"
+        ) from error
+    with opened(hdf, "w") as parent, new_groups(parent, [f"{name}.attrs", f"{name}.states"]) as (attr_group, state_group):
+        sums: dict[str, str] = {}
+        for key, value in state.attrs.items():
+            try:
+                attr_group.create_dataset(key, data=value)
+            except (TypeError, ValueError) as error:  # a text with a NUL, or that UTF-8 has not
+                why = "is no number, text or array" if isinstance(error, TypeError) else f"does not fit: {error}"
+                raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} {why}") from error
+            sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
+        for key, arrays in state.arrays.items():
+            first, *others = spellings(key.name) if isinstance(key, np.dtype) else (stem_of(key),)
+            for entity, content in arrays.items():
+                try:
+                    if not is_key(f"{first}.{entity}"):
+                        raise ValueError("that is no name for a state")
+                    put(state_group, f"{first}.{entity}", content)
+                except (TypeError, ValueError) as error:  # or there is a variable called "a" and another called "a.mg/b"
+                    raise CheckpointError(f"variable {str(key)!r}: its {entity!r} cannot be saved: {error}") from error
+                sums[f"states/{first}.{entity}"] = digest_of(content)
+                for other in others:
+                    # a second name for the same data, so that either backend of PuzzleLib finds it
+                    state_group[f"{other}.{entity}"] = state_group[f"{first}.{entity}"]
+                del content  # before the next is put together
+        if f"{name}.layout" in parent:
+            del parent[f"{name}.layout"]
+        text = json.dumps({**described, "sha256": sums}).encode()
+        # of a fixed length: HDF5 can hang on a damaged one of variable length
+        parent[f"{name}.layout"] = np.bytes_(text)
+        parent[f"{name}.layout"].attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())

@@ -1,0 +1,188 @@
+"""State from and to Chainer's and nnabla's ``RMSpropGraves``: arrays by path, in one tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import VariableLayout
+from ..checkpoint.disk import regular_file, text_of
+from ..errors import CheckpointError
+from ..optimizer import Optimizer
+from .common import known, mean_squares, reading, restore, sign_of, turned, variables_of, whole_steps
+
+__all__ = ["fromChainer", "fromNnabla", "toChainer", "toNnabla"]
+
+Names = Mapping[str, str] | None
+
+
+def fromChainer(optimizer: Optimizer, source: Any, names: Names = None, transposed: Collection[str] = ()) -> None:
+    """Takes over state and ``t`` of a Chainer ``RMSpropGraves``, from a file of ``serializers.save_npz`` or ``save_hdf5``.
+
+    Args:
+        optimizer: an RMSPropGraves that is set up on the net with the same parameters.
+        source: the file's path, or a mapping with its keys (``"fc0/W/n"``) and NumPy arrays.
+        names: the net's name -> the path of the parameter there. Default: the same with slashes for dots.
+        transposed: names of variables whose arrays lie transposed there: the ``W`` of Chainer's ``Linear``.
+
+    Raises:
+        SetupError: before ``setupOn``.
+        CheckpointError: something does not fit; says which variable and why. Nothing was changed.
+    """
+    _from_tree(optimizer, source, names, transposed, {"ms": "n", "mg": "g", "delta": "delta"}, "t")
+
+
+def toChainer(optimizer: Optimizer, names: Names = None, transposed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """What ``numpy.savez`` has to write for Chainer's ``serializers.load_npz(path, optimizer)``.
+
+    Args:
+        optimizer, names, transposed: as for :func:`fromChainer`.
+
+    Raises:
+        SetupError: before ``setupOn``.
+
+    Example:
+        >>> from puzzlelib_rmsprop import RMSPropGraves, convert
+        >>> from puzzlelib_rmsprop.nets import Linear
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.setupOn(Linear(3, 2))
+        >>> found = convert.toChainer(optimizer, transposed=["W"])
+        >>> sorted(found)
+        ['W/delta', 'W/g', 'W/n', 'W/t', 'b/delta', 'b/g', 'b/n', 'b/t', 'epoch', 't']
+        >>> found["W/n"].shape
+        (2, 3)
+    """
+    found = _to_tree(optimizer, names, transposed, {"ms": "n", "mg": "g", "delta": "delta"})
+    return found | {"t": np.array(optimizer.t), "epoch": np.array(0)}
+
+
+def fromNnabla(optimizer: Optimizer, source: Any, names: Names = None, transposed: Collection[str] = ()) -> None:
+    """Takes over the state and ``t`` of an nnabla ``RMSpropGraves``, from an ``.h5`` file of ``solver.save_states``.
+
+    Args:
+        optimizer: an RMSPropGraves that is set up on the net with the same parameters.
+        source: the file's path, or a mapping with its keys (``"fc0/affine/W/n"``) and NumPy arrays.
+        names, transposed: as for :func:`fromChainer`.
+
+    Raises:
+        SetupError: before ``setupOn``.
+        CheckpointError: something does not fit; says which variable and why. Nothing was changed.
+    """
+    _from_tree(optimizer, source, names, transposed, {"ms": "n", "mg": "g", "delta": "d"}, None)
+
+
+def toNnabla(optimizer: Optimizer, names: Names = None, transposed: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The datasets of an ``.h5`` file for nnabla's ``solver.load_states``: its keys and their content.
+
+    Args:
+        optimizer, names, transposed: as for :func:`fromChainer`.
+
+    Raises:
+        SetupError: before ``setupOn``.
+
+    Example:
+        >>> import os, tempfile, h5py
+        >>> from puzzlelib_rmsprop import RMSPropGraves, convert
+        >>> from puzzlelib_rmsprop.nets import Linear
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.setupOn(Linear(3, 2))
+        >>> with h5py.File(os.path.join(tempfile.mkdtemp(), "states.h5"), "w") as file:
+        ...     for key, content in convert.toNnabla(optimizer, {"W": "affine/W", "b": "affine/b"}).items():
+        ...         file[key] = content
+        ...     sorted(file["affine/W"])
+        ['d', 'g', 'n', 't']
+    """
+    return _to_tree(optimizer, names, transposed, {"ms": "n", "mg": "g", "delta": "d"})
+
+
+def _from_tree(
+    optimizer: Optimizer,
+    source: Any,
+    names: Names,
+    transposed: Collection[str],
+    theirs: Mapping[str, str],
+    counter: str | None,
+) -> None:
+    """``theirs``: entity -> its key there; ``counter``: the key of the number of updates, or None: each variable's."""
+    variables = variables_of(optimizer)
+    transposed, names = known(transposed, variables), _paths(names, variables)
+    where, tree = _tree(source)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    steps = []
+    for name, variable in variables.items():
+        path = _path(variable, names, tree)
+        found[name] = {}
+        for entity, key in theirs.items():
+            if f"{path}/{key}" not in tree:
+                raise CheckpointError(f"variable {name!r}: {where} has no {f'{path}/{key}'!r}; it has {_some(tree)}")
+            with reading(f"variable {name!r}: {where}: {f'{path}/{key}'!r}"):
+                found[name][entity] = tree[f"{path}/{key}"] * (sign_of(optimizer) if entity == "mg" else 1)
+        steps.append(counter if counter is not None else f"{path}/t")
+    with reading(f"{where}: the number of updates"):
+        times = [whole_steps(tree[key]) for key in steps if key in tree]
+    restore(optimizer, found, {"t": max(times)} if times else {}, transposed, where)
+
+
+def _to_tree(
+    optimizer: Optimizer, names: Names, transposed: Collection[str], theirs: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    found = {}
+    variables = variables_of(optimizer)
+    transposed, names = known(transposed, variables), _paths(names, variables)
+    exported = optimizer.exportState()
+    for name, variable in variables.items():
+        state, path = mean_squares(exported, variable), _path(variable, names, {})
+        if f"{path}/t" in found:
+            raise CheckpointError(f"variable {name!r}: names give its path {path!r} to another variable too")
+        for entity, key in theirs.items():
+            array = state[entity] * (sign_of(optimizer) if entity == "mg" else 1)
+            found[f"{path}/{key}"] = np.array(turned(name, array, transposed), order="C")
+        found[f"{path}/t"] = np.array(optimizer.t)
+    return found
+
+
+def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
+    """The arrays of a file, or of a mapping, by their keys without a slash at the front."""
+    import h5py
+
+    if isinstance(source, Mapping):
+        with reading("the mapping"):
+            return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(f"the state must be a path or a mapping; got {type(source).__name__}")
+    path = text_of(source)
+    try:
+        regular_file(path)
+        if not h5py.is_hdf5(path):
+            with np.load(path, allow_pickle=False) as file:
+                return path, {key.strip("/"): file[key] for key in file.files}
+        found: dict[str, np.ndarray] = {}
+        with h5py.File(path, "r") as file:
+            file.visititems(lambda key, item: found.update({key: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        return path, {key: np.asarray(value) for key, value in found.items()}
+    except Exception as error:  # np.load and h5py raise nearly every kind
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+
+
+def _path(variable: VariableLayout, names: Names, tree: Mapping[str, Any]) -> str:
+    """What a variable is called there; a tied one may be there under any of its names."""
+    paths = [(names or {}).get(name, name.replace(".", "/")).strip("/") for name in variable.names]
+    return next((path for path in paths if f"{path}/n" in tree), paths[0])
+
+
+def _paths(names: Any, variables: Mapping[str, VariableLayout]) -> dict[str, str]:
+    paths = {} if names is None else names
+    if not isinstance(paths, Mapping) or not all(isinstance(text, str) for pair in paths.items() for text in pair):
+        raise CheckpointError(f"names must be a dict of a variable's name -> its path there; got {names!r}")
+    unknown = set(paths) - {name for variable in variables.values() for name in variable.names}
+    if unknown:
+        raise CheckpointError(f"there is no variable {min(unknown)!r} to name; there are {', '.join(map(repr, variables))}")
+    return dict(paths)
+
+
+def _some(tree: Mapping[str, Any]) -> str:
+    keys = [key for key in tree if key.endswith("/n")] or list(tree)
+    return ", ".join(map(repr, keys[:8])) + (", ..." if len(keys) > 8 else "")
