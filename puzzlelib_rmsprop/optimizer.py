@@ -5,39 +5,34 @@ A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:m
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checkpoint, kernels
 from .arrays import Family, SharedArray
 from .arrays.flat import ByDtype
-from .checkpoint import MeanSquare, OptimizerState, VariableLayout
-from .distributed.agreement import agree, tell
+from .distributed.agreement import agree, facts, tell
 from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
-from .flat import FlatBuffers, check_buffers, check_moved, flatten, share_states
+from .flat import check_moved, flatten, share_states
 from .gradients import check_hook, prepare_gradients
 from .hooks import NonFiniteGuard, StatisticsHook
 from .kernels import PLAIN, StepOptions
-from .net import TrackedVariable, as_net, follow, read_net, updater_of
-from .plan import Plan, Segment, make_plan
-from .state import export_state, facts, import_state, layouts, save_state
+from .net import TrackedVariable, as_net, read_net, updater_of
+from .plan import Plan, PlanMethods
+from .state import StateMethods
 from .validation import flag, whole
 from .variable import Variable
 
 if TYPE_CHECKING:
-    import h5py
-
     from .distributed import NodeInfo
 
 __all__ = ["Optimizer"]
 
 
-class Optimizer:
+class Optimizer(PlanMethods, StateMethods):
     """Base class of optimizers; PuzzleLib's class of that name.
 
     The order of calls: ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and
@@ -84,7 +79,6 @@ class Optimizer:
     """
 
     shardState = False
-    _forms: tuple[MeanSquare, ...] = ()  # what a file holds besides the state, for other libraries
 
     def __init__(self, nodeinfo: NodeInfo | None = None) -> None:
         self.t = 0
@@ -169,10 +163,9 @@ class Optimizer:
         self._bind_hooks()
 
     def _bind_hooks(self) -> None:
-        if self.family is not None:
-            for hook in self.hooks:
-                if isinstance(hook, StatisticsHook):
-                    hook._bind(self.family)
+        for hook in self.hooks if self.family is not None else ():
+            if isinstance(hook, StatisticsHook):
+                hook._bind(self.family)
 
     # --------------------------------------------------------------------------------------------- set-up
 
@@ -205,7 +198,7 @@ class Optimizer:
         except Exception as error:
             agree(self.nodeinfo, [], error)
             raise
-        agree(self.nodeinfo, facts(self, variables, family))
+        agree(self.nodeinfo, facts(self, self._options(), variables, family))
         before = {**vars(self)}
         try:
             self._bind(mod, useGlobalState, variables, custom, family)
@@ -217,23 +210,6 @@ class Optimizer:
 
     def _check_setup(self, family: Family | None) -> None:
         """Raises where a subclass's options do not go with each other, or with arrays of ``family``."""
-
-    def _options(self) -> dict[str, Any]:
-        """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
-        return {}
-
-    def _saved_options(self) -> dict[str, Any]:
-        """What of that a file keeps: plain data for JSON."""
-        return {}
-
-    def _adapt(
-        self, states: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
-    ) -> Sequence[Mapping[str, np.ndarray]]:
-        """States saved with ``options``, as they are with this optimizer's. CheckpointError where options are not valid."""
-        return states
-
-    def _take_options(self, options: Mapping[str, Any]) -> None:
-        """Takes over what of them goes on with the state, after everything else was loaded."""
 
     def _bind(
         self, mod: Any, useGlobalState: bool, variables: list[TrackedVariable], custom: list[str], family: Family | None
@@ -254,7 +230,7 @@ class Optimizer:
             check_moved(self._variables, self.shParams, type(self).__name__)
         else:
             self.setupLocalStates(vartable)
-        self._share()
+        share_states(self._variables, self.states, self.globalVar, self._shards is None)
         for variable in self._variables:
             variable.made = frozenset(variable.state)
             variable.memory = None if family is None else variable.memory_now(family)
@@ -323,8 +299,7 @@ class Optimizer:
             self._zero_gradients(self.family, self._stream)
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
-        flat = self.globalVar.values() if self.globalState else self._variables
-        for each in flat:
+        for each in self.globalVar.values() if self.globalState else self._variables:
             family.fill_zero(each.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
@@ -408,62 +383,6 @@ class Optimizer:
         for segment in plan.segments:
             self.updateVar(segment.var, segment.state, stream)
 
-    def _fuses(self) -> bool:
-        """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
-        return False
-
-    # ------------------------------------------------------------------------------------------- the plan
-
-    def _look(self, hooks: list[Any]) -> Plan | None:
-        """One look at the net: the plan, as good as it was; or None, and it is gone."""
-        plan = self._plan
-        if plan is None:
-            return None
-        try:
-            if (plan.table is not None) is self._fuses() and plan.found.is_there(
-                self.module.getVar, self.globalVar, self.states, hooks, self.family
-            ):
-                return plan
-        except Exception:  # whatever it is, _follow() says it
-            pass
-        self._plan, self._former = None, plan
-        return None
-
-    def _current_plan(self, hooks: list[Any]) -> Plan:
-        """The plan of a step with ``hooks``: the last one's, or another."""
-        plan = self._look(hooks)
-        if plan is None:
-            self._follow()
-            plan = make_plan(self, hooks, self._former)
-            self._plan, self._former = plan, None
-        return plan
-
-    def _updates_one_by_one(self) -> bool:
-        """Whether each variable is a segment of its own in global mode as well."""
-        return False
-
-    def _make_table(
-        self, segments: Sequence[Segment], family: Family, former: Plan | None
-    ) -> tuple[tuple[kernels.Segment, ...], Any]:
-        """The segments as the kernels take them, and a table of them, where one call can update all."""
-        return (), None
-
-    def _gradient_segment(self, variable: TrackedVariable) -> kernels.Segment:
-        """Where the gradient and the parameter of a variable lie."""
-        return self.family.gradient_segment(variable.data, variable.grad)  # type: ignore[union-attr]
-
-    def _share(self) -> None:
-        """Gives each variable its state; in global mode its views of the flat one, where all of that is here."""
-        share_states(self._variables, self.states, self.globalVar, self._shards is None)
-
-    def _follow(self) -> None:
-        """Takes over what the user did to the net and to ``states`` since the last call, or refuses it."""
-        if self.module is None:
-            raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
-        follow(self.module, self._variables, self.family, self.globalState)
-        check_buffers(FlatBuffers(self.shParams, self.shGrads, self.globalVar))
-        self._share()
-
     # ------------------------------------------------------------------------------- what a subclass writes
 
     def setupState(self, var: Any) -> dict[str, Any]:
@@ -473,91 +392,10 @@ class Optimizer:
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         """Takes one step on ``var.data``, from ``var.grad`` and ``state``, element by element.
 
-        Called once a variable in local mode. In global mode ``var`` is a stretch of a flat buffer whose variables share
+        Called once a variable in local mode. In global mode ``var`` is a part of a flat buffer whose variables share
         ``learnRate`` and ``momRate``, so the same code serves both.
         """
         raise NotImplementedError(f"{type(self).__name__} must define updateVar(self, var, state, stream=None)")
-
-    # ----------------------------------------------------------------------------------- state, checkpoints
-
-    def exportState(self) -> OptimizerState:
-        """A copy of everything that a checkpoint holds, in NumPy arrays.
-
-        Raises:
-            SetupError: before :meth:`setupOn`, or the state is in parts (``shardState``).
-
-        Example:
-            >>> import numpy as np
-            >>> from puzzlelib_rmsprop import RMSPropGraves, Variable
-            >>> optimizer = RMSPropGraves()
-            >>> optimizer.setupOn({"w": Variable(np.zeros(3, np.float32))})
-            >>> sorted(optimizer.exportState().arrays["w"])
-            ['delta', 'mg', 'ms', 'variance']
-        """
-        return export_state(self)
-
-    def importState(self, state: OptimizerState) -> None:
-        """Takes over attributes, options and ``state.states``, one dict of arrays for each variable, in their order.
-
-        The arrays have to be of the shapes and dtypes that :meth:`stateLayout` says.
-
-        Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: something is not valid. Nothing was changed.
-        """
-        import_state(self, lambda: state)
-
-    def stateLayout(self) -> list[VariableLayout]:
-        """Each variable that is trained: names, shape and dtype, and those of every array of its state.
-
-        Raises:
-            SetupError: before :meth:`setupOn`.
-        """
-        self._follow()
-        return layouts(self)
-
-    @staticmethod
-    def ensureHdf(file: Any, mode: str) -> Any:
-        """What :meth:`save` (``mode`` "w") and :meth:`load` ("r") make of their argument; a subclass may open a file."""
-        return file
-
-    def save(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
-        """Saves attributes and state to HDF5, in PuzzleLib's groups ``<name>.attrs`` and ``<name>.states``.
-
-        Args:
-            hdf: a path, whose file appears or is replaced only once it is complete; or an open ``h5py`` file or group,
-                which is written into and left open.
-            name: prefix of the groups, for several optimizers in one file. Default: none.
-
-        With ``shardState`` every process of the group has to call it; process 0 gets the parts, an array at a time, and
-        writes. The others' ``hdf`` is not used.
-
-        Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: the file cannot be written, or has groups of that name already; on every process.
-        """
-
-        save_state(self, lambda state: checkpoint.write(self.ensureHdf(hdf, "w"), name or "", state))
-
-    def load(self, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
-        """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
-
-        Everything is checked before anything is changed.
-
-        Args:
-            hdf: a path, or an open ``h5py`` file or group, which is left open.
-            name: prefix of the groups.
-
-        With a nodeinfo every process of the group has to call it, and reads the whole file, or a copy of it; with
-        ``shardState`` it keeps its part, and no more than one array of each dtype is in memory besides.
-
-        Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: the file does not fit; names the variable and says why. In a group, one process's does not, or
-                is another than process 0's; on every process.
-        """
-
-        import_state(self, lambda: checkpoint.read(self.ensureHdf(hdf, "r"), name or "", self.getAttrDict(), layouts(self)))
 
 
 _STEPS = (Optimizer.updateLocalStates, Optimizer.updateGlobalState)

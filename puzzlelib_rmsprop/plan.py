@@ -12,16 +12,17 @@ import numpy as np
 from . import kernels
 from .arrays import Family
 from .distributed.shards import Shards
-from .flat import part_of
+from .errors import SetupError
+from .flat import FlatBuffers, check_buffers, part_of, share_states
 from .hooks import StatisticsHook
 from .kernels.look import same_arrays
-from .net import Rates, TrackedVariable, check_rates, rates_of
+from .net import Rates, TrackedVariable, check_rates, follow, rates_of
 from .variable import Variable
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
-__all__ = ["Found", "Plan", "Segment", "make_plan", "make_segments", "product"]
+__all__ = ["Found", "Plan", "PlanMethods", "Segment", "product"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,64 @@ class Plan:
     largest_wc: float = 0.0
 
 
-def make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
+class PlanMethods:
+    """The methods of an optimizer that keep its plan, and those that one with a call for all segments overrides."""
+
+    _plan: Plan | None
+    _former: Plan | None  # the last plan that was given up: its table may do for the next
+
+    def _look(self: Any, hooks: list[Any]) -> Plan | None:
+        """One look at the net: the plan, as good as it was; or None, and it is gone."""
+        plan = self._plan
+        if plan is None:
+            return None
+        try:
+            if (plan.table is not None) is self._fuses() and plan.found.is_there(
+                self.module.getVar, self.globalVar, self.states, hooks, self.family
+            ):
+                return plan
+        except Exception:  # whatever it is, _follow() says it
+            pass
+        self._plan, self._former = None, plan
+        return None
+
+    def _current_plan(self: Any, hooks: list[Any]) -> Plan:
+        """The plan of a step with ``hooks``: the last one's, or another."""
+        plan = self._look(hooks)
+        if plan is None:
+            self._follow()
+            plan = _make_plan(self, hooks, self._former)
+            self._plan, self._former = plan, None
+        return plan
+
+    def _updates_one_by_one(self) -> bool:
+        """Whether each variable is a segment of its own in global mode as well."""
+        return False
+
+    def _make_table(
+        self, segments: Sequence[Segment], family: Family, former: Plan | None
+    ) -> tuple[tuple[kernels.Segment, ...], Any]:
+        """The segments as the kernels take them, and a table of them, where one call can update all."""
+        return (), None
+
+    def _gradient_segment(self: Any, variable: TrackedVariable) -> kernels.Segment:
+        """Where the gradient and the parameter of a variable lie."""
+        return self.family.gradient_segment(variable.data, variable.grad)  # type: ignore[union-attr]
+
+    def _follow(self: Any) -> None:
+        """Takes over what the user did to the net and to ``states`` since the last call, or refuses it."""
+        if self.module is None:
+            raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
+        follow(self.module, self._variables, self.family, self.globalState)
+        check_buffers(FlatBuffers(self.shParams, self.shGrads, self.globalVar))
+        share_states(self._variables, self.states, self.globalVar, self._shards is None)
+
+    def _fuses(self) -> bool:
+        """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
+        return False
+
+
+def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
     """The plan of a step with ``hooks``; a table of the ``former`` one is used again where it is of the same memory.
 
     Raises:
@@ -161,7 +219,7 @@ def make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -
     rows: tuple[kernels.Segment, ...] = ()
     table, statistics = None, {}
     if family is not None:
-        segments = make_segments(variables, globalVar, states, shards, optimizer._updates_one_by_one())
+        segments = _segments_of(variables, globalVar, states, shards, optimizer._updates_one_by_one())
         active = [segment for segment in segments if not segment.frozen]
         rows, table = optimizer._make_table(active, family, former)
         statistics = _statistics(hooks, variables, optimizer._gradient_segment, family)
@@ -216,7 +274,7 @@ def product(rate: Any, factor: Any) -> float:
 # ------------------------------------------------------------------------------------------------ segments
 
 
-def make_segments(
+def _segments_of(
     variables: Sequence[TrackedVariable],
     globalVar: Mapping[np.dtype, Any],
     states: Mapping[Any, dict[str, Any]],

@@ -11,19 +11,18 @@ import numpy as np
 from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import MeanSquare
-from .errors import CheckpointError, DependencyError, HyperParameterError, SetupError, VariableError
+from .errors import CheckpointError, HyperParameterError, SetupError, VariableError
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .net import TrackedVariable, check_rates
 from .optimizer import Optimizer
 from .plan import Plan, Segment
-from .validation import FLOAT32_MAX, Checked, HyperParameter, flag, number, shown, whole
+from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, state_dtype, whole
 
 if TYPE_CHECKING:
     from .distributed import NodeInfo
 
 __all__ = ["RMSPropGraves"]
 
-_FLOAT32 = np.finfo(np.float32)
 _ZERO = StepOptions(zeroGrad=True)
 _HYPER = ("learnRate", "alpha", "momRate", "epsilon")
 
@@ -110,12 +109,12 @@ class RMSPropGraves(Optimizer):
         True
     """
 
-    learnRate = Checked(lambda name, value: _learn_rate(name, value))
+    learnRate = Checked(learn_rate)
     alpha = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
     momRate = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
-    epsilon = HyperParameter(float(_FLOAT32.tiny), FLOAT32_MAX)
+    epsilon = HyperParameter(FLOAT32_TINY, FLOAT32_MAX)
     gradOfLoss = Checked(flag)
-    stateDtype = Checked(lambda name, value: None if value is None else _state_dtype(value), fixed=True)
+    stateDtype = Checked(lambda name, value: None if value is None else state_dtype(value), fixed=True)
     masterWeights = Checked(flag, fixed=True)
     fuseZeroGrad = Checked(flag)
     seed = Checked(_checked_seed)
@@ -367,27 +366,6 @@ def _row(segment: Segment, family: Family) -> kernels.Segment:
     key, master = zlib.crc32(segment.name.encode()), rest[0] if rest else 0
     size = int(segment.data.size)
     return kernels.Segment(segment.dtype.name, state, param, grad, size, mg, variance, delta, master, segment.first, key)
-
-
-def _learn_rate(name: str, value: Any) -> float:
-    rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, make the optimizer with gradOfLoss=True")
-    if 0 < rate < float(_FLOAT32.tiny):
-        raise HyperParameterError(
-            f"{name} must be 0, or at least {_FLOAT32.tiny:.2g}: float32 takes less for 0; got {value!r}"
-        )
-    return rate
-
-
-def _state_dtype(dtype: Any) -> np.dtype:
-    if str(dtype) != "bfloat16" and getattr(dtype, "__name__", "") != "bfloat16":
-        raise HyperParameterError(f"stateDtype must be None or 'bfloat16'; got {shown(dtype)}")
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise DependencyError(
-            "stateDtype='bfloat16' needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
-        ) from error
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 def _check(segment: Segment, family: Family, dtypes: dict[str, np.dtype]) -> None:

@@ -2,27 +2,133 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import checkpoint
 from .arrays import family_of
 from .arrays.flat import layout
-from .checkpoint import OptimizerState, VariableLayout
+from .checkpoint import MeanSquare, OptimizerState, VariableLayout
 from .distributed.agreement import tell, together
 from .distributed.shards import Parts, Shards
 from .errors import ArrayError, CheckpointError, SetupError, VariableError
-from .hooks import FUSED, Hook
+from .hooks import Hook
 from .net import TrackedVariable
 from .validation import whole
 
 if TYPE_CHECKING:
+    import h5py
+
     from .arrays import Family
     from .optimizer import Optimizer
 
-__all__ = ["export_state", "facts", "import_state", "layouts", "save_state"]
+__all__ = ["StateMethods"]
+
+
+class StateMethods:
+    """The methods of an optimizer by which its state leaves it, and comes back."""
+
+    _forms: tuple[MeanSquare, ...] = ()  # what a file holds besides the state, for other libraries
+
+    def exportState(self: Any) -> OptimizerState:
+        """A copy of everything that a checkpoint holds, in NumPy arrays.
+
+        Raises:
+            SetupError: before :meth:`setupOn`, or the state is in parts (``shardState``).
+
+        Example:
+            >>> import numpy as np
+            >>> from puzzlelib_rmsprop import RMSPropGraves, Variable
+            >>> optimizer = RMSPropGraves()
+            >>> optimizer.setupOn({"w": Variable(np.zeros(3, np.float32))})
+            >>> sorted(optimizer.exportState().arrays["w"])
+            ['delta', 'mg', 'ms', 'variance']
+            >>> optimizer.importState(optimizer.exportState())
+        """
+        return export_state(self)
+
+    def importState(self: Any, state: OptimizerState) -> None:
+        """Takes over what :meth:`exportState` gave, here or in another optimizer, in local or in global mode.
+
+        Args:
+            state: its attributes, its options, and the arrays of every variable that :meth:`stateLayout` names.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            CheckpointError: something does not fit; names the variable and says why. Nothing was changed.
+        """
+        import_state(self, lambda: state)
+
+    def stateLayout(self: Any) -> list[VariableLayout]:
+        """Each variable that is trained: names, shape and dtype, and those of every array of its state.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+        """
+        self._follow()
+        return layouts(self)
+
+    @staticmethod
+    def ensureHdf(file: Any, mode: str) -> Any:
+        """What :meth:`save` (``mode`` "w") and :meth:`load` ("r") make of their argument; a subclass may open a file."""
+        return file
+
+    def save(self: Any, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
+        """Saves attributes and state to HDF5, in PuzzleLib's groups ``<name>.attrs`` and ``<name>.states``.
+
+        Args:
+            hdf: a path, whose file appears or is replaced only once it is complete; or an open ``h5py`` file or group,
+                which is written into and left open.
+            name: prefix of the groups, for several optimizers in one file. Default: none.
+
+        With ``shardState`` every process of the group has to call it; process 0 gets the parts, an array at a time, and
+        writes. The others' ``hdf`` is not used.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            CheckpointError: the file cannot be written, or has groups of that name already; on every process.
+        """
+        save_state(self, lambda state: checkpoint.write(self.ensureHdf(hdf, "w"), name or "", state))
+
+    def load(self: Any, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
+        """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
+
+        Everything is checked before anything is changed.
+
+        Args:
+            hdf: a path, or an open ``h5py`` file or group, which is left open.
+            name: prefix of the groups.
+
+        With a nodeinfo every process of the group has to call it, and reads the whole file, or a copy of it; with
+        ``shardState`` it keeps its part, and no more than one array of each dtype is in memory besides.
+
+        Raises:
+            SetupError: before :meth:`setupOn`.
+            CheckpointError: the file does not fit; names the variable and says why. In a group, one process's does not, or
+                is another than process 0's; on every process.
+        """
+        import_state(self, lambda: checkpoint.read(self.ensureHdf(hdf, "r"), name or "", self.getAttrDict(), layouts(self)))
+
+    def _options(self) -> dict[str, Any]:
+        """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
+        return {}
+
+    def _saved_options(self) -> dict[str, Any]:
+        """What of that a file keeps: plain data for JSON."""
+        return {}
+
+    def _adapt(
+        self, states: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
+    ) -> Sequence[Mapping[str, np.ndarray]]:
+        """States saved with ``options``, as they are with this optimizer's. CheckpointError where options are not valid."""
+        return states
+
+    def _take_options(self, options: Mapping[str, Any]) -> None:
+        """Takes over what of them goes on with the state, after everything else was loaded."""
 
 
 # ------------------------------------------------------------------------------------------------- export
@@ -146,7 +252,7 @@ def import_state(optimizer: Optimizer, read: Callable[[], OptimizerState]) -> No
     digest = ""
     try:
         _make_ready(optimizer)
-        given = read()
+        given = _by_variable(read(), layouts(optimizer))
         digest = given.digest
         given, hooks = _checked(optimizer, given)
     except Exception as error:
@@ -158,6 +264,22 @@ def import_state(optimizer: Optimizer, read: Callable[[], OptimizerState]) -> No
     for hook, saved in hooks:
         hook.setState(saved)
     optimizer._take_options(given.extra.get("options", {}))
+
+
+def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout]) -> OptimizerState:
+    """A state with ``states``, where it has ``arrays``, as those that were exported."""
+    if given.states or not variables:
+        return given
+    theirs = {name: variable for variable in given.variables for name in variable.names}
+    states = []
+    for variable in variables:
+        found = next((theirs[name] for name in variable.names if name in theirs), None)
+        if found is None:
+            raise CheckpointError(f"variable {variable.name!r}: the state has none of that name")
+        arrays = given.of(found)
+        kept = {entity: arrays[entity] for entity in found.kept if entity in arrays}
+        states.append(kept | checkpoint.fitted(variable, arrays, "the state"))
+    return replace(given, states=states)
 
 
 def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerState, list[tuple[Hook, dict[str, Any]]]]:
@@ -246,29 +368,3 @@ def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[s
 def _span(shards: Shards, variable: TrackedVariable) -> slice:
     """Which elements of a variable's state are here."""
     return shards.span(variable.dtype, variable.offset, variable.size)
-
-
-# ------------------------------------------------------------------------------------------------- a group
-
-
-def facts(optimizer: Optimizer, variables: Sequence[TrackedVariable], family: Family | None) -> list[list[str]]:
-    """What has to be alike in all processes of a group: [what, value] in an order of their own."""
-    settings = {**optimizer.getAttrDict(), **optimizer._options()}
-    found = {
-        "the optimizer": type(optimizer).__qualname__,
-        **{f"its {name}": repr(value) for name, value in settings.items() if name != "t"},
-        "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in optimizer.hooks]),
-        "its hooks' arguments": str([_arguments(hook) for hook in optimizer.hooks if type(hook) in FUSED]),
-        "the device of the arrays": str(getattr(family, "device", None)),
-        "the number of variables": str(len(variables)),
-    }
-    for variable in sorted(variables, key=lambda variable: variable.name):
-        of_var = {"names": variable.names, "shape": variable.shape, "dtype": variable.dtype.name}
-        of_var.update({rate: getattr(variable.var, rate) for rate in ("learnRate", "momRate", "wc")})
-        found.update({f"variable {variable.name!r}: its {what}": str(value) for what, value in of_var.items()})
-    return [[what, value] for what, value in found.items()]
-
-
-def _arguments(hook: Any) -> dict[str, Any]:
-    """Of one of the library's own, that is: a user's may keep what it likes."""
-    return {name.strip("_"): value for name, value in vars(hook).items() if isinstance(value, bool | int | float | str)}

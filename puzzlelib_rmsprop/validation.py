@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import HyperParameterError, SetupError
+from .errors import DependencyError, HyperParameterError, SetupError
 
-__all__ = ["FLOAT32_MAX", "Checked", "HyperParameter", "flag", "number", "shown", "whole"]
+__all__ = [
+    "FLOAT32_MAX",
+    "FLOAT32_TINY",
+    "Checked",
+    "HyperParameter",
+    "flag",
+    "learn_rate",
+    "number",
+    "shown",
+    "state_dtype",
+    "whole",
+]
 
+FLOAT32_TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
 
 
@@ -74,6 +86,29 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
         raise HyperParameterError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
+
+
+def learn_rate(name: str, value: Any) -> float:
+    """A learning rate: 0, or what float32 can hold. Raises HyperParameterError."""
+    rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, make the optimizer with gradOfLoss=True")
+    if 0 < rate < FLOAT32_TINY:
+        raise HyperParameterError(
+            f"{name} must be 0, or at least {FLOAT32_TINY:.2g}: float32 takes less for 0; got {value!r}"
+        )
+    return rate
+
+
+def state_dtype(dtype: Any) -> np.dtype:
+    """NumPy's bfloat16, which ml_dtypes brings. Raises HyperParameterError, DependencyError."""
+    if str(dtype) != "bfloat16" and getattr(dtype, "__name__", "") != "bfloat16":
+        raise HyperParameterError(f"stateDtype must be None or 'bfloat16'; got {shown(dtype)}")
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise DependencyError(
+            "stateDtype='bfloat16' needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
+        ) from error
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 class Checked:

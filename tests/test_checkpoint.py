@@ -52,7 +52,9 @@ def step(arrays, optimizer, steps=1, seed=0):
 
 
 def content(arrays, optimizer):
-    return {slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables}
+    return {
+        slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables
+    }
 
 
 def assert_same(first, second):

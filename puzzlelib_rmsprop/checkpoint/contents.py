@@ -70,7 +70,7 @@ class OptimizerState:
         if not self.flat:
             return dict(self.arrays[variable.name])
         size = int(np.prod(variable.shape, dtype=np.int64))
-        found = {}
+        found = dict(self.arrays.get(variable.name, {}))  # what hooks keep
         for entity, array in self.arrays[variable.dtype].items():
             mine = variable.state[entity][0] == variable.shape and array.ndim == 1
             found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if mine else array

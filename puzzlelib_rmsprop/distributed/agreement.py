@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, SetupError, VariableError
+from ..hooks import FUSED
 
-__all__ = ["agree", "tell", "together"]
+if TYPE_CHECKING:
+    from ..arrays import Family
+
+__all__ = ["agree", "facts", "tell", "together"]
+
+
+def facts(optimizer: Any, options: dict[str, Any], variables: Sequence[Any], family: Family | None) -> list[list[str]]:
+    """What has to be alike in all processes of a group: [what, value] in an order of their own."""
+    settings = {**optimizer.getAttrDict(), **options}
+    found = {
+        "the optimizer": type(optimizer).__qualname__,
+        **{f"its {name}": repr(value) for name, value in settings.items() if name != "t"},
+        "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in optimizer.hooks]),
+        "its hooks' arguments": str([_arguments(hook) for hook in optimizer.hooks if type(hook) in FUSED]),
+        "the device of the arrays": str(getattr(family, "device", None)),
+        "the number of variables": str(len(variables)),
+    }
+    for variable in sorted(variables, key=lambda variable: variable.name):
+        of_var = {"names": variable.names, "shape": variable.shape, "dtype": variable.dtype.name}
+        of_var.update({rate: getattr(variable.var, rate) for rate in ("learnRate", "momRate", "wc")})
+        found.update({f"variable {variable.name!r}: its {what}": str(value) for what, value in of_var.items()})
+    return [[what, value] for what, value in found.items()]
+
+
+def _arguments(hook: Any) -> dict[str, Any]:
+    """Of one of the library's own, that is: a user's may keep what it likes."""
+    return {name.strip("_"): value for name, value in vars(hook).items() if isinstance(value, bool | int | float | str)}
 
 
 def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:
