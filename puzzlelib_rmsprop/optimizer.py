@@ -111,7 +111,7 @@ class Optimizer(PlanMethods, StateMethods):
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
 
     def __getstate__(self) -> dict[str, Any]:
-        """For ``copy`` and ``pickle``: a copy looks at its own net and memory anew, never at this one's.
+        """For ``copy`` and ``pickle``: a copy looks at its own net and memory, never at this one's.
 
         Raises:
             SetupError: in global mode, where the copies of the net's views would lie apart from that of the flat buffer.
@@ -163,8 +163,8 @@ class Optimizer(PlanMethods, StateMethods):
         self._bind_hooks()
 
     def _bind_hooks(self) -> None:
-        for hook in self.hooks if self.family is not None else ():
-            if isinstance(hook, StatisticsHook):
+        for hook in self.hooks:
+            if isinstance(hook, StatisticsHook) and self.family is not None:
                 hook._bind(self.family)
 
     # --------------------------------------------------------------------------------------------- set-up

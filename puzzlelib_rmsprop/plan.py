@@ -191,7 +191,7 @@ class PlanMethods:
 
     def _gradient_segment(self: Any, variable: TrackedVariable) -> kernels.Segment:
         """Where the gradient and the parameter of a variable lie."""
-        return self.family.gradient_segment(variable.data, variable.grad)  # type: ignore[union-attr]
+        return self.family.gradient_segment(variable.data, variable.grad)
 
     def _follow(self: Any) -> None:
         """Takes over what the user did to the net and to ``states`` since the last call, or refuses it."""

@@ -503,7 +503,7 @@ def whole_state(optimizer):
     """dtype, entity -> the flat state of all processes, without what only fills the last part."""
     found = {}
     for dtype, state in optimizer.states.items():
-        used = max(slot.offset + slot.size for slot in optimizer._variables if slot.dtype == dtype)
+        used = max(slot.offset + slot.size for slot in optimizer._slots if slot.dtype == dtype)
         for entity, array in state.items():
             parts = WORLD.allgather(content(array))
             found[dtype.name, entity] = (np.concatenate(parts) if optimizer.shardState else parts[0])[:used]
@@ -660,7 +660,7 @@ def checkpoints_of_parts_load_anywhere():
                 for n in SHAPES:
                     put(there.getVar(n).data, parameters[n])
                 single.load(path)
-                for slot in single._variables:
+                for slot in single._slots:
                     for entity, array in slot.state.items():
                         key = slot.dtype.name, entity
                         whole = expected[key][offsets(alone[0], slot)]
@@ -699,7 +699,7 @@ def local(**options):
 
 def offsets(optimizer, slot):
     """Where a variable lies in the flat state of ``optimizer``."""
-    offset = next(other.offset for other in optimizer._variables if other.names == slot.names)
+    offset = next(other.offset for other in optimizer._slots if other.names == slot.names)
     return slice(offset, offset + slot.size)
 
 

@@ -91,7 +91,7 @@ def train(optimizer, arrays, begin, end, nan=False):
 def outcome(optimizer):
     """Every bit that a training leaves: parameters, state, and what the hooks keep."""
     found = {name: _bits(optimizer.module.getVar(name).data) for name in SHAPES}
-    for slot in optimizer._variables:
+    for slot in optimizer._slots:
         found |= {f"{slot.names[0]}.{entity}": _bits(array) for entity, array in slot.state.items()}
     return found | {"t": np.array(optimizer.t), "extra": np.array(json.dumps(optimizer._extra()))}
 

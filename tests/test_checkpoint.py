@@ -52,9 +52,7 @@ def step(arrays, optimizer, steps=1, seed=0):
 
 
 def content(arrays, optimizer):
-    return {
-        slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables
-    }
+    return {slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
 
 
 def assert_same(first, second):
@@ -243,9 +241,9 @@ def test_a_different_order_and_other_tied_names(tmp_path):
         other = RMSPropGraves()
         other.setupOn(Net({"dec.W": turned, "z": Own.var(np.ones(3, np.float32)), "enc.W": turned}), not globalState)
         other.load(tmp_path / "tied.hdf")
-        states = {slot.names[0]: slot.state for slot in other._variables}
+        states = {slot.names[0]: slot.state for slot in other._slots}
         for entity in BUFFERS:
-            saved = next(slot.state for slot in optimizer._variables if slot.var is shared)
+            saved = next(slot.state for slot in optimizer._slots if slot.var is shared)
             assert np.array_equal(states["dec.W"][entity], saved[entity])
 
 
@@ -357,7 +355,7 @@ def test_narrower_state_is_widened(globalState, tmp_path):
         for entity, values in {"mg": [-0.5, 2.0], "ms": [1.5, 2.5], "delta": [1.5, 2.5]}.items():
             file[f".states/W.{entity}"] = np.array(values, np.float16)
     optimizer = loaded_into(path, {"W": (2,)}, globalState, dtype="float16")
-    (slot,) = optimizer._variables
+    (slot,) = optimizer._slots
     assert {entity: array.dtype for entity, array in slot.state.items()} == dict.fromkeys(BUFFERS, np.float32)
     assert {entity: array.tolist() for entity, array in slot.state.items()} == {
         "mg": [-0.5, 2.0],
@@ -700,7 +698,7 @@ def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
     # the step would take its root
     optimizer = RMSPropGraves(stateDtype=saved)
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
-    slot = next(slot for slot in optimizer._variables if slot.names[0] == "b.W")
+    slot = next(slot for slot in optimizer._slots if slot.names[0] == "b.W")
     slot.state["variance"][1] = -1
     optimizer.save(tmp_path / "run.hdf")
     for wanted in (saved, "bfloat16"):
@@ -898,7 +896,7 @@ def test_the_mean_square_in_our_files_is_puzzlelibs(dtype, saved, globalState, t
 def test_a_mean_square_that_its_dtype_cannot_hold_costs_no_checkpoint(globalState, tmp_path):
     # PuzzleLib's own would be infinite too
     optimizer = trained(Own, globalState, SHAPES)
-    optimizer._variables[0].state["mg"].fill(1e25)
+    optimizer._slots[0].state["mg"].fill(1e25)
     optimizer.save(tmp_path / "run.hdf")
     other = loaded_into(tmp_path / "run.hdf", globalState=globalState)
     assert_same(content(Own, other), content(Own, optimizer))
@@ -958,12 +956,12 @@ def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
     for each in (optimizer, other):
         each.setupOn(net_of(Own, SHAPES), globalState)
     step(Own, optimizer)
-    for slot in optimizer._variables:
+    for slot in optimizer._slots:
         slot.state["ms"].fill(7)
     optimizer.save(tmp_path / "run.hdf")
     other.load(tmp_path / "run.hdf")
     assert_same(content(Own, other), content(Own, optimizer))
-    assert all((slot.state["ms"] == 7).all() for slot in other._variables)
+    assert all((slot.state["ms"] == 7).all() for slot in other._slots)
 
 
 def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
@@ -978,7 +976,7 @@ def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
 
 
 def states_of(optimizer):
-    return [*optimizer.states.values(), *(slot.state for slot in optimizer._variables)]
+    return [*optimizer.states.values(), *(slot.state for slot in optimizer._slots)]
 
 
 def test_ms_is_a_key_error_that_says_what_took_its_place(globalState, tmp_path):

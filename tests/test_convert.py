@@ -32,7 +32,7 @@ def take_steps(optimizer, grads, rows, sign=1):
 
 
 def states(optimizer):
-    return {slot.names[0]: {entity: Own.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables}
+    return {slot.names[0]: {entity: Own.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
 
 
 @pytest.fixture(params=FILES, ids=[name for _, name in FILES])
@@ -286,7 +286,7 @@ def test_state_in_other_dtypes_and_forms():
 def test_the_mean_square_is_computed_in_float64(globalState):
     # as after many steps with one gradient, of 97.36 and a little more: float32 has no digit of the variance left
     optimizer = ours({"W": np.zeros(3)}, globalState)
-    (slot,) = optimizer._variables
+    (slot,) = optimizer._slots
     slot.state["mg"].set(np.array([97.36, 0.5, 3.0], np.float32))
     slot.state["variance"].set(np.array([1e-3, 0.0, 2.5], np.float32))
     mg, variance = (slot.state[entity].get().astype(np.longdouble) for entity in ("mg", "variance"))
@@ -306,7 +306,7 @@ def test_the_mean_square_is_computed_in_float64(globalState):
 
 def test_a_mean_square_beyond_the_dtype_is_refused(globalState):
     optimizer = ours({"W": np.zeros(3)}, globalState)
-    optimizer._variables[0].state["mg"].fill(1e25)
+    optimizer._slots[0].state["mg"].fill(1e25)
     for back in (convert.toChainer, convert.toNnabla):
         with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
             back(optimizer)

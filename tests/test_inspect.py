@@ -42,7 +42,7 @@ def variables(path):
 
 def test_numbers_of_every_variable(globalState, tmp_path):
     optimizer = trained(Own, globalState, SHAPES)
-    optimizer._variables[0].state["variance"][0] = np.nan  # the first variable's
+    optimizer._slots[0].state["variance"][0] = np.nan  # the first variable's
     optimizer.save(tmp_path / "run.hdf")
     found, expected = variables(tmp_path / "run.hdf"), content(Own, optimizer)
     assert found.keys() == set(SHAPES)

@@ -33,7 +33,7 @@ def set_grads(arrays, net, seed, scale=1.0):
 
 
 def states_of(arrays, optimizer):
-    return {slot.names[0]: {e: arrays.get(a) for e, a in slot.state.items()} for slot in optimizer._variables}
+    return {slot.names[0]: {e: arrays.get(a) for e, a in slot.state.items()} for slot in optimizer._slots}
 
 
 def assert_same_nets(arrays, a, b, *optimizers):
@@ -196,7 +196,7 @@ def test_float64_keeps_its_state(arrays, globalState):
     optimizer = RMSPropGraves(stateDtype="bfloat16" if takes_bfloat16(arrays) else None)
     optimizer.setupOn(net, globalState)
     optimizer.update()
-    assert optimizer._variables[0].state["mg"].dtype == np.float64
+    assert optimizer._slots[0].state["mg"].dtype == np.float64
 
 
 def test_small_changes_add_up_on_average():
@@ -304,7 +304,7 @@ def test_only_16_bits_have_masters(arrays, globalState):
     optimizer.setupOn(net, globalState)
     set_grads(arrays, net, 0)
     optimizer.update()
-    a, b = optimizer._variables
+    a, b = optimizer._slots
     assert set(a.state) == {"mg", "variance", "delta", "master"}
     assert set(b.state) == {"mg", "variance", "delta"}
 
