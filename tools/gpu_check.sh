@@ -19,7 +19,8 @@ case ${1:-} in
   --dry-run)
     dry=1 epochs=1 kept='a temporary folder'
     simulator=${CUSIM_DIR:?--dry-run needs CUSIM_DIR, the folder that tests/cudasim/build.sh filled}
-    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) tests=(tests/optimizer/test_optimizer.py -k "pycuda and not properties")
+    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) \
+      tests=(tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py -k pycuda)
     out=${OUT:-$work}
     ;;
   '') out=${OUT:-benchmarks/results} ;;
@@ -153,7 +154,8 @@ plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or str
 # only the extras have shared memory, where there is something to race for
 watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/test_cuda_extras.py
 watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/test_cuda_extras.py
-watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py tests/optimizer/test_optimizer.py
+watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py \
+  tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py
 watch initcheck initcheck 60 "$plain" tests/test_cuda.py
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
