@@ -19,8 +19,8 @@ case ${1:-} in
   --dry-run)
     dry=1 epochs=1 kept='a temporary folder'
     simulator=${CUSIM_DIR:?--dry-run needs CUSIM_DIR, the folder that tests/cudasim/build.sh filled}
-    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) \
-      tests=(tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py -k pycuda)
+    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse)
+    tests=(tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py -k pycuda)
     out=${OUT:-$work}
     ;;
   '') out=${OUT:-benchmarks/results} ;;

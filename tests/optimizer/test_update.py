@@ -141,3 +141,16 @@ def test_only_updater_variables(globalState):
     optimizer.zeroGradParams()
     optimizer.update()
     assert calls == [1e-4]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_floating_point_error_where_a_program_asks_for_them(globalState, dtype):
+    with np.errstate(all="raise"):
+        for rate, scale in ((0.0, 1.0), (1.2e-38, 1e-3), (1e-30, 0.0), (1e-4, 1.0)):
+            net = Net({"W": Variable(np.ones(5, dtype))})
+            optimizer = RMSPropGraves(rate, alpha=1e-40, momRate=1e-320)
+            optimizer.setupOn(net, globalState)
+            net.getVar("W").learnRate = 1e-10 if rate == 1e-30 else 1.0
+            net.getVar("W").grad[...] = scale
+            optimizer.update()
+            optimizer.zeroGradParams()
