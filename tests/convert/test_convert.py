@@ -6,7 +6,7 @@ import pytest
 
 from puzzlelib_rmsprop import Optimizer, RMSPropGraves, convert
 from puzzlelib_rmsprop.errors import CheckpointError, SetupError
-from tests.checkpoint.test_checkpoint import Own, variance_of
+from tests.checkpoint.training import Own, variance_of
 from tests.golden import DATA
 from tests.standins import Net
 from tests.tolerances import assert_close

@@ -27,7 +27,7 @@ import numpy as np
 
 from puzzlelib_rmsprop import files, inspection
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
-from tests.checkpoint.test_checkpoint import SHAPES, Own, content, step, trained
+from tests.checkpoint.training import SHAPES, Own, content, step, trained
 from tests.golden import DATA, Replay
 
 LIMIT = 10.0  # seconds that a load may take

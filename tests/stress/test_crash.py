@@ -17,7 +17,7 @@ import pytest
 from puzzlelib_rmsprop import files
 from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import CheckpointError
-from tests.checkpoint.test_checkpoint import Own, loaded_into, trained
+from tests.checkpoint.training import Own, loaded_into, trained
 from tests.stress import crash
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's permissions, locks and signals")
@@ -169,7 +169,7 @@ def test_a_folder_that_vanishes(tmp_path):
     code = """
 import os, shutil, sys
 from puzzlelib_rmsprop.errors import CheckpointError
-from tests.checkpoint.test_checkpoint import Own, trained
+from tests.checkpoint.training import Own, trained
 optimizer = trained(Own, False, {"W": (3,)})
 os.mkdir(sys.argv[1]); os.chdir(sys.argv[1]); shutil.rmtree(sys.argv[1])
 try:
@@ -284,7 +284,7 @@ def test_an_interrupt_waits_until_hdf5_is_done(tmp_path):
 def test_interrupted_at_random_it_goes_on_working(tmp_path):
     code = """
 import sys
-from tests.checkpoint.test_checkpoint import Own, trained
+from tests.checkpoint.training import Own, trained
 optimizer = trained(Own, False, {"W": (100,), "b": (7,)})
 print("ready", flush=True)
 interrupts = 0

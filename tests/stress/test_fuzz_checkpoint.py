@@ -8,7 +8,7 @@ import pytest
 
 from puzzlelib_rmsprop import checkpoint, files
 from puzzlelib_rmsprop.errors import CheckpointError
-from tests.checkpoint.test_checkpoint import flipped
+from tests.checkpoint.damage import flipped
 from tests.stress import fuzz_checkpoint
 
 pytestmark = [

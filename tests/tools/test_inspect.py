@@ -13,20 +13,8 @@ from puzzlelib_rmsprop.__main__ import main
 from puzzlelib_rmsprop.checkpoint import atomicFile, write
 from puzzlelib_rmsprop.errors import CheckpointError
 from puzzlelib_rmsprop.inspection import inspect
-from tests.checkpoint.test_checkpoint import (
-    BUFFERS,
-    FILED,
-    FORMAT1,
-    SHAPES,
-    VERSION010,
-    Own,
-    content,
-    flipped,
-    net_of,
-    place,
-    step,
-    trained,
-)
+from tests.checkpoint.damage import FORMAT1, VERSION010, flipped
+from tests.checkpoint.training import BUFFERS, FILED, SHAPES, Own, content, net_of, place, step, trained
 from tests.golden import DATA, Replay
 
 
