@@ -1,38 +1,16 @@
-"""State from and to other libraries: files that they wrote, and they themselves where they are installed."""
+"""State from and to other libraries: files that they wrote, states like theirs, and themselves where they are installed."""
 
 import h5py
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import Optimizer, RMSPropGraves, convert
-from puzzlelib_rmsprop.errors import CheckpointError, SetupError
+from puzzlelib_rmsprop import convert
 from tests.checkpoint.training import Own, variance_of
+from tests.convert.peers import FROM, SHAPES, STATES, TO, ours, plain_momentum, states, take_steps, torch_like
 from tests.golden import DATA
-from tests.standins import Net
 from tests.tolerances import assert_close
 
-SHAPES = {"fc0.W": (3, 4), "fc0.b": (3,)}
-STATES = {"chainer": ["chainer_state.npz", "chainer_state.h5"], "nnabla": ["nnabla_state.h5"]}
 FILES = [(peer, file) for peer, names in STATES.items() for file in names]
-FROM = {"chainer": convert.fromChainer, "nnabla": convert.fromNnabla}
-TO = {"chainer": convert.toChainer, "nnabla": convert.toNnabla}
-
-
-def ours(params, globalState, gradOfLoss=True, dtype=np.float32, **hyper):
-    optimizer = RMSPropGraves(gradOfLoss=gradOfLoss, **hyper)
-    optimizer.setupOn(Net({name: Own.var(np.asarray(value, dtype)) for name, value in params.items()}), globalState)
-    return optimizer
-
-
-def take_steps(optimizer, grads, rows, sign=1):
-    for row in rows:
-        for name, values in grads.items():
-            Own.put(optimizer.module.getVar(name).grad, sign * values[row])
-        optimizer.update()
-
-
-def states(optimizer):
-    return {slot.names[0]: {entity: Own.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
 
 
 @pytest.fixture(params=FILES, ids=[name for _, name in FILES])
@@ -88,90 +66,6 @@ def test_names_and_transposed_weights(saved):
     assert TO[peer](optimizer, names, ["here.W"])["fc0/W/n"].shape == (3, 4)
 
 
-def unchanged(optimizer, call):
-    before, attrs = states(optimizer), optimizer.getAttrDict()
-    try:
-        call()
-    finally:
-        for name, state in before.items():
-            for entity, array in state.items():
-                assert np.array_equal(states(optimizer)[name][entity], array)
-        assert optimizer.getAttrDict() == attrs
-
-
-def test_files_that_do_not_fit(tmp_path):
-    file = DATA / "chainer_state.npz"
-    (tmp_path / "none.npz").write_bytes(b"nothing")
-    plain = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    cases = [
-        ({"fc1.W": np.zeros(3)}, file, {}, "'fc1.W'.*no 'fc1/W/n'.*it has 'fc0/W/n', 'fc0/b/n'"),
-        ({"fc0.W": np.zeros((4, 3))}, file, {}, r"'fc0.W': its 'mg' must be of shape \(4, 3\).*\(3, 4\)"),
-        (plain, file, {"transposed": ["fc9.W"]}, "no variable 'fc9.W' to transpose"),
-        (plain, tmp_path / "none.npz", {}, "cannot read.*none.npz"),
-        (plain, tmp_path / "absent.npz", {}, "cannot read.*absent.npz"),
-        (plain, 3, {}, "must be a path or a mapping; got int"),
-        (plain, {"fc0/W/n": np.zeros((3, 4))}, {}, "'fc0.W'.*no 'fc0/W/g'"),
-        (plain, {3: 4}, {}, "the mapping cannot be used: AttributeError"),
-        (plain, {**CHAINER, "fc0/W/n": [[1], [1, 2]]}, {}, "the mapping cannot be used: ValueError"),
-        (plain, {**CHAINER, "fc0/W/n": "x"}, {}, "'fc0.W': the mapping: 'fc0/W/n' cannot be used"),
-        (plain, {**CHAINER, "fc0/b/g": None}, {}, "'fc0.b': the mapping: 'fc0/b/g' cannot be used"),
-        *[(plain, {**CHAINER, "t": t}, {}, "number of updates cannot be used") for t in ("x", np.nan, [1, 2], None, 2.5)],
-        (plain, {**CHAINER, "t": -3}, {}, "t must be an int from 0 to.*got -3"),
-        *[(plain, CHAINER, {"names": given}, "names must be a dict of") for given in (3, ["fc0.W"], {"fc0.W": 3})],
-        (plain, CHAINER, {"names": {"fc9.W": "x"}}, "no variable 'fc9.W' to name"),
-        *[(plain, CHAINER, {"transposed": given}, "transposed must be a list") for given in (3, None, "fc0.W", [3])],
-    ]
-    for params, source, more, message in cases:
-        optimizer = ours(params, False)
-        with pytest.raises(CheckpointError, match=message):
-            unchanged(optimizer, lambda o=optimizer, s=source, m=more: convert.fromChainer(o, s, **m))
-    wide = {key: value.astype(np.float64) for key, value in convert._tree(file)[1].items()}
-    with pytest.raises(CheckpointError, match="'mg' is float32 here; the mapping has float64.*without loss"):
-        convert.fromChainer(ours(plain, False), wide)
-    with pytest.raises(SetupError, match="is not set up"):
-        convert.fromChainer(RMSPropGraves(), file)
-
-
-CHAINER = {
-    **{f"fc0/W/{key}": np.zeros((3, 4), np.float32) for key in ("n", "g", "delta")},
-    **{f"fc0/b/{key}": np.zeros(3, np.float32) for key in ("n", "g", "delta")},
-}
-
-
-def test_what_cannot_be_given_back():
-    optimizer = ours({name: np.zeros(shape) for name, shape in SHAPES.items()}, False)
-    for back in (convert.toChainer, convert.toNnabla, lambda o, **more: convert.toTorch(o, torch_like(SHAPES), **more)):
-        for given in (3, None, "fc0.W", [3]):
-            with pytest.raises(CheckpointError, match="transposed must be a list"):
-                back(optimizer, transposed=given)
-        with pytest.raises(CheckpointError, match="no variable 'fc9.W' to transpose"):
-            back(optimizer, transposed=["fc9.W"])
-        with pytest.raises(SetupError, match="must be one of this library; got 3"):
-            back(3)
-    with pytest.raises(CheckpointError, match="'fc0.b': names give its path 'x' to another variable too"):
-        convert.toChainer(optimizer, {"fc0.W": "x", "fc0.b": "/x/"})
-    stateless = Optimizer()
-    stateless.setupOn(optimizer.module)
-    with pytest.raises(SetupError, match="'fc0.W': its state here has no 'delta'"):
-        convert.toChainer(stateless)
-
-
-# --------------------------------------------------------------------------------------- PyTorch's format
-
-
-def torch_like(params, steps=3, momentum=0.5, indices=None, **group):
-    """A state_dict as PyTorch writes it, in NumPy arrays."""
-    rng = np.random.default_rng(1)
-    state = {}
-    for index, shape in enumerate(params.values()):
-        mean = rng.standard_normal(shape).astype(np.float32)
-        state[index] = {"step": steps, "grad_avg": mean, "square_avg": mean**2 + rng.random(shape).astype(np.float32)}
-        if momentum:
-            state[index]["momentum_buffer"] = rng.standard_normal(shape).astype(np.float32)
-    group = {"lr": 0.25, "alpha": 0.9, "momentum": momentum, "eps": 1e-3, "centered": True, **group}
-    return {"state": state, "param_groups": [{**group, "params": list(state) if indices is None else indices}]}
-
-
 @pytest.mark.parametrize("gradOfLoss", [False, True])
 def test_what_becomes_of_each_part(gradOfLoss, globalState):
     theirs = torch_like(SHAPES)
@@ -212,60 +106,6 @@ def test_names_order_and_untouched_parameters():
     )
 
 
-def plain_momentum():
-    return ours({name: np.zeros(shape) for name, shape in SHAPES.items()}, False, momRate=0.0)
-
-
-def given_state(state):
-    found = torch_like(SHAPES)
-    found["state"][0] = state
-    return found
-
-
-def test_state_dicts_that_do_not_fit():
-    two_groups = torch_like(SHAPES)
-    first = two_groups["param_groups"][0]
-    two_groups["param_groups"] = [{**first, "params": [0]}, {**first, "params": [1], "lr": 0.5}]
-    unset = torch_like(SHAPES)
-    del unset["state"][1]["grad_avg"]
-    params = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    cases = [
-        ({}, {}, "no state_dict of a PyTorch optimizer"),
-        ({"state": {}, "param_groups": []}, {}, "no state_dict of a PyTorch optimizer"),
-        (torch_like(SHAPES, centered=False), {}, r"RMSprop\(centered=True\); it is not centered"),
-        ({"state": {}, "param_groups": [{"params": [0, 1], "lr": 1, "betas": 2}]}, {}, "has no 'alpha'"),
-        (two_groups, {}, "groups differ in 'lr': 0.25 and 0.5"),
-        (unset, {}, "'fc0.b'.*no 'grad_avg'"),
-        (torch_like({"W": (3, 4)}), {}, "has 1 parameters, for these variables: fc0.W, fc0.b"),
-        (torch_like(SHAPES), {"names": ["fc0.W", "x"]}, "no variable 'x'"),
-        (torch_like(SHAPES), {"names": ["fc0.W", "fc0.W"]}, "for these variables: fc0.W, fc0.W"),
-        (torch_like({"W": (4, 3), "b": (3,)}), {}, r"'fc0.W': its 'mg' must be of shape \(3, 4\)"),
-        (torch_like(SHAPES, alpha=1.5), {}, "attributes in the file are not valid.*alpha.*got 1.5"),
-        (torch_like(SHAPES, lr=np.nan), {}, "attributes in the file are not valid.*learnRate.*got nan"),
-        (torch_like(SHAPES, eps=-1e-3), {}, "'eps' must be at least 0; got -0.001"),
-        (torch_like(SHAPES, eps=1e200), {}, "cannot be used: OverflowError"),
-        *[(torch_like(SHAPES, lr=lr), {}, "the state_dict cannot be used") for lr in ("x", None, [1], np.ones(2))],
-        *[(torch_like(SHAPES, indices=params), {}, "the state_dict cannot be used") for params in (3, [[0], [1]])],
-        (torch_like(SHAPES, indices=[0, 0]), {}, "has 2 parameters, for these variables"),
-        (torch_like(SHAPES, param_names=3), {}, "the state_dict cannot be used"),
-        *[(torch_like(SHAPES, steps=t), {}, "'fc0.W': the state_dict cannot be used") for t in ("x", np.nan, [1, 2], 2.5)],
-        (torch_like(SHAPES, steps=2**63), {}, "t must be an int from 0 to"),
-        *[(given_state(3), {}, "'fc0.W': the state_dict cannot be used: TypeError")],
-        (given_state({"grad_avg": 0, "square_avg": 0}), {}, "'fc0.W': the state_dict has no 'step'"),
-        *[(torch_like(SHAPES), {"names": given}, "names must be a list") for given in (3, "Wb", [["fc0.W"], "fc0.b"])],
-        (torch_like(SHAPES), {"transposed": "fc0.W"}, "transposed must be a list"),
-    ]
-    for theirs, more, message in cases:
-        optimizer = ours(params, True)
-        with pytest.raises(CheckpointError, match=message):
-            unchanged(optimizer, lambda o=optimizer, s=theirs, m=more: convert.fromTorch(o, s, **m))
-    optimizer = ours(params, False)
-    convert.fromTorch(optimizer, torch_like(SHAPES))
-    optimizer.module.getVar("fc0.b").learnRate = 0
-    with pytest.raises(CheckpointError, match=r"'fc0.b': its learning rate is 0"):
-        convert.toTorch(optimizer, torch_like(SHAPES))
-
-
 def test_state_in_other_dtypes_and_forms():
     params = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     theirs = torch_like(SHAPES)
@@ -302,19 +142,6 @@ def test_the_mean_square_is_computed_in_float64(globalState):
     # 97.36**2 has 13 bits before the point: float64 leaves 40 behind it
     assert np.all(np.abs(states(wide)["W"]["variance"] - 1e-9) < 2.0**-38)
     assert np.all(states(wide)["W"]["variance"] > 0)
-
-
-def test_a_mean_square_beyond_the_dtype_is_refused(globalState):
-    optimizer = ours({"W": np.zeros(3)}, globalState)
-    optimizer._slots[0].state["mg"].fill(1e25)
-    for back in (convert.toChainer, convert.toNnabla):
-        with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
-            back(optimizer)
-    with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
-        convert.toTorch(optimizer, torch_like({"W": (3,)}))
-
-
-# ------------------------------------------------------------------- the peers themselves, where installed
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
