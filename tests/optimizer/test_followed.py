@@ -6,15 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import (
-    GradientClipping,
-    LossScaling,
-    NonFiniteGuard,
-    RMSPropGraves,
-    Variable,
-    WeightDecay,
-    gpuarray,
-)
+from puzzlelib_rmsprop import GradientClipping, LossScaling, NonFiniteGuard, RMSPropGraves, Variable, WeightDecay, gpuarray
 from puzzlelib_rmsprop.errors import HyperParameterError, SetupError, VariableError
 from tests.reference import Reference
 from tests.standins import Net

@@ -1,11 +1,16 @@
 """update and zeroGradParams: every variable takes the step of the reference, in both modes."""
 
+import copy
+import pickle
+import threading
+
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
+from puzzlelib_rmsprop import GradientClipping, RMSPropGraves, Variable, gpuarray
 from tests.optimizer.case import SHAPES, Case
 from tests.reference import Reference
+from tests.refused import picture, ready, var
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
 
@@ -154,3 +159,42 @@ def test_no_floating_point_error_where_a_program_asks_for_them(globalState, dtyp
             net.getVar("W").grad[...] = scale
             optimizer.update()
             optimizer.zeroGradParams()
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))], ids=["copy", "pickle"]
+)
+@pytest.mark.parametrize("options", [{}, {"stateDtype": "bfloat16", "seed": 3}], ids=["float32", "bfloat16"])
+def test_a_copy_of_an_optimizer_has_memory_of_its_own(how, options):
+    net, optimizer = Net(W=var(), b=var((2,))), RMSPropGraves(0.1, **options)
+    optimizer.setupOn(net)
+    optimizer.addHook(GradientClipping(0.5))
+    optimizer.update()
+    twin = how(optimizer)
+    before = picture(net), picture(optimizer)
+    twin.update()
+    assert (picture(net), picture(optimizer)) == before
+    optimizer.update()
+    for name, each in net.vars.items():
+        assert each.data.tobytes() == twin.module.getVar(name).data.tobytes()
+        assert optimizer.states[name]["variance"].tobytes() == twin.states[name]["variance"].tobytes()
+
+
+def test_a_state_put_in_place_as_a_whole_is_used():
+    _, optimizer = ready(W=var())
+    optimizer.states["W"] = {name: gpuarray.zeros(3) for name in ("mg", "variance", "delta")}
+    optimizer.update()
+    assert (optimizer.states["W"]["variance"] > 0).all()
+
+
+def test_optimizers_of_two_threads():
+    # one net each: results are those of one thread
+    pairs = [ready(W=var((1000,))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda o=o: [o.update() for _ in range(50)]) for _, o in pairs[1:]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for _ in range(50):
+        pairs[0][1].update()
+    assert len({net.getVar("W").data.tobytes() for net, _ in pairs}) == 1
