@@ -12,7 +12,7 @@ from puzzlelib_rmsprop import Config, Variable, gpuarray
 from puzzlelib_rmsprop.kernels import cpu
 from tests import cudasim, standins
 from tests.cudasim import control
-from tests.kernel_modules import kernels, threads  # noqa: F401 (fixtures)
+from tests.kernels.kernel_modules import kernels, threads  # noqa: F401 (fixtures)
 
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("tests")

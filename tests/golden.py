@@ -1,4 +1,4 @@
-"""PuzzleLib's trainings, replayed on the library's own net: what test_golden.py and test_checkpoint.py share."""
+"""PuzzleLib's trainings, replayed on the library's own net: what the tests of results, files and nets share."""
 
 import itertools
 from pathlib import Path

@@ -19,7 +19,8 @@ case ${1:-} in
   --dry-run)
     dry=1 epochs=1 kept='a temporary folder'
     simulator=${CUSIM_DIR:?--dry-run needs CUSIM_DIR, the folder that tests/cudasim/build.sh filled}
-    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) tests=(tests/test_optimizer.py -k "pycuda and not properties")
+    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse)
+    tests=(tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py -k pycuda)
     out=${OUT:-$work}
     ;;
   '') out=${OUT:-benchmarks/results} ;;
@@ -113,11 +114,13 @@ step benchmark 150 on_gpu "$python" -m benchmarks --device cuda "${quick[@]}" --
   --peers foreach loop CuPy --json "$out/$stem.json" --markdown "$out/$stem.md"
 step "graph and shared memory" 60 on_gpu "$python" tools/graph_check.py "${rehearse[@]}"
 if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
-  tests+=(--ignore=tests/test_examples.py)
+  tests+=(--ignore=tests/project/test_examples.py)
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
 fi
 # what has nothing to do with a GPU, or needs an MPI, runs elsewhere
-for file in benchmarks convert crash cudasim fuzz_checkpoint inspect mpi tools; do tests+=("--ignore=tests/test_$file.py"); done
+for part in convert distributed {project/test_{benchmarks,tools},stress/test_{crash,fuzz_checkpoint},tools/test_inspect,test_cudasim}.py; do
+  tests+=("--ignore=tests/$part")
+done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
 
 # the examples, on CUDA where this version's arrays can lie there
@@ -151,7 +154,8 @@ plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or str
 # only the extras have shared memory, where there is something to race for
 watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/test_cuda_extras.py
 watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/test_cuda_extras.py
-watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py tests/test_optimizer.py
+watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py \
+  tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py
 watch initcheck initcheck 60 "$plain" tests/test_cuda.py
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then

@@ -1,0 +1,158 @@
+"""Files that do not fit or are none are refused, and change nothing."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import RMSPropGraves, files
+from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from tests.checkpoint.damage import FORMAT1, damaged
+from tests.checkpoint.training import BUFFERS, SHAPES, VALUES, Own, loaded_into, net_of, place, through, trained
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["from-local", "from-global"])
+def test_what_does_not_fit_is_named_and_changes_nothing(saved, globalState, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, saved, SHAPES).save(path)
+    with pytest.raises(CheckpointError, match="'new.W'.*has no 'mg'"):
+        loaded_into(path, SHAPES | {"new.W": (2,)}, globalState)
+    with pytest.raises(CheckpointError, match=r"'b\.W'.*\(4, 7\).*\(4, 3\)"):
+        loaded_into(path, SHAPES | {"b.W": (4, 7)}, globalState)
+    trained(Own, saved, SHAPES, "float64").save(path)
+    with pytest.raises(CheckpointError, match="is float32 here.*float64.*without loss"):
+        loaded_into(path, globalState=globalState)
+
+
+def test_what_the_file_has_besides_is_told(tmp_path):
+    path = tmp_path / "run.hdf"
+    optimizer = trained(Own, False, SHAPES)
+    optimizer.setAttr("extra", 1)
+    optimizer.save(path)
+    small = {name: SHAPES[name] for name in ("a.W", "a.b")}
+    with (
+        pytest.warns(CheckpointWarning, match="attribute 'extra'"),
+        pytest.warns(CheckpointWarning, match="without a variable.*b.W.delta"),
+    ):
+        loaded_into(path, small)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop(".states"), "has no group '.states'"),
+        (lambda f: f[".states"].pop("a.W.ms"), "'a.W'.*has no 'variance' and no 'ms' for it"),
+        (lambda f: f[".states"].pop("a.W.delta"), "'a.W'.*has no 'delta'"),
+        (lambda f: f[".attrs"].pop("alpha") and f[".attrs"].create_dataset("alpha", data=2.0), "alpha.*got 2.0"),
+        (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data="x"), "'t' must be of type int"),
+        (lambda f: f[".attrs"].pop("t") and f[".attrs"].create_dataset("t", data=[1, 2]), "'t' must be of type int"),
+        (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="{"), "'.layout' is damaged"),
+        (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="[]"), "'.layout' is damaged"),
+        (
+            lambda f: f.pop(".layout") and f.create_dataset(".layout", data=json.dumps({"format": 99, "variables": []})),
+            "is of format 99.*upgrade",
+        ),
+    ],
+    ids=["no-states", "one-missing", "another-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
+)
+def test_damaged_files(change, message, tmp_path):
+    path = tmp_path / "run.hdf"
+    damaged(path, change)
+    with pytest.raises(CheckpointError, match=message):
+        loaded_into(path)
+
+
+def test_attributes_before_an_invalid_one_are_put_back(tmp_path):
+    path = tmp_path / "run.hdf"
+
+    def change(file):
+        file[".attrs/alpha"][()] = 0.5
+        file[".attrs/momRate"][()] = 2.0
+
+    damaged(path, change)
+    with pytest.raises(CheckpointError, match="momRate.*got 2.0"):
+        loaded_into(path)
+
+
+def test_files_that_are_none(tmp_path):
+    garbage = tmp_path / "garbage.hdf"
+    garbage.write_bytes(b"not HDF5" * 100)
+    truncated = tmp_path / "truncated.hdf"
+    trained(Own, False, SHAPES).save(truncated)
+    truncated.write_bytes(truncated.read_bytes()[:3000])
+    for path in (garbage, truncated, tmp_path / "absent.hdf", tmp_path):
+        with pytest.raises(CheckpointError, match="cannot read"):
+            loaded_into(path)
+    for wrong in (3, None, b"bytes"):
+        with pytest.raises(CheckpointError, match="must be a path or an open h5py"):
+            loaded_into(wrong)
+    with h5py.File(truncated, "w") as file:
+        pass
+    with pytest.raises(CheckpointError, match="is closed"):
+        loaded_into(file)
+
+
+def test_hdf5_that_hangs_or_crashes_is_an_error(tmp_path, monkeypatch):
+    # what it does on some damaged files without a seal: tests/stress/fuzz_checkpoint.py
+    for code, message in (
+        ("import time; time.sleep(60)", "does not come to an end"),
+        ("import os; os.abort()", "crashes on it .signal 6"),
+    ):
+        monkeypatch.setattr(files, "SECONDS", 1.0)
+        monkeypatch.setattr(files, "_PROBE", code)
+        with pytest.raises(CheckpointError, match=message):
+            loaded_into(FORMAT1["local"])
+    # where no process can be started there is no such protection, and loading works
+    monkeypatch.setattr(files.sys, "executable", str(tmp_path / "absent"))
+    loaded_into(FORMAT1["local"])
+
+
+@pytest.mark.parametrize("value", [-5, 3.7, 1e300, 3j, 2**64 - 1, "7", [7]], ids=str)
+def test_a_number_of_updates_that_is_none_is_refused(value, tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    with h5py.File(path, "r+") as file:
+        del file[".layout"], file[".attrs/t"]
+        file[".attrs/t"] = value
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match=r"\bt'? must be"):
+        loaded_into(file)
+
+
+@pytest.mark.parametrize("saved", [None, "bfloat16"])
+def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
+    # the step would take its root
+    optimizer = RMSPropGraves(stateDtype=saved)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    slot = next(slot for slot in optimizer._slots if slot.names[0] == "b.W")
+    slot.state["variance"][1] = -1
+    optimizer.save(tmp_path / "run.hdf")
+    for wanted in (saved, "bfloat16"):
+        other = RMSPropGraves(stateDtype=wanted)
+        other.setupOn(net_of(Own, SHAPES))
+        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; no variance can be"):
+            other.load(tmp_path / "run.hdf")
+    slot.state["variance"][1] = np.nan
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert np.isnan(other.states["b.W"]["variance"][1]).all()
+    assert not np.isnan(other.states["b.W"]["variance"][0]).any()
+
+
+def test_master_copies_may_be_missing_or_too_many(tmp_path):
+    state = dict.fromkeys(BUFFERS, VALUES)
+    with_master = place(np.float32, entities=(*BUFFERS, "master"))
+    assert "master" not in through(tmp_path / "a.hdf", state, place(np.float32), with_master)
+    assert "master" not in through(tmp_path / "b.hdf", {**state, "master": VALUES}, with_master, place(np.float32))
+    both = through(tmp_path / "c.hdf", {**state, "master": VALUES + 1}, with_master, with_master)
+    assert np.array_equal(both["master"], VALUES + 1)
+
+
+def test_a_size_that_the_file_cannot_hold_is_refused_before_memory_is_asked_for(tmp_path):
+    path = tmp_path / "run.hdf"
+    with h5py.File(path, "w") as file:
+        file.create_dataset(".attrs/t", (2**40,), np.float64, chunks=(1024,))  # eight terabytes, none of them written
+    with h5py.File(path) as file, pytest.raises(CheckpointError, match="'/.attrs/t' claims 8796093022208 bytes, more than"):
+        loaded_into(file)
+    with pytest.raises(CheckpointError, match="claims 8796093022208 bytes"):
+        loaded_into(path)

@@ -1,0 +1,162 @@
+"""Faults planted in the text that every device shares: each is caught on the CPU (tests/test_cuda.py: on CUDA)."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop.kernels import cpu, layout
+from tests.kernels import test_kernel, test_kernel_extras
+from tests.kernels.kernel_modules import STATE, Buffers, compiled
+from tests.kernels.test_kernel import HYPER
+
+SOURCES = Path(cpu.__file__).parent
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", '-DSOURCES=""']
+
+# what is wrong, the file, what stands there, what is put in its place
+RULE = [
+    ("the sign of the step", "rule.h", "param + delta", "param - delta"),
+    ("the sign of the difference", "rule.h", "d = g - mg", "d = g + mg"),
+    ("alpha and beta swapped", "rule.h", "c.alpha * mg + c.beta * g", "c.beta * mg + c.alpha * g"),
+    ("beta in the place of gain", "rule.h", "c.gain * d * d", "c.beta * d * d"),
+    ("gain in the place of alpha", "rule.h", "c.alpha * variance", "c.gain * variance"),
+    ("the mean square", "rule.h", "c.gain * d * d", "c.gain * g * g"),
+    ("the variance before the step", "rule.h", "std::sqrt(variance + c.epsilon)", "std::sqrt(before + c.epsilon)"),
+    ("epsilon beside the root", "rule.h", "std::sqrt(variance + c.epsilon)", "(std::sqrt(variance) + c.epsilon)"),
+    ("the momentum of the new step", "rule.h", "c.momRate * delta + ", "c.momRate * (delta + "),
+    ("another order of the products", "rule.h", "c.gain * d * d", "d * d * c.gain"),
+    (
+        "rates in the arithmetic's precision",
+        "rule.h",
+        "Real(hyper.momRate * segment.momRate)",
+        "Real(hyper.momRate) * Real(segment.momRate)",
+    ),
+]
+OTHERS = [
+    ("decay of another sign", "rule.h", "return g + value * p;", "return g - value * p;"),
+    ("a clip that hides NaN", "rule.h", "g = g < value ? value : g;", "g = g > value ? g : value;"),
+    ("decay without a wc", "rule.h", "decays && !(wc > 0.0)", "decays && !(wc >= 0.0)"),
+    ("the copy where the parameter was written", "rule.h", "? master : widen(param)", "? master : master"),
+    ("ties away from zero", "numbers.h", "bits + 0x7FFFu + (bits >> 16 & 1u)", "bits + 0x8000u"),
+    ("no random bits", "numbers.h", "(random & 0xFFFFu)", "(random & 0u)"),
+    ("the same numbers for all of the state", "cpu_loops.cpp", "x >> 16", "x"),
+    ("an index of 32 bits", "numbers.h", "high = u32(first >> 32)", "high = 0"),
+    ("a square that overflows", "rule.h", "LARGE = 0x1p480", "LARGE = 0x1p1000"),
+    ("only NaN is bad", "rule.h", "!(g * g - g * g == Real(0))", "!(g == g)"),
+    ("no flushing", "cpu_loops.cpp", "before | FLUSH", "before"),
+    ("inputs are not flushed", "cpu_loops.cpp", "FLUSH = 0x8040", "FLUSH = 0x8000"),
+]
+
+
+@pytest.fixture
+def library(tmp_path):
+    """``library(replacements, flags)``: the library, compiled with faults."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not here")
+    if not (SOURCES / "cpu.cpp").exists():
+        pytest.skip("the library's sources are not here")
+
+    def build(replacements=(), flags=()):
+        for source in ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h"):
+            text = (SOURCES / source).read_text()
+            for file, old, new in replacements:
+                if file == source:
+                    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+                    text = text.replace(old, new)
+            (tmp_path / source).write_text(text)
+        output = tmp_path / "_cpu.so"
+        command = ["g++", *FLAGS, *flags, f"-I{sysconfig.get_path('include')}", "-DKERNEL_NAMESPACE=baseline"]
+        subprocess.run([*command, "cpu.cpp", "cpu_loops.cpp", "-o", str(output)], cwd=tmp_path, check=True)
+        spec = importlib.util.spec_from_file_location("faulty._cpu", output)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return build
+
+
+def check_rule():
+    for dtype in ("float32", "float64"):
+        test_kernel.test_every_rounding_is_the_formulas(cpu, dtype, 1)
+    test_kernel.test_matches_float64(cpu, 100, "float32")
+    for dtype in ("float32", "float64"):
+        test_kernel_extras.run(cpu, *test_kernel_extras.start(300, dtype), dtype, dtype, False)
+
+
+def check_everything():
+    check_rule()
+    for kind in layout.KINDS:
+        test_kernel_extras.test_every_size(cpu, *kind, 1041)
+    for kind in test_kernel_extras.KINDS_OF_CODE:
+        for names in (*((name,) for name in test_kernel_extras.OPS), tuple(test_kernel_extras.OPS)):
+            test_kernel_extras.test_every_operation_in_every_order(cpu, *kind, names)
+    test_kernel_extras.test_random_numbers_past_32_bits(cpu, 2**32 - 700)
+    for dtype, good, bad in (("float32", 1.8e19, 1.9e19), ("float64", 1.3e154, 1.4e154)):
+        test_kernel_extras.test_a_gradient_is_bad_where_its_square_is_not_finite(cpu, dtype, good, bad)
+    test_kernel_extras.test_a_norm_that_is_finite_does_not_overflow(cpu, 1e155)
+    test_kernel.test_bfloat16_rounds_to_nearest_even(cpu)
+    test_kernel.test_subnormal_gradients_and_parameters_are_zero(cpu, "float32")
+    check_written_parameters()
+    check_no_decay()
+    test_kernel.test_state_of_a_dead_unit_ends_in_zeros(cpu, "float32", 2500)
+
+
+def check_written_parameters():
+    """Of a master copy, a parameter that somebody has written is what counts."""
+    buffers = Buffers(np.ones(5, np.float16), master=True)
+    buffers.views["param"][:] = 2
+    buffers.views["grad"][:] = 0
+    cpu.Table([buffers.segment]).update(HYPER)
+    assert (buffers.views["master"] == 2).all()
+
+
+def check_no_decay():
+    buffers = Buffers(np.full(3, np.inf, np.float32))
+    buffers.views["grad"][:] = 1
+    cpu.operate(buffers.segment, 0.0, test_kernel_extras.to_operations([test_kernel_extras.OPS["decay"]]))
+    assert (buffers.views["grad"] == 1).all()
+
+
+@compiled
+def test_without_a_fault_everything_is_right(library, monkeypatch):
+    monkeypatch.setattr(cpu, "library", library())
+    check_everything()
+
+
+@compiled
+@pytest.mark.parametrize(("file", "old", "new"), [fault[1:] for fault in RULE], ids=[fault[0] for fault in RULE])
+def test_a_fault_in_the_rule_is_caught(library, monkeypatch, file, old, new):
+    more = [(file, old, new)]
+    if "before" in new:
+        more.append((file, "    variance = flushed(", "    const Real before = variance;\n    variance = flushed("))
+    if new.endswith("(delta + "):
+        more.append((file, "std::sqrt(variance + c.epsilon))", "std::sqrt(variance + c.epsilon)))"))
+    monkeypatch.setattr(cpu, "library", library(more))
+    with pytest.raises(AssertionError):
+        check_rule()
+
+
+@compiled
+@pytest.mark.parametrize(("file", "old", "new"), [fault[1:] for fault in OTHERS], ids=[fault[0] for fault in OTHERS])
+def test_a_fault_beside_the_rule_is_caught(library, monkeypatch, file, old, new):
+    monkeypatch.setattr(cpu, "library", library([(file, old, new)]))
+    with pytest.raises(AssertionError):
+        check_everything()
+
+
+@compiled
+def test_fused_multiply_adds_are_caught(library, monkeypatch):
+    with open("/proc/cpuinfo") as file:
+        if " fma " not in file.read():
+            pytest.skip("this processor has none")
+    monkeypatch.setattr(cpu, "library", library(flags=["-O2", "-mfma", "-ffp-contract=fast"]))
+    with pytest.raises(AssertionError):
+        check_rule()
+
+
+def test_state_is_named_as_in_the_formula():
+    assert STATE == ("mg", "variance", "delta")

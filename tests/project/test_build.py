@@ -1,0 +1,127 @@
+"""Building and installing the package: with a compiler and without, with too old a setuptools, from other sources."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from puzzlelib_rmsprop import kernels
+from puzzlelib_rmsprop.kernels import cpu
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = Path(kernels.__file__).parent
+SETUPTOOLS = "import setuptools; print(setuptools.__version__.partition('.')[0])"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The sources in a folder of their own, without anything that was built."""
+    if not (ROOT / "setup.py").is_file() or not (ROOT / "puzzlelib_rmsprop" / "kernels" / "cpu.cpp").is_file():
+        pytest.skip("the sources are not beside the tests")
+    found = subprocess.run([sys.executable, "-c", SETUPTOOLS], capture_output=True, text=True, cwd=tmp_path).stdout
+    if not found or int(found) < 77:
+        pytest.skip(f"building needs setuptools 77; here is {found.strip() or 'none'}")
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.o")
+    shutil.copytree(ROOT / "puzzlelib_rmsprop", folder / "puzzlelib_rmsprop", ignore=ignored)
+    return folder
+
+
+def build(folder, **env):
+    """The folder that holds the built package."""
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", "built"]
+    env = {**os.environ, **env}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "built"
+
+
+def in_package(folder, code, *options, **env):
+    """Runs code, or a module with options, where only the package in ``folder`` is found."""
+    command = [sys.executable, *(["-c", textwrap.dedent(code)] if not options else ["-m", code, *options])]
+    env = {**os.environ, "PYTHONPATH": str(folder), cpu.VARIABLE: "", **env}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env, timeout=120)
+
+
+TRAIN = """
+    import numpy as np, puzzlelib_rmsprop
+    from puzzlelib_rmsprop import RMSPropGraves, Variable
+    class Net:
+        vars = {"w": Variable(np.zeros(3, np.float32), grad=np.ones(3, np.float32))}
+        def getVarTable(self): return {var: [name] for name, var in self.vars.items()}
+        def getVar(self, name): return self.vars[name]
+        def setVar(self, name, var): self.vars[name] = var
+    net, optimizer = Net(), RMSPropGraves(learnRate=0.5)
+    optimizer.setupOn(net)
+    for _ in range(3):
+        optimizer.update()
+    print(puzzlelib_rmsprop.__file__)
+    print(net.vars["w"].data.tolist())
+"""
+
+
+def test_without_a_compiler(copy):
+    built = build(copy, PATH=str(copy / "nothing"), CC="/nonexistent/cc", CXX="/nonexistent/c++", PYTHONWARNINGS="ignore")
+    assert not [path for path in built.rglob("*") if path.suffix in (".so", ".pyd")]
+    done = in_package(built, TRAIN)
+    assert done.returncode == 0, done.stderr
+    where, result = done.stdout.splitlines()
+    assert where.startswith(str(built))
+    # the compiled library, or reference.py, of the package under test
+    assert result == in_package(KERNELS.parent.parent, TRAIN).stdout.splitlines()[1]
+    assert done.stderr.count("KernelWarning") == 1, done.stderr
+    assert cpu.REMEDY in done.stderr
+    # an error where warnings are errors, for a program that wants to be sure
+    assert "KernelWarning" in in_package(built, TRAIN, PYTHONWARNINGS="error::RuntimeWarning").stderr.splitlines()[-1]
+    # whoever chose NumPy is not told of it
+    assert in_package(built, TRAIN, **{cpu.VARIABLE: "numpy"}).stderr == ""
+    told = in_package(built, "puzzlelib_rmsprop", "doctor")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "NumPy: the compiled library is not here" in told.stdout
+    assert cpu.REMEDY in told.stdout
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++")
+def test_with_a_compiler(copy):
+    built = build(copy)
+    assert [path.name for path in built.rglob("*.so")] == ["_cpu.abi3.so"]
+    # the headers are there for nvcc, the C++ files are not needed any more
+    assert {path.name for path in built.rglob("*.h")} == {path.name for path in copy.rglob("*.h")}
+    assert not list(built.rglob("*.cpp"))
+    done = in_package(built, TRAIN)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0].startswith(str(built))
+
+
+def test_an_old_setuptools_is_named(copy):
+    code = """
+        import sys, setuptools
+        setuptools.__version__ = "68.2.2"
+        sys.argv[:] = ["setup.py", "--version"]
+        exec(open("setup.py").read())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=copy, timeout=60
+    )
+    assert done.returncode == 1
+    assert "setuptools 77 or newer; here is 68.2.2" in done.stderr
+
+
+@pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")
+def test_the_library_was_built_from_these_sources():
+    names = ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")  # as in setup.py
+    if not (KERNELS / "cpu.cpp").is_file():
+        pytest.skip("the sources are not beside the library")
+    assert {path.name for end in ("cpp", "h") for path in KERNELS.glob(f"*.{end}")} == set(names)
+    # whatever line ends git gives them
+    content = b"".join((KERNELS / name).read_bytes().replace(b"\r\n", b"\n") for name in names)
+    again = "build it again: python setup.py build_ext --inplace"
+    assert cpu.library.sources() == hashlib.sha256(content).hexdigest(), again

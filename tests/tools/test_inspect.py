@@ -1,0 +1,193 @@
+"""``python -m puzzlelib_rmsprop inspect``: what it says of files of every kind, whole and damaged."""
+
+import json
+import shutil
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import RMSPropGraves, __version__
+from puzzlelib_rmsprop.__main__ import main
+from puzzlelib_rmsprop.checkpoint import atomicFile, write
+from puzzlelib_rmsprop.errors import CheckpointError
+from puzzlelib_rmsprop.inspection import inspect
+from tests.checkpoint.damage import FORMAT1, VERSION010, flipped
+from tests.checkpoint.training import BUFFERS, FILED, SHAPES, Own, content, net_of, place, step, trained
+from tests.golden import DATA, Replay
+
+
+def said(capsys, *arguments):
+    status = main(["inspect", *map(str, arguments)])
+    return status, capsys.readouterr().out
+
+
+def variables(path):
+    (part,) = inspect(path)["parts"]
+    return {variable["names"][0]: variable for variable in part["variables"]}
+
+
+def test_numbers_of_every_variable(globalState, tmp_path):
+    optimizer = trained(Own, globalState, SHAPES)
+    optimizer._slots[0].state["variance"][0] = np.nan  # the first variable's
+    optimizer.save(tmp_path / "run.hdf")
+    found, expected = variables(tmp_path / "run.hdf"), content(Own, optimizer)
+    assert found.keys() == set(SHAPES)
+    for name, variable in found.items():
+        assert tuple(variable["shape"]) == SHAPES[name]
+        assert variable["dtype"] == "float32"
+        wide = {entity: array.astype(np.float64) for entity, array in expected[name].items()}
+        expected[name]["ms"] = (wide["variance"] + wide["mg"] ** 2).astype(np.float32)
+        assert set(variable["entities"]) == set(FILED)
+        for entity in FILED:
+            row, array = variable["entities"][entity], expected[name][entity].astype(np.float64)
+            assert tuple(row["shape"]) == SHAPES[name]
+            assert row["nonfinite"] == np.count_nonzero(~np.isfinite(array))
+            assert (row["min"], row["max"]) == (np.nanmin(array), np.nanmax(array))
+            assert row["mean"] == pytest.approx(np.nanmean(array), rel=1e-12)
+            assert row["checksum"] == "ok"
+    assert sum(row["nonfinite"] for v in found.values() for row in v["entities"].values()) > 0
+
+
+def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
+    class Mine(RMSPropGraves):
+        def _extra(self):
+            return {"options": {"seed": 3}, "hooks": [["Guard", {"skipped": 4}]]}
+
+    optimizer = Mine(learnRate=0.125)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer, 2)
+    optimizer.save(tmp_path / "run.hdf", name="opt")
+    status, text = said(capsys, tmp_path / "run.hdf")
+    assert status == 0
+    mode = "global" if globalState else "local"
+    for expected in (
+        "bytes, whole (SHA-256)",
+        f"optimizer 'opt', written by puzzlelib_rmsprop {__version__}",
+        f"format 3, {mode} mode, t = 2",
+        "learnRate = 0.125",
+        "options: {'seed': 3}",
+        "hooks: [['Guard', {'skipped': 4}]]",
+        "b.W, float32 (4, 3)",
+    ):
+        assert expected in text
+    status, text = said(capsys, tmp_path / "run.hdf", "--json")
+    found = json.loads(text)
+    assert (status, found["seal"], found["damaged"]) == (0, "ok", [])
+    assert found["parts"][0]["extra"]["options"] == {"seed": 3}
+
+
+@pytest.mark.parametrize("kind", ["local", "global"])
+def test_other_writers(kind, capsys):
+    status, text = said(capsys, DATA / f"optimizer_{kind}.hdf")
+    assert status == 0
+    assert "written by PuzzleLib" in text
+    assert f"{kind} mode, t = 60" in text
+    assert "no checksum of the whole" in text
+    names = set(variables(DATA / f"optimizer_{kind}.hdf"))
+    assert names == ({"float32"} if kind == "global" else {f"fc{i}.{what}" for i in range(3) for what in "Wb"})
+    status, text = said(capsys, FORMAT1[kind])
+    assert status == 0
+    assert f"format 1, {kind} mode, t = 3" in text
+    assert "b.W, float32 (4, 3)" in text
+
+
+def test_nets_several_parts_and_other_things(tmp_path, capsys):
+    status, text = said(capsys, DATA / "module_local.hdf")
+    assert status == 0
+    assert "net '', written by PuzzleLib's module format" in text
+    replay = Replay("local", True)
+    with atomicFile(tmp_path / "run.hdf") as file:
+        replay.net.save(file)
+        replay.optimizer.save(file, name="one")
+        replay.optimizer.save(file.create_group("inner"), name="two")
+        file["mine"] = [1, 2]
+    found = inspect(tmp_path / "run.hdf")
+    assert [(part["kind"], part["name"]) for part in found["parts"]] == [
+        ("optimizer", "inner/two"),
+        ("optimizer", "one"),
+        ("net", ""),
+        ("other", ""),
+    ]
+    assert found["parts"][3]["datasets"][0] | {"checksum": "none", "max": 2.0} == found["parts"][3]["datasets"][0]
+    assert said(capsys, tmp_path / "run.hdf")[0] == 0
+
+
+def test_bfloat16(tmp_path):
+    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+    where = place(ml_dtypes.bfloat16, shape=(2,))
+    write(tmp_path / "run.hdf", "", {"t": 1}, {"W": dict.fromkeys(BUFFERS, values)}, [where], False, {})
+    row = variables(tmp_path / "run.hdf")["W"]["entities"]["variance"]
+    assert (row["min"], row["max"], row["checksum"]) == (-2.0, 1.5, "ok")
+
+
+@pytest.mark.parametrize("kind", VERSION010)
+def test_version_0_1_0_kept_the_variance_of_bfloat16_state_in_ms(kind, capsys):
+    status, text = said(capsys, VERSION010[kind])
+    assert status == 0
+    assert "written by puzzlelib_rmsprop 0.1.0" in text
+    assert "format 2" in text
+    assert text.count("ms holds the variance") == (4 if kind == "bfloat16" else 0)
+
+
+@pytest.mark.parametrize("stateDtype", [None, "bfloat16"])
+def test_ours_say_nothing_of_the_kind(stateDtype, globalState, tmp_path, capsys):
+    optimizer = RMSPropGraves(stateDtype=stateDtype)
+    optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    step(Own, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    status, text = said(capsys, tmp_path / "run.hdf")
+    assert status == 0
+    assert "holds the variance" not in text
+    assert text.count("    variance ") == text.count("    ms ") == 4
+
+
+def test_damage_is_named(tmp_path, capsys):
+    path = tmp_path / "run.hdf"
+    trained(Own, True, SHAPES).save(path)
+    whole = path.read_bytes()
+    for what in (".states/float32.ms", ".states/float32.variance", ".attrs/alpha", ".layout"):
+        path.write_bytes(whole)
+        flipped(path, what)
+        status, text = said(capsys, path)
+        assert status == 1
+        assert "DAMAGED (SHA-256)" in text
+        assert "the SHA-256 of the file is not" in text
+        named = what.replace(".states/float32", "<class 'numpy.float32'>")
+        assert f'dataset "/.states/{named}"' in text or f"dataset '/{what}'" in text
+    path.write_bytes(whole[: len(whole) // 2])
+    status, text = said(capsys, path)
+    assert status == 1
+    assert "HDF5 cannot read it" in text
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        del file[".attrs/t"]
+    status, text = said(capsys, path, "--json")
+    assert status == 1
+    assert "dataset '/.attrs/t': it is missing" in json.loads(text)["damaged"]
+
+
+def test_what_cannot_be_read(tmp_path, capsys):
+    (tmp_path / "text").write_text("no HDF5")
+    shutil.copy(FORMAT1["local"], tmp_path / "cut")
+    with open(tmp_path / "cut", "r+b") as file:
+        file.truncate(3000)
+    for name, message in (
+        ("absent", "No such file"),
+        ("text", "it is no HDF5 file"),
+        ("cut", "HDF5 cannot read it"),
+        (".", ""),
+    ):
+        status, text = said(capsys, tmp_path / name)
+        assert status == 2
+        assert text.startswith(f"cannot read {tmp_path / name}: ")
+        assert message in text
+        with pytest.raises(CheckpointError, match="cannot read"):
+            inspect(tmp_path / name)
+        status, text = said(capsys, tmp_path / name, "--json")
+        assert status == 2
+        assert message in json.loads(text)["error"]
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect"])
+    assert ended.value.code == 2
