@@ -117,7 +117,8 @@ if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
 fi
 # what has nothing to do with a GPU, or needs an MPI, runs elsewhere
-for file in benchmarks convert crash cudasim fuzz_checkpoint inspect mpi tools; do tests+=("--ignore=tests/test_$file.py"); done
+tests+=(--ignore=tests/cuda/simulator)
+for file in benchmarks convert crash fuzz_checkpoint inspect mpi tools; do tests+=("--ignore=tests/test_$file.py"); done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
 
 # the examples, on CUDA where this version's arrays can lie there
@@ -149,10 +150,10 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
 }
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
 # only the extras have shared memory, where there is something to race for
-watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/test_cuda_extras.py
-watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/test_cuda_extras.py
-watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py tests/test_optimizer.py
-watch initcheck initcheck 60 "$plain" tests/test_cuda.py
+watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/cuda/test_extras.py
+watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/cuda/test_extras.py
+watch memcheck memcheck 90 "$plain" tests/cuda/test_kernels.py tests/cuda/test_numbers.py tests/test_optimizer.py
+watch initcheck initcheck 60 "$plain" tests/cuda/test_kernels.py
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
   step "compile check" 60 "$python" tools/check_kernels.py

@@ -10,7 +10,7 @@ from puzzlelib_rmsprop.errors import NonFiniteError
 from puzzlelib_rmsprop.kernels import Hyper, StepOptions, cpu, layout, real_dtype
 from tests.reference import Reference
 from tests.standins import Net
-from tests.test_cuda import HYPER, Buffers, fails_with, stored
+from tests.cuda.test_kernels import HYPER, Buffers, fails_with, stored
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -255,4 +255,4 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
-    assert fails_with(FAULTS[fault], tmp_path, "test_cuda_numbers.py", "not planted")
+    assert fails_with(FAULTS[fault], tmp_path, "test_numbers.py", "not planted")

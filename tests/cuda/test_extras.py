@@ -22,7 +22,7 @@ from puzzlelib_rmsprop.kernels import (
 )
 from tests import reference_extras
 from tests.reference_extras import Extended, Statistics, applied, numbers
-from tests.test_cuda import HYPER, Buffers, chunk, fails_with, size_of
+from tests.cuda.test_kernels import HYPER, Buffers, chunk, fails_with, size_of
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -903,4 +903,4 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
-    assert fails_with(FAULTS[fault], tmp_path, "test_cuda_extras.py", "not planted and not ptx")
+    assert fails_with(FAULTS[fault], tmp_path, "test_extras.py", "not planted and not ptx")

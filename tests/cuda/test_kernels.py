@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -891,7 +892,7 @@ def fails_with(fault, tmp_path, file, chosen):
 
     package = tmp_path / "puzzlelib_rmsprop"
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=shutil.ignore_patterns("__pycache__", "*.ptx"))
-    shutil.copytree(os.path.dirname(__file__), tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    shutil.copytree(Path(__file__).parents[1], tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__", "data"))
     right, wrong, *where = fault
     changed = package / (where[0] if where else "kernels/rmsprop_graves.cu")
     text = changed.read_text()
@@ -899,7 +900,7 @@ def fails_with(fault, tmp_path, file, chosen):
     changed.write_text(text.replace(right, wrong))
     options = ["-x", "-q", "--cuda=sim", "-p", "no:cacheprovider", "-k", chosen]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"tests/{file}"],
+        [sys.executable, "-m", "pytest", *options, f"tests/cuda/{file}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -915,4 +916,4 @@ def fails_with(fault, tmp_path, file, chosen):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault, simulator, kernels, tmp_path):
     chosen = "every or thousand or side_by_side or late_streams"
-    assert fails_with(FAULTS[fault], tmp_path, "test_cuda.py", chosen)
+    assert fails_with(FAULTS[fault], tmp_path, "test_kernels.py", chosen)

@@ -31,7 +31,7 @@ from pycuda.compiler import SourceModule  # noqa: E402
 from pycuda.elementwise import ElementwiseKernel  # noqa: E402
 from pycuda.reduction import ReductionKernel  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 SEEDS = range(12)
 NON_BLOCKING = 1
 N = 1000
