@@ -21,8 +21,8 @@ from puzzlelib_rmsprop.kernels import (
     real_dtype,
 )
 from tests import reference_extras
-from tests.reference_extras import Extended, Statistics, applied, numbers
 from tests.cuda.test_kernels import HYPER, Buffers, chunk, fails_with, size_of
+from tests.reference_extras import Extended, Statistics, applied, numbers
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -8,9 +8,9 @@ import pytest
 from puzzlelib_rmsprop import GradientClipping, NonFiniteGuard, RMSPropGraves
 from puzzlelib_rmsprop.errors import NonFiniteError
 from puzzlelib_rmsprop.kernels import Hyper, StepOptions, cpu, layout, real_dtype
+from tests.cuda.test_kernels import HYPER, Buffers, fails_with, stored
 from tests.reference import Reference
 from tests.standins import Net
-from tests.cuda.test_kernels import HYPER, Buffers, fails_with, stored
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
