@@ -731,7 +731,9 @@ def test_the_shipped_ptx_is_of_this_source(kernels):
             assert f".entry graves_{entry}_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
 
 
-@pytest.mark.parametrize("changed", ["rmsprop_graves.cu", "rule.h", "numbers.h", "layout.h"])
+@pytest.mark.parametrize(
+    "changed", ["rmsprop_graves.cu", "gradients.cuh", "elements.cuh", "rule.h", "numbers.h", "layout.h"]
+)
 def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, changed):
     for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx"]:
         shutil.copy(cuda_source._FOLDER / name, tmp_path)
