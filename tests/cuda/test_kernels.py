@@ -24,7 +24,7 @@ from puzzlelib_rmsprop.errors import (
     NonFiniteError,
     SetupError,
 )
-from puzzlelib_rmsprop.kernels import Hyper, Segment, cuda_source, layout, real_dtype
+from puzzlelib_rmsprop.kernels import Hyper, Segment, cuda_compile, cuda_source, layout, real_dtype
 from tests.reference import Reference
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
@@ -748,19 +748,19 @@ def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
     calls = []
     real = subprocess.run
     monkeypatch.setattr(
-        kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
+        cuda_compile.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
     )
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "new" / "folder"))
-    first = kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    first = cuda_compile.compiled(SOURCE, "sm_90")
     assert calls == ["--version", "-cubin"]
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90") == first
+    assert cuda_compile.compiled(SOURCE, "sm_90") == first
     assert calls == ["--version", "-cubin", "--version"], "kept"
     calls.clear()
-    kernels._compiled_by_nvcc(SOURCE, "sm_80")
+    cuda_compile.compiled(SOURCE, "sm_80")
     assert calls == ["--version", "-cubin"], "another device"
     calls.clear()
-    monkeypatch.setattr(kernels, "source_hash", lambda file: "another header")
-    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    monkeypatch.setattr(cuda_compile, "source_hash", lambda file: "another header")
+    cuda_compile.compiled(SOURCE, "sm_90")
     assert calls == ["--version", "-cubin"], "another source"
 
 
@@ -770,15 +770,16 @@ def quick(kernels, simulator, monkeypatch):
     calls = []
     real = subprocess.run
     monkeypatch.setattr(
-        kernels.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
+        cuda_compile.subprocess, "run", lambda command, **options: calls.append(command[1]) or real(command, **options)
     )
-    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": 'extern "C" __global__ void k(int *x) { *x = 1; }'})
+    small = 'extern "C" __global__ void k(int *x) { *x = 1; }'
+    monkeypatch.setattr(cuda_compile, "sources", lambda file: {f"{file}.cu": small})
     return calls
 
 
 def test_damaged_compiled_code_is_compiled_again(kernels, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
-    whole = kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    whole = cuda_compile.compiled(SOURCE, "sm_90")
     (kept,) = tmp_path.iterdir()
     content = kept.read_bytes()
     damaged = [b"", content[:10], content[:32], content[:1000], content[:-1], content + b"x", b"\0" * len(content)]
@@ -786,10 +787,10 @@ def test_damaged_compiled_code_is_compiled_again(kernels, quick, tmp_path, monke
     for wrong in damaged:
         kept.write_bytes(wrong)
         quick.clear()
-        assert len(kernels._compiled_by_nvcc(SOURCE, "sm_90")) == len(whole)
+        assert len(cuda_compile.compiled(SOURCE, "sm_90")) == len(whole)
         assert quick[-1] == "-cubin"
         quick.clear()
-        kernels._compiled_by_nvcc(SOURCE, "sm_90")
+        cuda_compile.compiled(SOURCE, "sm_90")
         assert quick == ["--version"], "mended"
 
 
@@ -797,14 +798,14 @@ def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path
     file, kept = tmp_path / "file", None
     file.write_text("")
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(file / "below a file"))
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert cuda_compile.compiled(SOURCE, "sm_90")
     # a folder where the file should be, from a careless copy
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "kept"))
-    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    cuda_compile.compiled(SOURCE, "sm_90")
     (kept,) = (tmp_path / "kept").iterdir()
     kept.unlink()
     (kept / "folder").mkdir(parents=True)
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert cuda_compile.compiled(SOURCE, "sm_90")
     assert list((tmp_path / "kept").iterdir()) == [kept], "nothing half written is left"
 
     # a full disk
@@ -812,30 +813,30 @@ def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path
         raise OSError(28, "No space left on device")
 
     shutil.rmtree(kept)
-    monkeypatch.setattr(kernels.os, "replace", full)
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    monkeypatch.setattr(cuda_compile.os, "replace", full)
+    assert cuda_compile.compiled(SOURCE, "sm_90")
     assert not list((tmp_path / "kept").iterdir())
-    monkeypatch.setattr(kernels.tempfile, "mkstemp", full)
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    monkeypatch.setattr(cuda_compile.tempfile, "mkstemp", full)
+    assert cuda_compile.compiled(SOURCE, "sm_90")
 
 
 def test_without_a_home_folder_nothing_is_kept(kernels, quick, tmp_path, monkeypatch):
     for name in ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(kernels.os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    monkeypatch.setattr(cuda_compile.os.path, "expanduser", lambda path: path)  # as for a user without an entry
     monkeypatch.chdir(tmp_path)
-    assert kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    assert cuda_compile.compiled(SOURCE, "sm_90")
     assert quick[-1] == "-cubin"
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    kernels._compiled_by_nvcc(SOURCE, "sm_90")
+    cuda_compile.compiled(SOURCE, "sm_90")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()], "but where the user says"
 
 
 def test_nothing_can_compile(kernels, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DependencyError, match=r"needs rmsprop_graves.cu compiled.*install the CUDA toolkit"):
-        kernels._compiled_by_nvcc(SOURCE, "sm_61")
+        cuda_compile.compiled(SOURCE, "sm_61")
 
 
 def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path):
@@ -850,9 +851,9 @@ def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path
 
 def test_a_compiler_error_shows_the_log(kernels, simulator, monkeypatch, tmp_path):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(kernels, "sources", lambda file: {f"{file}.cu": "this is no CUDA"})
+    monkeypatch.setattr(cuda_compile, "sources", lambda file: {f"{file}.cu": "this is no CUDA"})
     with pytest.raises(DeviceError, match=r"could not compile rmsprop_graves.cu for sm_90:\n(.*\n)*.*error"):
-        kernels._compiled_by_nvcc(SOURCE, "sm_90")
+        cuda_compile.compiled(SOURCE, "sm_90")
 
 
 # ------------------------------------------------------------------------------------- planted faults
