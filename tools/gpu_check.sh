@@ -149,11 +149,13 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
     "${cuda[@]}" "${@:5}" -k "($4) and not planted"
 }
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
-# only the extras have shared memory, where there is something to race for
-watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/cuda/test_extras.py
-watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/cuda/test_extras.py
-watch memcheck memcheck 90 "$plain" tests/cuda/test_kernels.py tests/cuda/test_numbers.py tests/test_optimizer.py
-watch initcheck initcheck 60 "$plain" tests/cuda/test_kernels.py
+# only what comes besides the rule has shared memory, where there is something to race for
+extras=(tests/cuda/test_{extras,operations,random_rounding,statistics,streams}.py)
+rule=(tests/cuda/test_{rule,optimizer,streams,capture}.py)
+watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" "${extras[@]}"
+watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" "${extras[@]}"
+watch memcheck memcheck 90 "$plain" "${rule[@]}" tests/cuda/test_numbers.py tests/test_optimizer.py
+watch initcheck initcheck 60 "$plain" "${rule[@]}"
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
   step "compile check" 60 "$python" tools/check_kernels.py
