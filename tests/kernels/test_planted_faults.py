@@ -1,4 +1,4 @@
-"""Faults planted in the text that every device shares: each is caught on the CPU (tests/test_cuda.py: on CUDA)."""
+"""Faults planted in the text that every device shares: each is caught on the CPU (tests/cuda: on CUDA)."""
 
 import importlib.util
 import shutil

@@ -94,7 +94,8 @@ def test_with_a_compiler(copy):
     built = build(copy)
     assert [path.name for path in built.rglob("*.so")] == ["_cpu.abi3.so"]
     # the headers are there for nvcc, the C++ files are not needed any more
-    assert {path.name for path in built.rglob("*.h")} == {path.name for path in copy.rglob("*.h")}
+    for headers in ("*.h", "*.cuh"):
+        assert {path.name for path in built.rglob(headers)} == {path.name for path in copy.rglob(headers)}
     assert not list(built.rglob("*.cpp"))
     done = in_package(built, TRAIN)
     assert done.stderr == ""

@@ -126,10 +126,11 @@ def test_files_that_must_travel_with_the_package():
 
 def test_a_ptx_is_of_its_source_and_headers_as_they_are(monkeypatch, tmp_path):
     for path in resources.files("puzzlelib_rmsprop.kernels").iterdir():
-        if path.name.endswith((".cu", ".h", ".ptx")):
+        if path.name.endswith((".cu", ".cuh", ".h", ".ptx")):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
-    for name, included in (("rmsprop_graves", ["rule.h", "numbers.h", "layout.h"]), ("nets", [])):
+    headers = ["gradients.cuh", "elements.cuh", "rule.h", "numbers.h", "layout.h"]
+    for name, included in (("rmsprop_graves", headers), ("nets", [])):
         assert cuda_source.shipped_ptx(name) is not None
         for file in (f"{name}.cu", *included):
             text = (tmp_path / file).read_bytes()
@@ -146,7 +147,7 @@ def test_the_rule_stands_once_and_once_in_numpy():
     found = {}
     for folder in (root, *(root / name for name in ("arrays", "kernels", "nets", "nodeinfo"))):
         for path in folder.iterdir():
-            if path.name.endswith((".py", ".h", ".cu", ".cpp")):
+            if path.name.endswith((".py", ".h", ".cu", ".cuh", ".cpp")):
                 text = path.read_text()
                 found[path.name] = len(re.findall(r"sqrt\(\s*\w*\.?variance \+ \w+\.?epsilon\)(?=[);])", text))
                 assert not re.search(r"sqrt\([^\n]*ms - mg", text), path.name

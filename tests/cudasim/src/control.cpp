@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "state.h"
+#include "api.h"
 #include "submit.h"
 
 namespace cusim {
@@ -97,9 +97,7 @@ CUresult fault(CUresult code, const std::string &text) {
 
 }  // namespace cusim
 
-using namespace cusim;
 #define CONTROL(type) extern "C" __attribute__((visibility("default"))) type
-#define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
 
 CONTROL(void) cusim_seed(unsigned long long seed) {
     LOCKED;

@@ -1,8 +1,6 @@
 // Runs kernels: one block at a time, its threads one after the other on fibers. A fiber runs thread after thread until
 // one of them waits at a barrier; only then is another fiber started. A kernel without barriers is a plain loop.
-#include <setjmp.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,56 +10,13 @@
 #include <xmmintrin.h>
 #endif
 
-#include "state.h"
+#include "run.h"
 
 namespace cusim {
-namespace {
-
-constexpr size_t kStack = 256 << 10;  // bytes per fiber; pages come with use
-constexpr unsigned kMaxThreads = 1024;
-
-struct Fiber {
-    ucontext_t start;
-    jmp_buf where;
-    bool started = false;
-    unsigned thread = 0;
-    // what its thread waits for
-    bool waiting = false;
-    Meeting kind = Meeting::kBlock;
-    uint32_t mask = 0;
-    uint64_t value = 0;
-    unsigned line = 0;
-    Gathered result = {};
-};
-
-struct Warp {
-    Fiber *waiting[32] = {};
-    uint32_t alive = 0;  // lanes whose thread has not ended
-};
-
-// The kernel that runs, if any.
-struct Run {
-    Context *context;
-    const Launch *launch;
-    const Kernel *kernel;
-    LoadedModule *module;
-    unsigned block[3];
-    // the block that runs
-    unsigned threads = 0, alive = 0, next = 0, first = 0;
-    bool backwards = false;
-    std::vector<Warp> warps;
-    std::vector<Fiber *> runnable, idle;
-    std::vector<Fiber *> at_barrier, at_volatile;
-    Fiber *current = nullptr;
-    double started_ms = 0;
-    std::string problem;
-    CUresult code = CUDA_SUCCESS;
-};
 
 Run *run = nullptr;
 jmp_buf scheduler;
 char *stacks = nullptr;
-std::vector<std::unique_ptr<Fiber>> fibers;
 
 void thread_index(unsigned thread, unsigned index[3]) {
     const unsigned *size = run->launch->block;
@@ -70,7 +25,6 @@ void thread_index(unsigned thread, unsigned index[3]) {
     index[2] = thread / size[0] / size[1];
 }
 
-// Leaves the kernel: the other threads are forgotten where they stand, and a few bytes of text with them.
 [[noreturn]] void leave(CUresult code, const std::string &what) {
     unsigned thread[3] = {};
     if (run->current) thread_index(run->current->thread, thread);
@@ -81,149 +35,11 @@ void thread_index(unsigned thread, unsigned index[3]) {
     longjmp(scheduler, 2);
 }
 
-bool on_stack(uintptr_t address) { return address - reinterpret_cast<uintptr_t>(stacks) < kStack * kMaxThreads; }
+namespace {
 
-// ---- memory ------------------------------------------------------------------------------------------------------
-void on_access(const void *p, size_t size, bool write) {
-    if (!run || !settings.check) return;
-    const auto address = reinterpret_cast<uintptr_t>(p);
-    if (on_stack(address)) return;
-    const Module &module = run->module->module;
-    const size_t shared_offset = address - reinterpret_cast<uintptr_t>(module.dynamic_shared);
-    const char *kind = write ? "write" : "read";
-    if (shared_offset < module.dynamic_shared_size) {
-        if (shared_offset + size <= run->launch->shared) return;
-        leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at offset %zu of %u bytes of dynamic shared memory",
-                                                 kind, size, shared_offset, run->launch->shared));
-    }
-    if (address - run->module->begin < run->module->end - run->module->begin) return;
+std::vector<std::unique_ptr<Fiber>> fibers;
 
-    const Arena *arena = nullptr;
-    Context *owner = run->context;
-    const char *why = nullptr;
-    if (owner->arena.holds(address)) arena = &owner->arena;
-    else if (shared_arena().holds(address)) arena = &shared_arena();
-    for (Context *context : contexts) {
-        if (arena || !context->arena.holds(address)) continue;
-        arena = &context->arena;
-        if (!owner->peers.count(context)) why = "memory of another context, peer access is not enabled";
-    }
-    if (arena) {
-        if (!why && arena->check(address, size, write, &why)) return;
-        leave(CUDA_ERROR_ILLEGAL_ADDRESS,
-              format("%s of %zu bytes at 0x%zx: %s (%s)", kind, size, address, why, arena->describe(address).c_str()));
-    }
-    if (is_page_locked(address, size)) return;
-    leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("%s of %zu bytes at 0x%zx: %s", kind, size, address,
-                                             address < 4096 ? "a null pointer" : "pageable host memory"));
-}
-
-void on_misaligned(const void *p, size_t alignment, const char *file, unsigned line) {
-    if (!run || !settings.check) return;
-    const auto address = reinterpret_cast<uintptr_t>(p);
-    leave(CUDA_ERROR_MISALIGNED_ADDRESS,
-          format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address, alignment, file, line));
-}
-
-void on_fail(const char *what, const char *file, unsigned line) {
-    leave(CUDA_ERROR_ASSERT, format("%s failed, %s:%u", what, file, line));
-}
-
-// ---- threads -----------------------------------------------------------------------------------------------------
 unsigned current_lane() { return run && run->current ? run->current->thread % 32 : 0; }
-
-void wake(Fiber *fiber) {
-    fiber->waiting = false;
-    run->runnable.push_back(fiber);
-}
-
-// All threads that have not ended are here: let them go on.
-void try_block_barrier() {
-    auto &here = run->at_barrier;
-    if (here.empty() || here.size() < run->alive) return;
-    uint32_t count = 0;
-    for (Fiber *fiber : here) {
-        count += fiber->value != 0;
-        if (fiber->line != here[0]->line) {
-            leave(CUDA_ERROR_LAUNCH_FAILED,
-                  format("threads of a block met at different barriers, in lines %u and %u of the source",
-                         here[0]->line, fiber->line));
-        }
-    }
-    for (Fiber *fiber : here) {
-        fiber->result.count = count;
-        fiber->result.threads = here.size();
-        wake(fiber);
-    }
-    here.clear();
-}
-
-void try_warp_meeting(Warp &warp, uint32_t mask) {
-    const uint32_t needed = mask & warp.alive;
-    Gathered all = {};
-    all.participants = needed;
-    memset(all.value, 0xCD, sizeof all.value);  // what a lane that takes no part gives
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (!(needed >> lane & 1)) continue;
-        const Fiber *fiber = warp.waiting[lane];
-        if (!fiber) return;
-        if (fiber->mask != mask) {
-            leave(CUDA_ERROR_LAUNCH_FAILED, format("lanes of a warp met with different masks, 0x%x and 0x%x (line %u)",
-                                                   mask, fiber->mask, fiber->line));
-        }
-        all.value[lane] = fiber->value;
-    }
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (!(needed >> lane & 1)) continue;
-        warp.waiting[lane]->result = all;
-        wake(warp.waiting[lane]);
-        warp.waiting[lane] = nullptr;
-    }
-}
-
-// Goes on when every other thread has ended or waits too.
-void let_others_run() {
-    Fiber *self = run->current;
-    run->at_volatile.push_back(self);
-    if (!_setjmp(self->where)) _longjmp(scheduler, 1);
-}
-
-// A thread that waits for a value which another has to write gets on in this way; one that waits for ever is ended.
-void on_spin() {
-    if (!run) return;
-    if (now_ms() - run->started_ms > settings.timeout * 1e3)
-        leave(CUDA_ERROR_LAUNCH_TIMEOUT, format("still running after %g seconds (CUSIM_TIMEOUT)", settings.timeout));
-    let_others_run();
-}
-
-void on_meet(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result) {
-    Fiber *self = run->current;
-    if (kind == Meeting::kVolatile) {
-        if (!on_stack(value)) let_others_run();
-        return;
-    }
-    self->kind = kind;
-    self->mask = mask;
-    self->value = value;
-    self->line = line;
-    self->waiting = true;
-    if (kind == Meeting::kBlock) {
-        run->at_barrier.push_back(self);
-        try_block_barrier();
-    } else {
-        Warp &warp = run->warps[self->thread / 32];
-        const unsigned lane = self->thread % 32;
-        if (!(mask >> lane & 1)) {
-            leave(CUDA_ERROR_LAUNCH_FAILED, format("lane %u called a warp operation with mask 0x%x, which leaves it "
-                                                   "out (line %u)",
-                                                   lane, mask, line));
-        }
-        warp.waiting[lane] = self;
-        try_warp_meeting(warp, mask);
-    }
-    if (!_setjmp(self->where)) _longjmp(scheduler, 1);
-    *result = self->result;
-}
 
 const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, current_lane};
 

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "state.h"
+#include "api.h"
 
 namespace cusim {
 
@@ -81,14 +81,6 @@ Function *find_function(LoadedModule *module, const char *name) {
 }
 
 }  // namespace cusim
-
-using namespace cusim;
-#define API extern "C" __attribute__((visibility("default"))) CUresult
-#define LOCKED std::lock_guard<std::recursive_mutex> guard(lock)
-#define CONTEXT       \
-    LOCKED;           \
-    Context *context; \
-    if (CUresult bad = usable_context(&context)) return bad
 
 namespace {
 

@@ -1,0 +1,75 @@
+"""Compiles CUDA sources with nvcc, for GPUs whose driver does not take the shipped PTX, and keeps what comes out on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ..errors import DependencyError, DeviceError
+from .cuda_source import nvcc_options, source_hash, sources
+
+__all__ = ["compiled"]
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept; None where no folder is the user's own."""
+    own = os.environ.get("PUZZLELIB_RMSPROP_CACHE_DIR")
+    if own:
+        return Path(own)
+    # a user without a home folder has ~ for one, which would be a folder of that name in the current one
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root, "puzzlelib_rmsprop") if os.path.isabs(root) else None
+
+
+def _kept(file: Path) -> bytes | None:
+    """What was kept there, where it is whole: a hash in front of the content shows what was cut off or overwritten."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return content[32:] if content[:32] == hashlib.sha256(content[32:]).digest() else None
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Keeps it, where that is possible: written beside and renamed, so that no other process sees half of it."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(hashlib.sha256(content).digest() + content)
+            os.replace(temporary, file)
+        except OSError:
+            os.unlink(temporary)
+
+
+def compiled(file: str, arch: str) -> bytes:
+    """A cubin of one file for one architecture, from the cache or from nvcc."""
+    try:
+        version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DependencyError(
+            f"this GPU ({arch}) needs {file}.cu compiled from its source, and nvcc does not run here ({error}): install "
+            f"the CUDA toolkit and put its bin folder on the PATH"
+        ) from error
+    options, folder = nvcc_options(arch, file), _cache_folder()
+    key = hashlib.sha256("\0".join([source_hash(file), version, *options]).encode()).hexdigest()
+    place = None if folder is None else folder / f"{file}-{arch}-{key[:32]}.cubin"
+    kept = None if place is None else _kept(place)
+    if kept is not None:
+        return kept
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in sources(file).items():
+            Path(work, name).write_text(text, encoding="utf-8")
+        command = ["nvcc", "-cubin", *options, "-o", f"{file}.cubin", f"{file}.cu"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+        if done.returncode:
+            raise DeviceError(f"nvcc could not compile {file}.cu for {arch}:\n{done.stdout}{done.stderr}")
+        content = Path(work, f"{file}.cubin").read_bytes()
+    if place is not None:
+        _keep(place, content)
+    return content
