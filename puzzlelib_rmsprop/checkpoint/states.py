@@ -46,6 +46,7 @@ class States:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
     def read_all(self, parts: Sequence[slice] | None = None) -> list[dict[str, np.ndarray]]:
+        """For each place entity -> content, as :func:`~puzzlelib_rmsprop.checkpoint.read` gives it."""
         had: list[dict[str, np.ndarray]] = [{} for _ in self._places]
         others = [form.name for place in self._places for form in place.forms]
         for name in dict.fromkeys([*(entity for place in self._places for entity in place.state), *others]):
