@@ -35,6 +35,8 @@ from puzzlelib_rmsprop import (  # noqa: E402
     convert,
     gpuarray,
 )
+from puzzlelib_rmsprop.checkpoint.mean_square import MeanSquare  # noqa: E402
+from puzzlelib_rmsprop.distributed import mpi  # noqa: E402
 from puzzlelib_rmsprop.errors import (  # noqa: E402
     ArrayError,
     CheckpointError,
@@ -44,9 +46,7 @@ from puzzlelib_rmsprop.errors import (  # noqa: E402
     SetupError,
     VariableError,
 )
-from puzzlelib_rmsprop.forms import MeanSquare  # noqa: E402
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Sequential, relu  # noqa: E402
-from puzzlelib_rmsprop.nodeinfo import mpi  # noqa: E402
 from tests import fake_nccl, standins  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.standins import Net  # noqa: E402

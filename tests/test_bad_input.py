@@ -39,7 +39,7 @@ from puzzlelib_rmsprop.errors import (
     SetupError,
     VariableError,
 )
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests import standins
 from tests.conftest import in_child
 from tests.standins import Net

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import puzzlelib_rmsprop
-from puzzlelib_rmsprop import LossScaling, Optimizer, RMSPropGraves, Variable, files, forms, gpuarray
-from puzzlelib_rmsprop.checkpoint import Place, atomicFile, read, write
+from puzzlelib_rmsprop import LossScaling, Optimizer, RMSPropGraves, Variable, gpuarray
+from puzzlelib_rmsprop.checkpoint import Place, atomicFile, integrity, mean_square, read, write
+from puzzlelib_rmsprop.checkpoint.mean_square import MeanSquare
 from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, CheckpointWarning
-from puzzlelib_rmsprop.forms import MeanSquare
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.golden import DATA, KINDS, NAMES, Replay
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
@@ -557,12 +557,12 @@ def test_hdf5_that_hangs_or_crashes_is_an_error(tmp_path, monkeypatch):
         ("import time; time.sleep(60)", "does not come to an end"),
         ("import os; os.abort()", "crashes on it .signal 6"),
     ):
-        monkeypatch.setattr(files, "SECONDS", 1.0)
-        monkeypatch.setattr(files, "_PROBE", code)
+        monkeypatch.setattr(integrity, "SECONDS", 1.0)
+        monkeypatch.setattr(integrity, "_PROBE", code)
         with pytest.raises(CheckpointError, match=message):
             loaded_into(FORMAT1["local"])
     # where no process can be started there is no such protection, and loading works
-    monkeypatch.setattr(files.sys, "executable", str(tmp_path / "absent"))
+    monkeypatch.setattr(integrity.sys, "executable", str(tmp_path / "absent"))
     loaded_into(FORMAT1["local"])
 
 
@@ -903,7 +903,7 @@ def test_a_mean_square_that_its_dtype_cannot_hold_costs_no_checkpoint(globalStat
 
 
 def test_files_larger_than_what_is_converted_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(forms, "PIECE", 5)
+    monkeypatch.setattr(mean_square, "PIECE", 5)
     for name, mode in (("a", False), ("b", True)):
         optimizer = trained(Own, mode, SHAPES)
         optimizer.save(tmp_path / name)

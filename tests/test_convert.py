@@ -64,7 +64,7 @@ def test_back_it_is_what_the_file_had(saved, gradOfLoss, globalState):
     peer, file, parts, hyper = saved
     optimizer = ours(parts["half"], globalState, gradOfLoss, **hyper)
     FROM[peer](optimizer, file)
-    back, (_, expected) = TO[peer](optimizer), convert._tree(file)
+    back, (_, expected) = TO[peer](optimizer), convert.chainer_nnabla._tree(file)
     assert back.keys() == expected.keys()
     for key, array in expected.items():
         assert np.array_equal(back[key], array) or key == "epoch", key
@@ -125,7 +125,7 @@ def test_files_that_do_not_fit(tmp_path):
         optimizer = ours(params, False)
         with pytest.raises(CheckpointError, match=message):
             unchanged(optimizer, lambda o=optimizer, s=source, m=more: convert.fromChainer(o, s, **m))
-    wide = {key: value.astype(np.float64) for key, value in convert._tree(file)[1].items()}
+    wide = {key: value.astype(np.float64) for key, value in convert.chainer_nnabla._tree(file)[1].items()}
     with pytest.raises(CheckpointError, match="'mg' is float32 here; the mapping has float64.*without loss"):
         convert.fromChainer(ours(plain, False), wide)
     with pytest.raises(SetupError, match="is not set up"):

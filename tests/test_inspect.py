@@ -12,7 +12,7 @@ from puzzlelib_rmsprop import RMSPropGraves, __version__
 from puzzlelib_rmsprop.__main__ import main
 from puzzlelib_rmsprop.checkpoint import atomicFile, write
 from puzzlelib_rmsprop.errors import CheckpointError
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.golden import DATA, Replay
 from tests.test_checkpoint import (
     BUFFERS,
