@@ -10,7 +10,7 @@ Example:
 
 from . import errors, gpuarray
 from . import hooks as Hooks
-from ._version import __version__
+from ._version import __version__ as __version__
 from .config import Config
 from .distributed import MPINodeInfo, NCCLNodeInfo, NodeInfo
 from .hooks import (
@@ -44,7 +44,6 @@ __all__ = [
     "RMSPropGraves",
     "Variable",
     "WeightDecay",
-    "__version__",
     "errors",
     "gpuarray",
 ]

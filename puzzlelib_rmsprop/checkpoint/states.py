@@ -47,6 +47,7 @@ class States:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
     def read_all(self) -> list[dict[str, np.ndarray]]:
+        """For each variable entity -> content, as :func:`~puzzlelib_rmsprop.checkpoint.read` gives it."""
         had: list[dict[str, np.ndarray]] = [{} for _ in self._variables]
         others = [form.name for variable in self._variables for form in variable.forms]
         for name in dict.fromkeys([*(entity for variable in self._variables for entity in variable.state), *others]):

@@ -14,7 +14,6 @@ import io
 import json
 import os
 import platform
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from .doctor_cuda import CUDAExamination
+from .doctor_cuda import CUDADoctor
 from .findings import Failed, line, version
 from .selftest import LARGEST, SIZE, STATE_TOLERANCE, STEPS, TOLERANCE, cpu_case
 
 __all__ = ["Doctor", "add_command"]
 
 
-class Doctor(CUDAExamination):
+class Doctor(CUDADoctor):
     """One examination of this machine: :meth:`examine` fills what the other attributes hold.
 
     Args:
@@ -180,9 +179,3 @@ def _run(given: argparse.Namespace) -> int:
     doctor.examine()
     print(json.dumps(doctor.as_dict(), indent=1) if given.json else doctor.text(), flush=True)
     return 0 if doctor.healthy else 1
-
-
-if __name__ == "__main__":
-    from ..__main__ import main
-
-    sys.exit(main(["doctor", *sys.argv[1:]]))

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..kernels import cuda_source
-from .findings import NO_DEVICE, Examination, Failed, line, remedy, version
+from .findings import NO_DEVICE, Failed, Findings, line, remedy, version
 from .selftest import gpu_case, room
 
-__all__ = ["CUDAExamination"]
+__all__ = ["CUDADoctor"]
 
 _NO_CUBLAS = "install the CUDA toolkit's cuBLAS and put its folder on LD_LIBRARY_PATH"
 
 
-class CUDAExamination(Examination):
+class CUDADoctor(Findings):
     """The part about GPUs: :meth:`_examine_source` and :meth:`_examine_cuda`."""
 
     def _examine_source(self) -> None:

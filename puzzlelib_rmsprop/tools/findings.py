@@ -1,4 +1,4 @@
-"""What every part of ``doctor`` needs: where findings are kept, failures with a remedy, and the trial of a device."""
+"""What ``doctor`` finds: where it is kept, failures with a remedy, and the self-test of one device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from .selftest import STEPS, deviation, measure
 
-__all__ = ["NO_DEVICE", "Examination", "Failed", "line", "remedy", "version"]
+__all__ = ["NO_DEVICE", "Failed", "Findings", "line", "remedy", "version"]
 
 
 class Failed(Exception):
@@ -24,8 +24,8 @@ class Failed(Exception):
         self.remedy = remedy
 
 
-class Examination:
-    """The findings of one examination; :class:`puzzlelib_rmsprop.tools.doctor.Doctor` describes them."""
+class Findings:
+    """What one run of ``doctor`` has found; :class:`puzzlelib_rmsprop.tools.doctor.Doctor` describes it."""
 
     def __init__(self, require_gpu: bool = False) -> None:
         self.require_gpu = require_gpu
@@ -84,7 +84,6 @@ NO_DEVICE = (
 _REMEDIES = {
     "PUZZLELIB_RMSPROP_CPU must": "unset PUZZLELIB_RMSPROP_CPU, or set it to one of those named",
     "out of memory": "free the device's memory: nvidia-smi shows which processes hold it",
-    "no CUDA-capable device": NO_DEVICE,
     "driver version is insufficient": "update the NVIDIA driver",
     "nvcc": "install the CUDA toolkit and put its bin folder on the PATH",
     "No space left": "free space on the disk, or set PUZZLELIB_RMSPROP_CACHE_DIR to another one",

@@ -1,4 +1,4 @@
-"""What ``doctor`` runs: a few steps of training compared with the rule in float64, and an update timed beside a copy."""
+"""What ``doctor`` runs on a device: a few steps compared with the rule in float64, and an update timed beside a copy."""
 
 from __future__ import annotations
 
@@ -97,25 +97,9 @@ def measure(case: Callable[[int], Iterator[dict[str, float]]], largest: int) -> 
     }
 
 
-class _Net:
-    """One variable, under the name ``x``."""
-
-    def __init__(self, var: Any) -> None:
-        self.var = var
-
-    def getVarTable(self) -> dict[Any, list[str]]:
-        return {self.var: ["x"]}
-
-    def getVar(self, name: str) -> Any:
-        return self.var
-
-    def setVar(self, name: str, var: Any) -> None:
-        self.var = var
-
-
 def _training(data: Any, grad: Any) -> tuple[Any, Any]:
-    optimizer, var = RMSPropGraves(**HYPER), Variable(data, "x", grad=grad)
-    optimizer.setupOn(_Net(var))
+    optimizer, var = RMSPropGraves(**HYPER), Variable(data, grad=grad)
+    optimizer.setupOn({"x": var})
     return optimizer, var
 
 
