@@ -47,4 +47,4 @@ class Replay:
         return error
 
     def state(self, name):
-        return next(slot.state for slot in self.optimizer._slots if slot.names[0] == name)
+        return next(slot.state for slot in self.optimizer._variables if slot.names[0] == name)

@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, forms, gpuarray
+from puzzlelib_rmsprop import RMSPropGraves, gpuarray
+from puzzlelib_rmsprop.checkpoint import mean_square
+from puzzlelib_rmsprop.checkpoint.mean_square import MeanSquare
 from puzzlelib_rmsprop.errors import ArrayError, CheckpointError
-from puzzlelib_rmsprop.forms import MeanSquare
 from tests.checkpoint.training import (
     BUFFERS,
     FILED,
@@ -148,14 +149,14 @@ def test_the_mean_square_in_our_files_is_puzzlelibs(dtype, saved, globalState, t
 def test_a_mean_square_that_its_dtype_cannot_hold_costs_no_checkpoint(globalState, tmp_path):
     # PuzzleLib's own would be infinite too
     optimizer = trained(Own, globalState, SHAPES)
-    optimizer._slots[0].state["mg"].fill(1e25)
+    optimizer._variables[0].state["mg"].fill(1e25)
     optimizer.save(tmp_path / "run.hdf")
     other = loaded_into(tmp_path / "run.hdf", globalState=globalState)
     assert_same(content(Own, other), content(Own, optimizer))
 
 
 def test_files_larger_than_what_is_converted_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(forms, "PIECE", 5)
+    monkeypatch.setattr(mean_square, "PIECE", 5)
     for name, mode in (("a", False), ("b", True)):
         optimizer = trained(Own, mode, SHAPES)
         optimizer.save(tmp_path / name)
@@ -173,12 +174,12 @@ def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
     for each in (optimizer, other):
         each.setupOn(net_of(Own, SHAPES), globalState)
     step(Own, optimizer)
-    for slot in optimizer._slots:
+    for slot in optimizer._variables:
         slot.state["ms"].fill(7)
     optimizer.save(tmp_path / "run.hdf")
     other.load(tmp_path / "run.hdf")
     assert_same(content(Own, other), content(Own, optimizer))
-    assert all((slot.state["ms"] == 7).all() for slot in other._slots)
+    assert all((slot.state["ms"] == 7).all() for slot in other._variables)
 
 
 def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import h5py
 from puzzlelib_rmsprop import RMSPropGraves, convert
 from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import ArrayError, CheckpointError, SetupError, VariableError
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.refused import WATCHED, each, locked, picture, ready, refuse, rows, var, watch
 from tests.standins import Net
 

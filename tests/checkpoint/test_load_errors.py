@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import RMSPropGraves, files
+from puzzlelib_rmsprop import RMSPropGraves
+from puzzlelib_rmsprop.checkpoint import integrity
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
 from tests.checkpoint.damage import FORMAT1, damaged
 from tests.checkpoint.training import BUFFERS, SHAPES, VALUES, Own, loaded_into, net_of, place, through, trained
@@ -99,12 +100,12 @@ def test_hdf5_that_hangs_or_crashes_is_an_error(tmp_path, monkeypatch):
         ("import time; time.sleep(60)", "does not come to an end"),
         ("import os; os.abort()", "crashes on it .signal 6"),
     ):
-        monkeypatch.setattr(files, "SECONDS", 1.0)
-        monkeypatch.setattr(files, "_PROBE", code)
+        monkeypatch.setattr(integrity, "SECONDS", 1.0)
+        monkeypatch.setattr(integrity, "_PROBE", code)
         with pytest.raises(CheckpointError, match=message):
             loaded_into(FORMAT1["local"])
     # where no process can be started there is no such protection, and loading works
-    monkeypatch.setattr(files.sys, "executable", str(tmp_path / "absent"))
+    monkeypatch.setattr(integrity.sys, "executable", str(tmp_path / "absent"))
     loaded_into(FORMAT1["local"])
 
 
@@ -124,7 +125,7 @@ def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
     # the step would take its root
     optimizer = RMSPropGraves(stateDtype=saved)
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
-    slot = next(slot for slot in optimizer._slots if slot.names[0] == "b.W")
+    slot = next(slot for slot in optimizer._variables if slot.names[0] == "b.W")
     slot.state["variance"][1] = -1
     optimizer.save(tmp_path / "run.hdf")
     for wanted in (saved, "bfloat16"):

@@ -106,7 +106,7 @@ def test_narrower_state_is_widened(globalState, tmp_path):
         for entity, values in {"mg": [-0.5, 2.0], "ms": [1.5, 2.5], "delta": [1.5, 2.5]}.items():
             file[f".states/W.{entity}"] = np.array(values, np.float16)
     optimizer = loaded_into(path, {"W": (2,)}, globalState, dtype="float16")
-    (slot,) = optimizer._slots
+    (slot,) = optimizer._variables
     assert {entity: array.dtype for entity, array in slot.state.items()} == dict.fromkeys(BUFFERS, np.float32)
     assert {entity: array.tolist() for entity, array in slot.state.items()} == {
         "mg": [-0.5, 2.0],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import Optimizer, RMSPropGraves, gpuarray
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.checkpoint.training import BUFFERS, SHAPES, Own, assert_same, content, net_of, step, trained
 from tests.standins import Net
 
@@ -77,9 +77,9 @@ def test_a_different_order_and_other_tied_names(tmp_path):
         other = RMSPropGraves()
         other.setupOn(Net({"dec.W": turned, "z": Own.var(np.ones(3, np.float32)), "enc.W": turned}), not globalState)
         other.load(tmp_path / "tied.hdf")
-        states = {slot.names[0]: slot.state for slot in other._slots}
+        states = {slot.names[0]: slot.state for slot in other._variables}
         for entity in BUFFERS:
-            saved = next(slot.state for slot in optimizer._slots if slot.var is shared)
+            saved = next(slot.state for slot in optimizer._variables if slot.var is shared)
             assert np.array_equal(states["dec.W"][entity], saved[entity])
 
 

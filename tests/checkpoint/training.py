@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 
 from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
-from puzzlelib_rmsprop.checkpoint import Place, read, write
+from puzzlelib_rmsprop.checkpoint import read, write
 from tests.standins import Net
 
 BUFFERS = ("mg", "variance", "delta")
@@ -34,7 +34,9 @@ def step(arrays, optimizer, steps=1, seed=0):
 
 
 def content(arrays, optimizer):
-    return {slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
+    return {
+        slot.names[0]: {entity: arrays.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables
+    }
 
 
 def assert_same(first, second):
@@ -113,4 +115,4 @@ def through(path, state, saved, wanted):
 
 
 def states_of(optimizer):
-    return [*optimizer.states.values(), *(slot.state for slot in optimizer._slots)]
+    return [*optimizer.states.values(), *(slot.state for slot in optimizer._variables)]

@@ -26,7 +26,7 @@ def take_steps(optimizer, grads, rows, sign=1):
 
 
 def states(optimizer):
-    return {slot.names[0]: {entity: Own.get(array) for entity, array in slot.state.items()} for slot in optimizer._slots}
+    return {slot.names[0]: {entity: Own.get(array) for entity, array in slot.state.items()} for slot in optimizer._variables}
 
 
 def unchanged(optimizer, call):

@@ -42,7 +42,7 @@ def test_back_it_is_what_the_file_had(saved, gradOfLoss, globalState):
     peer, file, parts, hyper = saved
     optimizer = ours(parts["half"], globalState, gradOfLoss, **hyper)
     FROM[peer](optimizer, file)
-    back, (_, expected) = TO[peer](optimizer), convert._tree(file)
+    back, (_, expected) = TO[peer](optimizer), convert.chainer_nnabla._tree(file)
     assert back.keys() == expected.keys()
     for key, array in expected.items():
         assert np.array_equal(back[key], array) or key == "epoch", key
@@ -126,7 +126,7 @@ def test_state_in_other_dtypes_and_forms():
 def test_the_mean_square_is_computed_in_float64(globalState):
     # as after many steps with one gradient, of 97.36 and a little more: float32 has no digit of the variance left
     optimizer = ours({"W": np.zeros(3)}, globalState)
-    (slot,) = optimizer._slots
+    (slot,) = optimizer._variables
     slot.state["mg"].set(np.array([97.36, 0.5, 3.0], np.float32))
     slot.state["variance"].set(np.array([1e-3, 0.0, 2.5], np.float32))
     mg, variance = (slot.state[entity].get().astype(np.longdouble) for entity in ("mg", "variance"))

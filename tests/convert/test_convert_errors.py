@@ -35,7 +35,7 @@ def test_files_that_do_not_fit(tmp_path):
         optimizer = ours(params, False)
         with pytest.raises(CheckpointError, match=message):
             unchanged(optimizer, lambda o=optimizer, s=source, m=more: convert.fromChainer(o, s, **m))
-    wide = {key: value.astype(np.float64) for key, value in convert._tree(file)[1].items()}
+    wide = {key: value.astype(np.float64) for key, value in convert.chainer_nnabla._tree(file)[1].items()}
     with pytest.raises(CheckpointError, match="'mg' is float32 here; the mapping has float64.*without loss"):
         convert.fromChainer(ours(plain, False), wide)
     with pytest.raises(SetupError, match="is not set up"):
@@ -118,7 +118,7 @@ def test_state_dicts_that_do_not_fit():
 
 def test_a_mean_square_beyond_the_dtype_is_refused(globalState):
     optimizer = ours({"W": np.zeros(3)}, globalState)
-    optimizer._slots[0].state["mg"].fill(1e25)
+    optimizer._variables[0].state["mg"].fill(1e25)
     for back in (convert.toChainer, convert.toNnabla):
         with pytest.raises(CheckpointError, match="'W': its mean square goes beyond what float32 holds"):
             back(optimizer)

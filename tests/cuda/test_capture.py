@@ -18,7 +18,7 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     optimizer.update()
     eager.update()
-    plain = [group._plain for group, _ in optimizer._packed.table._groups]
+    plain = [group._plain for group, _ in optimizer._plan.table._groups]
     launches = [(launch.function, launch.grid, bytes(launch.arguments)) for launch in plain]
     for change in ({}, {"learnRate": 0.5}, {"alpha": 0.5, "momRate": 0.1, "epsilon": 1e-2}):
         for name, value in change.items():

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, RMSPropGraves, nodeinfo
+from puzzlelib_rmsprop import MPINodeInfo, NCCLNodeInfo, NodeInfo, RMSPropGraves, distributed
+from puzzlelib_rmsprop.distributed.agreement import agree
+from puzzlelib_rmsprop.distributed.nodeinfo import on_stream
 from puzzlelib_rmsprop.errors import DependencyError, SetupError
 from puzzlelib_rmsprop.nets import Linear
-from puzzlelib_rmsprop.nodeinfo.agreement import agree
-from puzzlelib_rmsprop.nodeinfo.base import on_stream
 
 
 def in_python(code, **environment):
@@ -103,6 +103,6 @@ def test_agreement_leaves_transports_alone_that_cannot_compare():
 
 
 def test_public_names():
-    assert nodeinfo.__all__ == ["MPINodeInfo", "NCCLNodeInfo", "NodeInfo"]
+    assert distributed.__all__ == ["MPINodeInfo", "NCCLNodeInfo", "NodeInfo"]
     assert issubclass(MPINodeInfo, NodeInfo)
     assert issubclass(NCCLNodeInfo, NodeInfo)

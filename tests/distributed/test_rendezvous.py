@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from puzzlelib_rmsprop.distributed.rendezvous import Rendezvous
 from puzzlelib_rmsprop.errors import GroupError, SetupError
-from puzzlelib_rmsprop.nodeinfo.rendezvous import Rendezvous
 from tests.distributed.ports import free_port
 
 

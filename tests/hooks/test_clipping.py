@@ -116,4 +116,4 @@ def test_statistics_of_hooks_that_are_gone_are_dropped(arrays, globalState):
         optimizer.hooks[:] = [GradientClipping(1.0 + i), NonFiniteGuard()]
         set_grads(arrays, net, i)
         optimizer.update()
-    assert set(optimizer._statistics) == set(optimizer.hooks)
+    assert set(optimizer._plan.statistics) == set(optimizer.hooks)

@@ -96,12 +96,12 @@ def test_rates_of_hooks_are_live(arrays, globalState):
     net.getVar("a.b").wc = 2.0
     expected = {name: arrays.get(var.data) for name, var in net.vars.items()}
     states = {
-        name: arrays.get(optimizers[0]._slots[i].state["mg"])
-        for i, name in enumerate(s.names[0] for s in optimizers[0]._slots)
+        name: arrays.get(optimizers[0]._variables[i].state["mg"])
+        for i, name in enumerate(s.names[0] for s in optimizers[0]._variables)
     }
     set_grads(arrays, net, 1)
     optimizers[0].update()
-    for slot in optimizers[0]._slots:
+    for slot in optimizers[0]._variables:
         name, f = slot.names[0], np.float32
         g = arrays.get(slot.grad) + f(-0.5 * (2.0 if name == "a.b" else WC[name])) * expected[name]
         mg = f(0.9) * states[name] + (f(1) - f(0.9)) * g
@@ -170,7 +170,7 @@ def test_surveys_and_what_follows_see_the_average(arrays):
     optimizer.update()
     assert [(when, grad.tolist()) for when, grad in seen] == [("before", [1, 2, 3]), ("after", [1, 2, 3])]
     assert clip.norm == pytest.approx(math.sqrt(14))
-    assert np.allclose(arrays.get(optimizer._slots[0].state["mg"]), np.array([3, 6, 9]) * 0.05, rtol=1e-6)
+    assert np.allclose(arrays.get(optimizer._variables[0].state["mg"]), np.array([3, 6, 9]) * 0.05, rtol=1e-6)
 
 
 def test_hooks_may_change_the_list_of_hooks(globalState):

@@ -49,7 +49,7 @@ class Case:
             )
 
     def check(self, tolerance=None):
-        for slot in self.optimizer._slots:
+        for slot in self.optimizer._variables:
             name = slot.names[0]
             actual = {"param": slot.var.data, **slot.state}
             for buffer, content in self.expected[name].buffers().items():

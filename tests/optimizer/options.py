@@ -21,7 +21,7 @@ def set_grads(arrays, net, seed, scale=1.0):
 
 
 def states_of(arrays, optimizer):
-    return {slot.names[0]: {e: arrays.get(a) for e, a in slot.state.items()} for slot in optimizer._slots}
+    return {slot.names[0]: {e: arrays.get(a) for e, a in slot.state.items()} for slot in optimizer._variables}
 
 
 def assert_same_nets(arrays, a, b, *optimizers):

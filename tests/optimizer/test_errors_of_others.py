@@ -59,7 +59,7 @@ def test_a_step_that_was_taken_counts_though_it_was_interrupted(globalState, mon
     # the handler of Ctrl-C raises when the kernel returns; a checkpoint saved then has to say so
     net, optimizer = ready(globalState)
     before = net.getVar("W").data.copy()
-    table = type(optimizer._packed.table)
+    table = type(optimizer._plan.table)
     update = table.update
 
     def interrupted(self, *args):

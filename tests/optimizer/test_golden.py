@@ -24,7 +24,7 @@ def test_kernel_steps(case, globalState):
     var = Variable(gpuarray.to_gpu(STEPS[f"{case}_param0"]))
     optimizer = RMSPropGraves(learnRate=learnRate, alpha=alpha, momRate=momRate, epsilon=epsilon)
     optimizer.setupOn(Net(W=var), globalState)
-    (slot,) = optimizer._slots
+    (slot,) = optimizer._variables
     for step, (grad, after) in enumerate(zip(STEPS[f"{case}_grads"], STEPS[f"{case}_after"], strict=True)):
         var.grad.set(grad)
         optimizer.update()

@@ -69,7 +69,7 @@ def test_float64_keeps_its_state(arrays, globalState):
     optimizer = RMSPropGraves(stateDtype="bfloat16" if takes_bfloat16(arrays) else None)
     optimizer.setupOn(net, globalState)
     optimizer.update()
-    assert optimizer._slots[0].state["mg"].dtype == np.float64
+    assert optimizer._variables[0].state["mg"].dtype == np.float64
 
 
 def test_small_changes_add_up_on_average():

@@ -64,6 +64,6 @@ def test_only_16_bits_have_masters(arrays, globalState):
     optimizer.setupOn(net, globalState)
     set_grads(arrays, net, 0)
     optimizer.update()
-    a, b = optimizer._slots
+    a, b = optimizer._variables
     assert set(a.state) == {"mg", "variance", "delta", "master"}
     assert set(b.state) == {"mg", "variance", "delta"}

@@ -41,7 +41,7 @@ def test_any_net(variables, keys, rates, globalState, seed):
                 grad = var.grad.get()
                 reference.step(grad, learnRate=1e-2 * var.learnRate, momRate=0.9 * var.momRate)
         optimizer.update()
-    states = {id(slot.var): slot.state for slot in optimizer._slots}
+    states = {id(slot.var): slot.state for slot in optimizer._variables}
     for var, reference, dtype in expected:
         buffers = {"param": var.data, **states[id(var)]}
         for name, content in reference.buffers().items():
@@ -111,7 +111,7 @@ class Calls(RuleBasedStateMachine):
         if not hasattr(self, "optimizer"):
             return
         assert self.optimizer.t == self.t
-        states = {id(slot.var): slot.state for slot in self.optimizer._slots}
+        states = {id(slot.var): slot.state for slot in self.optimizer._variables}
         for key, state in states.items():
             var = next(var for var in self.variables() if id(var) == key)
             for name, content in self.expected[key].buffers().items():

@@ -57,8 +57,8 @@ def test_a_users_optimizer(globalState, tmp_path):
     other.setupOn(net, not globalState)
     other.load(tmp_path / "adam.hdf")
     assert (other.alpha, other.t) == (1e-3, 5)
-    states = {slot.names[0]: slot.state for slot in other._slots}
-    for slot in optimizer._slots:
+    states = {slot.names[0]: slot.state for slot in other._variables}
+    for slot in optimizer._variables:
         for entity, array in slot.state.items():
             assert np.array_equal(array, states[slot.names[0]][entity])
 

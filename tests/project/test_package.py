@@ -145,7 +145,7 @@ def test_the_rule_stands_once_and_once_in_numpy():
     # the difference of averages that it replaced is nowhere
     root = resources.files("puzzlelib_rmsprop")
     found = {}
-    for folder in (root, *(root / name for name in ("arrays", "kernels", "nets", "nodeinfo"))):
+    for folder in (root, *(root / name for name in ("arrays", "kernels", "nets", "distributed"))):
         for path in folder.iterdir():
             if path.name.endswith((".py", ".h", ".cu", ".cuh", ".cpp")):
                 text = path.read_text()

@@ -25,13 +25,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from puzzlelib_rmsprop import files, inspection
+from puzzlelib_rmsprop.checkpoint import integrity, survey
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
 from tests.checkpoint.training import SHAPES, Own, content, step, trained
 from tests.golden import DATA, Replay
 
 LIMIT = 10.0  # seconds that a load may take
-PROBE = 2.0  # seconds that the library's own process gets here, in place of files.SECONDS
+PROBE = 2.0  # seconds that the library's own process gets here, in place of integrity.SECONDS
 
 
 class OptimizerFile:
@@ -155,13 +155,13 @@ MUTATIONS = (flip_bits, overwrite, overwrite_metadata, truncate, extend, splice,
 
 
 def forked_probe(path):
-    """What files.probe does, in a fork."""
+    """What integrity.probe does, in a fork."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(writer, 1)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        inspection.report(path)
+        survey.report(path)
         sys.stdout.flush()
         os._exit(0)
     os.close(writer)
@@ -236,9 +236,9 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         originals = valid_files(folder)
-        files.SECONDS = PROBE if not given.started else files.SECONDS
+        integrity.SECONDS = PROBE if not given.started else integrity.SECONDS
         if not given.started:
-            files.probe = forked_probe
+            integrity.probe = forked_probe
         for number in range(given.count):
             if number and number % 1000 == 0:
                 print(f"{number} mutants so far", file=sys.stderr, flush=True)

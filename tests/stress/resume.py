@@ -91,9 +91,9 @@ def train(optimizer, arrays, begin, end, nan=False):
 def outcome(optimizer):
     """Every bit that a training leaves: parameters, state, and what the hooks keep."""
     found = {name: _bits(optimizer.module.getVar(name).data) for name in SHAPES}
-    for slot in optimizer._slots:
+    for slot in optimizer._variables:
         found |= {f"{slot.names[0]}.{entity}": _bits(array) for entity, array in slot.state.items()}
-    return found | {"t": np.array(optimizer.t), "extra": np.array(json.dumps(optimizer._extra()))}
+    return found | {"t": np.array(optimizer.t), "extra": np.array(json.dumps(optimizer._saved_options()))}
 
 
 def _bits(array):

@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import files
-from puzzlelib_rmsprop.checkpoint import atomicFile
+from puzzlelib_rmsprop.checkpoint import atomic, atomicFile
 from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.training import Own, loaded_into, trained
 from tests.stress import crash
@@ -237,7 +236,7 @@ def test_an_unwritable_disk_is_told_once(tmp_path, monkeypatch):
     # whatever write fails, at whatever moment, HDF5 goes on and the save is refused
     optimizer = trained(Own, False, {"W": (300,)})
     optimizer.save(tmp_path / "run.hdf")
-    real = files._write_at
+    real = atomic.write_at
     for number in range(40):
         count = iter(range(1000))
 
@@ -246,7 +245,7 @@ def test_an_unwritable_disk_is_told_once(tmp_path, monkeypatch):
                 raise OSError(28, "No space left on device")
             real(*arguments)
 
-        monkeypatch.setattr(files, "_write_at", failing)
+        monkeypatch.setattr(atomic, "write_at", failing)
         before = (tmp_path / "run.hdf").read_bytes()
         try:
             optimizer.save(tmp_path / "run.hdf")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from puzzlelib_rmsprop import checkpoint, files
+from puzzlelib_rmsprop.checkpoint import integrity, source
 from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.damage import flipped
 from tests.stress import fuzz_checkpoint
@@ -30,11 +30,11 @@ def test_the_fuzzer_notices_numbers_that_are_not_checked(tmp_path, monkeypatch):
     path = tmp_path / "local.hdf"
     flipped(path, ".states/a.W.variance")
     assert fuzz_checkpoint.load_in_fork(file, path)[0] == "refused"
-    monkeypatch.setattr(files, "sealed", lambda path: True)
+    monkeypatch.setattr(integrity, "sealed", lambda path: True)
     assert fuzz_checkpoint.load_in_fork(file, path)[0] == "refused"
-    real = checkpoint.content_of
-    monkeypatch.setattr(checkpoint, "content_of", lambda dataset: (real(dataset)[0], "a checksum"))
-    monkeypatch.setattr(checkpoint.Source, "sum_of", lambda self, part, key: "a checksum")
+    real = source.content_of
+    monkeypatch.setattr(source, "content_of", lambda dataset: (real(dataset)[0], "a checksum"))
+    monkeypatch.setattr(source.Source, "sum_of", lambda self, part, key: "a checksum")
     found, _ = fuzz_checkpoint.load_in_fork(file, path)
     assert found == "loaded, other numbers"
     assert fuzz_checkpoint.wrong(file, found)

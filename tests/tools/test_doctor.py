@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import doctor, trial
 from puzzlelib_rmsprop.kernels import cpu
+from puzzlelib_rmsprop.tools import doctor, selftest
 from tests.conftest import ARRAYS
 from tests.reference import Reference
 from tests.tolerances import assert_close
@@ -266,19 +266,19 @@ def test_its_formula_is_the_references(dtype):
     param, grads = rng.standard_normal(50).astype(dtype), rng.standard_normal((4, 50)).astype(dtype)
     expected = Reference(param, stored="float16" if dtype == "float16" else None)
     for grad in grads:
-        expected.step(grad, **trial.HYPER)
-    actual = trial.formula(param, grads)
+        expected.step(grad, **selftest.HYPER)
+    actual = selftest.formula(param, grads)
     for name, content in expected.buffers().items():
         assert_close(actual[name], content, 1e-14, name)
 
 
 @pytest.mark.parametrize("broken", ["param", "mg", "variance", "delta"])
 def test_a_nan_in_any_buffer_is_the_worst(broken, monkeypatch):
-    right = trial.formula
+    right = selftest.formula
     monkeypatch.setattr(
-        trial, "formula", lambda *given: {n: x * (np.nan if n == broken else 1) for n, x in right(*given).items()}
+        selftest, "formula", lambda *given: {n: x * (np.nan if n == broken else 1) for n, x in right(*given).items()}
     )
-    worst, where = trial.deviation(np.dtype(np.float32), np.array, np.asarray, lambda: None)
+    worst, where = selftest.deviation(np.dtype(np.float32), np.array, np.asarray, lambda: None)
     assert np.isnan(worst)
     assert where.startswith(f"{broken} ")
 

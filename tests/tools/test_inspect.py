@@ -12,7 +12,7 @@ from puzzlelib_rmsprop import RMSPropGraves, __version__
 from puzzlelib_rmsprop.__main__ import main
 from puzzlelib_rmsprop.checkpoint import atomicFile, write
 from puzzlelib_rmsprop.errors import CheckpointError
-from puzzlelib_rmsprop.inspection import inspect
+from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.checkpoint.damage import FORMAT1, VERSION010, flipped
 from tests.checkpoint.training import BUFFERS, FILED, SHAPES, Own, content, net_of, place, step, trained
 from tests.golden import DATA, Replay
@@ -30,7 +30,7 @@ def variables(path):
 
 def test_numbers_of_every_variable(globalState, tmp_path):
     optimizer = trained(Own, globalState, SHAPES)
-    optimizer._slots[0].state["variance"][0] = np.nan  # the first variable's
+    optimizer._variables[0].state["variance"][0] = np.nan  # the first variable's
     optimizer.save(tmp_path / "run.hdf")
     found, expected = variables(tmp_path / "run.hdf"), content(Own, optimizer)
     assert found.keys() == set(SHAPES)

@@ -8,7 +8,7 @@ import sys
 import time
 
 from puzzlelib_rmsprop import RMSPropGraves
-from puzzlelib_rmsprop.nodeinfo import mpi
+from puzzlelib_rmsprop.distributed import mpi
 from tests.distributed.program.group import RANK, disaster, group, staging
 from tests.distributed.program.nets import some_net
 

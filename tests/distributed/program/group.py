@@ -7,7 +7,7 @@ import numpy as np
 from mpi4py import MPI
 
 from puzzlelib_rmsprop import MPINodeInfo
-from puzzlelib_rmsprop.nodeinfo import mpi
+from puzzlelib_rmsprop.distributed import mpi
 from tests import standins
 
 WORLD = MPI.COMM_WORLD

@@ -54,7 +54,7 @@ def whole_state(optimizer):
     """dtype, entity -> the flat state of all processes, without what only fills the last part."""
     found = {}
     for dtype, state in optimizer.states.items():
-        used = max(slot.offset + slot.size for slot in optimizer._slots if slot.dtype == dtype)
+        used = max(slot.offset + slot.size for slot in optimizer._variables if slot.dtype == dtype)
         for entity, array in state.items():
             parts = WORLD.allgather(content(array))
             found[dtype.name, entity] = (np.concatenate(parts) if optimizer.shardState else parts[0])[:used]

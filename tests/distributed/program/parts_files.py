@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import RMSPropGraves, convert
+from puzzlelib_rmsprop.checkpoint.mean_square import MeanSquare
 from puzzlelib_rmsprop.errors import CheckpointError, GroupError, SetupError, VariableError
-from puzzlelib_rmsprop.forms import MeanSquare
 from tests.distributed.program.group import RANK, SIZE, WORLD, check, equal, group, leave
 from tests.distributed.program.nets import SHAPES, content, put, some_net
 from tests.distributed.program.pairs import OPTIONS, in_step, pair, whole_state
@@ -43,7 +43,7 @@ def checkpoints_of_parts_load_anywhere():
                 for n in SHAPES:
                     put(there.getVar(n).data, parameters[n])
                 single.load(path)
-                for slot in single._slots:
+                for slot in single._variables:
                     for entity, array in slot.state.items():
                         key = slot.dtype.name, entity
                         whole = expected[key][offsets(alone[0], slot)]
@@ -82,7 +82,7 @@ def local(**options):
 
 def offsets(optimizer, slot):
     """Where a variable lies in the flat state of ``optimizer``."""
-    offset = next(other.offset for other in optimizer._slots if other.names == slot.names)
+    offset = next(other.offset for other in optimizer._variables if other.names == slot.names)
     return slice(offset, offset + slot.size)
 
 
