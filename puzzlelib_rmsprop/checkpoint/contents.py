@@ -72,6 +72,6 @@ class OptimizerState:
         size = int(np.prod(variable.shape, dtype=np.int64))
         found = dict(self.arrays.get(variable.name, {}))  # what hooks keep
         for entity, array in self.arrays[variable.dtype].items():
-            mine = variable.state[entity][0] == variable.shape and array.ndim == 1
+            mine = variable.state.get(entity, (variable.shape,))[0] == variable.shape and array.ndim == 1
             found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if mine else array
         return found

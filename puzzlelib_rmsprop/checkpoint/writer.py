@@ -35,7 +35,7 @@ def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
                 "shape": list(v.shape),
                 "dtype": v.dtype.name,
                 "offset": v.offset,
-                "hooks": list(v.kept),
+                **({"hooks": list(v.kept)} if v.kept else {}),
             }
             for v in state.variables
         ],

@@ -6,7 +6,7 @@ import h5py
 import ml_dtypes
 import pytest
 
-from puzzlelib_rmsprop.checkpoint import read, write
+from puzzlelib_rmsprop.checkpoint import OptimizerState, read, write
 from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.damage import flipped
 from tests.checkpoint.training import BUFFERS, FILED, SHAPES, VALUES, Own, assert_same, content, loaded_into, place, trained
@@ -79,7 +79,7 @@ def test_the_seal_is_what_its_text_says(tmp_path):
 def test_a_damaged_bfloat16_is_noticed(tmp_path):
     path = tmp_path / "run.hdf"
     state = dict.fromkeys(BUFFERS, VALUES.astype(ml_dtypes.bfloat16))
-    write(path, "", {"t": 1}, {"W": state}, [place(ml_dtypes.bfloat16)], False, {})
+    write(path, "", OptimizerState({"t": 1}, [place(ml_dtypes.bfloat16)], {"W": state}))
     flipped(path, ".states/W.delta")
     with h5py.File(path) as file, pytest.raises(CheckpointError, match="W.delta' is damaged"):
         read(file, "", {"t": 0}, [place(ml_dtypes.bfloat16)])

@@ -7,18 +7,22 @@ import h5py
 import pytest
 
 import puzzlelib_rmsprop
-from puzzlelib_rmsprop import LossScaling, RMSPropGraves
+from puzzlelib_rmsprop import Hook, LossScaling, RMSPropGraves
 from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.damage import rewritten
 from tests.checkpoint.training import SHAPES, Own, assert_same, content, net_of, step, trained
 
 
 def test_what_the_layout_says(globalState, tmp_path):
-    class Mine(RMSPropGraves):
-        def _extra(self):
-            return {"options": {"seed": 3}, "hooks": [{"kind": "x"}]}
+    class Kind(Hook):
+        def __call__(self, var, state, stream=None):
+            pass
 
-    optimizer = Mine(alpha=0.25)
+        def getState(self):
+            return {"kind": "x"}
+
+    optimizer = RMSPropGraves(alpha=0.25, seed=3)
+    optimizer.addHook(Kind())
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
     step(Own, optimizer)
     optimizer.save(tmp_path / "run.hdf")
@@ -28,7 +32,8 @@ def test_what_the_layout_says(globalState, tmp_path):
     assert layout["library"] == puzzlelib_rmsprop.__version__
     assert layout["mode"] == ("global" if globalState else "local")
     assert layout["attrs"] == {"alpha": 0.25, "epsilon": 1e-4, "learnRate": 1e-4, "momRate": 0.9, "t": 1}
-    assert layout["extra"] == {"options": {"seed": 3}, "hooks": [{"kind": "x"}]}
+    options = {"gradOfLoss": False, "stateDtype": None, "masterWeights": False, "seed": 3}
+    assert layout["extra"] == {"options": options, "hooks": [["Kind", {"kind": "x"}]]}
     entry = next(each for each in layout["variables"] if each["names"] == ["b.W"])
     # in the order of names: a.W (8), a.b (5), b.W
     expected = {"names": ["b.W"], "shape": [4, 3], "dtype": "float32", "offset": 13 if globalState else 0}
@@ -38,31 +43,36 @@ def test_what_the_layout_says(globalState, tmp_path):
 def test_extras_are_checked_before_and_applied_after_everything_else(tmp_path):
     seen = []
 
-    class Mine(RMSPropGraves):
+    class Mine(Hook):
         good = True
 
-        def _extra(self):
-            return {"options": {}, "hooks": [self.t]}
+        def __call__(self, var, state, stream=None):
+            pass
 
-        def _checkExtra(self, extra):
-            seen.append(("check", extra["hooks"], self.t))
+        def getState(self):
+            return {"t": optimizer.t}
+
+        def checkState(self, state):
+            seen.append(("check", state["t"], optimizer.t))
             if not self.good:
-                raise CheckpointError("these hooks do not fit")
+                raise ValueError("this does not fit")
 
-        def _applyExtra(self, extra):
-            seen.append(("apply", extra["hooks"], self.t))
+        def setState(self, state):
+            seen.append(("apply", state["t"], optimizer.t))
 
-    optimizer = Mine()
+    optimizer = RMSPropGraves()
+    hook = Mine()
+    optimizer.addHook(hook)
     optimizer.setupOn(net_of(Own, SHAPES))
     step(Own, optimizer, 2)
     optimizer.save(tmp_path / "run.hdf")
     step(Own, optimizer, 1)
     optimizer.load(tmp_path / "run.hdf")
-    assert seen == [("check", [2], 3), ("apply", [2], 2)]
-    optimizer.good = False
+    assert seen == [("check", 2, 3), ("apply", 2, 2)]
+    hook.good = False
     step(Own, optimizer, 1)
     before, attrs = content(Own, optimizer), optimizer.getAttrDict()
-    with pytest.raises(CheckpointError, match="these hooks do not fit"):
+    with pytest.raises(CheckpointError, match="state of hook Mine is not valid: this does not fit"):
         optimizer.load(tmp_path / "run.hdf")
     assert_same(content(Own, optimizer), before)
     assert optimizer.getAttrDict() == attrs
@@ -123,11 +133,12 @@ def test_an_attribute_that_cannot_be_set_costs_nothing(tmp_path):
 
 
 def test_extras_that_are_no_plain_data_cost_nothing(tmp_path):
-    class Mine(RMSPropGraves):
-        def _extra(self):
-            return {"hooks": [object()]}
+    class Mine(Hook):
+        def getState(self):
+            return {"mine": object()}
 
-    optimizer = Mine()
+    optimizer = RMSPropGraves()
+    optimizer.addHook(Mine())
     optimizer.setupOn(net_of(Own, SHAPES))
     with pytest.raises(CheckpointError, match="must be plain data to be saved"):
         optimizer.save(tmp_path / "run.hdf")

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 
 from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
-from puzzlelib_rmsprop.checkpoint import read, write
+from puzzlelib_rmsprop.checkpoint import OptimizerState, VariableLayout, read, write
 from tests.standins import Net
 
 BUFFERS = ("mg", "variance", "delta")
@@ -105,12 +105,12 @@ VALUES = np.array([0.0, -0.0, 1.0, -1.5, 3.1415927, 1e-30, 65000.0, 1e30], np.fl
 
 def place(dtype, entities=BUFFERS, shape=VALUES.shape, forms=()):
     state = {entity: (shape, np.dtype(np.float32) if entity == "master" else np.dtype(dtype)) for entity in entities}
-    return Place(["W"], shape, np.dtype(np.float32), 0, state, forms)
+    return VariableLayout(["W"], shape, np.dtype(np.float32), 0, state, forms)
 
 
 def through(path, state, saved, wanted):
-    write(path, "", {"t": 1}, {"W": state}, [saved], False, {})
-    (found,) = read(path, "", {"t": 0}, [wanted])[1]
+    write(path, "", OptimizerState({"t": 1}, [saved], {"W": state}))
+    (found,) = read(path, "", {"t": 0}, [wanted]).states
     return found
 
 

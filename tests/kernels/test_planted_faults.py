@@ -61,7 +61,7 @@ def library(tmp_path):
         pytest.skip("the library's sources are not here")
 
     def build(replacements=(), flags=()):
-        for source in ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h"):
+        for source in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h"):
             text = (SOURCES / source).read_text()
             for file, old, new in replacements:
                 if file == source:
@@ -70,7 +70,7 @@ def library(tmp_path):
             (tmp_path / source).write_text(text)
         output = tmp_path / "_cpu.so"
         command = ["g++", *FLAGS, *flags, f"-I{sysconfig.get_path('include')}", "-DKERNEL_NAMESPACE=baseline"]
-        subprocess.run([*command, "cpu.cpp", "cpu_loops.cpp", "-o", str(output)], cwd=tmp_path, check=True)
+        subprocess.run([*command, "cpu.cpp", "look.cpp", "cpu_loops.cpp", "-o", str(output)], cwd=tmp_path, check=True)
         spec = importlib.util.spec_from_file_location("faulty._cpu", output)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

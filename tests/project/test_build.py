@@ -118,7 +118,7 @@ def test_an_old_setuptools_is_named(copy):
 
 @pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")
 def test_the_library_was_built_from_these_sources():
-    names = ("cpu.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")  # as in setup.py
+    names = ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")  # as in setup.py
     if not (KERNELS / "cpu.cpp").is_file():
         pytest.skip("the sources are not beside the library")
     assert {path.name for end in ("cpp", "h") for path in KERNELS.glob(f"*.{end}")} == set(names)

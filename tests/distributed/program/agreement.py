@@ -108,8 +108,7 @@ def an_error_of_one_after_the_comparison_is_told_to_all():
     node = group(timeout=60)
     net, optimizer = some_net(), RMSPropGraves(nodeinfo=node)
     if RANK == 1:
-        net.setVar = None  # found to be there, and then not
-        optimizer._inspect = lambda *args: RMSPropGraves._inspect(optimizer, some_net(), True)
+        net.setVar = lambda: None  # it is there, but cannot be called so
 
     def begin():
         optimizer.setupOn(net, useGlobalState=True)

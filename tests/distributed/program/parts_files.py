@@ -164,7 +164,7 @@ def a_save_that_fails_on_one_process_leaves_none_waiting():
     node = group(timeout=60)
     (optimizer, _), _ = pair(node)
     if RANK == 0:
-        optimizer._extra = interrupted
+        optimizer._saved_options = interrupted
     with pytest.raises(KeyboardInterrupt if RANK == 0 else GroupError, match="KeyboardInterrupt" if RANK else None):
         optimizer.save(path)
     leave(node)
