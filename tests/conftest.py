@@ -125,7 +125,7 @@ def arrays(request):
     return ARRAYS[request.param]
 
 
-# fixtures of tests that use CUDA in this process, or, by the last three, in others that they start
+# fixtures of tests that use CUDA, in this process or in others that they start
 CUDA_FIXTURES = {"cuda", "child", "mpirun", "tool"}
 
 

@@ -200,7 +200,7 @@ def test_planted_faults_are_caught(file, right, wrong, tests, simulator, kernels
     plant(package, file, right, wrong)
     own = {"PYTHONPATH": str(tmp_path), "PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path / "cache"), "CUSIM_TIMEOUT": "30"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--rootdir=../..", "--cuda=sim", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-x", "-q", "--rootdir=..", "--cuda=sim", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path / "tests" / "cuda",
         capture_output=True,
         text=True,
