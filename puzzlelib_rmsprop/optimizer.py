@@ -1,7 +1,4 @@
-"""PuzzleLib's Optimizer: its attributes and methods, and the order in which the rest is called.
-
-A subclass brings only its state (:meth:`Optimizer.setupState`) and its rule (:meth:`Optimizer.updateVar`).
-"""
+"""PuzzleLib's Optimizer: its attributes and methods, and the order in which the rest is called."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .arrays import family_of
 from .arrays.flat import layout
 from .checkpoint import MeanSquare, OptimizerState, VariableLayout
 from .distributed.agreement import tell, together
-from .distributed.shards import Parts, Shards
+from .distributed.shards import GatheredState, Shards
 from .errors import ArrayError, CheckpointError, SetupError, VariableError
 from .hooks import Hook
 from .net import TrackedVariable
@@ -168,7 +168,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
         failure = error
     together(optimizer.nodeinfo, failure, "saving")
     parts = {
-        key: Parts(state, _sizes(optimizer, key, shards), shards, optimizer._forms)
+        key: GatheredState(state, _sizes(optimizer, key, shards), shards, optimizer._forms)
         for key, state in optimizer.states.items()
     }
     try:

@@ -15,7 +15,7 @@ from ..variable import Variable
 from .agreement import tell
 from .nodeinfo import NodeInfo, on_stream
 
-__all__ = ["Parts", "Shards", "check_nodeinfo"]
+__all__ = ["GatheredState", "Shards", "check_nodeinfo"]
 
 GATHERED = 1 << 25  # bytes that are gathered at a time
 
@@ -128,7 +128,7 @@ class Shards:
             self._family.set(self._family.view(array, begin - self.bounds(dtype)[0], (content.size,)), content)
 
 
-class Parts(Mapping):
+class GatheredState(Mapping):
     """The state of a dtype as a checkpoint wants it, entity -> whole content; put together when an entity is asked for.
 
     Each process of the group goes through the entities in their order, once: process 0 by reading them, and all by

@@ -87,5 +87,5 @@ class StatisticsHook(Hook):
     def _ops(self) -> tuple[Operation, ...]:
         return ()
 
-    def _tripped(self, slots: Sequence[Any]) -> None:
+    def _tripped(self, variables: Sequence[Any]) -> None:
         """Looks at the record, where that cannot be left to the device."""

@@ -61,10 +61,10 @@ class NonFiniteGuard(StatisticsHook):
     def _bad(self) -> bool:
         return bool(self._read()["bad"][0])
 
-    def _tripped(self, slots: Sequence[Any]) -> None:
+    def _tripped(self, variables: Sequence[Any]) -> None:
         if self.policy == "skip" or not self._bad():
             return
-        names = [slot.names[0] for slot in slots if slot.rates[0] > 0.0 and not _finite(slot.grad)]
+        names = [v.name for v in variables if v.rates[0] > 0.0 and not _finite(v.grad)]
         whose = f" of {', '.join(map(repr, names))}" if names else ", after the hooks before this one"
         what = f"step skipped, as squares are not finite: the gradient{'s' * (len(names) != 1)}{whose}"
         if self.policy == "raise":
