@@ -36,4 +36,6 @@ def read(
     with opened(hdf, "r") as parent:
         source = Source(parent, name)
         found = read_attributes(source, attrs), States(source, places).read_all(parts), source.extra
-        return *found, hashlib.sha256(repr((sorted(source.seen.items()), source.extra)).encode()).hexdigest()
+        return *found, hashlib.sha256(
+            repr((sorted(source.seen.items()), source.extra, source.layout.get("attrs"))).encode()
+        ).hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import CheckpointError
+from .attributes import prepared
 from .format import FORMAT, Place, check_name, content_of, digest_of, is_key, put, spellings, stem_of
 from .opening import PathOrGroup, new_groups, opened
 
@@ -34,11 +35,12 @@ def write(
         CheckpointError: the file cannot be written, or has such groups already.
     """
     check_name(name)
+    plain, contents = prepared(attrs)
     described = {
         "format": FORMAT,
         "library": __version__,
         "mode": "global" if flat else "local",
-        "attrs": {key: value for key, value in attrs.items() if isinstance(value, bool | int | float | str)},
+        "attrs": plain,
         "extra": extra,
         "variables": [
             {"names": list(p.names), "shape": list(p.shape), "dtype": p.dtype.name, "offset": p.offset} for p in places
@@ -50,12 +52,8 @@ def write(
         raise CheckpointError(f"options and hooks must be plain data to be saved (JSON): {error}; got {extra!r}") from error
     with opened(hdf, "w") as parent, new_groups(parent, [f"{name}.attrs", f"{name}.states"]) as (attr_group, state_group):
         sums: dict[str, str] = {}
-        for key, value in attrs.items():
-            try:
-                attr_group.create_dataset(key, data=value)
-            except (TypeError, ValueError) as error:  # a text with a NUL, or that UTF-8 has not
-                why = "is no number, text or array" if isinstance(error, TypeError) else f"does not fit: {error}"
-                raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} {why}") from error
+        for key, value in contents.items():
+            attr_group.create_dataset(key, data=value)
             sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
         for key, state in states.items():
             first, *others = spellings(key.name) if flat else (stem_of(key),)
