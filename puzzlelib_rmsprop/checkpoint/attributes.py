@@ -1,7 +1,13 @@
-"""An optimizer's attributes in a file, read as the types that they have in the optimizer."""
+"""An optimizer's attributes in a file: as datasets, for PuzzleLib too, and in the layout what a dataset does not tell.
+
+The layout's ``attrs`` has plain values as JSON has them. What JSON has not is a dict with one key: ``{"tuple": [...]}``,
+``{"bytes": "6162"}``, ``{"complex": [1.0, 2.0]}``, ``{"scalar": ["<f4", 0.5]}`` for a scalar of NumPy in a list. The dataset
+of a value that HDF5 has not (None, ``[1, "a"]``, ``[[1], [2, 3]]``) holds the same JSON as text.
+"""
 
 from __future__ import annotations
 
+import json
 import numbers
 import warnings
 from collections.abc import Mapping
@@ -10,13 +16,109 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, CheckpointWarning
+from ..validation import shown
+from .format import content_of
 from .source import Source
 
-__all__ = ["read_attributes"]
+__all__ = ["decoded", "encoded", "prepared", "read_attributes", "saved_value"]
+
+DEPTH = 32  # of lists in lists; NumPy has no more dimensions either
+
+
+# --------------------------------------------------------------------------------------------- writing
+
+
+def prepared(attrs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attributes as they are to be saved: what the layout says of them, and what their datasets hold.
+
+    Raises:
+        CheckpointError: one of them cannot be saved, or would not come back with its type.
+    """
+    import h5py
+
+    described: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
+    # in memory: what HDF5 does not take is found before a file is touched
+    with h5py.File("attributes", "w", driver="core", backing_store=False) as trial:
+        for key, value in attrs.items():
+            try:
+                if _in_layout(value):
+                    described[key] = encoded(value) if _needs_layout(value) else value
+                    json.dumps(described[key])  # an int can be too long for it
+                contents[key] = _stored(trial, key, value, described)
+            except (TypeError, ValueError, CheckpointError) as error:
+                why = {TypeError: "is no number, text, list, tuple or array", CheckpointError: str(error)}
+                said = why.get(type(error), f"does not fit: {error}")  # a text with a NUL, or that UTF-8 has not
+                raise CheckpointError(f"attribute {key!r} cannot be saved: {shown(value)[:200]} {said}") from error
+            if not _comes_back(key, value, described, content_of(trial[key])[0]):
+                raise CheckpointError(
+                    f"attribute {key!r} cannot be saved: {shown(value)[:200]} would not come back as {type(value).__name__}"
+                )
+    return described, contents
+
+
+def _in_layout(value: Any) -> bool:
+    return _needs_layout(value) or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic))
+
+
+def _needs_layout(value: Any) -> bool:
+    """Whether a dataset alone does not tell what it was."""
+    return value is None or isinstance(value, list | tuple | bytes) or type(value) is complex
+
+
+def _comes_back(key: str, value: Any, described: Mapping[str, Any], content: np.ndarray) -> bool:
+    """Whether an attribute is read with the type that it was saved with."""
+    try:
+        back = _converted(key, saved_value(described, key, content, value is None), value)
+    except CheckpointError:
+        return False
+    return isinstance(value, np.ndarray) or type(back) is type(value)
+
+
+def _stored(trial: Any, key: str, value: Any, described: Mapping[str, Any]) -> Any:
+    """What the dataset of an attribute is made of; it is made in ``trial``."""
+    try:
+        trial.create_dataset(key, data=value)
+    except (TypeError, ValueError):
+        if not _needs_layout(value):
+            raise
+        if key in trial:  # made before its content was looked at
+            del trial[key]
+        value = np.bytes_(json.dumps(described[key]).encode())
+        trial.create_dataset(key, data=value)
+    return value
+
+
+def encoded(value: Any, depth: int = 0) -> Any:
+    """Plain data for JSON. Raises CheckpointError for other data."""
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if kind in (list, tuple):
+        if depth == DEPTH:
+            raise CheckpointError(f"has lists in lists more than {DEPTH} deep")
+        items = [encoded(each, depth + 1) for each in value]
+        return items if kind is list else {"tuple": items}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if kind is complex:
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+        return {"scalar": [value.dtype.str, value.item()]}
+    where = "holds a value" if depth else "is"
+    raise CheckpointError(
+        f"{where} of type {kind.__name__}; lists and tuples of numbers, text, bytes, None and the like can be"
+    )
+
+
+# --------------------------------------------------------------------------------------------- reading
 
 
 def read_attributes(source: Source, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes in a file that are in ``attrs`` too, each converted to the type that it has there."""
+    """The attributes in a file that are in ``attrs`` too, each converted to the type that it has there.
+
+    Where it is None there, or in the file, it comes as it was saved.
+    """
     found: dict[str, Any] = {}
     if source.attrs is None:
         if source.sums is not None:
@@ -26,26 +128,60 @@ def read_attributes(source: Source, attrs: Mapping[str, Any]) -> dict[str, Any]:
     lost = saved - set(source.attrs)
     if lost:
         raise CheckpointError(f"{source.file}: attribute {min(lost)!r} is damaged: it is missing")
+    described = source.layout.get("attrs", {})
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{source.file}: '{source.name}.layout' is damaged: its attributes are no dict")
     for key in source.attrs:
         content = source.verified("attrs", key)
         if key not in attrs:
             warnings.warn(f"attribute {key!r} in the file is unknown to this optimizer; ignored", CheckpointWarning, 4)
             continue
-        found[key] = _converted(key, content, attrs[key])
+        found[key] = _converted(key, saved_value(described, key, content, attrs[key] is None), attrs[key])
     return found
 
 
-def _converted(key: str, content: np.ndarray, current: Any) -> Any:
+def saved_value(described: Mapping[str, Any], key: str, content: np.ndarray, exact: bool = False) -> Any:
+    """An attribute as it was saved: from the layout where its dataset does not tell, or where ``exact``; else from there."""
+    if key in described and (exact or described[key] is None or isinstance(described[key], list | dict)):
+        return decoded(described[key])
     value = content.item() if content.dtype.hasobject and content.ndim == 0 else content[()]
-    if isinstance(value, bytes):
-        value = value.decode()
-    if isinstance(current, np.ndarray):
-        return np.array(value, current.dtype)
-    if current is None:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def decoded(saved: Any) -> Any:
+    """The inverse of :func:`encoded`. CheckpointError for what that does not give."""
+    if isinstance(saved, list):
+        return [decoded(each) for each in saved]
+    if not isinstance(saved, dict):
+        return saved
+    try:
+        ((kind, held),) = saved.items()
+        if kind == "tuple":
+            return tuple(decoded(each) for each in held)
+        if kind == "bytes":
+            return bytes.fromhex(held)
+        if kind == "complex":
+            real, imag = held
+            return complex(real, imag)
+        if kind == "scalar" and np.dtype(held[0]).kind in "biuf":
+            return np.dtype(held[0]).type(held[1])
+    except (TypeError, ValueError, IndexError, OverflowError):
+        pass
+    raise CheckpointError(f"an attribute in the layout is damaged, or of a later version: {shown(saved)[:200]}")
+
+
+def _converted(key: str, value: Any, current: Any) -> Any:
+    if current is None or value is None:
         return value
     try:
-        if isinstance(value, str) != isinstance(current, str):
+        if isinstance(current, np.ndarray):
+            return _as_array(value, current.dtype)
+        if isinstance(current, list | tuple):
+            return _as_sequence(value, type(current))
+        if isinstance(value, str | bytes) != isinstance(current, str | bytes):
             raise TypeError("text and numbers do not convert")
+        if isinstance(value, str) and isinstance(current, bytes):
+            value = value.encode()
         if np.ndim(value) > 0:
             raise TypeError("it is an array")
         if np.iscomplexobj(value) and not np.iscomplexobj(current):
@@ -56,4 +192,25 @@ def _converted(key: str, content: np.ndarray, current: Any) -> Any:
         return converted
     except (TypeError, ValueError, OverflowError) as error:
         kind = type(current).__name__
-        raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {value!r}") from error
+        raise CheckpointError(f"attribute {key!r} must be of type {kind}; the file has {shown(value)}") from error
+
+
+def _as_array(value: Any, dtype: np.dtype) -> np.ndarray:
+    array = np.asarray(value)
+    if (array.dtype.kind in "OSU") != (dtype.kind in "OSU"):
+        raise TypeError("text and numbers do not convert")
+    if array.dtype.kind == "c" and dtype.kind != "c":
+        raise TypeError("what is imaginary would be lost")
+    with np.errstate(all="ignore"):
+        converted = array.astype(dtype)
+    if dtype.kind in "biu" and not np.array_equal(converted, array):
+        raise ValueError("it is not whole, or too large")
+    return converted
+
+
+def _as_sequence(value: Any, kind: type) -> Any:
+    if isinstance(value, np.ndarray):  # a file of PuzzleLib, or of version 0.1.0
+        value = np.char.decode(value.astype(bytes)).tolist() if value.dtype.kind in "OS" else value.tolist()
+    if not isinstance(value, list | tuple):
+        raise TypeError("it is no list")
+    return kind(value)

@@ -2,8 +2,8 @@
 
 The groups are PuzzleLib's: ``<name>.attrs`` with a dataset an attribute, ``<name>.states`` with a dataset
 ``<variable>.<entity>`` for each state array in local mode and ``<dtype>.<entity>`` for each flat one in global mode. A
-third, ``<name>.layout``, is ours: JSON with the format's number, every variable's names, shape, dtype and place in the flat
-arrays, and the SHA-256 of every dataset; its own is the attribute ``sha256``.
+third, ``<name>.layout``, is ours: JSON with the format's number, plain attributes, every variable's names, shape, dtype and
+place in the flat arrays, and the SHA-256 of every dataset; its own is the attribute ``sha256``.
 
 The state of :class:`~puzzlelib_rmsprop.RMSPropGraves` lies there as it is (``mg``, ``variance``, ``delta``), so that a
 training continues bit for bit, and beside it PuzzleLib's ``ms``, the mean square ``variance + mg*mg``, so that PuzzleLib

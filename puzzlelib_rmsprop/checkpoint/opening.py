@@ -31,7 +31,10 @@ def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
 
     if isinstance(hdf, h5py.Group):
         if not hdf:
-            raise CheckpointError("the HDF5 file given is closed")
+            raise CheckpointError(
+                "the HDF5 file given is closed (PuzzleLib's net.save and net.load close theirs: the optimizer goes first, "
+                "or give them isRoot=False)"
+            )
         with _hdf5_errors(hdf.file.filename, mode):
             yield hdf
     elif not isinstance(hdf, str | os.PathLike):

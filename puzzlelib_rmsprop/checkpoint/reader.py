@@ -33,5 +33,6 @@ def read(hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], variables: Seque
     with opened(hdf, "r") as parent:
         source = Source(parent, name)
         found, states = read_attributes(source, attrs), States(source, variables).read_all()
-        digest = hashlib.sha256(repr((sorted(source.seen.items()), source.extra)).encode()).hexdigest()
+        seen = repr((sorted(source.seen.items()), source.extra, source.layout.get("attrs")))
+        digest = hashlib.sha256(seen.encode()).hexdigest()
         return OptimizerState(found, variables, states=states, extra=source.extra, digest=digest)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..arrays.family import FLOATS
 from ..errors import Error
+from .attributes import saved_value
 from .format import content_of, stem_of
 from .source import Source
 
@@ -108,7 +109,9 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any
             if group == "states":
                 looked[key] = found
             elif found["checksum"] != "damaged":
-                part["attrs"][key] = _plain(file[prefix + key][()])
+                part["attrs"][key] = _plain(
+                    saved_value(source.layout.get("attrs", {}), key, np.asarray(file[prefix + key][()]))
+                )
     for key in source.sums or ():
         if f"{name}.{key}" not in file:
             part["datasets"].append({"name": f"/{name}.{key}", "checksum": "damaged", "why": "it is missing"})
@@ -146,6 +149,9 @@ def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str,
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else repr(value)
+    """For JSON."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

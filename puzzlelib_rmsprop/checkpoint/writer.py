@@ -9,6 +9,7 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import CheckpointError
+from .attributes import prepared
 from .contents import OptimizerState
 from .format import FORMAT, check_name, content_of, digest_of, is_key, put, spellings, stem_of
 from .opening import PathOrGroup, new_groups, opened
@@ -23,11 +24,12 @@ def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
         CheckpointError: the file cannot be written, or has such groups already.
     """
     check_name(name)
+    plain, contents = prepared(state.attrs)
     described = {
         "format": FORMAT,
         "library": __version__,
         "mode": "global" if state.flat else "local",
-        "attrs": {key: value for key, value in state.attrs.items() if isinstance(value, bool | int | float | str)},
+        "attrs": plain,
         "extra": state.extra,
         "variables": [
             {
@@ -48,12 +50,8 @@ def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
         ) from error
     with opened(hdf, "w") as parent, new_groups(parent, [f"{name}.attrs", f"{name}.states"]) as (attr_group, state_group):
         sums: dict[str, str] = {}
-        for key, value in state.attrs.items():
-            try:
-                attr_group.create_dataset(key, data=value)
-            except (TypeError, ValueError) as error:  # a text with a NUL, or that UTF-8 has not
-                why = "is no number, text or array" if isinstance(error, TypeError) else f"does not fit: {error}"
-                raise CheckpointError(f"attribute {key!r} cannot be saved: {value!r} {why}") from error
+        for key, value in contents.items():
+            attr_group.create_dataset(key, data=value)
             sums[f"attrs/{key}"] = content_of(attr_group[key])[1]
         for key, arrays in state.arrays.items():
             first, *others = spellings(key.name) if isinstance(key, np.dtype) else (stem_of(key),)

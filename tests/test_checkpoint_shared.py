@@ -1,0 +1,110 @@
+"""Net and optimizer in one file, with a net whose save() and load() close the file, as PuzzleLib's do."""
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import RMSPropGraves, Variable
+from puzzlelib_rmsprop.checkpoint import atomicFile
+from puzzlelib_rmsprop.errors import CheckpointError
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+class ClosingNet:
+    """Saves and loads as PuzzleLib's modules: at the end the file is closed, whoever opened it, unless isRoot is False."""
+
+    def __init__(self, seed):
+        rng = np.random.default_rng(seed)
+        self.var = Variable(rng.standard_normal(3).astype(np.float32), grad=np.ones(3, np.float32))
+
+    def getVarTable(self):
+        return {self.var: ["W"]}
+
+    def getVar(self, name):
+        return self.var
+
+    def setVar(self, name, var):
+        self.var = var
+
+    def save(self, hdf, isRoot=True):
+        hdf.require_group("links")[".W"] = 0
+        hdf.require_group("params").create_dataset("0", data=self.var.data, compression="gzip")
+        if isRoot:
+            hdf.close()
+
+    def load(self, hdf, isRoot=True):
+        self.var.data[:] = hdf["params/0"]
+        if isRoot:
+            hdf.close()
+
+
+def trained(seed, globalState=False):
+    net, optimizer = ClosingNet(seed), RMSPropGraves(learnRate=0.1)
+    optimizer.setupOn(net, globalState)
+    for _ in range(seed):
+        optimizer.update()
+    return net, optimizer
+
+
+def content(net, optimizer):
+    (state,) = optimizer.states.values()
+    return [np.array(net.var.data).tolist(), *(np.array(state[key]).ravel()[:3].tolist() for key in state), optimizer.t]
+
+
+def readme_block(text):
+    (found,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if text in block
+    ]
+    return found
+
+
+def test_the_readmes_example(globalState, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, optimizer = trained(3, globalState)
+    exec(readme_block("with atomicFile("), {"net": net, "optimizer": optimizer})
+    other, another = trained(1, globalState)
+    assert content(other, another) != content(net, optimizer)
+    with h5py.File("run.hdf") as file:
+        another.load(file)
+        other.load(file)
+    assert content(other, another) == content(net, optimizer)
+    another.load("run.hdf")  # it is sealed, and whole
+
+
+def test_either_first_where_the_net_leaves_the_file_open(tmp_path):
+    net, optimizer = trained(3)
+    with atomicFile(tmp_path / "run.hdf") as file:
+        net.save(file, isRoot=False)
+        optimizer.save(file)
+    other, another = trained(1)
+    with h5py.File(tmp_path / "run.hdf") as file:
+        other.load(file, isRoot=False)
+        another.load(file)
+    assert content(other, another) == content(net, optimizer)
+
+
+def test_the_net_first_is_refused_with_the_remedy(tmp_path):
+    net, optimizer = trained(3)
+    path = tmp_path / "run.hdf"
+    with atomicFile(path) as file:
+        optimizer.save(file)
+        net.save(file)
+    before = path.read_bytes()
+
+    def net_first():
+        with atomicFile(path) as file:
+            net.save(file)
+            optimizer.save(file)
+
+    with pytest.raises(CheckpointError, match=r"is closed \(PuzzleLib's net.save .* the optimizer goes first"):
+        net_first()
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["run.hdf"]
+    with h5py.File(path) as file:
+        net.load(file)
+        with pytest.raises(CheckpointError, match="or give them isRoot=False"):
+            optimizer.load(file)
