@@ -1,10 +1,13 @@
-"""Every exception the library raises on purpose.
+"""Every exception and warning that the library raises on purpose.
 
 All derive from :class:`Error`; each also derives from the built-in exception a caller would expect, so
 ``except ValueError`` keeps working.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 __all__ = [
     "ArrayError",
@@ -88,3 +91,11 @@ class ModuleError(Error, ValueError):
 
 class CostError(Error, ValueError):
     """A cost of :mod:`puzzlelib_rmsprop.nets` was given data that does not fit."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warns, and names the line outside this package from which it was called."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, level)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import numbers
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, CheckpointWarning
+from ..errors import CheckpointError, CheckpointWarning, warn
 from ..validation import shown
 from .format import content_of
 from .source import Source
@@ -134,7 +133,7 @@ def read_attributes(source: Source, attrs: Mapping[str, Any]) -> dict[str, Any]:
     for key in source.attrs:
         content = source.verified("attrs", key)
         if key not in attrs:
-            warnings.warn(f"attribute {key!r} in the file is unknown to this optimizer; ignored", CheckpointWarning, 4)
+            warn(f"attribute {key!r} in the file is unknown to this optimizer; ignored", CheckpointWarning)
             continue
         found[key] = _converted(key, saved_value(described, key, content, attrs[key] is None), attrs[key])
     return found

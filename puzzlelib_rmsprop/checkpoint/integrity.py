@@ -25,7 +25,7 @@ _MAGIC = b"puzzlelib_rmsprop: HDF5 from byte 512 on\n"
 
 SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # what a process gets to read a file: many times what it takes
 
-_PROBE = "import sys; from puzzlelib_rmsprop.checkpoint.survey import report; report(sys.argv[1])"
+_PROBE = "import sys; from puzzlelib_rmsprop.checkpoint.listing import report; report(sys.argv[1])"
 
 
 def seal(descriptor: int) -> bytes:
@@ -71,7 +71,7 @@ def check(path: str) -> None:
 
 
 def probe(path: str) -> dict[str, Any]:
-    """What :func:`puzzlelib_rmsprop.checkpoint.survey.survey` finds in a file, in a process of its own.
+    """What :func:`puzzlelib_rmsprop.checkpoint.listing.contents_of_file` finds in a file, in a process of its own.
 
     ``{"error": why}`` where that fails, crashes or hangs; ``{}`` where no such process can be started.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays.flat import layout
-from ..errors import CheckpointError, CheckpointWarning
+from ..errors import CheckpointError, CheckpointWarning, warn
 from .contents import VariableLayout
 from .fitting import fitted
 from .format import OPTIONAL, spellings, stem_of
@@ -67,9 +66,7 @@ class States:
         if self._group is not None:
             left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
             if left := left - self._used:
-                warnings.warn(
-                    f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning, 4
-                )
+                warn(f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning)
         return found
 
     def _kept(self, variable: VariableLayout) -> dict[str, np.ndarray]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..arrays import family_of
-from ..errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError
+from ..errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, warn
 from ..kernels import SCALE, Operation, ScalingPolicy, real_dtype
 from ..validation import Checked, HyperParameter, number, whole
 from .base import StatisticsHook
@@ -69,7 +68,7 @@ class NonFiniteGuard(StatisticsHook):
         what = f"step skipped, as squares are not finite: the gradient{'s' * (len(names) != 1)}{whose}"
         if self.policy == "raise":
             raise NonFiniteError(f"{what}; nothing was updated")
-        warnings.warn(what, NonFiniteWarning, stacklevel=4)
+        warn(what, NonFiniteWarning)
 
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         raise SetupError(

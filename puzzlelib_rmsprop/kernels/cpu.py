@@ -9,7 +9,6 @@ import importlib
 import os
 import struct
 import sys
-import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..errors import ConfigError, KernelWarning
+from ..errors import ConfigError, KernelWarning, warn
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout
 
 library: Any
@@ -70,7 +69,7 @@ def chosen() -> ModuleType:
     if library is None and not os.environ.get(VARIABLE) and not _warned:
         _warned = True
         text = f"the compiled CPU kernels are not here ({missing}), so updates run in NumPy, several times slower: {REMEDY}"
-        warnings.warn(text, KernelWarning, stacklevel=2)
+        warn(text, KernelWarning)
     from . import reference
 
     return reference

@@ -157,3 +157,15 @@ def test_a_size_that_the_file_cannot_hold_is_refused_before_memory_is_asked_for(
         loaded_into(file)
     with pytest.raises(CheckpointError, match="claims 8796093022208 bytes"):
         loaded_into(path)
+
+
+def test_a_warning_names_the_users_line(tmp_path):
+    optimizer = RMSPropGraves()
+    optimizer.setAttr("more", 3)
+    optimizer.setupOn(net_of(Own, SHAPES))
+    optimizer.save(tmp_path / "run.hdf")
+    other = RMSPropGraves()
+    other.setupOn(net_of(Own, {"a.W": SHAPES["a.W"]}))
+    with pytest.warns(CheckpointWarning) as found:
+        other.load(tmp_path / "run.hdf")
+    assert [each.filename for each in found] == [__file__, __file__]

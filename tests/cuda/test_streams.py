@@ -218,7 +218,7 @@ def test_checkpoints_after_updates_on_late_streams(cuda, globalState, late, tmp_
 
 @pytest.mark.parametrize("seed", range(4))
 def test_clipped_and_skipped_on_a_late_stream(kernels, seed, request):
-    # survey, then the update that follows its record, all on one stream and none of it waited for
+    # statistics, then the update that follows its record, all on one stream and none of it waited for
     from pycuda import driver
 
     if request.config.simulated:

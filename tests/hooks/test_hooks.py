@@ -151,7 +151,7 @@ class Recorder(NodeInfo):
         self.arrays.put(tensor, self.arrays.get(tensor) * 2)
 
 
-def test_surveys_and_what_follows_see_the_average(arrays):
+def test_statistics_and_what_follows_see_the_average(arrays):
     seen = []
     clip = GradientClipping(1e9)
     hooks = [

@@ -39,7 +39,7 @@ def test_the_loss_scale_is_taken_out_again(arrays, globalState):
 
 
 def test_a_loss_scale_for_an_array_of_another_family(arrays, globalState):
-    # its record moves there and back; the survey made before must not go on with the place that it has left
+    # its record moves there and back; the statistics made before must not go on with the place that it has left
     net, scaling = make_net(arrays), LossScaling(8.0, backoff=0.5)
     optimizer = RMSPropGraves(**HYPER)
     optimizer.addHook(scaling)

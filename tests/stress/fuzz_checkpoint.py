@@ -25,7 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from puzzlelib_rmsprop.checkpoint import integrity, survey
+from puzzlelib_rmsprop.checkpoint import integrity, listing
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
 from tests.checkpoint.training import SHAPES, Own, content, step, trained
 from tests.golden import DATA, Replay
@@ -161,7 +161,7 @@ def forked_probe(path):
     if pid == 0:
         os.dup2(writer, 1)
         sys.stdout = os.fdopen(1, "w", closefd=False)
-        survey.report(path)
+        listing.report(path)
         sys.stdout.flush()
         os._exit(0)
     os.close(writer)

@@ -11,7 +11,7 @@ from puzzlelib_rmsprop import RMSPropGraves, Variable
 from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import CheckpointError
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parent.parent.parent / "README.md"
 
 
 class ClosingNet:

@@ -18,22 +18,22 @@ from .source import Source
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["report", "survey"]
+__all__ = ["contents_of_file", "report"]
 
 
 def report(path: str) -> None:
-    """Prints :func:`survey` as JSON: what the process that reads the file runs."""
+    """Prints :func:`contents_of_file` as JSON: what the process that reads the file runs."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            found = survey(file)
+            found = contents_of_file(file)
     except Exception as error:
         found = {"error": f"HDF5 cannot read it: {error}"}
     print(json.dumps(found))
 
 
-def survey(file: h5py.File) -> dict[str, Any]:
+def contents_of_file(file: h5py.File) -> dict[str, Any]:
     """Reads everything in a file: ``{"parts": [...]}``."""
     import h5py
 
