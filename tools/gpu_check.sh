@@ -152,10 +152,10 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
 }
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
 # only what comes besides the rule has shared memory, where there is something to race for
-extras=(tests/cuda/test_{extras,operations,random_rounding,statistics,streams}.py)
+extended=(tests/cuda/test_{extended,operations,random_rounding,statistics,streams}.py)
 rule=(tests/cuda/test_{rule,optimizer,streams,capture}.py)
-watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" "${extras[@]}"
-watch "memcheck of the extras" memcheck 60 "every_alignment or statistics or norm or skipped" "${extras[@]}"
+watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" "${extended[@]}"
+watch "memcheck of options and statistics" memcheck 60 "every_alignment or statistics or norm or skipped" "${extended[@]}"
 watch memcheck memcheck 90 "$plain" "${rule[@]}" tests/cuda/test_numbers.py \
   tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py
 watch initcheck initcheck 60 "$plain" "${rule[@]}"

@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Segment(NamedTuple):
-    """One variable, or one stretch of a flat buffer: dtypes by name, addresses in bytes and the number of elements.
+    """One variable, or one part of a flat buffer: dtypes by name, addresses in bytes and the number of elements.
 
     Attributes:
         dtype: of param and grad: float16, bfloat16, float32 or float64.

@@ -160,10 +160,10 @@ class _Uniform:
         self._segments = layout.pack_segments(segments)
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
-        self._extras_only = bool(first.master) or first.state == "bfloat16"
+        self._extended_only = bool(first.master) or first.state == "bfloat16"
         # packed at their first use after a change of the rates, because most tables need one of the two
         self._plain: _Launch | None = None
-        self._extras: _Launch | None = None
+        self._extended: _Launch | None = None
         self._options: StepOptions | None = None  # those that the latter has
         self._chunks: Any = None
         self._on_device: Any = None
@@ -175,7 +175,7 @@ class _Uniform:
         segments["learnRate"], segments["momRate"], segments["wc"] = rates.T
         if self._live and self._on_device is not None:
             self._former.append(self._on_device)  # a captured launch may be replayed on it
-        self._plain = self._extras = self._on_device = None
+        self._plain = self._extended = self._on_device = None
 
     def follow(self, live: LiveHyper) -> None:
         self._live = live.address(self._real)
@@ -203,17 +203,17 @@ class _Uniform:
             self._plain = self._packed("many", tables[2], struct.pack("=3Q", *tables))
         return self._plain
 
-    def _pack_extras(self) -> _Launch:
+    def _pack_extended(self) -> _Launch:
         tables = self._tables()
-        self._extras = self._packed("extras", tables[2], struct.pack("=3Q", *tables))
+        self._extended = self._packed("extended", tables[2], struct.pack("=3Q", *tables))
         self._options = None
-        return self._extras
+        return self._extended
 
     def update(self, hyper: dict[np.dtype, bytes], plain: bool, options: StepOptions, stream: Any) -> None:
-        if plain and not self._extras_only:
+        if plain and not self._extended_only:
             launch = self._plain or self._pack_plain()
         else:
-            launch = self._extras or self._pack_extras()
+            launch = self._extended or self._pack_extended()
             if options is not self._options:
                 launch.arguments[launch.at :] = layout.pack_options(options)
                 self._options = options

@@ -26,7 +26,7 @@ struct Hyper {
     double learnRate, alpha, beta, gain, momRate, epsilon;
 };
 
-// One variable, or one stretch of a flat buffer: contiguous arrays that nothing else overlaps.
+// One variable, or one part of a flat buffer: contiguous arrays that nothing else overlaps.
 struct Segment {
     u64 param, grad, mg, variance, delta;  // addresses
     u64 master;                            // address of a float32 copy of 16-bit parameters, or 0

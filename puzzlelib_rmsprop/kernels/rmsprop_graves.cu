@@ -8,7 +8,7 @@
 // Entry points, by the dtypes of parameter and gradient, and of the state:
 //   graves_flat_*    one segment
 //   graves_many_*    any number in one launch: a table of segments, and a list of chunks for the blocks to take
-//   graves_extras_*  the same with everything that a step does besides the rule, bfloat16 state, and, in *_master, a float32
+//   graves_extended_*  the same with everything that a step does besides the rule, bfloat16 state, and, in *_master, a float32
 //                    copy of the parameters. Apart, so that the two above have registers for nothing else.
 //   statistics_*     sums of squares of gradients, a chunk each; statistics_conclude adds them
 //   operate_*        operations on one gradient, in place
@@ -40,7 +40,7 @@ struct Plain {
 
 // What it may do.
 template <class Real>
-struct Extras {
+struct Extended {
     const StepOptions &options;
     const Operating<Real> &operating;
     Random numbers;
@@ -149,7 +149,7 @@ __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, cons
 }
 
 template <class Kind>
-__device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
+__device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
                                        u64 count, const StepOptions &options)
 {
     typedef typename Kind::Real Real;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void extras(const Hyper &given, const Hyper *live, co
         }
         operating.prepare(options.operations, segment.wc);
         const Hyper hyper = live ? *live : given;
-        const Update<Kind, Extras<Real>> update(
+        const Update<Kind, Extended<Real>> update(
             segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
         share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
@@ -197,11 +197,11 @@ __global__ void layout(u64 *numbers)
         numbers[1 + i] = found[i];
 }
 
-#define EXTRAS(NAME, ...)                                                                                             \
-    __global__ void __launch_bounds__(THREADS) graves_extras_##NAME(                                                  \
+#define EXTENDED(NAME, ...)                                                                                             \
+    __global__ void __launch_bounds__(THREADS) graves_extended_##NAME(                                                  \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count, StepOptions options) \
     {                                                                                                                 \
-        extras<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
+        extended<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
     }
 #define EVERY(NAME, ...)                                                                                              \
     __global__ void __launch_bounds__(THREADS) graves_flat_##NAME(Hyper hyper, const Hyper *live, Segment segment)    \
@@ -213,19 +213,19 @@ __global__ void layout(u64 *numbers)
     {                                                                                                                 \
         many<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count);                                                \
     }                                                                                                                 \
-    EXTRAS(NAME, __VA_ARGS__)
+    EXTENDED(NAME, __VA_ARGS__)
 
 EVERY(float32_float32, float, float, float, false)
 EVERY(float64_float64, double, double, double, false)
 EVERY(float16_float32, float16, float, float, false)
 EVERY(bfloat16_float32, bfloat16, float, float, false)
-EXTRAS(float32_bfloat16, float, bfloat16, float, false)
-EXTRAS(float16_bfloat16, float16, bfloat16, float, false)
-EXTRAS(bfloat16_bfloat16, bfloat16, bfloat16, float, false)
-EXTRAS(float16_float32_master, float16, float, float, true)
-EXTRAS(bfloat16_float32_master, bfloat16, float, float, true)
-EXTRAS(float16_bfloat16_master, float16, bfloat16, float, true)
-EXTRAS(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
+EXTENDED(float32_bfloat16, float, bfloat16, float, false)
+EXTENDED(float16_bfloat16, float16, bfloat16, float, false)
+EXTENDED(bfloat16_bfloat16, bfloat16, bfloat16, float, false)
+EXTENDED(float16_float32_master, float16, float, float, true)
+EXTENDED(bfloat16_float32_master, bfloat16, float, float, true)
+EXTENDED(float16_bfloat16_master, float16, bfloat16, float, true)
+EXTENDED(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
 
 #define FOR_GRADIENTS(NAME, STORED, REAL)                                                                             \
     __global__ void __launch_bounds__(THREADS) statistics_##NAME(                                                     \

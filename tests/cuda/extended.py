@@ -5,7 +5,7 @@ import pytest
 
 from puzzlelib_rmsprop.kernels import CLIP, DECAY, LASSO, SCALE, Operation, layout, real_dtype
 from tests.cuda.variables import HYPER, Buffers
-from tests.reference_extras import Extended, applied
+from tests.reference_extended import Extended, applied
 
 COMBINATIONS = layout.KINDS
 each_combination = pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_captured_launch_keeps_its_rows(kernels):
     table.set_rates([(0.5, 0.5, 0.0)])
     variable.new_grad()
     table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5),)))
-    captured = table._groups[0][0]._extras
+    captured = table._groups[0][0]._extended
     table.set_rates([(0.0, 0.0, 0.0)])
     table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5),)))
     captured.function._launch_kernel(captured.grid, (kernels.THREADS, 1, 1), captured.arguments, 0, None)

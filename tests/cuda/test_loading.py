@@ -47,7 +47,7 @@ def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path
 def test_the_shipped_ptx_has_every_entry(kernels):
     ptx = kernels.shipped_ptx("rmsprop_graves")
     assert ptx is not None, "run tools/make_ptx.py"
-    names = [f"graves_extras_{dtype}_{state}{'_master' * master}" for dtype, state, master in COMBINATIONS]
+    names = [f"graves_extended_{dtype}_{state}{'_master' * master}" for dtype, state, master in COMBINATIONS]
     names += [f"{kernel}_{dtype}" for kernel in ("statistics", "operate") for dtype in DTYPES]
     for name in [*names, "statistics_conclude", "layout"]:
         assert f".entry {name}(".encode() in ptx

@@ -1,14 +1,14 @@
-"""Operations on gradients: in the update and alone, beside tests/reference_extras.py."""
+"""Operations on gradients: in the update and alone, beside tests/reference_extended.py."""
 
 import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.errors import SetupError
 from puzzlelib_rmsprop.kernels import SCALE, Hyper, Operation, StepOptions, real_dtype
-from tests import reference_extras
+from tests import reference_extended
 from tests.cuda.extended import OPS, Device, Variable, plain, same, table_of
 from tests.cuda.variables import DTYPES, HYPER, Buffers
-from tests.reference_extras import applied
+from tests.reference_extended import applied
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -77,7 +77,7 @@ def test_operations_alone(kernels, name, dtype, offsets):
             real = np.dtype(np.float64 if dtype == "float64" else np.float32)
             expected = applied(plain(OPS[name]), y.astype(real), x.astype(real), wc)
             found = buffers.get()
-            same(found["grad"], reference_extras.nearest(expected, dtype), name)
+            same(found["grad"], reference_extended.nearest(expected, dtype), name)
             same(found["param"], x.astype(real))
 
 
@@ -92,7 +92,7 @@ def test_operations_alone_see_the_master_copy(kernels, dtype):
     kernels.operate(variable.segment(), 0.5, tuple(OPS["decay"]))
     seen = np.where(np.arange(700) % 5 == 0, np.float32(0.125), fine)
     expected = applied(plain(OPS["decay"]), variable.grad.astype(np.float32), seen, 0.5)
-    same(variable.buffers.get()["grad"], reference_extras.nearest(expected, dtype))
+    same(variable.buffers.get()["grad"], reference_extended.nearest(expected, dtype))
 
 
 def test_too_many_operations(kernels):

@@ -47,7 +47,7 @@ OF_THE_RULE = {
 }
 
 # In what a step does besides the rule, and in statistics.
-OF_EXTRAS = {
+OF_EXTENDED = {
     "operations from the last to the first": (
         GRADIENTS,
         "g = operated(by[o].kind, by[o].value, by[o].other, g, p);",
@@ -170,9 +170,9 @@ OF_NUMBERS = {
 CAUGHT_BY = [
     (OF_THE_RULE, ["test_rule.py", "test_streams.py", "-k", "every or thousand or side_by_side or late_streams"]),
     (
-        OF_EXTRAS,
+        OF_EXTENDED,
         [
-            *["test_extras.py", "test_operations.py", "test_random_rounding.py", "test_statistics.py"],
+            *["test_extended.py", "test_operations.py", "test_random_rounding.py", "test_statistics.py"],
             "test_loading.py::test_another_layout_is_refused",
             "test_streams.py::test_clipped_and_skipped_on_a_late_stream",
             *["test_capture.py::test_live_hyper_parameters", "test_capture.py::test_a_captured_launch_keeps_its_rows"],

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.kernels import Hyper, StepOptions, layout
-from tests import reference_extras
+from tests import reference_extended
 from tests.cuda.extended import OPS, Variable, table_of
 from tests.cuda.variables import HYPER, chunk
-from tests.reference_extras import numbers
+from tests.reference_extended import numbers
 
 
 @pytest.mark.parametrize("first", [2**32 - 3000, 2**32 - 1, 2**32, 2**33 - 5, 2**40 + 12345])
@@ -40,7 +40,7 @@ def test_a_variable_of_more_than_2_33_elements(kernels):
     hyper = layout.pack_hyper(Hyper(**HYPER), np.dtype(np.float32))
     arguments = struct.pack("=6d4Q", *hyper, 0, int(held[0]), int(held[1]), 1)
     arguments += layout.pack_options(StepOptions(tuple(OPS["all"]), zeroGrad=True, seed=(21, 22)))
-    function = kernels.function("graves_extras_float32_bfloat16")
+    function = kernels.function("graves_extended_float32_bfloat16")
     function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
     variable.step(OPS["all"], seed=(21, 22))
     variable.check(zeroed=True)
@@ -101,4 +101,4 @@ def test_errors_of_many_steps_do_not_add_up(kernels):
     mean = variable.buffers.get()["mg"].astype(np.float64).mean()
     # a step's error is at most a unit of 2**-8, so that the mean of 2000 has a deviation below 40**0.5 * 2**-8 / 2000**0.5
     assert abs(mean - 0.999**40) < 5 * np.sqrt(40 / 2000) * 2**-8
-    assert reference_extras.bfloat16(np.float32(0.999)) == 1
+    assert reference_extended.bfloat16(np.float32(0.999)) == 1

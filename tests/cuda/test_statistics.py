@@ -6,7 +6,7 @@ import pytest
 from puzzlelib_rmsprop.kernels import SCALE, Operation, ScalingPolicy, cpu, layout
 from tests.cuda.extended import OPS, Measured, check_record
 from tests.cuda.variables import DTYPES, chunk
-from tests.reference_extras import Statistics
+from tests.reference_extended import Statistics
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

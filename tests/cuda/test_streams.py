@@ -10,7 +10,7 @@ from tests.cuda import extended
 from tests.cuda.extended import Measured, check_record, plain
 from tests.cuda.variables import HYPER, make
 from tests.reference import Reference
-from tests.reference_extras import Statistics
+from tests.reference_extended import Statistics
 from tests.standins import Net
 
 
@@ -24,7 +24,7 @@ def test_one_launch_a_step_and_no_wait(cuda, globalState, simulator):
     counts = simulator.counters()
     # the gradients of all variables are zeroed in one go as well
     names = [launch["name"] for launch in simulator.launches()]
-    flat, many = ["graves_flat_float32_float32"], ["graves_extras_float32_float32", "graves_many_float32_float32"]
+    flat, many = ["graves_flat_float32_float32"], ["graves_extended_float32_float32", "graves_many_float32_float32"]
     assert names == (flat if globalState else many) * 5
     assert counts["memsets"] == (5 if globalState else 0)
     assert simulator.blocking() == []

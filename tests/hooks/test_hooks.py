@@ -20,7 +20,7 @@ from puzzlelib_rmsprop import (
 )
 from puzzlelib_rmsprop.arrays import family_of
 from tests.hooks.training import HYPER, WC, assert_same, contents, make_net, set_grads, train
-from tests.reference_extras import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied, nearest
+from tests.reference_extended import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied, nearest
 from tests.standins import Net
 
 COMBINATIONS = {

@@ -5,7 +5,7 @@ import numpy as np
 from puzzlelib_rmsprop import LossScaling, RMSPropGraves
 from tests.conftest import ARRAYS
 from tests.hooks.training import HYPER, assert_same, contents, make_net, set_grads, train
-from tests.reference_extras import Statistics
+from tests.reference_extended import Statistics
 from tests.standins import Net
 
 

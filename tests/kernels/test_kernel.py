@@ -112,7 +112,7 @@ def test_variables_of_every_kind_in_one_table(kernels):
     buffers, expected = [], []
     for seed, (dtype, state, master) in enumerate(layout.KINDS):
         if state == "bfloat16":
-            continue  # rounded at random: test_kernel_extras
+            continue  # rounded at random: test_kernel_extended
         param, grads = start(100 + seed, np.dtype(getattr(ml_dtypes, dtype, dtype)), seed)
         buffers.append(Buffers(param, state, master))
         buffers[-1].views["grad"][:] = grads[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.kernels import cpu, layout
-from tests.kernels import test_kernel, test_kernel_extras
+from tests.kernels import test_kernel, test_kernel_extended
 from tests.kernels.kernel_modules import STATE, Buffers, compiled
 from tests.kernels.test_kernel import HYPER
 
@@ -84,20 +84,20 @@ def check_rule():
         test_kernel.test_every_rounding_is_the_formulas(cpu, dtype, 1)
     test_kernel.test_matches_float64(cpu, 100, "float32")
     for dtype in ("float32", "float64"):
-        test_kernel_extras.run(cpu, *test_kernel_extras.start(300, dtype), dtype, dtype, False)
+        test_kernel_extended.run(cpu, *test_kernel_extended.start(300, dtype), dtype, dtype, False)
 
 
 def check_everything():
     check_rule()
     for kind in layout.KINDS:
-        test_kernel_extras.test_every_size(cpu, *kind, 1041)
-    for kind in test_kernel_extras.KINDS_OF_CODE:
-        for names in (*((name,) for name in test_kernel_extras.OPS), tuple(test_kernel_extras.OPS)):
-            test_kernel_extras.test_every_operation_in_every_order(cpu, *kind, names)
-    test_kernel_extras.test_random_numbers_past_32_bits(cpu, 2**32 - 700)
+        test_kernel_extended.test_every_size(cpu, *kind, 1041)
+    for kind in test_kernel_extended.KINDS_OF_CODE:
+        for names in (*((name,) for name in test_kernel_extended.OPS), tuple(test_kernel_extended.OPS)):
+            test_kernel_extended.test_every_operation_in_every_order(cpu, *kind, names)
+    test_kernel_extended.test_random_numbers_past_32_bits(cpu, 2**32 - 700)
     for dtype, good, bad in (("float32", 1.8e19, 1.9e19), ("float64", 1.3e154, 1.4e154)):
-        test_kernel_extras.test_a_gradient_is_bad_where_its_square_is_not_finite(cpu, dtype, good, bad)
-    test_kernel_extras.test_a_norm_that_is_finite_does_not_overflow(cpu, 1e155)
+        test_kernel_extended.test_a_gradient_is_bad_where_its_square_is_not_finite(cpu, dtype, good, bad)
+    test_kernel_extended.test_a_norm_that_is_finite_does_not_overflow(cpu, 1e155)
     test_kernel.test_bfloat16_rounds_to_nearest_even(cpu)
     test_kernel.test_subnormal_gradients_and_parameters_are_zero(cpu, "float32")
     check_written_parameters()
@@ -117,7 +117,7 @@ def check_written_parameters():
 def check_no_decay():
     buffers = Buffers(np.full(3, np.inf, np.float32))
     buffers.views["grad"][:] = 1
-    cpu.operate(buffers.segment, 0.0, test_kernel_extras.to_operations([test_kernel_extras.OPS["decay"]]))
+    cpu.operate(buffers.segment, 0.0, test_kernel_extended.to_operations([test_kernel_extended.OPS["decay"]]))
     assert (buffers.views["grad"] == 1).all()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from puzzlelib_rmsprop import Config, GradientScaling, RMSPropGraves, Variable, gpuarray
 from tests.optimizer.options import HYPER, SHAPES, make_net, seeds, set_grads, states_of, takes_bfloat16
-from tests.reference_extras import SCALE, Extended, bfloat16
+from tests.reference_extended import SCALE, Extended, bfloat16
 from tests.standins import Net
 
 ml_dtypes = pytest.importorskip("ml_dtypes")

@@ -7,7 +7,7 @@ import pytest
 
 from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
 from tests.optimizer.options import HYPER, make_net, seeds, set_grads, states_of, takes_bfloat16
-from tests.reference_extras import Extended
+from tests.reference_extended import Extended
 from tests.standins import Net
 
 pytest.importorskip("ml_dtypes")

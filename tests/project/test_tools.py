@@ -87,7 +87,7 @@ PLANTED = {
         "2 of its PTX's 16-byte ld and st do not name global memory",
     ),
     "a master copy read by halves": (
-        "__global__ void graves_extras_float16_float32_master(float4 *x, float2 *y) { float4 v = x[0]; x[1] = v; }",
+        "__global__ void graves_extended_float16_float32_master(float4 *x, float2 *y) { float4 v = x[0]; x[1] = v; }",
         "1 of its PTX's ld are 16 bytes wide; at least 4",
     ),
     "fused": (

@@ -1,4 +1,4 @@
-"""Updates with all that a step does besides the rule, bit for bit beside tests/reference_extras.py; master copies."""
+"""Updates with all that a step does besides the rule, bit for bit beside tests/reference_extended.py; master copies."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_a_step_repacks_nothing(kernels, simulator):
         )
     counts = simulator.counters()
     assert (counts["copies"], counts["allocations"], simulator.blocking()) == (0, 0, [])
-    assert [launch["name"] for launch in simulator.launches()] == ["graves_extras_bfloat16_bfloat16_master"] * 4
+    assert [launch["name"] for launch in simulator.launches()] == ["graves_extended_bfloat16_bfloat16_master"] * 4
     simulator.reset()
     table.set_rates([(1.0, 0.5, 1.0)] * 2)
     table.update(Hyper(**HYPER))

@@ -1,4 +1,4 @@
-"""What the CPU kernels do besides the rule, to the bit as in tests/reference_extras.py, and nothing past an end."""
+"""What the CPU kernels do besides the rule, to the bit as in tests/reference_extended.py, and nothing past an end."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import pytest
 
 from puzzlelib_rmsprop.kernels import Operation, ScalingPolicy, Segment, StepOptions, cpu, layout, real_dtype, reference
 from tests.kernels.kernel_modules import HYPER, Buffers, as_bits, compiled
-from tests.reference_extras import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied
+from tests.reference_extended import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
