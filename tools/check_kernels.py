@@ -77,7 +77,7 @@ class Kernel:
             self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
         stored, state, master = found.groups()
         # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of those whose elements are the
-        # widest (the zeros that extended store into a gradient are not counted: they may be narrower where a step is skipped)
+        # widest (zeros stored into a gradient are not counted: they may be narrower where a step is skipped)
         sizes = [SIZES[stored], SIZES[state], SIZES["float32"] if master else 0]
         widest = max(sizes)
         loads = sum(count for size, count in zip(sizes, (2, 3, 1), strict=True) if size == widest)
