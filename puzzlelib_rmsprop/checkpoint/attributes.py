@@ -7,6 +7,7 @@ of a value that HDF5 has not (None, ``[1, "a"]``, ``[[1], [2, 3]]``) holds the s
 
 from __future__ import annotations
 
+import itertools
 import json
 import numbers
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from .source import Source
 
 __all__ = ["decoded", "encoded", "prepared", "read_attributes", "saved_value"]
 
+_NUMBERS = itertools.count()
 DEPTH = 32  # of lists in lists; NumPy has no more dimensions either
 
 
@@ -37,8 +39,8 @@ def prepared(attrs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     described: dict[str, Any] = {}
     contents: dict[str, Any] = {}
-    # in memory: what HDF5 does not take is found before a file is touched
-    with h5py.File("attributes", "w", driver="core", backing_store=False) as trial:
+    # in memory: what HDF5 does not take is found before a file is touched. HDF5 opens no name twice, and threads may save at once
+    with h5py.File(f"attributes {next(_NUMBERS)}", "w", driver="core", backing_store=False) as trial:
         for key, value in attrs.items():
             try:
                 if _in_layout(value):
