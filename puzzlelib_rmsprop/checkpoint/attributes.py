@@ -39,7 +39,7 @@ def prepared(attrs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     described: dict[str, Any] = {}
     contents: dict[str, Any] = {}
-    # in memory: what HDF5 does not take is found before a file is touched; it opens no name twice, and threads may save at once
+    # in memory: what HDF5 does not take is found before a file is touched. No name is opened twice: threads may save at once
     with h5py.File(f"attributes {next(_NUMBERS)}", "w", driver="core", backing_store=False) as trial:
         for key, value in attrs.items():
             try:
