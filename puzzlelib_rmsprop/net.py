@@ -82,9 +82,15 @@ class TrackedVariable:
         """What hooks keep in the state, besides what the optimizer made."""
         return {k: array for k, array in self.state.items() if k not in self.made and k not in self.views}
 
-    def memory_now(self, family: Family) -> tuple[Any, Any]:
-        """What holds the memory of the arrays at present."""
-        return family.memory(self.data), family.memory(self.grad)
+    def memory_now(self, family: Family | None) -> tuple[Any, Any] | None:
+        """What holds the memory of data and gradient at present; None where the arrays are no wrappers."""
+        if family is None or family.memory is None:
+            return None
+        return getattr(self.data, family.memory), getattr(self.grad, family.memory)
+
+    def has_other_memory(self, family: Family | None) -> bool:
+        """Whether a wrapper holds other memory than at the last look."""
+        return any(map(operator.is_not, self.memory_now(family) or (), self.memory or ()))
 
 
 # ----------------------------------------------------------------------------------------- reading a net
@@ -226,7 +232,7 @@ def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None
             data, grad = var.data, var.grad
         except Exception as error:
             raise VariableError(f"variable {variable.name!r}: the net has none of that name any more: {error!r}") from error
-        other = family is not None and any(map(operator.is_not, variable.memory_now(family), variable.memory or ()))
+        other = variable.has_other_memory(family)
         if var is not variable.var or data is not variable.data or grad is not variable.grad or other:
             if fixed:
                 _refuse(variable, var, family)
@@ -236,14 +242,15 @@ def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None
         refuse_overlap(_extents([changed.get(variable, variable) for variable in variables], family))
     for variable, new in changed.items():
         variable.var, variable.data, variable.grad = new.var, new.data, new.grad
-    for variable in variables if family is not None and family.wraps else ():
-        variable.memory = variable.memory_now(family)  # type: ignore[arg-type]
+    for variable in variables:
+        variable.memory = variable.memory_now(family)
 
 
 def _refuse(variable: TrackedVariable, var: Any, family: Family | None) -> None:
     data = var.data is not variable.data
-    if variable.memory is not None and family is not None:
-        data = data or variable.memory_now(family)[0] is not variable.memory[0]
+    now = variable.memory_now(family)
+    if now is not None and variable.memory is not None:
+        data = data or now[0] is not variable.memory[0]
     what = "variable" if var is not variable.var else "data" if data else "gradient"
     raise VariableError(
         f"variable {variable.name!r}: its {what} was replaced after setupOn, so it no longer lies in the flat buffer; "

@@ -230,7 +230,7 @@ class Optimizer(PlanMethods, StateMethods):
         share_states(self._variables, self.states, self.globalVar, self._shards is None)
         for variable in self._variables:
             variable.made = frozenset(variable.state)
-            variable.memory = None if family is None else variable.memory_now(family)
+            variable.memory = variable.memory_now(family)
         self._bind_hooks()
         if family is not None:
             # the first update may come on a stream that the default one, where this was queued, is not ordered with

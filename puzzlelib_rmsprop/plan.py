@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,8 @@ class Found:
         variables: of each the name, the Variable, its arrays and its rates.
         further_names: the other names of tied variables, with the Variable.
         factors: of each flat buffer the dtype, the Variable in ``globalVar``, its arrays and its rates.
-        memory: each variable with the objects that hold its memory, where its arrays are wrappers.
+        memory: every array with the object that holds its memory, where arrays are wrappers.
+        attribute: of a wrapper, which is that object.
         state: every array in ``states``.
         hooks: the optimizer's.
         records: what those have that look at all gradients.
@@ -76,7 +76,8 @@ class Found:
     variables: list[tuple[Any, ...]]
     further_names: list[tuple[str, Any]]
     factors: list[tuple[Any, ...]]
-    memory: list[tuple[TrackedVariable, tuple[Any, Any]]]
+    memory: list[tuple[Any, Any]]
+    attribute: str
     state: list[Any]
     hooks: list[Any]
     records: list[tuple[StatisticsHook, Any]]
@@ -87,7 +88,6 @@ class Found:
         globalVar: Mapping[np.dtype, Any],
         states: dict[Any, dict[str, Any]],
         hooks: list[Any],
-        family: Family | None,
     ) -> bool:
         """One look at each variable and everything else: whether nothing was replaced and no rate has changed."""
         for name, var, data, grad, learnRate, momRate, wc in self.variables:
@@ -115,8 +115,9 @@ class Found:
                 or found.wc != wc
             ):
                 return False
-        for variable, memory in self.memory:
-            if any(map(operator.is_not, variable.memory_now(family), memory)):  # type: ignore[arg-type]
+        attribute = self.attribute
+        for array, memory in self.memory:
+            if getattr(array, attribute) is not memory:
                 return False
         for hook, record in self.records:
             if hook._record is not record:
@@ -162,7 +163,7 @@ class PlanMethods:
             return None
         try:
             if (plan.table is not None) is self._fuses() and plan.found.is_there(
-                self.module.getVar, self.globalVar, self.states, hooks, self.family
+                self.module.getVar, self.globalVar, self.states, hooks
             ):
                 return plan
         except Exception:  # whatever it is, _follow() says it
@@ -214,6 +215,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
     """
     variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
     globalVar, states = optimizer.globalVar, optimizer.states
+    attribute = (family.memory if family is not None else None) or ""
     own, factors = _read_rates(variables, globalVar)
     segments: list[Segment] = []
     rows: tuple[kernels.Segment, ...] = ()
@@ -227,7 +229,8 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
         [(name, v.var) for v in variables for name in v.names[1:]],
         [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
-        [(v, v.memory_now(family)) for v in variables] if family is not None and family.wraps else [],
+        [(array, getattr(array, attribute)) for v in variables for array in (v.data, v.grad)] if attribute else [],
+        attribute,
         [array for state in states.values() for array in state.values()],
         list(hooks),
         [(hook, hook._record) for hook in statistics],

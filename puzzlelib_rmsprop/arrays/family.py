@@ -22,19 +22,15 @@ class Family:
         name: what error messages call it.
         dtypes: names of the dtypes that parameters may have.
         device: ``"cpu"`` or ``"cuda"``.
-        wraps: whether arrays are wrappers, which may get other memory.
+        memory: the attribute of an array that holds its memory, where arrays are wrappers, which may get other memory.
         alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
     """
 
     name: str
     dtypes: tuple[str, ...]
     device: str
-    wraps = False
+    memory: str | None = None
     alignment: int
-
-    def memory(self, array: Any) -> Any:
-        """The object that holds the memory of ``array``: the array itself, where it is no wrapper around another."""
-        return array
 
     def stream(self) -> Any:
         """A new queue of device work, ordered with the default one; None where there are none: all is done at once."""

@@ -15,7 +15,7 @@ class PuzzleLibCPUFamily(HostFamily):
     """PuzzleLib's ``CPU.CPUArray.CPUArray``, or a subclass, known by the name of the class and what it holds."""
 
     dtypes = ("float16", "float32", "float64")
-    wraps = True
+    memory = "data"
 
     def __init__(self, array_type: type) -> None:
         self._type = array_type
@@ -38,9 +38,6 @@ class PuzzleLibCPUFamily(HostFamily):
         return super().fault(array)
 
     def host(self, array: Any) -> np.ndarray:
-        return array.data
-
-    def memory(self, array: Any) -> np.ndarray:
         return array.data
 
     def wrap(self, content: np.ndarray) -> Any:
