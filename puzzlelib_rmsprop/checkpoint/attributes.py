@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import numbers
+import secrets
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -38,8 +39,9 @@ def prepared(attrs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
     described: dict[str, Any] = {}
     contents: dict[str, Any] = {}
-    # in memory: what HDF5 does not take is found before a file is touched
-    with h5py.File("attributes", "w", driver="core", backing_store=False) as trial:
+    # in memory: what HDF5 does not take is found before a file is touched; a name of its own, or HDF5 takes another thread's
+    # file for the same one
+    with h5py.File(f"attributes-{secrets.token_hex(8)}", "w", driver="core", backing_store=False) as trial:
         for key, value in attrs.items():
             try:
                 if _in_layout(value):
