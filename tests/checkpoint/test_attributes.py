@@ -1,6 +1,7 @@
 """Attributes in files: what setAttr takes comes back with its type, and what cannot is refused before a file is touched."""
 
 import collections
+import concurrent.futures
 import enum
 import hashlib
 import json
@@ -250,6 +251,15 @@ def test_what_cannot_be_saved_is_refused_before_the_file_is_touched(value, says,
 
     with Watched(tmp_path / "open.hdf", "w") as file, pytest.raises(CheckpointError, match="'milestones' cannot be saved"):
         optimizer.save(file)
+
+
+def test_threads_save_at_once(tmp_path):
+    # HDF5 knows an open file by its name, one in memory too
+    optimizers = [made(milestones=[number]) for number in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        saved = [pool.submit(each.save, tmp_path / f"{n}.hdf") for n, each in enumerate(optimizers * 10)]
+    assert [each.exception() for each in saved] == [None] * 80
+    assert len(os.listdir(tmp_path)) == 80
 
 
 def test_inspect_shows_them(tmp_path):
