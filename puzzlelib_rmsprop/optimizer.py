@@ -132,7 +132,7 @@ class Optimizer(PlanMethods, StateMethods):
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
-        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, a string or an array.
+        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, text, an array, a list, None.
 
         Raises:
             SetupError: when ``name`` is no identifier.

@@ -69,6 +69,16 @@ KERNEL float widen(float16 x)
     return float_of(magnitude | (x.bits & 0x8000u) << 16);
 }
 
+// Compilers for GPUs need fewer registers to compare the bits, those for CPUs fewer instructions to compare the number.
+KERNEL bool is_nan(float x)
+{
+#if defined(__CUDA_ARCH__)
+    return (bits_of(x) & 0x7FFFFFFFu) > 0x7F800000u;
+#else
+    return x != x;
+#endif
+}
+
 // Rounded to nearest, ties to even. A NaN becomes the one NaN: which one the arithmetic gives depends on the processor.
 KERNEL void narrow(float x, float &to) { to = x; }
 KERNEL void narrow(double x, double &to) { to = x; }
@@ -76,7 +86,7 @@ KERNEL void narrow(float x, bfloat16 &to)
 {
     const u32 bits = bits_of(x);
     const u32 rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
-    to.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0u);
+    to.bits = static_cast<unsigned short>(is_nan(x) ? 0x7FC0u : rounded);
 }
 KERNEL void narrow(float x, float16 &to)
 {
@@ -126,7 +136,7 @@ KERNEL void store_state(float x, u32 random, bfloat16 &to)
 {
     const u32 bits = bits_of(x);
     const u32 rounded = (bits + (random & 0xFFFFu)) >> 16;  // an infinity stays one
-    to.bits = static_cast<unsigned short>(x == x ? rounded : 0x7FC0u);
+    to.bits = static_cast<unsigned short>(is_nan(x) ? 0x7FC0u : rounded);
 }
 
 // ---- subnormal numbers ---------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ OF_THE_RULE = {
         "            default_stream_ended()  # the launch may come on any stream\n",
         "            pass\n",
     ),
-    "a set-up that is not waited for": ("optimizer.py", "                family.synchronize()\n", "                pass\n"),
+    "a set-up that is not waited for": ("optimizer.py", "            family.synchronize()\n", "            pass\n"),
 }
 
 # In what a step does besides the rule, and in statistics.
@@ -160,8 +160,8 @@ OF_NUMBERS = {
     "a parameter not flushed": (RULE, "param = flushed(param + delta)", "param = param + delta"),
     "a NaN with its sign": (
         NUMBERS,
-        "x == x ? rounded : 0x7FC0u);\n}\n\n// ---- subnormal",
-        "x == x ? rounded : (bits >> 16 | 0x40u));\n}\n\n// ---- subnormal",
+        "is_nan(x) ? 0x7FC0u : rounded);\n}\n\n// ---- subnormal",
+        "is_nan(x) ? (bits >> 16 | 0x40u) : rounded);\n}\n\n// ---- subnormal",
     ),
     "a square that may overflow": (RULE, "return !(g * g - g * g == Real(0));", "return !(g - g == Real(0));"),
     "large squares forgotten": (RULE, "return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;", "return 0.0;"),

@@ -14,10 +14,11 @@ from tests.distributed.program.nets import some_net
 
 
 def training(timeout, closing=True):
-    node = group(timeout=timeout)
+    node = group(timeout=60.0)  # a slow machine may take long to start the others
     optimizer = RMSPropGraves(nodeinfo=node)
     optimizer.setupOn(some_net(), useGlobalState=True)
     optimizer.update()
+    node.timeout = timeout
     return node, optimizer
 
 
