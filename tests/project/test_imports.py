@@ -121,8 +121,8 @@ def test_everything_imports_from_above_only():
 def private_names(tree):
     """What code takes of an optimizer that its documentation does not name."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and isinstance(node.value, ast.Name):
-            if node.value.id in ("optimizer", "opt"):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id in ("optimizer", "opt") and node.attr.startswith("_"):
                 yield node.attr
 
 
