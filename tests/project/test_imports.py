@@ -121,9 +121,9 @@ def test_everything_imports_from_above_only():
 def private_names(tree):
     """What code takes of an optimizer that its documentation does not name."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in ("optimizer", "opt") and node.attr.startswith("_"):
-                yield node.attr
+        of_a_name = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if of_a_name and node.value.id in ("optimizer", "opt") and node.attr.startswith("_"):
+            yield node.attr
 
 
 def test_the_state_has_one_door():
