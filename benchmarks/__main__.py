@@ -24,7 +24,6 @@ from .contenders import CONTENDERS, OURS
 from .timing import LIMITS, ROOT, Refused, Worker, fresh, measure
 
 PACKAGES = "puzzlelib_rmsprop numpy h5py pycuda torch tensorflow-cpu tensorflow jax optax paddlepaddle"
-PACKAGES += " cupy-cuda13x cupy-cuda12x cupy"
 
 
 def cpu_name() -> str:

@@ -41,7 +41,7 @@ def cases(device: str, suites: Iterable[str], quick: bool, names: Iterable[str])
     if quick:  # a simulated GPU takes seconds for what is large
         sizes, large, many = [1_000, 10_000], 1 << 15, 20
     million = min(large, 1_000_000)
-    peers = (who.C_LOOP, who.FOREACH, who.COMPILE, who.TENSORFLOW, who.OPTAX, who.PADDLE, who.CUPY)
+    peers = (who.C_LOOP, who.FOREACH, who.COMPILE, who.TENSORFLOW, who.OPTAX, who.PADDLE)
     modes, foreign = (who.OURS, who.LOCAL), (who.FOREIGN, who.FOREIGN_LOCAL)
     one = (*modes, who.ONE_THREAD, *peers, who.ADAM, who.COPY)
     net = (*modes, who.ONE_THREAD, *foreign, who.CALL, *peers)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .by_hand import c_loop, copy
 from .check import Formula, adam, centered, epsilon_outside
-from .frameworks import cupy_fused, optax_jit, paddle_rmsprop, tensorflow, torch_step
+from .frameworks import optax_jit, paddle_rmsprop, tensorflow, torch_step
 from .ours import bare_look, call_alone, ours
 from .work import Arrays, Where, Work
 
@@ -57,7 +57,7 @@ CALL = "puzzlelib_rmsprop, the library's call alone"
 BFLOAT16, MASTER, FUSED = (f"{OURS}, {what}" for what in ("bfloat16 state", "master weights", "zeroed in the pass"))
 C_LOOP, COPY, LOOK = "PuzzleLib's C loop, one thread", "copy", "bare loop over the variables"
 FOREACH, COMPILE, ADAM = "PyTorch foreach", "PyTorch compile", "PyTorch fused Adam"
-TENSORFLOW, OPTAX, PADDLE, CUPY = "TensorFlow", "Optax, jit", "Paddle", "CuPy, one ElementwiseKernel"
+TENSORFLOW, OPTAX, PADDLE = "TensorFlow", "Optax, jit", "Paddle"
 
 BOTH, WIDE, ALL = ("cpu", "cuda"), ("float32", "float64"), ("float16", "float32", "float64")
 
@@ -82,7 +82,6 @@ CONTENDERS: dict[str, Contender] = {
     TENSORFLOW: Contender(tensorflow, "peer", dtypes=ALL),
     OPTAX: Contender(optax_jit, "peer", dtypes=ALL),
     PADDLE: Contender(paddle_rmsprop, "peer", dtypes=WIDE),
-    CUPY: Contender(cupy_fused, "peer", ("cuda",), ("float16", "float32"), state=lambda width: 4),
     ADAM: Contender(torch_step("Adam"), "other rule", formula=adam, states=2),
     COPY: Contender(copy, "limit", BOTH, ALL, None, states=0),
     LOOK: Contender(bare_look, "limit", formula=None, states=0),

@@ -1,4 +1,4 @@
-"""The frameworks: their centered RMSProp, PyTorch's fused Adam, and the formula as a kernel of CuPy's."""
+"""The frameworks: their centered RMSProp, and PyTorch's fused Adam."""
 
 from __future__ import annotations
 
@@ -117,39 +117,3 @@ def paddle_rmsprop(params: Arrays, grads: Arrays, where: Where) -> Work:
 
     read = lambda: [tensor.numpy() for tensor in tensors]  # noqa: E731
     return Work(optimizer.step, read, fill, lambda: optimizer.clear_grad(set_to_zero=True))
-
-
-def cupy_fused(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """The formula as one ElementwiseKernel, launched once a variable: what Chainer does."""
-    cupy = importlib.import_module("cupy")
-    kernel = cupy.ElementwiseKernel(
-        "T g, float32 lr, float32 alpha, float32 mom, float32 eps",
-        "T p, float32 mg, float32 ms, float32 delta",
-        """float x = float(g);
-        mg = alpha * mg + (1 - alpha) * x;
-        ms = alpha * ms + (1 - alpha) * x * x;
-        delta = mom * delta + lr * x / sqrtf(fmaxf(ms - mg * mg, 0.0f) + eps);
-        p = T(float(p) - delta);""",
-        "rmsprop_graves",
-    )
-    rows = [
-        (cupy.asarray(grad), cupy.asarray(param), *(cupy.zeros(param.shape, np.float32) for _ in range(3)))
-        for param, grad in zip(params, grads, strict=True)
-    ]
-    hyper = tuple(map(np.float32, (LEARN_RATE, ALPHA, MOMENTUM, EPSILON)))
-
-    def step() -> None:
-        for grad, param, *states in rows:
-            kernel(grad, *hyper, param, *states)
-
-    def fill(contents: Arrays) -> None:
-        for row, content in zip(rows, contents, strict=True):
-            row[0].set(content)
-
-    return Work(
-        step,
-        lambda: [cupy.asnumpy(row[1]) for row in rows],
-        fill,
-        lambda: [row[0].fill(0) for row in rows],
-        cupy.cuda.Device().synchronize,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, fill_arrays, nothing
@@ -80,19 +81,6 @@ def ours(
     return make
 
 
-class _Recorder:
-    """Stands in for the compiled library: keeps what an update calls it with, and does nothing."""
-
-    def __init__(self, library: Any) -> None:
-        self.library, self.addresses = library, []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.library, name)
-
-    def update(self, address: int) -> None:
-        self.addresses.append(address)
-
-
 def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
     """What an update calls the compiled library with, and nothing of the update around it."""
     from puzzlelib_rmsprop.kernels import cpu
@@ -100,16 +88,17 @@ def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
     library = cpu.library
     if library is None:
         raise LeftOut("the compiled library is not here")
-    recorder = cpu.library = _Recorder(library)
+    addresses: list[int] = []
+    cpu.library = SimpleNamespace(**vars(library) | {"update": addresses.append})
     try:
         work = ours()(params, grads, where)
         work.step()
     finally:
         cpu.library = library
-    if len(recorder.addresses) != 1:
-        raise LeftOut(f"an update makes {len(recorder.addresses)} calls of the compiled library")
+    if len(addresses) != 1:
+        raise LeftOut(f"an update makes {len(addresses)} calls of the compiled library")
     # work.zero keeps the optimizer, and that what lies at the address
-    return work._replace(step=functools.partial(library.update, recorder.addresses[0]))
+    return work._replace(step=functools.partial(library.update, addresses[0]))
 
 
 def bare_look(params: Arrays, grads: Arrays, where: Where) -> Work:

@@ -11,7 +11,7 @@ from .tables import Case, Results, median, names_in, quartiles, rate
 # by the first letters of the name; those of a colour differ in marker and line
 COLOURS = {
     "puzzlelib": "#0072b2", "PuzzleLib": "#000000", "PyTorch": "#d55e00", "TensorFlow": "#e69f00", "Optax": "#009e73",
-    "Paddle": "#cc79a7", "CuPy": "#56b4e9", "copy": "#808080", "bare": "#f0e442",
+    "Paddle": "#cc79a7", "copy": "#808080", "bare": "#f0e442",
 }  # fmt: skip
 MARKERS, LINES = "osD^vP*X<>ph", ("-", "--", ":", "-.")
 
@@ -111,4 +111,5 @@ def panel(axes: Any, case: Case) -> None:
     axes.set(xscale="log", xlim=(low, high * (high / low) ** 0.6))
     axes.set_title(case["title"], loc="left", fontsize=10)
     axes.set_xlabel("microseconds, log scale", fontsize=8)
-    axes.tick_params(axis="y", labelsize=8)
+    axes.xaxis.set_minor_formatter("")  # labels between powers of ten overlap
+    axes.tick_params(labelsize=8)
