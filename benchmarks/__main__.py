@@ -19,16 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from . import cases as the_cases
-from . import fresh, tables
+from . import tables
 from .contenders import CONTENDERS, OURS
-from .targets import targets
-from .timing import LIMITS, ROOT, Progress, Refused, Worker, measure
+from .timing import LIMITS, ROOT, Refused, Worker, fresh, measure
 
-PACKAGES = (
-    "puzzlelib_rmsprop",
-    *("numpy", "h5py", "pycuda", "torch", "tensorflow-cpu", "tensorflow", "jax", "optax", "paddlepaddle"),
-    *("cupy-cuda13x", "cupy-cuda12x", "cupy"),
-)
+PACKAGES = "puzzlelib_rmsprop numpy h5py pycuda torch tensorflow-cpu tensorflow jax optax paddlepaddle"
 
 
 def cpu_name() -> str:
@@ -39,52 +34,45 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def output_of(*command: str) -> str | None:
+def output_of(*command: str) -> str:
     """The first line that a command prints, in this repository."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, cwd=ROOT)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return ""
     return next(iter(done.stdout.splitlines()), "")
 
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures are taken on and with."""
+    installed = {each.name.lower(): each.version for each in metadata.distributions()}
     versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    compiler = output_of(os.environ.get("CC", "cc"), "--version")
-    if compiler:
-        versions["cc"] = compiler
-    commit = output_of("git", "rev-parse", "--short", "HEAD") or "unknown"
+    versions |= {name: installed[name] for name in PACKAGES.split() if name in installed}
+    versions["cc"] = output_of(os.environ.get("CC", "cc"), "--version") or "none"
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit + ("" if output_of("git", "status", "--porcelain") in ("", None) else ", changed"),
+        "commit": (output_of("git", "rev-parse", "--short", "HEAD") or "unknown")
+        + (", changed" if output_of("git", "status", "--porcelain") else ""),
         "system": platform.platform(),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "load": os.getloadavg()[0],
         "versions": versions,
     }
     if device == "cuda":
         worker = Worker(OURS)
         try:
-            gpu = worker.ask("gpu")
+            found |= worker.ask("gpu")
         except Refused as reason:
             raise SystemExit(f"there is no GPU to measure on: {reason}") from None
         finally:
             worker.end()
-        name = gpu.pop("device")
         driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
-        found |= {"device_name": name, "driver": f"{driver}, CUDA {gpu['driver_cuda']}", **gpu}
+        found["driver"] = f"{driver}, CUDA {found.pop('cuda')}"
     return found
 
 
 def chosen(words: Sequence[str] | None, device: str) -> list[str]:
-    """Ours and the copy always; of the others, those with one of the words in their names. ValueError for a vain word."""
+    """Ours and the limits always; of the others, those with one of the words in their names. ValueError for a vain word."""
     here = [name for name, contender in CONTENDERS.items() if device in contender.devices]
     if words is None:
         return here
@@ -110,48 +98,26 @@ def checked(
         for name in able:
             try:
                 error = workers[name].receive(LIMITS["check"])
+                print(f"checked: {name}, {dtype}: its formula in float64, to {error:.0e} of a parameter's way", flush=True)
             except Refused as reason:
                 print(f"left out: {name}: {reason}", flush=True)
                 left_out[name] = str(reason)
                 wrong |= CONTENDERS[name].kind in ("ours", "limit") and not reason.missing
                 workers.pop(name).end()
-            else:
-                told = (
-                    "copies"
-                    if CONTENDERS[name].kind == "limit"
-                    else f"its formula in float64, to {error:.0e} of a parameter's way"
-                )
-                print(f"checked: {name}, {dtype}: {told}", flush=True)
     return workers, left_out, wrong
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
-    made.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
-    made.add_argument(
-        "--peers",
-        nargs="*",
-        metavar="NAME",
-        help="words from the names of those to time beside ours: torch tensorflow; default: all",
-    )
-    made.add_argument(
-        "--suite",
-        nargs="+",
-        choices=[*the_cases.SUITES, "all"],
-        default=["all"],
-        help="what to measure: the main cases; sweeps over size, count of variables, dtype, threads; dead units; "
-        "what a call costs; first use; memory",
-    )
-    made.add_argument("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
-    made.add_argument("--json", type=Path, metavar="PATH", help="write every figure there")
-    made.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables there as well")
-    made.add_argument("--plots", type=Path, metavar="FOLDER", help="draw the figures there; needs matplotlib")
-    made.add_argument(
-        "--plot-only",
-        type=Path,
-        metavar="PATH.json",
-        help="measure nothing: draw that file's figures, beside it or in --plots",
-    )
+    add = made.add_argument
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
+    add("--peers", nargs="*", metavar="NAME", help="words from the names of those to time beside ours; default: all")
+    add("--suite", nargs="+", choices=[*the_cases.SUITES, "all"], default=["all"], help="what to measure: see NOTES.md")
+    add("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
+    add("--json", type=Path, metavar="PATH", help="write every figure there")
+    add("--markdown", type=Path, metavar="PATH", help="write the tables there as well")
+    add("--plots", type=Path, metavar="FOLDER", help="draw the figures there; needs matplotlib")
+    add("--plot-only", type=Path, metavar="PATH.json", help="measure nothing: draw that file's figures")
     return made
 
 
@@ -159,40 +125,34 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
     """Checks and measures."""
     suites = the_cases.SUITES if "all" in given.suite else tuple(given.suite)
     about = machine(given.device) | {"arguments": {"suites": list(suites), "peers": given.peers, "quick": given.quick}}
-    cores = about["cores"]
     print(tables.about_line(about), flush=True)
-    planned = the_cases.cases(given.device, suites, given.quick, cores, names)
+    planned = the_cases.cases(given.device, suites, given.quick, names)
     dtypes = dict.fromkeys(case.dtype for case in sorted(planned, key=lambda case: case.dtype != "float32"))
     taking_part = [name for name in names if any(name in case.names for case in planned)]
-    workers, left_out, wrong = checked(taking_part, given.device, cores, list(dtypes))
-    extra = {"first": 2 if given.quick else 11, "memory": 2 if given.device == "cpu" else 1}
-    turns = sum(case.rounds * sum(name in workers for name in case.names) for case in planned)
-    progress = Progress(turns + sum(count for suite, count in extra.items() if suite in suites))
+    workers, left_out, wrong = checked(taking_part, given.device, about["cores"], list(dtypes))
     found: dict[str, Any] = {"about": about, "left_out": left_out, "results": []}
     try:
         for case in planned:
-            found["results"].append(measure(case, workers, given.device, cores, given.quick, progress))
-            _keep(found, given)
+            found["results"].append(measure(case, workers, given.device, about["cores"], given.quick))
+            keep(found, given)
     finally:
         for worker in workers.values():
             worker.end()
-    for suite, look in (("first", fresh.first), ("memory", fresh.memory)):
-        if suite in suites:
-            try:
-                found[suite] = look(given.device, given.quick, progress)
-            except RuntimeError as reason:  # the figures so far are not to be lost
-                left_out[suite] = str(reason)
-    progress.end()
-    _keep(found, given)
+    try:
+        if "first" in suites:
+            # before the first, Python's own compiled files are written, and the disk's cache filled
+            found["first"] = [fresh("first", given.device, given.quick) for _ in range(3 if given.quick else 12)][1:]
+        if "memory" in suites:
+            found["memory"] = fresh("memory", given.device, given.quick)
+    except RuntimeError as reason:  # the figures so far are not to be lost
+        left_out["first use and memory"] = str(reason)
+    keep(found, given)
     return found, wrong
 
 
-def _keep(found: dict[str, Any], given: argparse.Namespace) -> None:
+def keep(found: dict[str, Any], given: argparse.Namespace) -> None:
     """Writes what was found so far: a time limit may end the run at any moment."""
-    decided = targets(given.device, found["results"], found.get("first"), found.get("memory"))
-    found["targets"] = [each._asdict() for each in decided]
-    text = tables.report(found)
-    for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, text)):
+    for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, tables.report(found))):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.part")

@@ -1,4 +1,4 @@
-"""The formula by hand, PuzzleLib's own C loop, and the limit: a copy."""
+"""PuzzleLib's own C loop, and the limit: a copy."""
 
 from __future__ import annotations
 
@@ -6,28 +6,10 @@ import ctypes
 import os
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, aligned, fill_arrays, pycuda_clock
-
-
-def numpy_passes(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """The formula line by line: a pass and a temporary an operation."""
-    lr, alpha, mom, eps = map(params[0].dtype.type, (LEARN_RATE, ALPHA, MOMENTUM, EPSILON))
-    params, grads = [aligned(param) for param in params], [aligned(grad) for grad in grads]
-    states = [[aligned(np.zeros_like(param)) for _ in range(3)] for param in params]
-
-    def step() -> None:
-        for p, g, (mg, ms, delta) in zip(params, grads, states, strict=True):
-            mg[:] = alpha * mg + (1 - alpha) * g
-            ms[:] = alpha * ms + (1 - alpha) * g * g
-            delta[:] = mom * delta + lr * g / np.sqrt(np.maximum(ms - mg * mg, 0) + eps)
-            p -= delta
-
-    return Work(step, lambda: params, fill_arrays(grads), lambda: [grad.fill(0) for grad in grads])
-
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, aligned, fill_arrays
 
 # PuzzleLib compiles such a loop, with restrict on each pointer, by its compiler's highest level of optimization
 C_FLAGS = ["-std=gnu99", "-O3", "-march=native", "-ffast-math", "-fPIC"]
@@ -96,7 +78,7 @@ def copy(params: Arrays, grads: Arrays, where: Where) -> Work:
             lambda: driver.memcpy_dtod_async(target.gpudata, source.gpudata, source.nbytes, None),
             lambda: np.split(target.get(), cuts),
             lambda contents: source.set(np.concatenate(contents)),
-            clock=pycuda_clock(),
+            synchronize=driver.Context.synchronize,
         )
     sources = [aligned(grad) for grad in grads]
     targets = [aligned(np.zeros_like(grad)) for grad in grads]
@@ -104,29 +86,5 @@ def copy(params: Arrays, grads: Arrays, where: Where) -> Work:
     def step() -> None:
         for target, source in zip(targets, sources, strict=True):
             np.copyto(target, source)
-
-    return Work(step, lambda: targets, fill_arrays(sources))
-
-
-def copy_threads(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """A plain copy of the gradients, an equal part of each large one for every thread that ours may use."""
-    threads = where.threads
-    pool = ThreadPoolExecutor(max(1, threads - 1))
-    sources = [aligned(grad) for grad in grads]
-    targets = [aligned(np.zeros_like(grad)) for grad in grads]
-
-    def part(target: np.ndarray, source: np.ndarray, number: int) -> None:
-        low, high = (source.size * each // threads for each in (number, number + 1))
-        np.copyto(target[low:high], source[low:high])
-
-    def step() -> None:
-        for target, source in zip(targets, sources, strict=True):
-            if threads == 1 or source.size < 1 << 18:  # waking a thread would take longer
-                np.copyto(target, source)
-                continue
-            helping = [pool.submit(part, target, source, number) for number in range(1, threads)]
-            part(target, source, 0)
-            for helper in helping:
-                helper.result()
 
     return Work(step, lambda: targets, fill_arrays(sources))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Where
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Where, nothing
 
 if TYPE_CHECKING:
     from .contenders import Contender
@@ -33,42 +33,19 @@ def epsilon_outside(gradients: Sequence[np.ndarray]) -> Any:
     return centered(gradients, outside=True)
 
 
-BETA2, ADAM_EPSILON, ADAGRAD_EPSILON = 0.999, 1e-8, 1e-10  # PyTorch's defaults
-
-
 def adam(gradients: Sequence[np.ndarray]) -> Any:
+    """With PyTorch's defaults: 0.9 (as MOMENTUM), 0.999 and 1e-8."""
     mean = square = way = 0.0
     for t, g in enumerate(gradients, 1):
         mean = MOMENTUM * mean + (1 - MOMENTUM) * g
-        square = BETA2 * square + (1 - BETA2) * g * g
-        root = np.sqrt(square / (1 - BETA2**t)) + ADAM_EPSILON
-        way = way - LEARN_RATE * mean / (1 - MOMENTUM**t) / root
-    return way
-
-
-def sgd(gradients: Sequence[np.ndarray]) -> Any:
-    delta = way = 0.0
-    for g in gradients:
-        delta = MOMENTUM * delta + g
-        way = way - LEARN_RATE * delta
-    return way
-
-
-def adagrad(gradients: Sequence[np.ndarray]) -> Any:
-    square = way = 0.0
-    for g in gradients:
-        square = square + g * g
-        way = way - LEARN_RATE * g / (np.sqrt(square) + ADAGRAD_EPSILON)
+        square = 0.999 * square + 0.001 * g * g
+        way = way - LEARN_RATE * mean / (1 - MOMENTUM**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
     return way
 
 
 # of the longest way that a parameter went: rounding of the parameter, of the state, and of float32 hyper-parameters
 TOLERANCES = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-6}
 STEPS = 5
-
-
-def tolerance(contender: Contender, dtype: str) -> float:
-    return TOLERANCES["float16" if contender.state(4) == 2 else dtype]
 
 
 def check(contender: Contender, dtype: str, where: Where) -> float:
@@ -94,7 +71,7 @@ def check(contender: Contender, dtype: str, where: Where) -> float:
     for gradient in gradients:
         work.fill(gradient)
         work.step()
-    if work.zero is not None:
+    if work.zero is not nothing:
         work.zero()
         work.step()
         gradients.append([np.zeros_like(each) for each in first])
@@ -103,6 +80,6 @@ def check(contender: Contender, dtype: str, where: Where) -> float:
     actual = np.concatenate(work.read()).astype(np.float64)
     # not Python's max, which loses NaN
     found = float(np.max(np.abs(actual - start - way)) / np.max(np.abs(way)))
-    if not found <= tolerance(contender, dtype):
+    if not found <= TOLERANCES["float16" if contender.state(4) == 2 else dtype]:
         raise ValueError(f"it does not compute its formula: {found:.1e} of the way off after {len(gradients)} steps")
     return found

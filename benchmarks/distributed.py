@@ -2,9 +2,9 @@
 
     python -m benchmarks.distributed --ranks 1 2 4 --json benchmarks/results/NAME.json
 
-needs mpi4py, an MPI and, for the peers, torch (``--torch-python`` names another Python that has it). Every process runs on
-one thread, with a batch of its own. An iteration zeroes the gradients, runs the net forwards and back, averages and updates;
-"alone" is the same on every process at once, without a group: what is left between the two is the price of the group.
+needs mpi4py, an MPI and, for the peers, torch. Every process runs on one thread, with a batch of its own. An iteration
+zeroes the gradients, runs the net forwards and back, averages and updates; "alone" is the same on every process at once,
+without a group: what is left between the two is the price of the group.
 """
 
 from __future__ import annotations
@@ -22,181 +22,174 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 NETS = {"digits": (64, 256, 128, 10), "wide": (784, 2048, 2048, 10)}
 BATCH, LEARN_RATE = 32, 1e-4
 
-Iteration = Callable[[], None]
+
+class Member(NamedTuple):
+    """A process of a group: what it times; ``gather`` collects everybody's numbers, ``digest`` is of its parameters."""
+
+    index: int
+    iterations: dict[str, Callable[[], None]]  # "together", "alone"
+    barrier: Callable[[], Any]
+    gather: Callable[[float], list[float]]
+    digest: Callable[[], float]
+    state_bytes: int
+    close: Callable[[], Any]
 
 
-class Contender:
-    """``iterate(alone)`` makes one iteration; ``barrier``, ``gather`` (numbers) and ``digest`` serve the measurement."""
-
-    state_bytes = 0
-
-    def __init__(self, layers: tuple[int, ...], index: int) -> None:
-        rng = np.random.default_rng(index)
-        self.data = rng.standard_normal((BATCH, layers[0])).astype(np.float32)
-        self.labels = rng.integers(0, layers[-1], BATCH)
+def batch(layers: tuple[int, ...], index: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(index)
+    return rng.standard_normal((BATCH, layers[0])).astype(np.float32), rng.integers(0, layers[-1], BATCH)
 
 
-class Ours(Contender):
-    def __init__(self, layers: tuple[int, ...], sharded: bool) -> None:
-        from puzzlelib_rmsprop import Config, MPINodeInfo, RMSPropGraves, gpuarray
-        from puzzlelib_rmsprop.nets import Activation, CrossEntropy, Linear, Sequential, relu
+def ours(layers: tuple[int, ...], sharded: bool) -> Member:
+    from puzzlelib_rmsprop import Config, MPINodeInfo, RMSPropGraves, gpuarray
+    from puzzlelib_rmsprop.nets import Activation, CrossEntropy, Linear, Sequential, relu
 
-        Config.backend, Config.numThreads = Config.Backend.cpu, 1
-        self.node = MPINodeInfo(timeout=120)
-        super().__init__(layers, self.node.index)
-        self.index = self.node.index
-        images, labels = gpuarray.to_gpu(self.data), gpuarray.to_gpu(self.labels.astype(np.int32))
+    Config.backend, Config.numThreads = Config.Backend.cpu, 1
+    node = MPINodeInfo(timeout=120)
+    data, labels = batch(layers, node.index)
+    images, targets = gpuarray.to_gpu(data), gpuarray.to_gpu(labels.astype(np.int32))
 
-        def make(nodeinfo: Any) -> tuple[Any, Iteration]:
-            net, cost = Sequential(), CrossEntropy()
-            for number, (insize, outsize) in enumerate(itertools.pairwise(layers)):
-                if number:
-                    net.append(Activation(relu))
-                net.append(Linear(insize, outsize, name=f"fc{number}"))
-            optimizer = RMSPropGraves(LEARN_RATE, nodeinfo=nodeinfo, shardState=sharded and nodeinfo is not None)
-            optimizer.setupOn(net, useGlobalState=True)
+    def make(nodeinfo: Any) -> tuple[Any, Callable[[], None]]:
+        net, cost = Sequential(), CrossEntropy()
+        for number, (insize, outsize) in enumerate(itertools.pairwise(layers)):
+            if number:
+                net.append(Activation(relu))
+            net.append(Linear(insize, outsize, name=f"fc{number}"))
+        optimizer = RMSPropGraves(LEARN_RATE, nodeinfo=nodeinfo, shardState=sharded and nodeinfo is not None)
+        optimizer.setupOn(net, useGlobalState=True)
 
-            def iterate() -> None:
-                _, grad = cost(net(images), labels)
-                optimizer.zeroGradParams()
-                net.backward(grad)
-                optimizer.update()
+        def iterate() -> None:
+            _, grad = cost(net(images), targets)
+            optimizer.zeroGradParams()
+            net.backward(grad)
+            optimizer.update()
 
-            return optimizer, iterate
+        return optimizer, iterate
 
-        self.optimizer, self.together = make(self.node)
-        _, self.alone = make(None)
-        self.state_bytes = sum(array.nbytes for state in self.optimizer.states.values() for array in state.values())
-        self.barrier, self.gather = self.node.barrier, self.node.allgatherObject
-
-    def digest(self) -> float:
-        return float(sum(np.asarray(var.data).sum(dtype=np.float64) for var in self.optimizer.globalVar.values()))
-
-    def close(self) -> None:
-        self.node.close()
+    optimizer, together = make(node)
+    return Member(
+        node.index,
+        {"together": together, "alone": make(None)[1]},
+        node.barrier,
+        node.allgatherObject,
+        lambda: float(sum(np.asarray(var.data).sum(dtype=np.float64) for var in optimizer.globalVar.values())),
+        sum(array.nbytes for state in optimizer.states.values() for array in state.values()),
+        node.close,
+    )
 
 
-class Torchs(Contender):
-    def __init__(self, layers: tuple[int, ...], sharded: bool) -> None:
-        import torch
-        import torch.distributed as dist
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-        from torch.nn.parallel import DistributedDataParallel
+def torchs(layers: tuple[int, ...], sharded: bool) -> Member:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
 
-        torch.set_num_threads(1)
-        self.index, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-        dist.init_process_group("gloo", rank=self.index, world_size=size)
-        super().__init__(layers, self.index)
-        self.dist, self.size, self.torch = dist, size, torch
-        images, labels = torch.from_numpy(self.data), torch.from_numpy(self.labels)
+    torch.set_num_threads(1)
+    index, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    dist.init_process_group("gloo", rank=index, world_size=size)
+    images, labels = map(torch.from_numpy, batch(layers, index))
 
-        def make(group: bool) -> tuple[Any, Any, Iteration]:
-            parts: list[Any] = []
-            for number, (insize, outsize) in enumerate(itertools.pairwise(layers)):
-                parts += [torch.nn.ReLU()] * bool(number) + [torch.nn.Linear(insize, outsize)]
-            net: Any = torch.nn.Sequential(*parts)
-            # epsilon is outside of the root there
-            hyper = {"lr": LEARN_RATE, "alpha": 0.95, "eps": 1e-2, "momentum": 0.9, "centered": True, "foreach": True}
-            if group:
-                net = DistributedDataParallel(net)
-            if group and sharded:
-                optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), torch.optim.RMSprop, **hyper)
-            else:
-                optimizer = torch.optim.RMSprop(net.parameters(), **hyper)
+    def make(group: bool) -> tuple[Any, Any, Callable[[], None]]:
+        parts: list[Any] = []
+        for insize, outsize in itertools.pairwise(layers):
+            parts += [torch.nn.Linear(insize, outsize), torch.nn.ReLU()]
+        net: Any = torch.nn.Sequential(*parts[:-1])
+        # epsilon is outside of the root there
+        hyper = {"lr": LEARN_RATE, "alpha": 0.95, "eps": 1e-2, "momentum": 0.9, "centered": True, "foreach": True}
+        if group:
+            net = DistributedDataParallel(net)
+        if group and sharded:
+            optimizer: Any = ZeroRedundancyOptimizer(net.parameters(), torch.optim.RMSprop, **hyper)
+        else:
+            optimizer = torch.optim.RMSprop(net.parameters(), **hyper)
 
-            def iterate() -> None:
-                optimizer.zero_grad(set_to_none=False)
-                torch.nn.functional.cross_entropy(net(images), labels).backward()
-                optimizer.step()
+        def iterate() -> None:
+            optimizer.zero_grad(set_to_none=False)
+            torch.nn.functional.cross_entropy(net(images), labels).backward()
+            optimizer.step()
 
-            return net, optimizer, iterate
+        return net, optimizer, iterate
 
-        self.net, optimizer, self.together = make(True)
-        _, _, self.alone = make(False)
-        self.together()
-        local = optimizer.optim if sharded else optimizer
-        tensors = [value for state in local.state.values() for value in state.values() if torch.is_tensor(value)]
-        self.state_bytes = sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1)
-        self.barrier = dist.barrier
-
-    def gather(self, value: float) -> list[Any]:
-        found: list[Any] = [None] * self.size
-        self.dist.all_gather_object(found, value)
+    def gather(value: float) -> list[Any]:
+        found: list[Any] = [None] * size
+        dist.all_gather_object(found, value)
         return found
 
-    def digest(self) -> float:
-        return float(sum(p.detach().double().sum() for p in self.net.parameters()))
-
-    def close(self) -> None:
-        self.barrier()
+    def close() -> None:
+        dist.barrier()
         os._exit(0)  # gloo's threads can keep the interpreter from ending
 
+    net, optimizer, together = make(True)
+    together()  # makes the state
+    local = optimizer.optim if sharded else optimizer
+    tensors = [value for state in local.state.values() for value in state.values() if torch.is_tensor(value)]
+    return Member(
+        index,
+        {"together": together, "alone": make(False)[2]},
+        dist.barrier,
+        gather,
+        lambda: float(sum(param.detach().double().sum() for param in net.parameters())),
+        sum(tensor.nbytes for tensor in tensors if tensor.numel() > 1),
+        close,
+    )
 
-CONTENDERS: dict[str, tuple[type, bool, str]] = {
-    "here": (Ours, False, "here"),
-    "here, shardState": (Ours, True, "here"),
-    "PyTorch DDP, gloo": (Torchs, False, "torch"),
-    "PyTorch DDP, ZeroRedundancyOptimizer": (Torchs, True, "torch"),
+
+CONTENDERS: dict[str, tuple[Callable[[tuple[int, ...], bool], Member], bool]] = {
+    "here": (ours, False),
+    "here, shardState": (ours, True),
+    "PyTorch DDP, gloo": (torchs, False),
+    "PyTorch DDP, ZeroRedundancyOptimizer": (torchs, True),
 }
 
 
 def work(name: str, layers: tuple[int, ...], rounds: int, seconds: float) -> None:
     """On every process: measures, and process 0 prints a line of JSON."""
-    kind, sharded, _ = CONTENDERS[name]
-    contender = kind(layers, sharded)
-    for _ in range(3):
-        contender.together()
-        contender.alone()
-    if len(set(contender.gather(contender.digest()))) != 1:
+    make, sharded = CONTENDERS[name]
+    member = make(layers, sharded)
+    together = member.iterations["together"]
+
+    def slowest(iterate: Callable[[], None], count: int) -> float:
+        member.barrier()
+        start = time.perf_counter()
+        for _ in range(count):
+            iterate()
+        return max(member.gather((time.perf_counter() - start) / count))
+
+    for iterate in member.iterations.values():
+        slowest(iterate, 3)
+    if len(set(member.gather(member.digest()))) != 1:
         raise AssertionError(f"{name}: the processes have different parameters")
-    times: dict[str, list[float]] = {"together": [], "alone": []}
-    contender.barrier()
-    start = time.perf_counter()
-    contender.together()
-    count = max(1, int(seconds / max(contender.gather(time.perf_counter() - start))))
+    count = max(1, int(seconds / slowest(together, 1)))
+    times: dict[str, list[float]] = {what: [] for what in member.iterations}
     for _ in range(rounds):
-        for what in times:  # in turns
-            iterate = getattr(contender, what)
-            contender.barrier()
-            start = time.perf_counter()
-            for _ in range(count):
-                iterate()
-            times[what].append(max(contender.gather((time.perf_counter() - start) / count)))
-    states = contender.gather(contender.state_bytes)
-    if contender.index == 0:
+        for what, iterate in member.iterations.items():  # in turns
+            times[what].append(slowest(iterate, count))
+    states = member.gather(member.state_bytes)
+    if member.index == 0:
         medians = {what: statistics.median(values) for what, values in times.items()}
         print("RESULT " + json.dumps({**medians, "rounds": times, "state_bytes": states}), flush=True)
-    contender.close()
+    member.close()
 
 
 def launch(name: str, net: str, ranks: int, args: argparse.Namespace) -> dict[str, Any]:
-    python = args.torch_python if CONTENDERS[name][2] == "torch" else sys.executable
     mpirun = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if mpirun is None:
         raise SystemExit("there is no mpirun")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        # in a container everybody is root
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    }
+    more = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    more |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    more |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # in a container everybody is root
     own = ["--work", name, "--nets", net, "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
-    command = [mpirun, "--oversubscribe", "-n", str(ranks), python, "-m", "benchmarks.distributed", *own]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=environment)
+    command = [mpirun, "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "benchmarks.distributed", *own]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=os.environ | more)
     found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if "No module named 'torch'" in done.stderr:
         return {"left out": "torch is not installed"}
@@ -211,7 +204,6 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each round, about")
-    parser.add_argument("--torch-python", default=sys.executable, metavar="PATH")
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="only see that it runs")
     parser.add_argument("--work", choices=CONTENDERS, help=argparse.SUPPRESS)

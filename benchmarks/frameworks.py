@@ -1,4 +1,4 @@
-"""The frameworks: their centered RMSProp, PyTorch's fused optimizers, and the formula as a kernel of CuPy's."""
+"""The frameworks: their centered RMSProp, and PyTorch's fused Adam."""
 
 from __future__ import annotations
 
@@ -10,76 +10,46 @@ from typing import Any
 
 import numpy as np
 
-from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, Clock, LeftOut, Where, Work, event_clock
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, nothing
 
 
-def _torch_tensors(params: Arrays, grads: Arrays, where: Where) -> tuple[Any, list[Any]]:
-    """PyTorch, and its parameters with their gradients."""
-    torch = importlib.import_module("torch")
-    if where.device == "cuda" and not torch.cuda.is_available():
-        raise LeftOut("this PyTorch finds no GPU")
-    torch.set_num_threads(where.threads)
-    # torch.tensor copies into PyTorch's own memory
-    tensors = [torch.nn.Parameter(torch.tensor(param, device=where.device)) for param in params]
-    for tensor, grad in zip(tensors, grads, strict=True):
-        tensor.grad = torch.tensor(grad, device=where.device)
-    return torch, tensors
+def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
+    """``kind``: "foreach" or "compile", its RMSprop; "Adam", another rule in one pass over memory."""
 
-
-def _torch_work(torch: Any, tensors: list[Any], optimizer: Any, step: Callable[[], Any], where: Where) -> Work:
-    def fill(contents: Arrays) -> None:
-        for tensor, content in zip(tensors, contents, strict=True):
-            tensor.grad.copy_(torch.from_numpy(content))
-
-    return Work(
-        step,
-        lambda: [tensor.detach().cpu().numpy() for tensor in tensors],
-        fill,
-        lambda: optimizer.zero_grad(set_to_none=False),
-        torch_clock(torch) if where.device == "cuda" else None,
-    )
-
-
-def torch_rmsprop(foreach: bool, compiled: bool = False) -> Callable[[Arrays, Arrays, Where], Work]:
     def make(params: Arrays, grads: Arrays, where: Where) -> Work:
-        torch, tensors = _torch_tensors(params, grads, where)
-        # its epsilon is added to the root
-        optimizer = torch.optim.RMSprop(
-            tensors,
-            LEARN_RATE,
-            ALPHA,
-            math.sqrt(EPSILON),
-            momentum=MOMENTUM,
-            centered=True,
-            foreach=foreach,
-            capturable=compiled and where.device == "cuda",
-        )
+        torch = importlib.import_module("torch")
+        gpu = where.device == "cuda"
+        if gpu and not torch.cuda.is_available():
+            raise LeftOut("this PyTorch finds no GPU")
+        torch.set_num_threads(where.threads)
+        # torch.tensor copies into PyTorch's own memory
+        tensors = [torch.nn.Parameter(torch.tensor(param, device=where.device)) for param in params]
+        for tensor, grad in zip(tensors, grads, strict=True):
+            tensor.grad = torch.tensor(grad, device=where.device)
+        if kind == "Adam":
+            optimizer = torch.optim.Adam(tensors, LEARN_RATE, fused=True)
+        else:
+            # its epsilon is added to the root
+            options = {"eps": math.sqrt(EPSILON), "momentum": MOMENTUM, "centered": True, "foreach": True}
+            optimizer = torch.optim.RMSprop(tensors, LEARN_RATE, ALPHA, capturable=gpu and kind == "compile", **options)
         step = optimizer.step
-        if compiled:
+        if kind == "compile":
             torch._dynamo.reset()  # else it counts what it compiled for earlier cases, and at a limit gives up
             step = torch.compile(lambda: optimizer.step(), fullgraph=False)
-        return _torch_work(torch, tensors, optimizer, step, where)
+
+        def fill(contents: Arrays) -> None:
+            for tensor, content in zip(tensors, contents, strict=True):
+                tensor.grad.copy_(torch.from_numpy(content))
+
+        return Work(
+            step,
+            lambda: [tensor.detach().cpu().numpy() for tensor in tensors],
+            fill,
+            lambda: optimizer.zero_grad(set_to_none=False),
+            torch.cuda.synchronize if gpu else nothing,
+        )
 
     return make
-
-
-def torch_fused(rule: str) -> Callable[[Arrays, Arrays, Where], Work]:
-    """Another rule, in one pass over memory: Adam, SGD with momentum, or Adagrad."""
-    options = {"momentum": MOMENTUM} if rule == "SGD" else {}
-
-    def make(params: Arrays, grads: Arrays, where: Where) -> Work:
-        torch, tensors = _torch_tensors(params, grads, where)
-        optimizer = getattr(torch.optim, rule)(tensors, LEARN_RATE, fused=True, **options)
-        return _torch_work(torch, tensors, optimizer, optimizer.step, where)
-
-    return make
-
-
-def torch_clock(torch: Any) -> Clock:
-    def make() -> Any:
-        return torch.cuda.Event(enable_timing=True)
-
-    return event_clock(make, lambda first, last: first.elapsed_time(last), torch.cuda.synchronize)
 
 
 def tensorflow(params: Arrays, grads: Arrays, where: Where) -> Work:
@@ -145,45 +115,5 @@ def paddle_rmsprop(params: Arrays, grads: Arrays, where: Where) -> Work:
         for tensor, content in zip(tensors, contents, strict=True):
             tensor.grad.set_value(content)
 
-    return Work(
-        optimizer.step,
-        lambda: [tensor.numpy() for tensor in tensors],
-        fill,
-        lambda: optimizer.clear_grad(set_to_zero=True),
-    )
-
-
-def cupy_fused(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """The formula as one ElementwiseKernel, launched once a variable: what Chainer does."""
-    cupy = importlib.import_module("cupy")
-    kernel = cupy.ElementwiseKernel(
-        "T g, float32 lr, float32 alpha, float32 mom, float32 eps",
-        "T p, float32 mg, float32 ms, float32 delta",
-        """float x = float(g);
-        mg = alpha * mg + (1 - alpha) * x;
-        ms = alpha * ms + (1 - alpha) * x * x;
-        delta = mom * delta + lr * x / sqrtf(fmaxf(ms - mg * mg, 0.0f) + eps);
-        p = T(float(p) - delta);""",
-        "rmsprop_graves",
-    )
-    rows = [
-        (cupy.asarray(grad), cupy.asarray(param), *(cupy.zeros(param.shape, np.float32) for _ in range(3)))
-        for param, grad in zip(params, grads, strict=True)
-    ]
-    hyper = tuple(map(np.float32, (LEARN_RATE, ALPHA, MOMENTUM, EPSILON)))
-
-    def step() -> None:
-        for grad, param, *states in rows:
-            kernel(grad, *hyper, param, *states)
-
-    def fill(contents: Arrays) -> None:
-        for row, content in zip(rows, contents, strict=True):
-            row[0].set(content)
-
-    return Work(
-        step,
-        lambda: [cupy.asnumpy(row[1]) for row in rows],
-        fill,
-        lambda: [row[0].fill(0) for row in rows],
-        event_clock(cupy.cuda.Event, cupy.cuda.get_elapsed_time, cupy.cuda.Device().synchronize),
-    )
+    read = lambda: [tensor.numpy() for tensor in tensors]  # noqa: E731
+    return Work(optimizer.step, read, fill, lambda: optimizer.clear_grad(set_to_zero=True))

@@ -1,25 +1,25 @@
-"""This library as a contender: its modes and options, on a net of its own or of somebody else's classes."""
+"""This library as a contender, on a net of its own or of another's classes; and a bare loop over such a net's variables."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, pycuda_clock
+from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, fill_arrays, nothing
 
 
 class ForeignVariable:
-    """Somebody else's variable: plain attributes, and NumPy's arrays."""
-
-    hasUpdater, learnRate, momRate, wc = False, 1.0, 1.0, 0.0
+    """A user's own variable: plain attributes, and NumPy's arrays."""
 
     def __init__(self, data: Any, grad: Any) -> None:
         self.data, self.grad = data, grad
+        self.learnRate, self.momRate, self.wc = 1.0, 1.0, 0.0
 
 
 class ForeignNet:
-    """Somebody else's net: the three methods that an optimizer asks for."""
+    """A user's own net: the three methods that an optimizer calls."""
 
     def __init__(self) -> None:
         self.vars: dict[str, Any] = {}
@@ -34,27 +34,30 @@ class ForeignNet:
         self.vars[name] = var
 
 
+def net_of(params: Arrays, grads: Arrays, foreign: bool) -> Any:
+    """A net with copies of these arrays."""
+    from puzzlelib_rmsprop import Variable, gpuarray
+    from puzzlelib_rmsprop.nets import Module
+
+    net = ForeignNet() if foreign else Module()
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        if foreign:
+            net.setVar(f"v{i:05}", ForeignVariable(param.copy(), grad.copy()))
+        else:
+            net.setVar(f"v{i:05}", Variable(gpuarray.to_gpu(param), grad=gpuarray.to_gpu(grad)))
+    return net
+
+
 def ours(
     global_state: bool = True, one_thread: bool = False, foreign: bool = False, **options: Any
 ) -> Callable[[Arrays, Arrays, Where], Work]:
     def make(params: Arrays, grads: Arrays, where: Where) -> Work:
-        from puzzlelib_rmsprop import Config, RMSPropGraves, Variable, errors, gpuarray
-        from puzzlelib_rmsprop.nets import Module
+        from puzzlelib_rmsprop import Config, RMSPropGraves
 
         Config.backend = Config.Backend[where.device]
         Config.numThreads = 1 if one_thread else where.threads
-        try:
-            optimizer = RMSPropGraves(LEARN_RATE, ALPHA, MOMENTUM, EPSILON, gradOfLoss=True, **options)
-        except (TypeError, errors.HyperParameterError) as error:
-            if options:
-                raise LeftOut("not in this version") from error
-            raise
-        net = ForeignNet() if foreign else Module()
-        for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            if foreign:
-                net.setVar(f"v{i:05}", ForeignVariable(param.copy(), grad.copy()))
-            else:
-                net.setVar(f"v{i:05}", Variable(gpuarray.to_gpu(param), grad=gpuarray.to_gpu(grad)))
+        optimizer = RMSPropGraves(LEARN_RATE, ALPHA, MOMENTUM, EPSILON, gradOfLoss=True, **options)
+        net = net_of(params, grads, foreign)
         optimizer.setupOn(net, useGlobalState=global_state)
         variables = list(net.vars.values())
 
@@ -68,23 +71,14 @@ def ours(
         def read() -> Arrays:
             return [var.data.copy() if foreign else var.data.get() for var in variables]
 
-        clock = pycuda_clock() if where.device == "cuda" else None
-        return Work(optimizer.update, read, fill, optimizer.zeroGradParams, clock)
+        synchronize = nothing
+        if where.device == "cuda":
+            from pycuda import driver
+
+            synchronize = driver.Context.synchronize
+        return Work(optimizer.update, read, fill, optimizer.zeroGradParams, synchronize)
 
     return make
-
-
-class _Recorder:
-    """Stands in for the compiled library: keeps what an update calls it with, and does nothing."""
-
-    def __init__(self, library: Any) -> None:
-        self.library, self.addresses = library, []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.library, name)
-
-    def update(self, address: int) -> None:
-        self.addresses.append(address)
 
 
 def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
@@ -94,13 +88,33 @@ def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
     library = cpu.library
     if library is None:
         raise LeftOut("the compiled library is not here")
-    recorder = cpu.library = _Recorder(library)
+    addresses: list[int] = []
+    cpu.library = SimpleNamespace(**vars(library) | {"update": addresses.append})
     try:
         work = ours()(params, grads, where)
         work.step()
     finally:
         cpu.library = library
-    if len(recorder.addresses) != 1:
-        raise LeftOut(f"an update makes {len(recorder.addresses)} calls of the compiled library")
+    if len(addresses) != 1:
+        raise LeftOut(f"an update makes {len(addresses)} calls of the compiled library")
     # work.zero keeps the optimizer, and that what lies at the address
-    return work._replace(step=functools.partial(library.update, recorder.addresses[0]))
+    return work._replace(step=functools.partial(library.update, addresses[0]))
+
+
+def bare_look(params: Arrays, grads: Arrays, where: Where) -> Work:
+    """The least that finds out whether anything in a net has changed since the last step: one look at each variable."""
+    net = net_of(params, grads, foreign=True)
+    get = net.getVar
+    seen = [(name, var, var.data, var.grad) for name, var in net.vars.items()]
+
+    def look() -> bool:
+        for name, var, data, grad in seen:
+            found = get(name)
+            if found is not var or found.data is not data or found.grad is not grad:
+                return False
+            if found.learnRate != 1.0 or found.momRate != 1.0 or found.wc != 0.0:
+                return False
+        return True
+
+    held = [var.grad for var in net.vars.values()]
+    return Work(look, lambda: held, fill_arrays(held))

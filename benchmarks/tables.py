@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections.abc import Callable
 from typing import Any
 
-from .contenders import CONTENDERS, COPY, COPY_THREADS, OURS
-from .targets import Results, Target, bandwidth, median
+from .contenders import CONTENDERS, COPY, OURS
+
+Case = dict[str, Any]
+Results = list[Case]
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -17,125 +19,98 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return min(low, middle), middle, max(high, middle)
 
 
-def _times(values: list[float]) -> tuple[str, str]:
+def median(case: Case, name: str) -> float:
+    return statistics.median(case["seconds"][name])
+
+
+def rate(case: Case, name: str, seconds: float) -> float:
+    """GB/s, of the bytes that a step has to read and write."""
+    return CONTENDERS[name].bytes_moved(case["dtype"]) * case["elements"] / seconds / 1e9
+
+
+def names_in(cases: Results) -> list[str]:
+    """Who was timed, of those whom this version has."""
+    return [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]
+
+
+def micro(values: list[float]) -> list[str]:
+    """Median and quartiles in microseconds."""
     low, middle, high = (seconds * 1e6 for seconds in quartiles(values))
     digits = 2 if middle < 10 else 1
-    return f"{middle:,.{digits}f}", f"{low:,.{digits}f} - {high:,.{digits}f}"
+    return [f"{middle:,.{digits}f}", f"{low:,.{digits}f} - {high:,.{digits}f}"]
 
 
-def case_table(case: dict[str, Any]) -> list[str]:
-    """One case: each contender's median and quartiles, beside ours, and the bandwidth it uses."""
-    names = sorted(case["seconds"], key=lambda name: median(case, name))
-    gpu, ours = "host_seconds" in case, median(case, OURS) if OURS in names else math.nan
-    limit = max((bandwidth(case, name) for name in names if name in (COPY, COPY_THREADS)), default=math.nan)
-    heads = [case["title"], "median, us", "quartiles", "times ours"]
-    if not case["zero"]:
-        heads += ["GB/s", "of the copy's"]
-    if gpu:
-        heads += ["host, us: median", "quartiles", "launches"]
-    lines = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    for name in names:
-        cells = [name, *_times(case["seconds"][name]), f"{median(case, name) / ours:.2f}"]
-        if not case["zero"]:
-            rate = bandwidth(case, name)
-            cells += [f"{rate / 1e9:,.1f}", f"{rate / limit:.2f}"]
-        if gpu:
-            cells += [*_times(case["host_seconds"][name]), str(case.get("launches", {}).get(name, ""))]
-        lines.append(f"| {' | '.join(cells).replace('nan', '')} |")
-    return lines
+def case_table(case: Case) -> list[str]:
+    """One case: each contender's median and quartiles, as a multiple of one's, and the bandwidth it uses."""
+    beside = case.get("beside", OURS)
+    moved, gpu = case["elements"] >= 1000 and not case["zero"] and beside == OURS, "host_seconds" in case
+    heads = [case["title"], "median, us", "quartiles", "times ours" if beside == OURS else f"times the {beside}"]
+    heads += ["GB/s", "of the copy's"] if moved else []
+    heads += ["host, us: median", "quartiles"] if gpu else []
+    base = median(case, beside) if beside in case["seconds"] else None
+    copied = rate(case, COPY, median(case, COPY)) if COPY in case["seconds"] else None
+    rows = []
+    for name in sorted(names_in([case]), key=lambda name: median(case, name)):
+        seconds = median(case, name)
+        cells = [name, *micro(case["seconds"][name]), f"{seconds / base:.2f}" if base else ""]
+        if moved:
+            used = rate(case, name, seconds)
+            cells += [f"{used:,.1f}", f"{used / copied:.2f}" if copied else ""]
+        rows.append(cells + (micro(case["host_seconds"][name]) if gpu else []))
+    return table(heads, rows)
 
 
-def sweep_table(cases: Results, head: str, key: str) -> list[str]:
-    """Several cases: each contender's median in each, and times ours."""
-    names = [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
-    lines = [
-        f"| {head}: median, us (times ours) | {' | '.join(f'{case[key]:,}' for case in cases)} |",
-        f"| --- |{' ---: |' * len(cases)}",
-    ]
-    for name in names:
-        cells = []
-        for case in cases:
-            if name not in case["seconds"]:
-                cells.append("")
-                continue
-            ratio = f" ({median(case, name) / median(case, OURS):.2f})" if OURS in case["seconds"] else ""
-            cells.append(f"{median(case, name) * 1e6:,.1f}{ratio}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def sweep_table(cases: Results, head: str, cell: Callable[[Case, str], str]) -> list[str]:
+    """Cases of several sizes, a row for each contender."""
+    rows = [[name, *(cell(case, name) if name in case["seconds"] else "" for case in cases)] for name in names_in(cases)]
+    return table([head, *(f"{case['elements']:,}" for case in cases)], rows)
 
 
-def rate_table(cases: Results, head: str, key: str) -> list[str]:
-    """Several cases: the bandwidth that each contender uses, by the bytes that its step has to move."""
-    names = [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
-    lines = [
-        f"| {head}: GB/s | bytes an element | {' | '.join(f'{case[key]:,}' for case in cases)} |",
-        f"| --- |{' ---: |' * (len(cases) + 1)}",
-    ]
-    for name in names:
-        cells = [f"{bandwidth(case, name) / 1e9:,.1f}" if name in case["seconds"] else "" for case in cases]
-        lines.append(f"| {name} | {CONTENDERS[name].bytes_moved(cases[0]['dtype'])} | {' | '.join(cells)} |")
-    return lines
+def peers_table(results: Results) -> list[str]:
+    """Ours beside the fastest other implementation of the rule, case by case."""
+    rows = []
+    for case in results:
+        peers = [name for name in names_in([case]) if CONTENDERS[name].kind == "peer" and not CONTENDERS[name].dead]
+        if OURS in case["seconds"] and peers:
+            best = min(peers, key=lambda name: median(case, name))
+            ours, others = median(case, OURS), median(case, best)
+            cells = [micro(case["seconds"][OURS])[0], best, micro(case["seconds"][best])[0], f"{others / ours:.2f}"]
+            rows.append([f"{case['suite']}: {case['title']}", *cells])
+    return table(["ours and the fastest peer", "ours, us", "peer", "us", "times ours"], rows) if rows else []
 
 
 def first_table(first: list[dict[str, float]]) -> list[str]:
-    heads = {
-        "since_start": "from the interpreter's start to after the first update",
-        "numpy_and_h5py": "import NumPy and h5py",
-        "import": "import puzzlelib_rmsprop, on top",
-        "setupOn": "setupOn",
-        "first_update": "first update",
-    }
-    lines = ["| first use, ms | median | quartiles |", "| --- | ---: | ---: |"]
-    for key, head in heads.items():
-        low, middle, high = (f"{1e3 * seconds:,.1f}" for seconds in quartiles([use[key] for use in first]))
-        lines.append(f"| {head} | {middle} | {low} - {high} |")
-    return lines
+    spread = {what: [f"{1e3 * each:,.1f}" for each in quartiles([use[what] for use in first])] for what in first[0]}
+    return table(["first use, ms", "median", "quartiles"], [[k, v[1], f"{v[0]} - {v[2]}"] for k, v in spread.items()])
 
 
-def memory_tables(memory: dict[str, Any]) -> list[str]:
-    lines = []
-    for part, found in memory.items():
-        rows = found if isinstance(next(iter(found.values())), dict) else {"bytes": found}
-        heads = list(next(iter(rows.values())))
-        lines += [f"| {part} | {' | '.join(head.replace('_', ' ') for head in heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-        lines += [f"| {name} | {' | '.join(f'{row[head]:,}' for head in heads)} |" for name, row in rows.items()]
-        lines.append("")
-    return lines[:-1]
-
-
-def target_table(targets: list[Target]) -> list[str]:
-    lines = ["| target | wanted | measured | |", "| --- | --- | --- | --- |"]
-    verdicts = {True: "met", False: "**not met**", None: ""}
-    return lines + [f"| {each.target} | {each.wanted} | {each.measured} | {verdicts[each.met]} |" for each in targets]
+def memory_table(memory: dict[str, dict[str, int]]) -> list[str]:
+    heads = ["memory, bytes", *next(iter(memory.values()))]
+    return table(heads, [[name, *(f"{value:,}" for value in row.values())] for name, row in memory.items()])
 
 
 def report(found: dict[str, Any]) -> str:
     """Everything."""
     about, results = found["about"], found["results"]
     lines = [f"# {about.get('device_name') or about['cpu']}, {about['date']}", "", about_line(about), ""]
-    sweeps = {"size": ("elements in one variable", "elements"), "count": ("variables", "variables")}
+    lines += peers_table(results)
     for suite in dict.fromkeys(case["suite"] for case in results):
         cases = [case for case in results if case["suite"] == suite]
         lines += [f"## {suite}", ""]
-        if suite in sweeps:
-            head, key = sweeps[suite]
-            what = head if suite == "size" else f"{cases[0]['elements']:,} elements in so many {head}"
-            lines += [*sweep_table(cases, what, key), ""]
-            if suite == "size":
-                lines += [*rate_table(cases, what, key), ""]
+        if suite == "size":
+            lines += sweep_table(cases, "elements: median, us", lambda case, name: micro(case["seconds"][name])[0])
+            lines += sweep_table(cases, "elements: GB/s", lambda case, name: f"{rate(case, name, median(case, name)):,.1f}")
         else:
-            for case in cases:
-                lines += [*case_table(case), ""]
-        lines += [
-            f"- left out of {case['title']}: {name}: {reason}" for case in cases for name, reason in case["left_out"].items()
-        ]
-        if any(case["left_out"] for case in cases):
-            lines.append("")
-    if found.get("first"):
-        lines += ["## first", "", *first_table(found["first"]), ""]
-    if found.get("memory"):
-        lines += ["## memory", "", *memory_tables(found["memory"]), ""]
-    lines += ["## targets", "", *target_table([Target(**each) for each in found["targets"]]), ""]
+            lines += [line for case in cases for line in case_table(case)]
+        gone = [f"- left out of {case['title']}: {name}: {why}" for case in cases for name, why in case["left_out"].items()]
+        lines += [*gone, ""] if gone else []
+    lines += ["## first", "", *first_table(found["first"])] if found.get("first") else []
+    lines += ["## memory", "", *memory_table(found["memory"])] if found.get("memory") else []
     lines += [f"left out: {name}: {reason}" for name, reason in found["left_out"].items()]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -1,4 +1,4 @@
-"""What a contender gives to those who time it, and what all contenders share."""
+"""What all contenders share, and what each gives to those who time it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ class LeftOut(Exception):
 
 
 class Where(NamedTuple):
-    """``device`` is cpu or cuda; ``threads`` what ours, PyTorch and the copy may use, the others use what they choose."""
+    """``device`` is cpu or cuda; ``threads`` what ours and PyTorch may use, the others use what they choose."""
 
     device: str
     threads: int
 
 
-class Clock(NamedTuple):
-    """How a library measures on a GPU."""
-
-    event: Callable[[], Any]
-    seconds: Callable[[Any, Any], float]
-    synchronize: Callable[[], Any]
+def nothing() -> None:
+    pass
 
 
 class Work(NamedTuple):
-    """A contender at work. ``zero``: sets the gradients to zero in place, None where there is nothing to zero."""
+    """A contender at work.
+
+    ``zero`` sets the gradients to zero in place, and does nothing where there is nothing to zero; ``synchronize`` waits for
+    a GPU.
+    """
 
     step: Callable[[], Any]
     read: Callable[[], Arrays]
     fill: Callable[[Arrays], Any]
-    zero: Callable[[], Any] | None = None
-    clock: Clock | None = None
+    zero: Callable[[], Any] = nothing
+    synchronize: Callable[[], Any] = nothing
 
 
 def aligned(content: np.ndarray) -> np.ndarray:
@@ -56,24 +56,3 @@ def fill_arrays(targets: Arrays) -> Callable[[Arrays], None]:
             target[:] = content
 
     return fill
-
-
-def event_clock(make: Callable, milliseconds: Callable, synchronize: Callable) -> Clock:
-    """A clock by events of a GPU: ``make()`` gives one, ``milliseconds(first, last)`` the time between two."""
-
-    def event() -> Any:
-        made = make()
-        made.record()
-        return made
-
-    def seconds(first: Any, last: Any) -> float:
-        last.synchronize()
-        return milliseconds(first, last) / 1e3
-
-    return Clock(event, seconds, synchronize)
-
-
-def pycuda_clock() -> Clock:
-    from pycuda import driver
-
-    return event_clock(driver.Event, lambda first, last: first.time_till(last), driver.Context.synchronize)

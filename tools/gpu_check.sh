@@ -111,7 +111,7 @@ echo "$stem${dry:+, dry run on the simulator: this says nothing about a GPU}"
 step versions 30 versions
 step doctor 60 on_gpu "$python" -m puzzlelib_rmsprop doctor --require-gpu
 step benchmark 150 on_gpu "$python" -m benchmarks --device cuda "${quick[@]}" --suite main dtype size memory \
-  --peers foreach loop CuPy --json "$out/$stem.json" --markdown "$out/$stem.md"
+  --peers foreach --json "$out/$stem.json" --markdown "$out/$stem.md"
 step "graph and shared memory" 60 on_gpu "$python" tools/graph_check.py "${rehearse[@]}"
 if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   tests+=(--ignore=tests/project/test_examples.py)
