@@ -62,7 +62,9 @@ TENSORFLOW, OPTAX, PADDLE = "TensorFlow", "Optax, jit", "Paddle"
 BOTH, WIDE, ALL = ("cpu", "cuda"), ("float32", "float64"), ("float16", "float32", "float64")
 
 
-def _ours(devices: tuple[str, ...] = BOTH, dtypes: tuple[str, ...] = ALL, state: int = 0, master: int = 0, **options: Any):
+def _ours(
+    devices: tuple[str, ...] = BOTH, dtypes: tuple[str, ...] = ALL, state: int = 0, master: int = 0, **options: Any
+) -> Contender:
     return Contender(ours(**options), "ours", devices, dtypes, state=lambda width: state or max(4, width), master=master)
 
 
