@@ -95,6 +95,9 @@ def share_states(
     for variable, state in zip(variables, found, strict=True):
         if not isinstance(state, dict):
             raise VariableError(f"variable {variable.name!r}: its state must be a dict of arrays; got {state!r}")
+    for key, state in states.items():
+        if not isinstance(state, dict):
+            raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
     for variable, state in zip(variables, found, strict=True):
         if not globalVar:
             variable.state = state  # type: ignore[assignment]

@@ -51,7 +51,7 @@ def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Pl
     Returns:
         The plan of what the hooks have left, and the options of the step.
     """
-    hooks = plan.found.hooks  # one may take itself off the list, or add another: that is for the next step
+    hooks = plan.hooks  # one may take itself off the list, or add another: that is for the next step
     _check(hooks)
     if optimizer.family is None:
         return plan, PLAIN
@@ -114,7 +114,7 @@ def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) ->
             _run_alone(optimizer, alone, stream)
             check_views(optimizer._variables)
             # one may have replaced an array or set a rate
-            plan = optimizer._current_plan(plan.found.hooks)
+            plan = optimizer._current_plan(plan.hooks)
             alone = []
         if hook is not None:
             _measure(optimizer, plan, hook, (), stream)
@@ -137,7 +137,7 @@ def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
 
 def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations: tuple[Operation, ...], stream: Any) -> None:
     """Has all gradients that count measured, as they are after ``operations``."""
-    plan.statistics[hook].run(operations, hook._scaling_policy(), stream)
+    plan.statistics[hook][1].run(operations, hook._scaling_policy(), stream)
     try:
         hook._tripped(optimizer._variables)
     except Exception as error:

@@ -103,7 +103,7 @@ class Optimizer(PlanMethods, StateMethods):
         self._own_stream: Any = None
         # of the present call
         self._stream: Any = None
-        self._overridden = False  # whether a subclass, or an instance, does something around the step
+        self._overridden = True  # whether a subclass, or an instance, does something around what the library does
         self._stepping = False
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
 
@@ -280,10 +280,10 @@ class Optimizer(PlanMethods, StateMethods):
         if self._look(self.hooks) is None:
             self._follow()
         self._stream = stream
-        if self.globalState:
-            self.zeroGradGlobalParams()
-        else:
-            self.zeroGradLocalParams()
+        zero = self.zeroGradGlobalParams if self.globalState else self.zeroGradLocalParams
+        self._overridden = getattr(zero, "__func__", None) not in _ITS_OWN
+        zero()
+        self._overridden = True
 
     def zeroGradLocalParams(self) -> None:
         """Sets every gradient to zero in local mode; called by :meth:`zeroGradParams`."""
@@ -296,8 +296,8 @@ class Optimizer(PlanMethods, StateMethods):
             self._zero_gradients(self.family, self._stream)
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
-        for each in self.globalVar.values() if self.globalState else self._variables:
-            family.fill_zero(each.grad, stream)
+        for var in self.globalVar.values() if self.globalState else [variable.var for variable in self._variables]:
+            family.fill_zero(var.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
@@ -335,7 +335,7 @@ class Optimizer(PlanMethods, StateMethods):
             self.t += 1
             self._stream = stream
             step = self.updateGlobalState if self.globalState else self.updateLocalStates
-            self._overridden = getattr(step, "__func__", None) not in _STEPS
+            self._overridden = getattr(step, "__func__", None) not in _ITS_OWN
             step() if self.globalState else step(useStreams, sync)  # type: ignore[call-arg]
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
@@ -366,6 +366,7 @@ class Optimizer(PlanMethods, StateMethods):
         if plan is None or self._overridden:
             # what a subclass did before it called this may have changed the net
             plan = self._current_plan(self.hooks)
+        self._overridden = True  # for whoever calls the methods directly
         if self.hooks or self.nodeinfo is not None:
             plan, options = prepare_gradients(self, plan, stream)
         self._step(plan, stream, options)
@@ -374,7 +375,7 @@ class Optimizer(PlanMethods, StateMethods):
 
     def _step(self, plan: Plan, stream: Any, options: StepOptions) -> None:
         """Updates everything once; a subclass that can do it in one call, and ``options`` with it, overrides this."""
-        if options.skip and next(hook for hook in plan.found.hooks if isinstance(hook, NonFiniteGuard))._bad():
+        if options.skip and next(hook for hook in plan.hooks if isinstance(hook, NonFiniteGuard))._bad():
             return
         self._stepping = True
         for segment in plan.segments:
@@ -395,4 +396,5 @@ class Optimizer(PlanMethods, StateMethods):
         raise NotImplementedError(f"{type(self).__name__} must define updateVar(self, var, state, stream=None)")
 
 
-_STEPS = (Optimizer.updateLocalStates, Optimizer.updateGlobalState)
+_ITS_OWN = tuple(getattr(Optimizer, f"{what}Params") for what in ("zeroGradLocal", "zeroGradGlobal"))
+_ITS_OWN += (Optimizer.updateLocalStates, Optimizer.updateGlobalState)

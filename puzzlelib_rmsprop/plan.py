@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .distributed.shards import Shards
 from .errors import SetupError
 from .flat import FlatBuffers, check_buffers, part_of, share_states
 from .hooks import StatisticsHook
-from .kernels.look import same_arrays
+from .kernels.look import same_arrays, same_objects
 from .net import Rates, TrackedVariable, check_rates, follow, rates_of
 from .variable import Variable
 
@@ -69,8 +69,6 @@ class Found:
         memory: every array with the object that holds its memory, where arrays are wrappers.
         attribute: of a wrapper, which is that object.
         state: every array in ``states``.
-        hooks: the optimizer's.
-        records: what those have that look at all gradients.
     """
 
     variables: list[tuple[Any, ...]]
@@ -79,15 +77,12 @@ class Found:
     memory: list[tuple[Any, Any]]
     attribute: str
     state: list[Any]
-    hooks: list[Any]
-    records: list[tuple[StatisticsHook, Any]]
 
     def is_there(
         self,
         get: Callable[[str], Any],
         globalVar: Mapping[np.dtype, Any],
         states: dict[Any, dict[str, Any]],
-        hooks: list[Any],
     ) -> bool:
         """One look at each variable and everything else: whether nothing was replaced and no rate has changed."""
         for name, var, data, grad, learnRate, momRate, wc in self.variables:
@@ -119,23 +114,22 @@ class Found:
         for array, memory in self.memory:
             if getattr(array, attribute) is not memory:
                 return False
-        for hook, record in self.records:
-            if hook._record is not record:
-                return False
-        return hooks == self.hooks and same_arrays(states, self.state)
+        return same_arrays(states, self.state)
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One step, prepared. It is made anew where the net, the rates, the state or the hooks have changed, and never changed.
+    """One step, prepared. Where the net, the rates, the state or the hooks have changed, another takes its place.
 
     Attributes:
         found: what it was made from.
         segments: what is updated.
         frozen: what is left as it is.
-        rows: the segments as the kernels take them, where one call updates all of them.
-        table: of these rows; None where ``updateVar`` updates one segment after the other.
-        statistics: hook -> what fills its record from the gradients of all variables that are updated.
+        held: the arrays, or what holds their memory, that the table was made of.
+        table: the segments as the kernels take them; None where ``updateVar`` updates one after the other. The next plan
+            takes it over, where that is of the same arrays, and tells it new rates.
+        hooks: the optimizer's.
+        statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
         largest_rate: the largest learnRate of a variable.
         largest_wc: the largest wc.
     """
@@ -143,11 +137,19 @@ class Plan:
     found: Found
     segments: tuple[Segment, ...]
     frozen: tuple[Segment, ...]
-    rows: tuple[kernels.Segment, ...] = ()
+    held: list[Any] = field(default_factory=list)
     table: Any = None
-    statistics: dict[StatisticsHook, Any] = field(default_factory=dict)
+    hooks: list[Any] = field(default_factory=list)
+    statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
     largest_rate: float = 0.0
     largest_wc: float = 0.0
+
+    def has_hooks(self, hooks: Sequence[Any]) -> bool:
+        """Whether it was made with these hooks, and each still has its record."""
+        for hook, (record, _) in self.statistics.items():
+            if hook._record is not record:
+                return False
+        return same_objects(self.hooks, hooks)
 
 
 class PlanMethods:
@@ -156,22 +158,26 @@ class PlanMethods:
     _plan: Plan | None
     _former: Plan | None  # the last plan that was given up: its table may do for the next
 
-    def _look(self: Any, hooks: list[Any]) -> Plan | None:
-        """One look at the net: the plan, as good as it was; or None, and it is gone."""
+    def _look(self: Any, hooks: Sequence[Any]) -> Plan | None:
+        """One look at the net: the plan of a step with ``hooks``; or None, and it is gone."""
         plan = self._plan
         if plan is None:
             return None
         try:
-            if (plan.table is not None) is self._fuses() and plan.found.is_there(
-                self.module.getVar, self.globalVar, self.states, hooks
+            if ((plan.table is not None) is self._fuses() or self.family is None) and plan.found.is_there(
+                self.module.getVar, self.globalVar, self.states
             ):
+                if not plan.has_hooks(hooks):
+                    plan = self._plan = replace(
+                        plan, hooks=list(hooks), statistics=_statistics(self, hooks, plan.statistics)
+                    )
                 return plan
         except Exception:  # whatever it is, _follow() says it
             pass
         self._plan, self._former = None, plan
         return None
 
-    def _current_plan(self: Any, hooks: list[Any]) -> Plan:
+    def _current_plan(self: Any, hooks: Sequence[Any]) -> Plan:
         """The plan of a step with ``hooks``: the last one's, or another."""
         plan = self._look(hooks)
         if plan is None:
@@ -184,11 +190,9 @@ class PlanMethods:
         """Whether each variable is a segment of its own in global mode as well."""
         return False
 
-    def _make_table(
-        self, segments: Sequence[Segment], family: Family, former: Plan | None
-    ) -> tuple[tuple[kernels.Segment, ...], Any]:
-        """The segments as the kernels take them, and a table of them, where one call can update all."""
-        return (), None
+    def _make_table(self, segments: Sequence[Segment], family: Family, former: Plan | None) -> tuple[list[Any], Any]:
+        """The arrays of the segments, and a table of them as the kernels take it, where one call can update all."""
+        return [], None
 
     def _gradient_segment(self: Any, variable: TrackedVariable) -> kernels.Segment:
         """Where the gradient and the parameter of a variable lie."""
@@ -218,13 +222,12 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
     attribute = (family.memory if family is not None else None) or ""
     own, factors = _read_rates(variables, globalVar)
     segments: list[Segment] = []
-    rows: tuple[kernels.Segment, ...] = ()
-    table, statistics = None, {}
+    held: list[Any] = []
+    table = None
     if family is not None:
         segments = _segments_of(variables, globalVar, states, shards, optimizer._updates_one_by_one())
         active = [segment for segment in segments if not segment.frozen]
-        rows, table = optimizer._make_table(active, family, former)
-        statistics = _statistics(hooks, variables, optimizer._gradient_segment, family)
+        held, table = optimizer._make_table(active, family, former)
     found = Found(
         [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
         [(name, v.var) for v in variables for name in v.names[1:]],
@@ -232,16 +235,15 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         [(array, getattr(array, attribute)) for v in variables for array in (v.data, v.grad)] if attribute else [],
         attribute,
         [array for state in states.values() for array in state.values()],
-        list(hooks),
-        [(hook, hook._record) for hook in statistics],
     )
     return Plan(
         found,
         tuple(segment for segment in segments if not segment.frozen),
         tuple(segment for segment in segments if segment.frozen),
-        rows,
+        held,
         table,
-        statistics,
+        list(hooks),
+        _statistics(optimizer, hooks),
         max((variable.rates[0] for variable in variables), default=0.0),
         max((variable.rates[2] for variable in variables), default=0.0),
     )
@@ -348,19 +350,22 @@ def _variable(data: Any, grad: Any, name: str, rates: Rates) -> Variable:
 
 
 def _statistics(
-    hooks: Sequence[Any],
-    variables: Sequence[TrackedVariable],
-    segment_of: Callable[[TrackedVariable], kernels.Segment],
-    family: Family,
-) -> dict[StatisticsHook, Any]:
-    """What fills the record of each hook that looks at all gradients."""
-    found: dict[StatisticsHook, Any] = {}
+    optimizer: Optimizer, hooks: Sequence[Any], known: Mapping[StatisticsHook, tuple[Any, Any]] | None = None
+) -> dict[StatisticsHook, tuple[Any, Any]]:
+    """What fills the record of each hook that looks at all gradients; ``known``: of the same variables and rates."""
+    found: dict[StatisticsHook, tuple[Any, Any]] = {}
+    family = optimizer.family
+    of_all = [hook for hook in hooks if isinstance(hook, StatisticsHook)]
+    if not of_all or family is None:
+        return found
     # variable by variable, in an order that neither the mode nor the net decides: so are the sums
-    updated = sorted((v for v in variables if v.rates[0] > 0.0), key=lambda v: (v.dtype.name, v.name))
-    for hook in hooks:
-        if isinstance(hook, StatisticsHook):
-            hook._bind(family)
-            statistics = family.kernels().GradientStatistics([segment_of(v) for v in updated], hook._field("norm"))
+    updated = sorted((v for v in optimizer._variables if v.rates[0] > 0.0), key=lambda v: (v.dtype.name, v.name))
+    for hook in of_all:
+        hook._bind(family)
+        found[hook] = (known or {}).get(hook, (None, None))
+        if found[hook][0] is not hook._record:
+            segments = [optimizer._gradient_segment(v) for v in updated]
+            statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
             statistics.set_decays([v.rates[2] for v in updated])
-            found[hook] = statistics
+            found[hook] = hook._record, statistics
     return found

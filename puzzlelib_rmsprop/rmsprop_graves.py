@@ -13,7 +13,8 @@ from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import MeanSquare
 from .errors import CheckpointError, HyperParameterError, SetupError, VariableError
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
-from .net import TrackedVariable, check_rates
+from .kernels.look import same_objects
+from .net import Rates, TrackedVariable, check_rates
 from .optimizer import Optimizer
 from .plan import Plan, Segment
 from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, state_dtype, whole
@@ -254,7 +255,8 @@ class RMSPropGraves(Optimizer):
         return z & 0xFFFFFFFF, z >> 32
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
-        plan, zeroed, self._zeroed = self._plan, self._zeroed, None
+        # where a subclass does something before, the plan may be of other arrays
+        plan, zeroed, self._zeroed = None if self._overridden else self._plan, self._zeroed, None
         # where an array was replaced, there is no plan now
         if plan is not None and zeroed is plan:
             return
@@ -308,37 +310,43 @@ class RMSPropGraves(Optimizer):
         master = variable.state.get("master")
         return segment if master is None else segment._replace(master=family_of(master).address(master))
 
-    def _make_table(
-        self, segments: Sequence[Segment], family: Family, former: Plan | None
-    ) -> tuple[tuple[kernels.Segment, ...], Any]:
-        return self._pack(segments, family, former) if self._fuses() else ((), None)
+    def _make_table(self, segments: Sequence[Segment], family: Family, former: Plan | None) -> tuple[list[Any], Any]:
+        return self._pack(segments, family, former) if self._fuses() else ([], None)
 
-    def _pack(
-        self, segments: Sequence[Segment], family: Family, former: Plan | None = None
-    ) -> tuple[tuple[kernels.Segment, ...], Any]:
+    def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | None = None) -> tuple[list[Any], Any]:
         """Checks the segments and packs them; where their memory is that of a former table, it is told the rates."""
+        for segment in segments:
+            _check_state(segment, self._dtypes(segment.dtype))
+        # by identity: then nothing else has to be checked, or packed, again
+        held = [getattr(array, family.memory or "", array) for segment in segments for _, array in _arrays(segment)]
+        rates = [segment.rates for segment in segments]
+        if former is not None and former.table is not None and same_objects(held, former.held):
+            if rates != former.table.rates:
+                _tell_rates(former.table, rates)
+            return held, former.table
         extents = []
         for segment in segments:
             _check(segment, family, self._dtypes(segment.dtype))
             for what, array in _arrays(segment):
                 extents.append((f"variable {segment.name!r}: its {what}", family.address(array), int(array.nbytes)))
         refuse_overlap(extents)
-        rows = tuple(_row(segment, family) for segment in segments)
-        rates = [segment.rates for segment in segments]
-        if former is not None and former.table is not None and former.rows == rows:
-            table = former.table
-            if rates != [segment.rates for segment in former.segments]:
-                table.set_rates(rates)
-            return rows, table
-        table = family.kernels().Table(rows)
-        table.set_rates(rates)
+        table = family.kernels().Table([_kernel_segment(segment, family) for segment in segments])
+        _tell_rates(table, rates)
         if self.capturable:
             if self._live is None:
                 self._live = family.kernels().LiveHyper()
                 self._live.write(self._hyper())
             table.follow(self._live)
             table.former = None if former is None else former.table  # a graph may still replay on its memory
-        return rows, table
+            if table.former is not None:
+                table.former.former = None
+        return held, table
+
+
+def _tell_rates(table: Any, rates: list[Rates]) -> None:
+    table.rates = None  # what it has, until it has all of them
+    table.set_rates(rates)
+    table.rates = rates
 
 
 _UPDATE_VAR = RMSPropGraves.updateVar
@@ -360,7 +368,7 @@ def _arrays(segment: Segment) -> list[tuple[str, Any]]:
     return [*found, ("master", state["master"])] if "master" in state else found
 
 
-def _row(segment: Segment, family: Family) -> kernels.Segment:
+def _kernel_segment(segment: Segment, family: Family) -> kernels.Segment:
     param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _arrays(segment))
     state = np.dtype(segment.state["mg"].dtype).name
     key, master = zlib.crc32(segment.name.encode()), rest[0] if rest else 0
@@ -368,14 +376,18 @@ def _row(segment: Segment, family: Family) -> kernels.Segment:
     return kernels.Segment(segment.dtype.name, state, param, grad, size, mg, variance, delta, master, segment.first, key)
 
 
+def _check_state(segment: Segment, dtypes: dict[str, np.dtype]) -> None:
+    """Whether the state of a segment has all its arrays."""
+    if not isinstance(segment.state, Mapping):
+        raise VariableError(f"variable {segment.name!r}: its state must be a dict of arrays; got {segment.state!r}")
+    missing = dtypes.keys() - segment.state.keys()
+    if missing:
+        raise VariableError(f"variable {segment.name!r}: its state lacks {', '.join(sorted(missing))}")
+
+
 def _check(segment: Segment, family: Family, dtypes: dict[str, np.dtype]) -> None:
     """Every array of a segment: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = segment.name
-    if not isinstance(segment.state, Mapping):
-        raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {segment.state!r}")
-    missing = set(dtypes) - set(segment.state)
-    if missing:
-        raise VariableError(f"variable {name!r}: its state lacks {', '.join(sorted(missing))}")
     if segment.dtype.name not in family.dtypes:
         raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {segment.dtype}")
     for what, array in _arrays(segment):

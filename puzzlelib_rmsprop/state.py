@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +16,10 @@ from .arrays.flat import layout
 from .checkpoint import MeanSquare, OptimizerState, VariableLayout
 from .distributed.agreement import tell, together
 from .distributed.shards import GatheredState, Shards
-from .errors import ArrayError, CheckpointError, SetupError, VariableError
+from .errors import ArrayError, CheckpointError, CheckpointWarning, SetupError, VariableError, warn
 from .hooks import Hook
 from .net import TrackedVariable
-from .validation import whole
+from .validation import shown, whole
 
 if TYPE_CHECKING:
     import h5py
@@ -142,6 +143,7 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
             "with that"
         )
     _make_ready(optimizer)
+    whole("t", optimizer.t, 0, 2**63)
     arrays: dict[Any, dict[str, np.ndarray]] = {}
     for key, state in optimizer.states.items():
         arrays[key] = found = {entity: family_of(array).get(array) for entity, array in state.items()}
@@ -151,7 +153,12 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
         if kept:
             arrays[variable.name] = {entity: family_of(array).get(array) for entity, array in kept.items()}
     return OptimizerState(
-        optimizer.getAttrDict(), layouts(optimizer), arrays, flat=optimizer.globalState, extra=_to_save(optimizer)
+        copy.deepcopy(optimizer.getAttrDict()),
+        layouts(optimizer),
+        arrays,
+        flat=optimizer.globalState,
+        extra=_to_save(optimizer),
+        complete=True,
     )
 
 
@@ -164,6 +171,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
     failure: Exception | None = None
     try:
         _make_ready(optimizer)
+        whole("t", optimizer.t, 0, 2**63)
     except Exception as error:
         failure = error
     together(optimizer.nodeinfo, failure, "saving")
@@ -199,15 +207,17 @@ def layouts(optimizer: Optimizer) -> list[VariableLayout]:
     found = []
     for variable in optimizer._variables:
         state: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        of_hooks: dict[str, Any] = {}
         if optimizer._shards is None:
+            of_hooks = variable.kept()
             for entity, array in variable.state.items():
-                if entity not in variable.kept():
+                if entity not in of_hooks:
                     state[entity] = tuple(array.shape), np.dtype(array.dtype)
         else:
             for entity, array in optimizer.states[variable.dtype].items():
                 state[entity] = variable.shape, np.dtype(array.dtype)
         forms = [form for form in optimizer._forms if form.applies(state)]
-        kept = tuple(variable.kept()) if optimizer._shards is None else ()
+        kept = {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in of_hooks.items()}
         span = None if optimizer._shards is None else _span(optimizer._shards, variable)
         found.append(
             VariableLayout(variable.names, variable.shape, variable.dtype, variable.offset, state, forms, kept, span)
@@ -218,14 +228,11 @@ def layouts(optimizer: Optimizer) -> list[VariableLayout]:
 def _make_ready(optimizer: Optimizer) -> None:
     """Whatever is read next is there, in place and up to date."""
     optimizer._follow()
-    whole("t", optimizer.t, 0, 2**63)
-    states = {**optimizer.states, **{v.name: v.state for v in optimizer._variables if optimizer.globalState}}
     for key, state in optimizer.states.items():
         if not isinstance(key, np.dtype if optimizer.globalState else str):
             raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
-    for key, state in states.items():
-        if not isinstance(state, Mapping):
-            raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+    of_hooks = optimizer._variables if optimizer.globalState and optimizer._shards is None else ()
+    for key, state in {**optimizer.states, **{v.name: v.kept() for v in of_hooks}}.items():
         for entity, array in state.items():
             try:
                 family_of(array)
@@ -260,16 +267,16 @@ def import_state(optimizer: Optimizer, read: Callable[[], OptimizerState]) -> No
     together(optimizer.nodeinfo, failure, "loading", digest)
     _set_attrs(optimizer, given.attrs)
     for variable, state in zip(optimizer._variables, given.states, strict=True):
-        _set_state(optimizer, variable, state)
+        _set_state(optimizer, variable, state, given.complete)
     for hook, saved in hooks:
         hook.setState(saved)
     optimizer._take_options(given.extra.get("options", {}))
 
 
 def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout]) -> OptimizerState:
-    """A state with ``states``, where it has ``arrays``, as those that were exported."""
-    if given.states or not variables:
-        return given
+    """The state with ``states`` of these variables, found by name, in their shapes and dtypes."""
+    if given.states and len(given.states) != len(given.variables):
+        raise CheckpointError(f"the state has {len(given.variables)} variables and {len(given.states)} states")
     theirs = {name: variable for variable in given.variables for name in variable.names}
     states = []
     for variable in variables:
@@ -277,14 +284,33 @@ def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout]) -> 
         if found is None:
             raise CheckpointError(f"variable {variable.name!r}: the state has none of that name")
         arrays = given.of(found)
-        kept = {entity: arrays[entity] for entity in found.kept if entity in arrays}
-        states.append(kept | checkpoint.fitted(variable, arrays, "the state"))
-    return replace(given, states=states)
+        for entity, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise CheckpointError(
+                    f"variable {variable.name!r}: its {entity!r} must be a NumPy array; got {shown(array)}"
+                )
+        wanted = variable
+        if variable.span is not None and found.span is not None:  # it was cut when it was read
+            size = len(range(*variable.span.indices(int(np.prod(variable.shape, dtype=np.int64)))))
+            wanted = replace(variable, state={entity: ((size,), dtype) for entity, (_, dtype) in variable.state.items()})
+        state = checkpoint.fitted(wanted, arrays, "the state")
+        if variable.span is not None and found.span is None:
+            state = {entity: array.reshape(-1)[variable.span] for entity, array in state.items()}
+        if variable.span is None:
+            converted = {form.name for form in variable.forms if form.entity not in arrays}
+            of_hooks = arrays.keys() - variable.state.keys() - converted if given.states else found.kept.keys()
+            state |= {entity: arrays[entity] for entity in of_hooks & arrays.keys()}
+        states.append(state)
+    return replace(given, variables=variables, states=states)
 
 
 def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerState, list[tuple[Hook, dict[str, Any]]]]:
     """The state in the form of this optimizer's options, and each hook with what is saved of it."""
     options, hooks = _read_extra(given.extra)
+    attrs = dict(given.attrs)
+    for key in sorted(attrs.keys() - optimizer.attrs):
+        warn(f"attribute {key!r} of the state is unknown to this optimizer; ignored", CheckpointWarning)
+        del attrs[key]
     found = _hooks_in(hooks, _hook_states(optimizer.hooks))
     for hook, saved in found:
         try:
@@ -298,7 +324,7 @@ def _checked(optimizer: Optimizer, given: OptimizerState) -> tuple[OptimizerStat
             if fault is not None:
                 raise ArrayError(f"variable {variable.name!r}: its {entity} {fault}")
     states = optimizer._adapt(given.states, options)
-    return replace(given, states=states, extra={"options": options}), found
+    return replace(given, attrs=copy.deepcopy(attrs), states=states, extra={"options": options}), found
 
 
 def _read_extra(extra: Any) -> tuple[dict[str, Any], list[list[Any]]]:
@@ -347,7 +373,7 @@ def _set_attrs(optimizer: Optimizer, attrs: Mapping[str, Any]) -> None:
         raise CheckpointError(f"the attributes in the file are not valid: {error}") from error
 
 
-def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray]) -> None:
+def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray], complete: bool) -> None:
     if optimizer._shards is not None:
         begin = variable.offset + _span(optimizer._shards, variable).start
         for entity, content in state.items():
@@ -361,8 +387,8 @@ def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[s
             family: Family = optimizer.family  # type: ignore[assignment]
             variable.state[entity] = family.zeros(content.shape, content.dtype)
             family.set(variable.state[entity], content)
-    for entity in variable.kept().keys() - state.keys():
-        del variable.state[entity]  # a hook had not made it yet, when the state was saved
+    for entity in variable.kept().keys() - state.keys() if complete else ():
+        del variable.state[entity]  # no hook had kept it yet, when the state was saved
 
 
 def _span(shards: Shards, variable: TrackedVariable) -> slice:

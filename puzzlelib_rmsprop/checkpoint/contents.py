@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import CheckpointError
 from .mean_square import MeanSquare
 
 __all__ = ["OptimizerState", "VariableLayout"]
@@ -23,7 +24,7 @@ class VariableLayout:
         offset: of its first element in the flat arrays of its dtype, in elements; 0 in local mode.
         state: entity -> (shape, dtype) of the variable's own state array.
         forms: what a file may hold in place of an entity, and holds beside it.
-        kept: what hooks keep of the variable: entities that a file may lack, or have besides.
+        kept: what hooks keep in the state besides: entity -> (shape, dtype).
         span: which elements of the state are on this process; None: all.
     """
 
@@ -33,7 +34,7 @@ class VariableLayout:
     offset: int
     state: Mapping[str, tuple[tuple[int, ...], np.dtype]]
     forms: Sequence[MeanSquare] = ()
-    kept: Sequence[str] = ()
+    kept: Mapping[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
     span: slice | None = None
 
     @property
@@ -49,11 +50,12 @@ class OptimizerState:
     Attributes:
         attrs: the registered attributes, ``t`` among them.
         variables: each variable's names, shape and dtype, and the shape and dtype of every array of its state.
-        arrays: of a state that is exported, as ``optimizer.states`` has it: a variable's first name, or in global mode the
-            dtype, -> entity -> array.
-        states: of a state to be imported: one dict, entity -> array, for each of the variables.
+        arrays: as ``optimizer.states`` has them: a variable's first name, or in global mode the dtype, -> entity -> array;
+            what hooks keep is under the variable's name in both modes.
+        states: in place of ``arrays``: for each of the ``variables`` its state, entity -> array.
         flat: whether ``arrays`` are those of global mode.
         extra: options and hooks, as plain data.
+        complete: whether what hooks keep is in there too: then what is not there was not kept.
         digest: of the file that it was read from: in a group, it has to be the same on all processes.
     """
 
@@ -63,15 +65,27 @@ class OptimizerState:
     states: Sequence[Mapping[str, np.ndarray]] = ()
     flat: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
     digest: str = ""
 
     def of(self, variable: VariableLayout) -> dict[str, np.ndarray]:
-        """The state of one of the ``variables``, from ``arrays``."""
+        """The state of one of the ``variables``.
+
+        Raises:
+            CheckpointError: there is none, or it is too short.
+        """
+        if self.states:
+            return dict(self.states[list(self.variables).index(variable)])
+        key = variable.dtype if self.flat else variable.name
+        if key not in self.arrays:
+            raise CheckpointError(f"variable {variable.name!r}: the state has no arrays for it")
         if not self.flat:
-            return dict(self.arrays[variable.name])
+            return dict(self.arrays[key])
         size = int(np.prod(variable.shape, dtype=np.int64))
-        found = dict(self.arrays.get(variable.name, {}))  # what hooks keep
-        for entity, array in self.arrays[variable.dtype].items():
-            mine = variable.state.get(entity, (variable.shape,))[0] == variable.shape and array.ndim == 1
-            found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if mine else array
-        return found
+        ends = [v.offset + int(np.prod(v.shape, dtype=np.int64)) for v in self.variables if v.dtype == variable.dtype]
+        found = {}
+        for entity, array in self.arrays[key].items():
+            # one that is not as long as all variables together is one for all of them
+            part = array.ndim == 1 and array.size >= max(ends)
+            found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if part else array
+        return found | dict(self.arrays.get(variable.name, {}))

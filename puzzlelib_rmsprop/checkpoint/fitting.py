@@ -14,7 +14,7 @@ __all__ = ["fitted"]
 
 
 def fitted(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """A variable's state in the shapes and dtypes of ``place``; an entity that is missing is made of its other form.
+    """A variable's state in the shapes and dtypes of ``variable``; an entity that is missing is made of its other form.
 
     Raises:
         CheckpointError: something is missing, of another shape, or would lose digits. Only bfloat16 state rounds (float32 to
@@ -38,7 +38,9 @@ def fitted(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str
                 f"variable {name!r}: its {given!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
                 f"without loss"
             )
-        if form is not None and given == entity and (content < 0).any():
+        with np.errstate(invalid="ignore"):  # bfloat16's NaN
+            negative = form is not None and given == entity and (content < 0).any()
+        if negative:
             raise CheckpointError(f"variable {name!r}: its {entity!r} in {where} is below 0; no variance can be")
     made = {entity: form.back(state, variable.state[entity][1]) for entity, form in forms.items() if entity not in state}
     return dict(_cast(variable, {**state, **made}, where))

@@ -8,7 +8,7 @@ from typing import Any
 
 from .attributes import read_attributes
 from .contents import OptimizerState, VariableLayout
-from .format import check_name
+from .format import FORMAT, check_name
 from .opening import PathOrGroup, opened
 from .source import Source
 from .states import States
@@ -35,4 +35,5 @@ def read(hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], variables: Seque
         found, states = read_attributes(source, attrs), States(source, variables).read_all()
         seen = repr((sorted(source.seen.items()), source.extra, source.layout.get("attrs")))
         digest = hashlib.sha256(seen.encode()).hexdigest()
-        return OptimizerState(found, variables, states=states, extra=source.extra, digest=digest)
+        complete = source.layout.get("format", 0) >= FORMAT
+        return OptimizerState(found, variables, states=states, extra=source.extra, complete=complete, digest=digest)

@@ -12,7 +12,7 @@ from ..arrays.flat import layout
 from ..errors import CheckpointError, CheckpointWarning, warn
 from .contents import VariableLayout
 from .fitting import fitted
-from .format import OPTIONAL, spellings, stem_of
+from .format import FORMAT, OPTIONAL, spellings, stem_of
 from .source import Source
 
 __all__ = ["States"]
@@ -70,18 +70,21 @@ class States:
         return found
 
     def _kept(self, variable: VariableLayout) -> dict[str, np.ndarray]:
-        """What hooks kept of a variable, as it was saved."""
-        entry = self._entry(variable)
-        if variable.span is not None or entry is None:
+        """What hooks kept of a variable, as it was saved; of a file that does not list it, what hooks keep here."""
+        if variable.span is not None:
             return {}
+        entry = self._entry(variable)
+        listed = entry is not None and self._source.layout["format"] >= FORMAT
+        wanted = entry.get("hooks", {}) if entry is not None and listed else dict.fromkeys(variable.kept, "")
         found = {}
-        for entity in entry.get("hooks", ()):
-            keys = [f"{stem_of(name)}.{entity}" for name in entry["names"]]
-            key = next((key for key in keys if key in self._group), None)
+        for entity, dtype in wanted.items():
+            keys = [f"{stem_of(name)}.{entity}" for name in (entry["names"] if entry is not None else variable.names)]
+            key = next((key for key in keys if self._group is not None and key in self._group), None)
             if key is None:
                 raise CheckpointError(f"variable {variable.name!r}: {self._file} has no {entity!r} for it")
             self._used.add(key)
-            found[entity] = self._source.verified("states", key)
+            content = self._source.verified("states", key)
+            found[entity] = content.astype(_bfloat16()) if dtype == "bfloat16" else content
         return found
 
     def _datasets(self) -> list[str]:
@@ -177,3 +180,9 @@ class States:
             f"{self._file}: {key!r} has shape {found}, where this net's {len(alike)} variables of dtype "
             f"{variable.dtype} ({', '.join(shapes)}) take {' or '.join(map(str, dict.fromkeys(sizes)))} elements"
         )
+
+
+def _bfloat16() -> np.dtype:
+    import ml_dtypes  # there is one: the file is this library's, and its writer had it
+
+    return np.dtype(ml_dtypes.bfloat16)

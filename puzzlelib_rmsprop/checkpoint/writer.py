@@ -37,7 +37,7 @@ def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
                 "shape": list(v.shape),
                 "dtype": v.dtype.name,
                 "offset": v.offset,
-                **({"hooks": list(v.kept)} if v.kept else {}),
+                **({"hooks": {entity: dtype.name for entity, (_, dtype) in v.kept.items()}} if v.kept else {}),
             }
             for v in state.variables
         ],

@@ -118,7 +118,7 @@ class Shards:
                 found[:, begin : begin + count] = self._family.get(piece).reshape(nodes, count)
 
     def span(self, dtype: np.dtype, offset: int, size: int) -> slice:
-        """The same in elements of a variable that begins at ``offset``."""
+        """What :meth:`cut` finds, in elements of a variable that begins at ``offset``."""
         begin, end = self.cut(dtype, offset, size) or (offset, offset)
         return slice(begin - offset, end - offset)
 

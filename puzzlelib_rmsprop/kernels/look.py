@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib
 import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-__all__ = ["same_arrays", "same_arrays_in_python"]
+__all__ = ["same_arrays", "same_arrays_in_python", "same_objects"]
+
+
+def same_objects(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Whether two sequences hold the same objects, by identity."""
+    return len(first) == len(second) and not any(map(operator.is_not, first, second))
 
 
 def same_arrays_in_python(states: dict[Any, dict[str, Any]], arrays: list[Any]) -> bool:

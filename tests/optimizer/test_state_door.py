@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import LossScaling, RMSPropGraves
-from puzzlelib_rmsprop.errors import CheckpointError, SetupError
+from puzzlelib_rmsprop import LossScaling, NodeInfo, Optimizer, RMSPropGraves, Variable, convert
+from puzzlelib_rmsprop.checkpoint import OptimizerState
+from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError
+from tests.conftest import ARRAYS
 from tests.standins import Net
 
+OWN = ARRAYS["own"]
 SHAPES = {"a": (3,), "b.W": (2, 2), "c": (5,)}
 
 
@@ -178,3 +181,120 @@ def test_a_file_from_before_a_hook_kept_something(arrays, globalState, tmp_path)
     step(arrays, net, optimizer, 1)
     optimizer.load(tmp_path / "run.hdf")
     assert all("old" not in state for state in states(arrays, optimizer).values())
+
+
+def test_states_are_found_by_name():
+    _net, optimizer = made(OWN, True)
+    layout = {v.name: v for v in optimizer.stateLayout()}
+    named = [layout["c"], layout["a"], layout["b.W"]]  # in an order of their own
+    states_of = [
+        dict.fromkeys(("mg", "variance", "delta"), np.full(v.shape, i + 1, np.float32)) for i, v in enumerate(named)
+    ]
+    optimizer.importState(OptimizerState({"t": 3}, named, states=states_of))
+    found = states(OWN, optimizer)
+    assert {name: state["mg"].ravel()[0] for name, state in found.items()} == {"c": 1, "a": 2, "b.W": 3}
+    before = states(OWN, optimizer)
+    for change, message in (
+        ({"variance": np.full((3,), -1, np.float32)}, "its 'variance' in the state is below 0"),
+        ({"mg": np.zeros((4,), np.float32)}, r"its 'mg' must be of shape \(3,\)"),
+        ({"mg": [0.0, 0.0, 0.0]}, "its 'mg' must be a NumPy array"),
+    ):
+        wrong = [states_of[0], states_of[1] | change, states_of[2]]
+        with pytest.raises(CheckpointError, match=message):
+            optimizer.importState(OptimizerState({"t": 9, "learnRate": 0.5}, named, states=wrong))
+    with pytest.raises(CheckpointError, match="3 variables and 2 states"):
+        optimizer.importState(OptimizerState({"t": 9}, named, states=states_of[:2]))
+    with pytest.raises(CheckpointError, match="variable 'a': the state has no arrays for it"):
+        optimizer.importState(OptimizerState({"t": 9}, list(layout.values()), arrays={}))
+    assert_same(states(OWN, optimizer), before)
+    assert (optimizer.t, optimizer.learnRate) == (3, 0.01)
+
+
+def test_into_an_optimizer_with_its_state_in_parts():
+    net, optimizer = made(OWN, False)
+    step(OWN, net, optimizer, 0)
+    other_net = Net({name: OWN.var(np.full(shape, 0.5, np.float32)) for name, shape in SHAPES.items()})
+    other = RMSPropGraves(learnRate=0.5, nodeinfo=NodeInfo(), shardState=True)
+    other.setupOn(other_net, True)
+    other.importState(optimizer.exportState())
+    assert (other.t, other.learnRate) == (1, 0.01)
+    flat = other.states[np.float32]["mg"]
+    expected = states(OWN, optimizer)
+    mine = np.concatenate([expected[name]["mg"].ravel() for name in sorted(SHAPES)])
+    assert np.array_equal(OWN.get(flat)[: mine.size], mine)
+
+
+def test_an_attribute_that_is_unknown_is_ignored_with_a_warning():
+    _net, optimizer = made(OWN, False)
+    optimizer.setAttr("more", np.zeros(2))
+    exported = optimizer.exportState()
+    optimizer.more += 1
+    assert exported.attrs["more"].tolist() == [0, 0]  # a copy
+    _other_net, other = made(OWN, False)
+    with pytest.warns(CheckpointWarning, match="attribute 'more' of the state is unknown to this optimizer; ignored"):
+        other.importState(exported)
+    assert not hasattr(other, "more")
+
+
+class Scaled(Optimizer):
+    """State of one element for all variables, beside state of each."""
+
+    def setupState(self, var):
+        return {"m": np.zeros(var.data.shape, np.float32), "scale": np.full(1, 2.0, np.float32)}
+
+    def updateVar(self, var, state, stream=None):
+        state["m"] += var.grad
+        var.data += state["scale"] * state["m"]
+
+
+def test_one_array_for_all_variables(globalState):
+    def scaled():
+        net = Net(
+            {n: Variable(np.ones(k, np.float32), grad=np.ones(k, np.float32)) for n, k in (("a", 3), ("b", 1), ("c", 2))}
+        )
+        optimizer = Scaled()
+        optimizer.setupOn(net, globalState)
+        return net, optimizer
+
+    _net, optimizer = scaled()
+    optimizer.update()
+    exported = optimizer.exportState()
+    _, other = scaled()
+    other.importState(exported)
+    for variable, state in zip(exported.variables, other._variables, strict=True):
+        assert exported.of(variable)["m"].tolist() == state.state["m"].tolist() == [1.0] * len(state.state["m"])
+        assert exported.of(variable)["scale"].tolist() == state.state["scale"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["into local", "into global"])
+def test_what_hooks_keep_under_the_name_of_a_form(globalState, into, tmp_path):
+    """A hook's "ms" is no mean square of ours; bfloat16 stays so."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    _net, optimizer = made(OWN, globalState)
+    optimizer._variables[0].state["half"] = np.full(3, 1.5, bfloat16)
+    optimizer.save(tmp_path / "run.hdf")
+    _, other = made(OWN, into)
+    other.load(tmp_path / "run.hdf")
+    assert other._variables[0].state["half"].dtype == bfloat16
+    assert other._variables[0].state["half"].tolist() == [1.5] * 3
+    _, third = made(OWN, into)
+    third.importState(optimizer.exportState())
+    assert third._variables[0].state["half"].tolist() == [1.5] * 3
+
+
+def test_a_conversion_leaves_what_hooks_keep(globalState):
+    _net, optimizer = made(OWN, globalState)
+    optimizer._variables[0].state["old"] = np.full(3, 7, np.float32)
+    found = convert.toChainer(optimizer)
+    convert.fromChainer(optimizer, found)
+    assert optimizer._variables[0].state["old"].tolist() == [7] * 3
+
+
+def test_a_wrong_t_does_not_hinder_loading(tmp_path):
+    _, optimizer = made(OWN, False)
+    optimizer.save(tmp_path / "run.hdf")
+    optimizer.t = -1
+    with pytest.raises(HyperParameterError, match="t must be"):
+        optimizer.save(tmp_path / "again.hdf")
+    optimizer.load(tmp_path / "run.hdf")
+    assert optimizer.t == 0
