@@ -56,30 +56,30 @@ def test_rates_of_a_plan_that_was_never_made_are_not_used(globalState, monkeypat
         assert np.array_equal(steps[name], expected[name])
 
 
-def test_gradients_of_arrays_that_a_subclass_replaces_are_zeroed():
-    for kind in (Optimizer, RMSPropGraves):
-        net = variables()
+@pytest.mark.parametrize("kind", [Optimizer, RMSPropGraves])
+def test_gradients_of_arrays_that_a_subclass_replaces_are_zeroed(kind):
+    net = variables()
 
-        class Replacing(kind):
-            def zeroGradLocalParams(self):
-                for var in self.module.variables.values():
-                    var.grad = var.grad.copy()
-                super().zeroGradLocalParams()
+    class Replacing(kind):
+        def zeroGradLocalParams(self):
+            for var in self.module.variables.values():
+                var.grad = var.grad.copy()
+            super().zeroGradLocalParams()
 
-            def updateLocalStates(self, useStreams=False, sync=True):
-                if kind is RMSPropGraves:
-                    super().updateLocalStates(useStreams, sync)
+        def updateLocalStates(self, useStreams=False, sync=True):
+            if kind is RMSPropGraves:
+                super().updateLocalStates(useStreams, sync)
 
-        optimizer = Replacing()
-        optimizer.setupOn(net)
-        optimizer.update()
-        optimizer.zeroGradParams()
-        assert all((var.grad == 0).all() for var in net.values())
-        # called directly
-        for var in net.values():
-            var.grad = np.ones(3, F)
-        kind.zeroGradLocalParams(optimizer)
-        assert all((var.grad == 0).all() for var in net.values())
+    optimizer = Replacing()
+    optimizer.setupOn(net)
+    optimizer.update()
+    optimizer.zeroGradParams()
+    assert all((var.grad == 0).all() for var in net.values())
+    # called directly
+    for var in net.values():
+        var.grad = np.ones(3, F)
+    kind.zeroGradLocalParams(optimizer)
+    assert all((var.grad == 0).all() for var in net.values())
 
 
 @dataclass
