@@ -85,7 +85,10 @@ def results(mpirun):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+# in groups: each worker of xdist would run the whole program for one of its checks
+@pytest.mark.parametrize(
+    "processes", [pytest.param(n, marks=pytest.mark.xdist_group(f"{n} processes")) for n in (1, 2, 3, 4)]
+)
 def test_under_mpirun(results, processes, name):
     faults, done = results(processes)
     assert name in faults, f"it did not get that far:\n{done.text[-3000:]}"
