@@ -277,13 +277,14 @@ def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout]) -> 
     """The state with ``states`` of these variables, found by name, in their shapes and dtypes."""
     if given.states and len(given.states) != len(given.variables):
         raise CheckpointError(f"the state has {len(given.variables)} variables and {len(given.states)} states")
-    theirs = {name: variable for variable in given.variables for name in variable.names}
+    theirs = {name: number for number, variable in enumerate(given.variables) for name in variable.names}
     states = []
     for variable in variables:
-        found = next((theirs[name] for name in variable.names if name in theirs), None)
-        if found is None:
+        number = next((theirs[name] for name in variable.names if name in theirs), None)
+        if number is None:
             raise CheckpointError(f"variable {variable.name!r}: the state has none of that name")
-        arrays = given.of(found)
+        found = given.variables[number]
+        arrays = given.states[number] if given.states else given.of(found)
         for entity, array in arrays.items():
             if not isinstance(array, np.ndarray):
                 raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,23 +70,28 @@ class OptimizerState:
     digest: str = ""
 
     def of(self, variable: VariableLayout) -> dict[str, np.ndarray]:
-        """The state of one of the ``variables``.
+        """The state of one of the ``variables``, from ``arrays``.
 
         Raises:
             CheckpointError: there is none, or it is too short.
         """
-        if self.states:
-            return dict(self.states[list(self.variables).index(variable)])
         key = variable.dtype if self.flat else variable.name
         if key not in self.arrays:
             raise CheckpointError(f"variable {variable.name!r}: the state has no arrays for it")
         if not self.flat:
             return dict(self.arrays[key])
         size = int(np.prod(variable.shape, dtype=np.int64))
-        ends = [v.offset + int(np.prod(v.shape, dtype=np.int64)) for v in self.variables if v.dtype == variable.dtype]
         found = {}
         for entity, array in self.arrays[key].items():
             # one that is not as long as all variables together is one for all of them
-            part = array.ndim == 1 and array.size >= max(ends)
+            part = array.ndim == 1 and array.size >= self._sizes[variable.dtype]
             found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if part else array
         return found | dict(self.arrays.get(variable.name, {}))
+
+    @functools.cached_property
+    def _sizes(self) -> dict[np.dtype, int]:
+        """dtype -> what the flat arrays have at least: all variables."""
+        found: dict[np.dtype, int] = {}
+        for v in self.variables:
+            found[v.dtype] = max(found.get(v.dtype, 0), v.offset + int(np.prod(v.shape, dtype=np.int64)))
+        return found
