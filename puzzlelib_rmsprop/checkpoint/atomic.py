@@ -25,7 +25,7 @@ except ImportError:  # Windows
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["atomicFile"]
+__all__ = ["atomicFile", "signals_later"]
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         raise CheckpointError(f"cannot write {target}: {error}") from error
     try:
         sink = _Sink(descriptor, target)
-        with _signals_later(), h5py.File(sink, "w", userblock_size=USERBLOCK) as file:
+        with signals_later(), h5py.File(sink, "w", userblock_size=USERBLOCK) as file:
             yield file
         if sink.error is not None:
             raise sink.error
@@ -86,8 +86,11 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
 
 
 @contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Keeps signal handlers from raising while HDF5 writes through Python: HDF5 would crash."""
+def signals_later() -> Iterator[None]:
+    """Keeps signal handlers from raising in the block; they run after it.
+
+    HDF5 crashes where one raises while it writes through Python; what one raises while h5py lets go of an object is lost.
+    """
     if threading.current_thread() is not threading.main_thread():  # no handler runs in other threads
         yield
         return

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._version import __version__
 from ..errors import CheckpointError
+from .atomic import signals_later
 from .attributes import prepared
 from .contents import OptimizerState
 from .format import FORMAT, check_name, content_of, digest_of, is_key, put, spellings, stem_of
@@ -23,6 +24,11 @@ def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
     Raises:
         CheckpointError: the file cannot be written, or has such groups already.
     """
+    with signals_later():
+        _write(hdf, name, state)
+
+
+def _write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
     check_name(name)
     plain, contents = prepared(state.attrs)
     described = {
