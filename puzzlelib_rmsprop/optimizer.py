@@ -132,7 +132,7 @@ class Optimizer(PlanMethods, StateMethods):
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
-        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, text, an array, a list, None.
+        """Sets an attribute and registers it for :meth:`save`: a number, text, an array, a list, None. So does who loads it.
 
         Raises:
             SetupError: when ``name`` is no identifier.
@@ -239,7 +239,7 @@ class Optimizer(PlanMethods, StateMethods):
     def setupLocalStates(self, vartable: Mapping[Any, list[str]]) -> None:
         """Makes the states in local mode; called by :meth:`setupOn`. ``vartable``: variable -> its names."""
         for var, names in vartable.items():
-            self.states[names[0]] = self._made_state(var)
+            self.states[names[0]] = self._made_state(var, names[0])
 
     def setupGlobalState(self, vartable: Mapping[Any, list[str]]) -> None:
         """Moves the variables into flat buffers and makes their states; called by :meth:`setupOn` in global mode.
@@ -256,14 +256,14 @@ class Optimizer(PlanMethods, StateMethods):
             self._shards = Shards(self.nodeinfo, self.family, flat.variables) if self.shardState else None
         for dtype, var in self.globalVar.items():
             own = var if self._shards is None else self._shards.own(dtype)
-            self.states[dtype] = self._made_state(own)
+            self.states[dtype] = self._made_state(own, str(dtype))
             if self._shards is not None:
                 Shards.check_state(self.states[dtype], own)
 
-    def _made_state(self, var: Any) -> dict[str, Any]:
+    def _made_state(self, var: Any, name: str) -> dict[str, Any]:
         state = self.setupState(var)
         if not isinstance(state, Mapping):
-            raise VariableError(f"variable {var.name!r}: setupState() must give a dict of arrays; got {state!r}")
+            raise VariableError(f"variable {name!r}: setupState() must give a dict of arrays; got {state!r}")
         return state if isinstance(state, dict) else dict(state)
 
     # ------------------------------------------------------------------------------------------ iteration

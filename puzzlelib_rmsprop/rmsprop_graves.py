@@ -202,8 +202,8 @@ class RMSPropGraves(Optimizer):
             family.set(state["master"], family.get(var.data).astype(np.float32))
         return state
 
-    def _made_state(self, var: Any) -> dict[str, Any]:
-        state = super()._made_state(var)
+    def _made_state(self, var: Any, name: str) -> dict[str, Any]:
+        state = super()._made_state(var, name)
         return GravesState(state) if type(state) is dict else state  # a subclass may give a plain one
 
     def _has_master(self, dtype: np.dtype) -> bool:

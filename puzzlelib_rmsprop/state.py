@@ -62,6 +62,8 @@ class StateMethods:
             SetupError: before :meth:`setupOn`.
             CheckpointError: something does not fit; names the variable and says why. Nothing was changed.
         """
+        if not isinstance(state, OptimizerState):
+            raise CheckpointError(f"importState takes what exportState() gave; got {shown(state)}")
         import_state(self, lambda: state)
 
     def stateLayout(self: Any) -> list[VariableLayout]:

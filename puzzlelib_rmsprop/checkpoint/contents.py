@@ -44,7 +44,7 @@ class VariableLayout:
         return self.names[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OptimizerState:
     """What an optimizer is made of, in NumPy arrays.
 

@@ -131,6 +131,12 @@ def test_what_does_not_fit_changes_nothing(arrays, change, message):
     assert optimizer.getAttrDict() == attrs
 
 
+def test_what_is_no_state_of_an_optimizer():
+    _, optimizer = made(OWN, False)
+    with pytest.raises(CheckpointError, match=r"importState takes what exportState\(\) gave; got \{'a': 1\}"):
+        optimizer.importState({"a": 1})
+
+
 def test_before_set_up():
     optimizer = RMSPropGraves()
     for call in (optimizer.exportState, optimizer.stateLayout):

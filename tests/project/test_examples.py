@@ -29,7 +29,8 @@ def command(script, *options, before=CPU):
 
 
 def digits(*options, device="cpu"):
-    return [sys.executable, EXAMPLES / "train_digits.py", "--device", device, *map(str, options)]
+    # -u: tests wait for lines on a pipe
+    return [sys.executable, "-u", EXAMPLES / "train_digits.py", "--device", device, *map(str, options)]
 
 
 def run(tmp_path, script, *options, timeout=300, code=0, before=CPU):
