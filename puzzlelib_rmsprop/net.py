@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
+from .checkpoint import encodable
 from .errors import ArrayError, HyperParameterError, SetupError, VariableError
 from .validation import FLOAT32_MAX, shown
 
@@ -153,7 +154,7 @@ def _checked_names(net: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
         raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
     names = list(dict.fromkeys(names))
     for name in names:
-        if not _is_text(name):
+        if not encodable(name):
             raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
         if name in seen:
             raise VariableError(f"variable {name!r}: two variables of the net have this name")
@@ -202,15 +203,6 @@ def _extents(variables: Sequence[TrackedVariable], family: Family) -> Iterator[t
     for variable in variables:
         yield f"variable {variable.name!r}: its data", family.address(variable.data), int(variable.data.nbytes)
         yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), int(variable.grad.nbytes)
-
-
-def _is_text(name: str) -> bool:
-    """Whether UTF-8 has it; it has no halves of characters, which Python makes of file names in other encodings."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------- following it, step by step

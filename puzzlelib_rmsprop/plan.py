@@ -85,6 +85,7 @@ class Found:
         states: dict[Any, dict[str, Any]],
     ) -> bool:
         """One look at each variable and everything else: whether nothing was replaced and no rate has changed."""
+        # two loops of one body: one loop over both takes a tenth of a small net's update longer
         for name, var, data, grad, learnRate, momRate, wc in self.variables:
             found = get(name)
             if (
@@ -167,7 +168,7 @@ class PlanMethods:
             if ((plan.table is not None) is self._fuses() or self.family is None) and plan.found.is_there(
                 self.module.getVar, self.globalVar, self.states
             ):
-                if not plan.has_hooks(hooks):
+                if (hooks or plan.hooks) and not plan.has_hooks(hooks):
                     plan = self._plan = replace(
                         plan, hooks=list(hooks), statistics=_statistics(self, hooks, plan.statistics)
                     )
