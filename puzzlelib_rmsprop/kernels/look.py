@@ -1,4 +1,4 @@
-"""One look at the arrays of many states, in C++ where it was compiled (``look.cpp``): as long as all others in Python."""
+"""Whether the arrays of all states are still the same objects; in C++ (``look.cpp``), because Python is slow at it."""
 
 from __future__ import annotations
 
