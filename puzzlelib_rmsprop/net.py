@@ -17,6 +17,7 @@ from .errors import ArrayError, HyperParameterError, SetupError, VariableError
 from .validation import FLOAT32_MAX, shown
 
 __all__ = [
+    "RATES",
     "Rates",
     "TrackedVariable",
     "Variables",
@@ -24,12 +25,14 @@ __all__ = [
     "check_rates",
     "check_tied",
     "follow",
+    "numbers_of",
     "rates_of",
     "read_net",
     "updater_of",
 ]
 
-Rates = tuple[float, float, float]  # learnRate, momRate, wc
+Rates = tuple[float, float, float]
+RATES = ("learnRate", "momRate", "wc")
 
 
 @dataclass(eq=False)
@@ -281,6 +284,14 @@ def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
         return var.learnRate, var.momRate, var.wc
     except AttributeError as error:
         raise VariableError(f"{whose}: it has lost a rate: {error}") from None
+
+
+def numbers_of(var: Any) -> Rates | None:
+    """learnRate, momRate and wc as numbers; None where one is gone, or no number: an update says so."""
+    try:
+        return float(var.learnRate), float(var.momRate), float(var.wc)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None:

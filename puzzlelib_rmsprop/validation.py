@@ -126,6 +126,10 @@ class Checked:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
+    def check(self, value: Any) -> Any:
+        """What would be kept of ``value``; raises what its assignment would."""
+        return self._check(self._name, value)
+
     if TYPE_CHECKING:  # there is none, so that reading one is as fast as any attribute of an instance
 
         def __get__(self, instance: Any, owner: type | None = None) -> Any: ...

@@ -7,6 +7,7 @@ from .format import encodable
 from .mean_square import MeanSquare
 from .opening import new_groups, opened
 from .reader import read
+from .renaming import renamed
 from .writer import write
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "new_groups",
     "opened",
     "read",
+    "renamed",
     "write",
 ]

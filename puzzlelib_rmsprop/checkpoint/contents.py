@@ -27,6 +27,8 @@ class VariableLayout:
         forms: what a file may hold in place of an entity, and holds beside it.
         kept: what hooks keep in the state besides: entity -> (shape, dtype).
         span: which elements of the state are on this process; None: all.
+        rates: learnRate, momRate and wc of the variable itself; None where they are not known.
+        saved_names: the names to look for in what was saved, where they are others than ``names``.
     """
 
     names: Sequence[str]
@@ -37,11 +39,18 @@ class VariableLayout:
     forms: Sequence[MeanSquare] = ()
     kept: Mapping[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict)
     span: slice | None = None
+    rates: tuple[float, float, float] | None = None
+    saved_names: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
         """The first name."""
         return self.names[0]
+
+    @property
+    def sought(self) -> Sequence[str]:
+        """The names to look for in what was saved."""
+        return self.names if self.saved_names is None else self.saved_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +62,20 @@ class OptimizerState:
         variables: each variable's names, shape and dtype, and the shape and dtype of every array of its state.
         arrays: as ``optimizer.states`` has them: a variable's first name, or in global mode the dtype, -> entity -> array;
             what hooks keep is under the variable's name in both modes.
-        states: in place of ``arrays``: for each of the ``variables`` its state, entity -> array.
+        states: in place of ``arrays``: for each of the ``variables`` its state, entity -> array; None where there is none.
         flat: whether ``arrays`` are those of global mode.
+        factors: name of a dtype -> learnRate, momRate and wc of its ``globalVar``; a dtype that is missing has 1, 1, 1.
         extra: options and hooks, as plain data.
-        complete: whether what hooks keep is in there too: then what is not there was not kept.
+        complete: whether everything of the hooks is in there too: then what is not there was not kept.
         digest: of the file that it was read from: in a group, it has to be the same on all processes.
     """
 
     attrs: dict[str, Any]
     variables: Sequence[VariableLayout]
     arrays: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
-    states: Sequence[Mapping[str, np.ndarray]] = ()
+    states: Sequence[Mapping[str, np.ndarray] | None] = ()
     flat: bool = False
+    factors: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     digest: str = ""

@@ -21,8 +21,9 @@ __all__ = ["States"]
 class States:
     """The state arrays of one file, found by variable however the file holds them."""
 
-    def __init__(self, source: Source, variables: Sequence[VariableLayout]) -> None:
+    def __init__(self, source: Source, variables: Sequence[VariableLayout], strict: bool = True) -> None:
         self._source = source
+        self._strict = strict
         self._file = source.file
         self._variables = variables
         self._group = source.states
@@ -45,29 +46,76 @@ class States:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
-    def read_all(self) -> list[dict[str, np.ndarray]]:
+    def rates(self) -> list[tuple[float, float, float] | None]:
+        """Of each variable learnRate, momRate and wc; None where the file does not say."""
+        entries = map(self._entry, self._variables)
+        return [_three(entry["rates"], self._file) if entry and "rates" in entry else None for entry in entries]
+
+    def factors(self) -> dict[str, tuple[float, float, float]]:
+        """Of each dtype the factors on them."""
+        found = self._source.layout.get("factors", {})
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{self._file}: '{self._source.name}.layout' is damaged: its factors are no dict")
+        return {dtype: _three(rates, self._file) for dtype, rates in found.items()}
+
+    def read_all(self) -> list[dict[str, np.ndarray] | None]:
         """For each variable entity -> content, as :func:`~puzzlelib_rmsprop.checkpoint.read` gives it."""
         had: list[dict[str, np.ndarray]] = [{} for _ in self._variables]
         others = [form.name for variable in self._variables for form in variable.forms]
+        skipped = [not self._strict and self._lacks(variable) for variable in self._variables]
         for name in dict.fromkeys([*(entity for variable in self._variables for entity in variable.state), *others]):
             for i, variable in enumerate(self._variables):
+                if skipped[i]:
+                    continue
                 entity, content = self._read(variable, name, had[i])
                 if content is not None:
                     span = variable.span
                     had[i][entity] = content if span is None else content.reshape(-1)[span].copy()
             content = None
             self._flat_contents.clear()
-        found = []
+        found: list[dict[str, np.ndarray] | None] = []
         for i, variable in enumerate(self._variables):
+            if skipped[i]:
+                found.append(None)
+                continue
             if variable.span is not None:
                 flat = next((content.shape for content in had[i].values()), (0,))
                 variable = replace(variable, state={entity: (flat, dtype) for entity, (_, dtype) in variable.state.items()})
             found.append(fitted(variable, had[i], self._file) | self._kept(variable))
-        if self._group is not None:
-            left = {each for each in self._datasets() if not each.endswith(tuple(f".{each}" for each in OPTIONAL))}
-            if left := left - self._used:
-                warn(f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning)
+        if not skipped or not all(skipped):  # or there is nothing for the net, which is an error
+            self._warn_of_rest([variable for variable, left_out in zip(self._variables, skipped, strict=True) if left_out])
         return found
+
+    def _warn_of_rest(self, skipped: Sequence[VariableLayout]) -> None:
+        """Warns of state that no variable of the net has taken; ``skipped`` are another warning's."""
+        sought = {name for variable in self._variables for name in variable.sought}
+        stems = {stem_of(name) for variable in skipped for name in variable.sought}
+        left = set() if self._group is None else set(self._datasets()) - self._used
+        left = {key for key in left if key.rpartition(".")[2] not in OPTIONAL and key.rpartition(".")[0] not in stems}
+        if self._source.layout.get("mode") == "global":  # all variables lie in one array
+            unknown = [entry for entry in self._layout.values() if not sought.intersection(entry["names"])]
+            known = {entry["dtype"] for entry in self._layout.values() if sought.intersection(entry["names"])}
+            of_unknown = {key for entry in unknown if entry["dtype"] not in known for key in spellings(entry["dtype"])}
+            left = {key for key in left if key.rpartition(".")[0] not in of_unknown}
+            left |= {entry["names"][0] for entry in unknown}
+        if left:
+            warn(f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning)
+
+    def _lacks(self, variable: VariableLayout) -> bool:
+        """Whether the file does not have a variable, or has it in another shape."""
+        entry = self._entry(variable)
+        if entry is not None:
+            return bool(entry["shape"] != variable.shape)
+        if self._layout:
+            return True
+        named = [f"{form.name}" for form in variable.forms]
+        shapes = {**{entity: shape for entity, (shape, _) in variable.state.items()}, **dict.fromkeys(named, variable.shape)}
+        keys = {f"{name}.{entity}": shape for name in variable.sought for entity, shape in shapes.items()}
+        present = {key: shape for key, shape in keys.items() if key in self._group}
+        if present:
+            return any(getattr(self._group[key], "shape", None) != shape for key, shape in present.items())
+        flat = [f"{key}.{entity}" for key in spellings(variable.dtype.name) for entity in shapes]
+        return bool(shapes) and not any(key in self._group for key in flat)
 
     def _kept(self, variable: VariableLayout) -> dict[str, np.ndarray]:
         """What hooks kept of a variable, as it was saved; of a file that does not list it, what hooks keep here."""
@@ -78,7 +126,7 @@ class States:
         wanted = entry.get("hooks", {}) if entry is not None and listed else dict.fromkeys(variable.kept, "")
         found = {}
         for entity, dtype in wanted.items():
-            keys = [f"{stem_of(name)}.{entity}" for name in (entry["names"] if entry is not None else variable.names)]
+            keys = [f"{stem_of(name)}.{entity}" for name in (entry["names"] if entry is not None else variable.sought)]
             key = next((key for key in keys if self._group is not None and key in self._group), None)
             if key is None:
                 raise CheckpointError(f"variable {variable.name!r}: {self._file} has no {entity!r} for it")
@@ -122,11 +170,11 @@ class States:
         if self._source.sums is None or entry is None:
             return False
         flat = self._source.layout.get("mode") == "global"
-        stems = [entry["dtype"]] if flat else [stem_of(name) for name in (*variable.names, *entry["names"])]
+        stems = [entry["dtype"]] if flat else [stem_of(name) for name in (*variable.sought, *entry["names"])]
         return any(f"states/{stem}.{entity}" in self._source.sums for stem in stems)
 
     def _entry(self, variable: VariableLayout) -> dict[str, Any] | None:
-        return next((self._layout[name] for name in variable.names if name in self._layout), None)
+        return next((self._layout[name] for name in variable.sought if name in self._layout), None)
 
     def _local(self, variable: VariableLayout, entity: str, wanted: tuple[int, ...]) -> np.ndarray | None:
         if self._source.layout.get("mode") == "global":  # a variable may be called float32
@@ -134,7 +182,7 @@ class States:
         entry = self._entry(variable)
         what = f"variable {variable.names[0]!r}: its {entity!r}"
         # a tied variable is saved under one of its names, which need not be the first one here
-        for name in [*variable.names, *(entry["names"] if entry else ())]:
+        for name in [*variable.sought, *(entry["names"] if entry else ())]:
             for key in dict.fromkeys((f"{stem_of(name)}.{entity}", f"{name}.{entity}")):
                 if key in self._group:
                     self._used.add(key)
@@ -168,18 +216,25 @@ class States:
 
     def _guess_offset(self, variable: VariableLayout, found: tuple[int, ...], key: str) -> int:
         """Where PuzzleLib put a variable: sorted by first name, without gaps on the CPU, aligned to 16 bytes on CUDA."""
-        alike = sorted((p for p in self._variables if p.dtype == variable.dtype), key=lambda p: p.names[0])
-        shapes = {p.names[0]: p.shape for p in alike}
+        alike = {(*p.sought, p.name)[0]: p.shape for p in self._variables if p.dtype == variable.dtype}
+        shapes, own = dict(sorted(alike.items())), (*variable.sought, variable.name)[0]
         sizes = []
         for alignment in (1, 16):
             offsets, size = layout(shapes, variable.dtype, alignment)
             if found == (size,):
-                return offsets[variable.names[0]]
+                return offsets[own]
             sizes.append(size)
         raise CheckpointError(
             f"{self._file}: {key!r} has shape {found}, where this net's {len(alike)} variables of dtype "
             f"{variable.dtype} ({', '.join(shapes)}) take {' or '.join(map(str, dict.fromkeys(sizes)))} elements"
         )
+
+
+def _three(rates: Any, file: str) -> tuple[float, float, float]:
+    """learnRate, momRate and wc as they stand in a layout."""
+    if not isinstance(rates, list) or len(rates) != 3 or not all(type(each) in (int, float) for each in rates):
+        raise CheckpointError(f"{file}: its layout is damaged: rates are three numbers; it has {rates!r}"[:300])
+    return rates[0], rates[1], rates[2]
 
 
 def _bfloat16() -> np.dtype:

@@ -37,12 +37,14 @@ def _write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
         "mode": "global" if state.flat else "local",
         "attrs": plain,
         "extra": state.extra,
+        "factors": {dtype: list(rates) for dtype, rates in state.factors.items()},
         "variables": [
             {
                 "names": list(v.names),
                 "shape": list(v.shape),
                 "dtype": v.dtype.name,
                 "offset": v.offset,
+                **({} if v.rates is None else {"rates": list(v.rates)}),
                 **({"hooks": {entity: dtype.name for entity, (_, dtype) in v.kept.items()}} if v.kept else {}),
             }
             for v in state.variables

@@ -33,10 +33,11 @@ def test_what_the_layout_says(globalState, tmp_path):
     assert layout["mode"] == ("global" if globalState else "local")
     assert layout["attrs"] == {"alpha": 0.25, "epsilon": 1e-4, "learnRate": 1e-4, "momRate": 0.9, "t": 1}
     options = {"gradOfLoss": False, "stateDtype": None, "masterWeights": False, "seed": 3}
-    assert layout["extra"] == {"options": options, "hooks": [["Kind", {"kind": "x"}]]}
+    assert layout["extra"] == {"options": options, "hooks": [["Kind", {"kind": "x"}, {}]]}
     entry = next(each for each in layout["variables"] if each["names"] == ["b.W"])
     # in the order of names: a.W (8), a.b (5), b.W
     expected = {"names": ["b.W"], "shape": [4, 3], "dtype": "float32", "offset": 13 if globalState else 0}
+    expected["rates"] = [1.0, 1.0, 0.0]
     assert entry == expected
 
 

@@ -72,7 +72,7 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
         f"format 3, {mode} mode, t = 2",
         "learnRate = 0.125",
         "options: {'gradOfLoss': False, 'stateDtype': None, 'masterWeights': False, 'seed': 3}",
-        "hooks: [['Guard', {'skipped': 4}]]",
+        "hooks: [['Guard', {'skipped': 4}, {}]]",
         "b.W, float32 (4, 3)",
     ):
         assert expected in text

@@ -1,0 +1,72 @@
+"""Variables that have other names in a file than in the net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import CheckpointError
+from ..validation import shown
+from .contents import VariableLayout
+
+__all__ = ["renamed"]
+
+
+def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[VariableLayout]:
+    """The variables, each with the names to look for in what was saved.
+
+    Args:
+        names: name in the file -> name in the net, each of a variable or the part of its name before a dot; ``""`` stands
+            for no such part. The longest that fits counts.
+
+    Raises:
+        CheckpointError: it is no such dict, two names become one, or the net has none of a name.
+    """
+    if names is None:
+        return variables
+    if not isinstance(names, Mapping) or not all(isinstance(each, str) for pair in names.items() for each in pair):
+        raise CheckpointError(f"names must be a dict of text to text, old name to new; got {shown(names)}")
+    backwards: dict[str, str] = {}
+    for old, new in names.items():
+        if new in backwards:
+            raise CheckpointError(f"names: {backwards[new]!r} and {old!r} cannot both become {new!r}")
+        backwards[new] = old
+    used: set[str] = set()
+    found = []
+    for variable in variables:
+        sought = []
+        for name in variable.names:
+            # from the one that fits best to the name as it is; each has to lead back to where it came from
+            for new in sorted((new for new in backwards if _fits(name, new)), key=len, reverse=True):
+                before = _exchanged(name, new, backwards[new])
+                if _after(before, names) == name:
+                    used.add(new)
+                    sought.append(before)
+                    break
+            else:
+                sought += [name] if _after(name, names) == name else []
+        found.append(replace(variable, saved_names=sought))
+    for new, old in backwards.items():
+        if new not in used:
+            raise CheckpointError(
+                f"names: {old!r} would become {new!r}, and no variable of the net is called so, or {f'{new}.'!r} and more; "
+                f"it has {', '.join(repr(variable.name) for variable in variables[:10])}{', ...' * (len(variables) > 10)}"
+            )
+    return found
+
+
+def _fits(name: str, part: str) -> bool:
+    return not part or name == part or name.startswith(f"{part}.")
+
+
+def _exchanged(name: str, part: str, other: str) -> str:
+    """``name`` with ``other`` in the place of ``part``, with which it begins."""
+    rest = name[len(part) :].removeprefix(".")
+    return ".".join(each for each in (other, rest) if each)
+
+
+def _after(name: str, names: Mapping[str, str]) -> str:
+    """What becomes of a name in a file."""
+    old = max((old for old in names if _fits(name, old)), key=len, default=None)
+    return name if old is None else _exchanged(name, old, names[old])

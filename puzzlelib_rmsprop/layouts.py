@@ -1,0 +1,89 @@
+"""What there is of an optimizer's state, wherever it lies; and that it is there, in place and up to date."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import family_of
+from .arrays.flat import layout
+from .checkpoint import VariableLayout
+from .distributed.shards import Shards
+from .errors import ArrayError, VariableError
+from .net import TrackedVariable, numbers_of
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = ["layouts", "make_ready", "sizes_of", "span_of"]
+
+
+def sizes_of(optimizer: Optimizer, dtype: np.dtype, shards: Shards) -> tuple[int, int]:
+    """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
+    low, high = shards.bounds(dtype)
+    shapes = {variable.name: variable.shape for variable in optimizer._variables if variable.dtype == dtype}
+    return high - low, layout(shapes, dtype, optimizer.shParams[dtype].family.alignment)[1]
+
+
+def layouts(optimizer: Optimizer) -> list[VariableLayout]:
+    """Each variable, and what there is of its state, wherever it lies."""
+    found = []
+    for variable in optimizer._variables:
+        state: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        of_hooks: dict[str, Any] = {}
+        if optimizer._shards is None:
+            of_hooks = variable.kept()
+            for entity, array in variable.state.items():
+                if entity not in of_hooks:
+                    state[entity] = tuple(array.shape), np.dtype(array.dtype)
+        else:
+            for entity, array in optimizer.states[variable.dtype].items():
+                state[entity] = variable.shape, np.dtype(array.dtype)
+        forms = [form for form in optimizer._forms if form.applies(state)]
+        kept = {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in of_hooks.items()}
+        span = None if optimizer._shards is None else span_of(optimizer._shards, variable)
+        found.append(
+            VariableLayout(
+                variable.names,
+                variable.shape,
+                variable.dtype,
+                variable.offset,
+                state,
+                forms,
+                kept,
+                span,
+                numbers_of(variable.var),
+            )
+        )
+    return found
+
+
+def make_ready(optimizer: Optimizer) -> None:
+    """Whatever is read next is there, in place and up to date."""
+    optimizer._follow()
+    for key, state in optimizer.states.items():
+        if not isinstance(key, np.dtype if optimizer.globalState else str):
+            raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")
+    of_hooks = optimizer._variables if optimizer.globalState and optimizer._shards is None else ()
+    for key, state in {**optimizer.states, **{v.name: v.kept() for v in of_hooks}}.items():
+        for entity, array in state.items():
+            try:
+                family_of(array)
+            except ArrayError as error:
+                raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
+    for key, state in optimizer.states.items():
+        for form in optimizer._forms:
+            if form.applies(state) and tuple(state[form.beside].shape) != tuple(state[form.entity].shape):
+                raise ArrayError(
+                    f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
+                    f"{tuple(state[form.beside].shape)} and {tuple(state[form.entity].shape)}"
+                )
+    # an update may be queued on a stream that the default one, which copies states, is not ordered with
+    if optimizer.family is not None:
+        optimizer.family.synchronize()
+
+
+def span_of(shards: Shards, variable: TrackedVariable) -> slice:
+    """Which elements of a variable's state are here."""
+    return shards.span(variable.dtype, variable.offset, variable.size)

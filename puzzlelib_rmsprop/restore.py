@@ -1,0 +1,166 @@
+"""Takes a state over, from a file or another optimizer: everything is checked before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import checkpoint
+from .arrays import family_of
+from .checkpoint import OptimizerState, VariableLayout
+from .distributed.agreement import together
+from .errors import ArrayError, CheckpointError, CheckpointWarning, warn
+from .hooks import Hook
+from .layouts import layouts, make_ready, span_of
+from .net import TrackedVariable
+from .settings import SavedHook, changes_of, match_hooks, read_hooks, take_settings, warn_of_hooks
+from .validation import flag, shown
+
+if TYPE_CHECKING:
+    from .arrays import Family
+    from .optimizer import Optimizer
+
+__all__ = ["import_state"]
+
+
+def import_state(
+    optimizer: Optimizer,
+    read: Callable[[Sequence[VariableLayout]], OptimizerState],
+    strict: bool,
+    names: Mapping[str, str] | None,
+    keepSettings: bool,
+) -> None:
+    """Takes over the state that ``read`` gives for the variables of an optimizer; see :meth:`Optimizer.load`."""
+    failure: Exception | None = None
+    digest = ""
+    try:
+        strict, keepSettings = flag("strict", strict), flag("keepSettings", keepSettings)
+        make_ready(optimizer)
+        variables = checkpoint.renamed(layouts(optimizer), names)
+        given = read(variables)
+        known = given.variables if given.arrays else ()  # a file's reader has told of the rest
+        digest = f"{given.digest} {strict} {keepSettings} {sorted((names or {}).items())}"
+        given, saved, hooks = _checked(optimizer, _by_variable(given, variables, strict))
+        # last: a warning may be made an error
+        _warn_of_variables(given, variables, known)
+        if given.complete:
+            warn_of_hooks(saved, optimizer.hooks, hooks)
+        changes = changes_of(optimizer, given, hooks, keepSettings)
+    except Exception as error:
+        failure = error
+    together(optimizer.nodeinfo, failure, "loading", digest)
+    take_settings(changes)
+    for variable, state in zip(optimizer._variables, given.states, strict=True):
+        if state is not None:
+            _set_state(optimizer, variable, state, given.complete)
+    for hook, of_hook in hooks:
+        if of_hook.state is not None and isinstance(hook, Hook) and hook.getState() is not None:
+            hook.setState(of_hook.state)
+    optimizer._take_options(given.extra.get("options", {}))
+
+
+def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout], strict: bool) -> OptimizerState:
+    """The state with ``states`` of these variables, found by name, in their shapes and dtypes, and with their rates."""
+    if given.states and len(given.states) != len(given.variables):
+        raise CheckpointError(f"the state has {len(given.variables)} variables and {len(given.states)} states")
+    theirs = {name: number for number, variable in enumerate(given.variables) for name in variable.sought}
+    states: list[Mapping[str, np.ndarray] | None] = []
+    found = []
+    for variable in variables:
+        number = next((theirs[name] for name in variable.sought if name in theirs), None)
+        if strict and number is None:
+            raise CheckpointError(f"variable {variable.name!r}: the state has none of that name")
+        state = None
+        if number is not None and (strict or given.variables[number].shape == variable.shape):
+            state = _state_of(given, number, variable)
+        rates = given.variables[number].rates if number is not None and state is not None else None
+        found.append(replace(variable, rates=rates))
+        states.append(state)
+    if states and all(state is None for state in states):
+        names = [variable.name for variable in variables]
+        raise CheckpointError(
+            f"none of the net's variables is there: {', '.join(map(repr, names[:10]))}{', ...' * (len(names) > 10)}; "
+            f"where they have other names there, say names={{old: new}}"
+        )
+    return replace(given, variables=found, states=states)
+
+
+def _warn_of_variables(given: OptimizerState, variables: Sequence[VariableLayout], known: Sequence[VariableLayout]) -> None:
+    """Warns of variables that only the net, or only the state, has."""
+    missing = [variable.name for variable, state in zip(variables, given.states, strict=True) if state is None]
+    if missing:
+        warn(f"variables that are not there, or of another shape, keep the state they have: {missing}", CheckpointWarning)
+    sought = {name for variable in variables for name in variable.sought}
+    left = [variable.name for variable in known if not sought.intersection(variable.sought)]
+    if left:
+        warn(f"variables of the state that the net does not have; ignored: {left}", CheckpointWarning)
+
+
+def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> Mapping[str, np.ndarray] | None:
+    """The state of one variable; None where the file has none of it."""
+    found = given.variables[number]
+    arrays = given.states[number] if given.states else given.of(found)
+    if arrays is None:
+        return None
+    for entity, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise CheckpointError(f"variable {variable.name!r}: its {entity!r} must be a NumPy array; got {shown(array)}")
+    wanted = variable
+    if variable.span is not None and found.span is not None:  # it was cut when it was read
+        size = len(range(*variable.span.indices(int(np.prod(variable.shape, dtype=np.int64)))))
+        wanted = replace(variable, state={entity: ((size,), dtype) for entity, (_, dtype) in variable.state.items()})
+    state = checkpoint.fitted(wanted, arrays, "the state")
+    if variable.span is not None and found.span is None:
+        state = {entity: array.reshape(-1)[variable.span] for entity, array in state.items()}
+    if variable.span is None:
+        converted = {form.name for form in variable.forms if form.entity not in arrays}
+        of_hooks = arrays.keys() - variable.state.keys() - converted if given.states else found.kept.keys()
+        state |= {entity: arrays[entity] for entity in of_hooks & arrays.keys()}
+    return state
+
+
+def _checked(
+    optimizer: Optimizer, given: OptimizerState
+) -> tuple[OptimizerState, list[SavedHook], list[tuple[Any, SavedHook]]]:
+    """The state in the form of this optimizer's options, all saved hooks, and each hook with what is saved of it."""
+    extra = given.extra
+    options, saved = (extra.get("options", {}), extra.get("hooks", [])) if isinstance(extra, dict) else (None, None)
+    if not isinstance(options, dict):
+        raise CheckpointError(f"the file's options and hooks are not as save() writes them: {shown(extra)[:300]}")
+    attrs = dict(given.attrs)
+    for key in sorted(attrs.keys() - optimizer.attrs):
+        warn(f"attribute {key!r} of the state is unknown to this optimizer; ignored", CheckpointWarning)
+        del attrs[key]
+    of_hooks = read_hooks(saved)
+    hooks = match_hooks(of_hooks, optimizer.hooks)
+    for variable, state in zip(optimizer._variables, given.states, strict=True):
+        for entity in state if state is not None and optimizer._shards is None else ():
+            array = variable.state.get(entity)
+            fault = None if array is None else family_of(array).fault(array)
+            if fault is not None:
+                raise ArrayError(f"variable {variable.name!r}: its {entity} {fault}")
+    there = [state for state in given.states if state is not None]
+    adapted = iter(optimizer._adapt(there, options))
+    states = [None if state is None else next(adapted) for state in given.states]
+    return replace(given, attrs=attrs, states=states, extra={"options": options}), of_hooks, hooks
+
+
+def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray], complete: bool) -> None:
+    if optimizer._shards is not None:
+        begin = variable.offset + span_of(optimizer._shards, variable).start
+        for entity, content in state.items():
+            optimizer._shards.put(optimizer.states[variable.dtype][entity], variable.dtype, begin, content)
+        return
+    for entity, content in state.items():
+        array = variable.state.get(entity)
+        if array is not None and (entity in variable.made or tuple(array.shape) == content.shape):
+            family_of(array).set(array, content)
+        else:  # of a hook, which has not made it yet
+            family: Family = optimizer.family  # type: ignore[assignment]
+            variable.state[entity] = family.zeros(content.shape, content.dtype)
+            family.set(variable.state[entity], content)
+    for entity in variable.kept().keys() - state.keys() if complete else ():
+        del variable.state[entity]  # no hook had kept it yet, when the state was saved

@@ -1,0 +1,216 @@
+"""What a training was set to, besides its state: attributes, rates and hooks; as checkpoints keep it, and taken over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .checkpoint import OptimizerState
+from .errors import CheckpointError, CheckpointWarning, Error, warn
+from .hooks import Hook
+from .net import RATES, Rates, check_rates
+from .plan import product
+from .validation import Checked, shown, whole
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = [
+    "SavedHook",
+    "changes_of",
+    "factors_to_save",
+    "hooks_to_save",
+    "match_hooks",
+    "read_hooks",
+    "take_settings",
+    "warn_of_hooks",
+]
+
+Assignment = tuple[str, Any, str, Any]  # what it is, its owner, the name of the attribute, the value
+
+
+class SavedHook(NamedTuple):
+    """A hook in a file: its class or function, what its ``getState()`` gave, and its arguments."""
+
+    kind: str
+    state: dict[str, Any] | None
+    settings: dict[str, Any]
+
+
+# --------------------------------------------------------------------------------------------------- saved
+
+
+def factors_to_save(optimizer: Optimizer) -> dict[str, Rates]:
+    """The rates of ``globalVar``, by the name of the dtype."""
+    return {dtype.name: (float(v.learnRate), float(v.momRate), float(v.wc)) for dtype, v in optimizer.globalVar.items()}
+
+
+def hooks_to_save(hooks: Sequence[Any]) -> list[list[Any]]:
+    """Every hook, as plain data for JSON: what :class:`SavedHook` has."""
+    return [[_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)] for hook in hooks]
+
+
+def _kind(hook: Any) -> str:
+    return str(getattr(hook, "__name__", type(hook).__name__))
+
+
+def _checks(hook: Any) -> dict[str, Checked]:
+    """The arguments of a hook that check what is assigned. Its sign belongs to the script's gradients, not to a file."""
+    found = {k: v for kind in reversed(type(hook).__mro__) for k, v in vars(kind).items() if isinstance(v, Checked)}
+    return {name: each for name, each in found.items() if name != "gradOfLoss"}
+
+
+def _settings(hook: Any) -> dict[str, Any]:
+    return {name: getattr(hook, name) for name in _checks(hook) if hasattr(hook, name)}
+
+
+# --------------------------------------------------------------------------------------------------- hooks
+
+
+def read_hooks(saved: Any) -> list[SavedHook]:
+    """The hooks of a file; version 0.1.0 wrote those with a state, without arguments."""
+    found = []
+    for each in saved if isinstance(saved, list) else [None]:
+        each = each if isinstance(each, list) else []
+        kind, state, settings = (*each, None, None, None)[:3]
+        with_settings = isinstance(settings, dict)
+        if not isinstance(kind, str) or not (with_settings or (len(each) == 2 and state is not None)):
+            raise CheckpointError(f"the file's options and hooks are not as save() writes them: {shown(saved)[:300]}")
+        found.append(SavedHook(kind, state, settings if with_settings else {}))
+    return found
+
+
+def match_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any]) -> list[tuple[Any, SavedHook]]:
+    """Each hook with what the file has of it, by type and order.
+
+    Raises:
+        CheckpointError: what is saved of a hook is not valid for it.
+    """
+    left = list(saved)
+    pairs = []
+    for hook in hooks:
+        found = next((each for each in left if each.kind == _kind(hook)), None)
+        if found is not None:
+            left.remove(found)
+            pairs.append((hook, found))
+            _check(hook, found)
+    return pairs
+
+
+def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Sequence[tuple[Any, SavedHook]]) -> None:
+    """Warns of hooks that only the file, or only this optimizer, has."""
+    lost = [f"{kind}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" for kind, _, settings in saved]
+    for _, (kind, _, settings) in pairs:
+        lost.remove(f"{kind}({', '.join(f'{k}={v!r}' for k, v in settings.items())})")
+    added = [_kind(hook) for hook in hooks if not any(hook is known for known, _ in pairs)]
+    said = []
+    if lost:
+        said.append(f"the file was saved with {', '.join(lost)}, which is missing here: addHook() before load()")
+    if added:
+        said.append(f"{', '.join(added)} of this optimizer had no part in it")
+    if said:
+        warn(f"hooks differ: {'; '.join(said)}", CheckpointWarning)
+
+
+def _check(hook: Any, saved: SavedHook) -> None:
+    checks = _checks(hook)
+    try:
+        if saved.state is not None and isinstance(hook, Hook) and hook.getState() is not None:
+            hook.checkState(saved.state)
+        for name, value in saved.settings.items():
+            if name in checks:
+                checks[name].check(value)
+    except Exception as error:
+        raise CheckpointError(f"the file's state of hook {_kind(hook)} is not valid: {error}") from error
+
+
+# ----------------------------------------------------------------------------------------------- taken over
+
+
+def changes_of(
+    optimizer: Optimizer, given: OptimizerState, hooks: Sequence[tuple[Any, SavedHook]], keep: bool
+) -> list[Assignment]:
+    """What is to be set; where settings are to be kept, ``t`` alone, with a warning of the others that differ.
+
+    Raises:
+        CheckpointError: a rate is not valid.
+    """
+    assignments = [("attributes", optimizer, key, copy.deepcopy(value)) for key, value in given.attrs.items()]
+    assignments += _rates(optimizer, given)
+    for hook, saved in hooks:
+        known = _checks(hook)
+        assignments += [("hooks", hook, name, value) for name, value in saved.settings.items() if name in known]
+    if not keep:
+        return assignments
+    of_t = [each for each in assignments if each[1] is optimizer and each[2] == "t"]
+    own = [each for each in assignments if each[1] is not optimizer or each[2] != "t"]
+    differ = [each for each in own if not _same(getattr(each[1], each[2]), each[3])]
+    if differ:
+        warn(_differences(differ), CheckpointWarning)
+    return of_t
+
+
+def _rates(optimizer: Optimizer, given: OptimizerState) -> Iterator[Assignment]:
+    """The rates in a file, as they are to be set in this optimizer's mode."""
+    for variable, saved in zip(optimizer._variables, given.variables, strict=True):
+        if saved.rates is None:
+            continue
+        factors = given.factors.get(variable.dtype.name, (1.0, 1.0, 1.0))
+        rates = saved.rates
+        if not optimizer.globalState:  # nothing else has the factors there
+            rates = tuple(  # type: ignore[assignment]
+                rate if factor == 1.0 else product(rate, factor) for rate, factor in zip(rates, factors, strict=True)
+            )
+        yield from _three(f"variable {variable.name!r}", variable.var, rates)
+    if any(saved.rates is not None for saved in given.variables):
+        for dtype, var in optimizer.globalVar.items():
+            yield from _three(f"globalVar[{dtype}]", var, given.factors.get(dtype.name, (1.0, 1.0, 1.0)))
+
+
+def _three(whose: str, var: Any, rates: Rates) -> Iterator[Assignment]:
+    try:
+        check_rates(whose, *rates)
+    except Error as error:
+        raise CheckpointError(f"the file's rates are not valid: {error}") from error
+    for name, value in zip(RATES, rates, strict=True):
+        if not _same(getattr(var, name), value):
+            yield whose, var, name, value
+
+
+def take_settings(assignments: Sequence[Assignment]) -> None:
+    """Sets all of them, or none. CheckpointError where one is not valid."""
+    done: list[Assignment] = []
+    try:
+        for what, owner, name, value in assignments:
+            if name == "t":
+                whole("t", value, 0, 2**63)
+            before = getattr(owner, name)
+            setattr(owner, name, value)
+            done.append((what, owner, name, before))
+    except BaseException as error:
+        for _, owner, name, before in reversed(done):
+            setattr(owner, name, before)
+        if not isinstance(error, Exception):
+            raise
+        raise CheckpointError(f"the {what} in the file are not valid: {error}") from error
+
+
+def _same(own: Any, other: Any) -> bool:
+    if isinstance(own, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(own, other)
+    try:
+        return bool(own == other)
+    except Exception:
+        return False
+
+
+def _differences(differ: Sequence[Assignment], most: int = 10) -> str:
+    said = []
+    for what, owner, name, value in differ[:most]:
+        whose = {"attributes": "", "hooks": f" of {_kind(owner)}"}.get(what, f" of {what}")
+        said.append(f"{name}{whose} is {shown(getattr(owner, name))[:60]}, {shown(value)[:60]} in the file")
+    more = f"; and {len(differ) - most} more" if len(differ) > most else ""
+    return f"keepSettings=True: these settings differ from the file's, and stay: {'; '.join(said)}{more}"

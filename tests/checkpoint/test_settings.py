@@ -1,0 +1,248 @@
+"""Rates and hooks in a checkpoint: restored by load, or kept with a warning that names what differs."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import (
+    GradientClipping,
+    GradientHardClipping,
+    LossScaling,
+    NonFiniteGuard,
+    Optimizer,
+    RMSPropGraves,
+    Variable,
+    WeightDecay,
+)
+from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
+from tests.checkpoint.damage import rewritten
+from tests.conftest import ARRAYS
+from tests.standins import Net
+
+OWN = ARRAYS["own"]
+
+SHAPES = {"w": (3, 2), "b": (2,), "half": (4,)}
+
+
+def made(arrays, globalState, hooks=(), **options):
+    net = Net({name: arrays.var(np.full(shape, 0.5, np.float32)) for name, shape in SHAPES.items()})
+    optimizer = RMSPropGraves(**options)
+    for hook in hooks:
+        optimizer.addHook(hook)
+    optimizer.setupOn(net, globalState)
+    return net, optimizer
+
+
+def trained(arrays, net, optimizer, steps=3):
+    for seed in range(steps):
+        rng = np.random.default_rng(seed)
+        for name in sorted(net.vars):
+            arrays.put(net.getVar(name).grad, rng.standard_normal(SHAPES[name]).astype(np.float32))
+        optimizer.update()
+    return {name: arrays.get(net.getVar(name).data) for name in SHAPES}
+
+
+def copied(arrays, source, target):
+    for name in SHAPES:
+        arrays.put(target.getVar(name).data, arrays.get(source.getVar(name).data))
+
+
+def rates(net):
+    return {name: (var.learnRate, var.momRate, var.wc) for name, var in net.vars.items()}
+
+
+@pytest.mark.parametrize("loadGlobal", [False, True], ids=["into local", "into global"])
+def test_a_frozen_variable_stays_frozen(arrays, globalState, loadGlobal, tmp_path):
+    """Case 17: what was frozen when it was saved trained again, without a word."""
+    net, optimizer = made(arrays, globalState)
+    net.getVar("b").learnRate = 0
+    net.getVar("w").momRate, net.getVar("half").wc = 0.5, 2.0
+    trained(arrays, net, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = made(arrays, loadGlobal)
+    copied(arrays, net, other)
+    fresh.load(tmp_path / "run.hdf")
+    assert rates(other) == {"w": (1.0, 0.5, 0.0), "b": (0.0, 1.0, 0.0), "half": (1.0, 1.0, 2.0)}
+    # and both go on to the same bits
+    expected = trained(arrays, net, optimizer)
+    for name, content in trained(arrays, other, fresh).items():
+        assert np.array_equal(content, expected[name]), name
+
+
+@pytest.mark.parametrize("loadGlobal", [False, True], ids=["into local", "into global"])
+def test_factors_of_global_mode(arrays, loadGlobal, tmp_path):
+    net, optimizer = made(arrays, True)
+    optimizer.globalVar[np.float32].learnRate, optimizer.globalVar[np.float32].wc = 0.25, 3.0
+    net.getVar("w").learnRate, net.getVar("b").learnRate, net.getVar("half").wc = 2.0, -1.0, 2.0
+    trained(arrays, net, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = made(arrays, loadGlobal)
+    copied(arrays, net, other)
+    if loadGlobal:
+        fresh.globalVar[np.float32].momRate = 0.5
+    fresh.load(tmp_path / "run.hdf")
+    if loadGlobal:
+        flat = fresh.globalVar[np.float32]
+        assert (flat.learnRate, flat.momRate, flat.wc) == (0.25, 1.0, 3.0)
+        assert rates(other) == rates(net)
+    else:  # what acts is the product
+        assert rates(other) == {"w": (0.5, 1.0, 0.0), "b": (0.0, 1.0, 0.0), "half": (0.25, 1.0, 6.0)}
+    expected = trained(arrays, net, optimizer)
+    for name, content in trained(arrays, other, fresh).items():
+        assert np.array_equal(content, expected[name]), name
+
+
+def test_a_local_file_takes_the_factors_back(arrays, tmp_path):
+    _, optimizer = made(arrays, False)
+    optimizer.save(tmp_path / "run.hdf")
+    _, fresh = made(arrays, True)
+    fresh.globalVar[np.float32].learnRate = 0.0
+    fresh.load(tmp_path / "run.hdf")
+    assert fresh.globalVar[np.float32].learnRate == 1.0
+
+
+def test_settings_that_stay(globalState, tmp_path):
+    arrays = OWN
+    net, optimizer = made(arrays, globalState, [WeightDecay(0.25), LossScaling(4.0, interval=7)], learnRate=0.5, alpha=0.75)
+    net.getVar("b").learnRate, net.getVar("w").wc = 0, 1.0
+    optimizer.t = 41
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = made(arrays, globalState, [WeightDecay(0.5), LossScaling(8.0)], learnRate=0.125)
+    other.getVar("half").momRate = 0.5
+    with pytest.warns(CheckpointWarning) as said:
+        fresh.load(tmp_path / "run.hdf", keepSettings=True)
+    assert [str(each.message) for each in said] == [
+        "keepSettings=True: these settings differ from the file's, and stay: alpha is 0.95, 0.75 in the file; learnRate is "
+        "0.125, 0.5 in the file; "
+        + "; ".join(
+            f"{rate} of variable {name!r} is {own}, {theirs} in the file"
+            for name, rate, own, theirs in sorted(
+                [("b", "learnRate", "1.0", "0.0"), ("half", "momRate", "0.5", "1.0"), ("w", "wc", "0.0", "1.0")],
+                key=lambda row: ["b", "half", "w"].index(row[0]) if globalState else ["w", "b", "half"].index(row[0]),
+            )
+        )
+        + "; rate of WeightDecay is 0.5, 0.25 in the file; interval of LossScaling is 2000, 7 in the file"
+    ]
+    # the state comes all the same: t, and what the loss scaling has found
+    assert (fresh.t, fresh.learnRate, fresh.alpha, fresh.hooks[1].scale) == (41, 0.125, 0.95, 4.0)
+    assert rates(other) == {"w": (1.0, 1.0, 0.0), "b": (1.0, 1.0, 0.0), "half": (1.0, 0.5, 0.0)}
+    fresh.load(tmp_path / "run.hdf")
+    assert (fresh.learnRate, fresh.alpha, fresh.hooks[0].rate, fresh.hooks[1].interval) == (0.5, 0.75, 0.25, 7)
+    assert rates(other) == rates(net)
+    fresh.load(tmp_path / "run.hdf", keepSettings=True)  # nothing differs: not a word
+
+
+def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
+    def mine(var, state, stream):
+        """A hook."""
+
+    _, optimizer = made(OWN, globalState, [WeightDecay(0.25), mine, GradientHardClipping(-1, 1)])
+    optimizer.save(tmp_path / "run.hdf")
+    for hooks, message in (
+        ([], "WeightDecay(rate=0.25), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which is missing here"),
+        (
+            [WeightDecay(0.25), GradientHardClipping(-1, 1)],
+            "the file was saved with mine(), which is missing here: addHook()",
+        ),
+        (
+            [WeightDecay(1), GradientHardClipping(-1, 1), mine, GradientClipping(5.0), NonFiniteGuard()],
+            "hooks differ: GradientClipping, NonFiniteGuard of this optimizer had no part in it",
+        ),
+    ):
+        _, fresh = made(OWN, globalState, hooks)
+        with pytest.warns(CheckpointWarning) as said:
+            fresh.load(tmp_path / "run.hdf")
+        assert len(said) == 1
+        assert message in str(said[0].message)
+    _, fresh = made(OWN, globalState, [mine, WeightDecay(0.25), GradientHardClipping(-1, 1)])
+    fresh.load(tmp_path / "run.hdf")
+
+
+def test_the_sign_of_a_hook_is_the_scripts(tmp_path):
+    _, optimizer = made(OWN, False, [WeightDecay(0.25, gradOfLoss=True)], gradOfLoss=True)
+    optimizer.save(tmp_path / "run.hdf")
+    _, fresh = made(OWN, False, [WeightDecay(0.5, gradOfLoss=False)])
+    fresh.load(tmp_path / "run.hdf")
+    assert (fresh.hooks[0].rate, fresh.hooks[0].gradOfLoss) == (0.25, False)
+
+
+def test_two_hooks_of_a_type_go_by_their_order(tmp_path):
+    _, optimizer = made(OWN, False, [WeightDecay(0.25), WeightDecay(0.75)])
+    optimizer.save(tmp_path / "run.hdf")
+    _, fresh = made(OWN, False, [WeightDecay(1), WeightDecay(1)])
+    fresh.load(tmp_path / "run.hdf")
+    assert [hook.rate for hook in fresh.hooks] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"variables": "rates", "value": [1.0, 1.0]},
+        {"variables": "rates", "value": "text"},
+        {"variables": "rates", "value": [1.0, float("nan"), 0.0]},
+        {"variables": "rates", "value": [1.0, -1.0, 0.0]},
+        {"factors": []},
+        {"factors": {"float32": [1]}},
+        {"extra": {"options": {}, "hooks": [["WeightDecay", None, {"rate": -1}]]}},
+        {"extra": {"options": {}, "hooks": [["WeightDecay", None, 3]]}},
+    ],
+    ids=str,
+)
+def test_settings_that_nobody_wrote_are_refused(change, tmp_path):
+    net, optimizer = made(OWN, True, [WeightDecay(0.5)])
+    optimizer.save(tmp_path / "run.hdf")
+    if "variables" in change:
+        with h5py.File(tmp_path / "run.hdf") as file:
+            entries = json.loads(file[".layout"][()])["variables"]
+        entries[0]["rates"] = change["value"]
+        change = {"variables": entries}
+    net.getVar("w").learnRate, optimizer.t = 0.5, 7
+    with (
+        rewritten(tmp_path / "run.hdf", **change) as file,
+        pytest.raises(CheckpointError, match=r"is damaged|are not valid|is not valid|not as save\(\) writes them"),
+    ):
+        optimizer.load(file)
+    assert (net.getVar("w").learnRate, optimizer.t, optimizer.hooks[0].rate) == (0.5, 7, 0.5)
+
+
+def test_a_rate_that_cannot_be_set_costs_nothing(tmp_path):
+    class Fixed(Variable):
+        momRate = property(lambda self: 1.0, lambda self, value: value == 1.0 or self.refuse())
+
+        def refuse(self):
+            raise RuntimeError("it is fixed")
+
+    def both(kind):
+        return Net({name: {"b": kind}.get(name, Variable)(np.zeros(2, np.float32)) for name in "acb"})
+
+    net, optimizer = both(Variable), RMSPropGraves()
+    optimizer.setupOn(net)
+    for var in net.vars.values():
+        var.learnRate = var.momRate = 0.5
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = both(Fixed), RMSPropGraves(learnRate=0.75)
+    fresh.setupOn(other)
+    with pytest.raises(CheckpointError, match="the variable 'b' in the file are not valid: it is fixed"):
+        fresh.load(tmp_path / "run.hdf")
+    assert rates(other) == dict.fromkeys("acb", (1.0, 1.0, 0.0))
+    assert fresh.learnRate == 0.75
+
+
+def test_an_optimizer_without_state_has_its_rates_too(tmp_path):
+    class SGD(Optimizer):
+        def updateVar(self, var, state, stream=None):
+            var.data += var.learnRate * var.grad
+
+    def made():
+        net, optimizer = Net({"w": Variable(np.zeros(2, np.float32))}), SGD()
+        optimizer.setupOn(net)
+        return net, optimizer
+
+    net, optimizer = made()
+    net.getVar("w").learnRate = 0.125
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = made()
+    fresh.load(tmp_path / "run.hdf")
+    assert other.getVar("w").learnRate == 0.125
