@@ -12,6 +12,7 @@ from .flat import check_views
 from .hooks import FUSED, NonFiniteGuard, StatisticsHook
 from .kernels import DECAY, LASSO, PLAIN, Operation, StepOptions
 from .kernels.layout import MAX_OPERATIONS
+from .net import TrackedVariable
 from .plan import Plan, product
 from .validation import FLOAT32_MAX
 
@@ -118,13 +119,13 @@ def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) ->
             alone = []
         if hook is not None:
             _measure(optimizer, plan, hook, (), stream)
-            for variable in optimizer._variables if hook._ops() else ():
+            for variable in _with_gradient(optimizer) if hook._ops() else ():
                 optimizer.family.operate(variable.grad, variable.data, 0.0, hook._ops(), stream)  # type: ignore[union-attr]
     return plan
 
 
 def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
-    for variable in optimizer._variables:
+    for variable in _with_gradient(optimizer):
         for hook in hooks:
             if type(hook) not in FUSED:
                 hook(variable.var, variable.state, stream)
@@ -135,11 +136,16 @@ def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
             optimizer.family.operate(var.grad, var.data, wc, hook._ops(), stream)  # type: ignore[union-attr]
 
 
+def _with_gradient(optimizer: Optimizer) -> list[TrackedVariable]:
+    """The variables that are in this step."""
+    return [variable for variable in optimizer._variables if variable.grad is not None]
+
+
 def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations: tuple[Operation, ...], stream: Any) -> None:
     """Has all gradients that count measured, as they are after ``operations``."""
     plan.statistics[hook][1].run(operations, hook._scaling_policy(), stream)
     try:
-        hook._tripped(optimizer._variables)
+        hook._tripped(_with_gradient(optimizer))
     except Exception as error:
         optimizer._verdict = error
         raise

@@ -20,8 +20,6 @@ __all__ = [
     "RATES",
     "Rates",
     "TrackedVariable",
-    "Variables",
-    "as_net",
     "check_rates",
     "check_tied",
     "follow",
@@ -42,7 +40,7 @@ class TrackedVariable:
     Attributes:
         names: every name that the net has for it.
         var: the net's object.
-        data, grad: the arrays that it was checked with.
+        data, grad: the arrays that it was checked with. No gradient, in local mode after setupOn: not in this step.
         state: its state; in global mode views of the flat one, and what hooks keep there.
         views: in global mode entity -> the flat array and the view of it.
         offset: of its first element in the flat buffers; global mode only.
@@ -90,7 +88,7 @@ class TrackedVariable:
         """What holds the memory of data and gradient at present; None where the arrays are no wrappers."""
         if family is None or family.memory is None:
             return None
-        return getattr(self.data, family.memory), getattr(self.grad, family.memory)
+        return getattr(self.data, family.memory), getattr(self.grad, family.memory, None)
 
     def has_other_memory(self, family: Family | None) -> bool:
         """Whether a wrapper holds other memory than at the last look."""
@@ -138,6 +136,10 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
                     f"variable {names[0]!r}: a {type(var).__qualname__} without {attribute!r} is no variable"
                 )
         variable = TrackedVariable(names, var, var.data, var.grad)
+        if variable.grad is None:
+            raise VariableError(
+                f"variable {variable.name!r} has no gradient; make it with withgrad=True, or give it an updater"
+            )
         family = _check_arrays(variable, family)
         twin = twins.setdefault((id(variable.data), id(variable.grad)), variable)
         if twin is variable:
@@ -186,8 +188,6 @@ def _tie(variable: TrackedVariable, other: TrackedVariable) -> None:
 def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
     """Checks one variable's data and gradient against the net's family, if it is known yet; returns it."""
     name = variable.name
-    if variable.grad is None:
-        raise VariableError(f"variable {name!r} has no gradient; make it with withgrad=True, or give it an updater")
     if family is None:
         try:
             family = family_of(variable.data)
@@ -198,14 +198,16 @@ def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
         raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}")
     shape = tuple(getattr(variable.data, "shape", ()))
     for what, array in (("data", variable.data), ("gradient", variable.grad)):
-        check(name, what, array, family, dtype or np.dtype(np.float32), shape)
+        if array is not None or what == "data":
+            check(name, what, array, family, dtype or np.dtype(np.float32), shape)
     return family
 
 
 def _extents(variables: Sequence[TrackedVariable], family: Family) -> Iterator[tuple[str, int, int]]:
     for variable in variables:
         yield f"variable {variable.name!r}: its data", family.address(variable.data), int(variable.data.nbytes)
-        yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), int(variable.grad.nbytes)
+        if variable.grad is not None:
+            yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), int(variable.grad.nbytes)
 
 
 # ------------------------------------------------------------------------------- following it, step by step
@@ -243,6 +245,11 @@ def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None
 
 def _refuse(variable: TrackedVariable, var: Any, family: Family | None) -> None:
     data = var.data is not variable.data
+    if var.grad is None and not data:
+        raise VariableError(
+            f"variable {variable.name!r}: in global mode its gradient, a part of the flat buffer, cannot be None; to leave "
+            f"it out of a step, set its learnRate to 0"
+        )
     now = variable.memory_now(family)
     if now is not None and variable.memory is not None:
         data = data or now[0] is not variable.memory[0]
@@ -320,70 +327,3 @@ def updater_of(net: Any, name: str) -> Callable[[float], None]:
     if not callable(getattr(var, "updater", update)):
         raise VariableError(f"variable {name!r}: its updater must be callable; got {var.updater!r}")
     return update
-
-
-# ------------------------------------------------------------------------- a net of a dict or a list
-
-
-class Variables:
-    """A dict of variables with the three methods that an optimizer asks of a net.
-
-    Example:
-        >>> import numpy as np
-        >>> from puzzlelib_rmsprop import RMSPropGraves, Variable
-        >>> weights = {"w": Variable(np.zeros(3, np.float32))}
-        >>> optimizer = RMSPropGraves()
-        >>> optimizer.setupOn(weights)
-        >>> optimizer.module.getVar("w") is weights["w"]
-        True
-    """
-
-    def __init__(self, variables: dict[str, Any]) -> None:
-        self.variables = variables
-
-    def getVarTable(self) -> dict[Any, list[str]]:
-        """Each variable with its names: several where it is there more than once."""
-        table: dict[Any, list[str]] = {}
-        for name, var in self.variables.items():
-            table.setdefault(var, []).append(name)
-        return table
-
-    def getVar(self, name: str) -> Any:
-        """The variable of that name; KeyError where there is none."""
-        return self.variables[name]
-
-    def setVar(self, name: str, var: Any) -> None:
-        """Puts a variable in another's place."""
-        self.variables[name] = var
-
-
-def as_net(given: Any) -> Any:
-    """``given``, where it is a net; a net of the variables, where it is a dict or a list of them.
-
-    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own; give
-    them some (``Variable(array, name="w")``) where you save: by default they are numbers that go on counting.
-
-    Raises:
-        SetupError, VariableError: what is in it is no variable with a name of its own.
-    """
-    if isinstance(given, Mapping):
-        if not isinstance(given, dict):
-            raise SetupError(f"setupOn takes a dict of names to variables; got a {type(given).__qualname__}")
-        pairs = list(given.items())
-    elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
-        # one that is there twice is one
-        pairs = [(getattr(var, "name", None), var) for var in {id(var): var for var in given}.values()]
-    else:
-        return given
-    names: set[str] = set()
-    for name, var in pairs:
-        if not hasattr(var, "data") or not hasattr(var, "grad") or not hasattr(var, "learnRate"):
-            raise VariableError(
-                f"variable {shown(name)}: setupOn takes Variables; got {shown(var)}: Variable(array, grad=gradient)"
-            )
-        if not isinstance(name, str):
-            raise VariableError(f"variable {shown(name)}: its name must be text: Variable(array, name='w')")
-        if name in names:
-            raise VariableError(f"variable {name!r}: two variables of the list have this name")
-        names.add(name)
-    return Variables(given if isinstance(given, dict) else dict(pairs))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .arrays import Family, SharedArray
 from .arrays.flat import ByDtype
+from .as_net import as_net
+from .carry import CarriedState, CopyMethods, carried_state, check_carried, put_back
 from .distributed.agreement import agree, facts, tell
 from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
@@ -17,7 +18,7 @@ from .flat import check_moved, flatten, share_states
 from .gradients import check_hook, prepare_gradients
 from .hooks import NonFiniteGuard, StatisticsHook
 from .kernels import PLAIN, StepOptions
-from .net import TrackedVariable, as_net, read_net, updater_of
+from .net import TrackedVariable, read_net, updater_of
 from .plan import Plan, PlanMethods
 from .state import StateMethods
 from .validation import flag, whole
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Optimizer"]
 
 
-class Optimizer(PlanMethods, StateMethods):
+class Optimizer(PlanMethods, StateMethods, CopyMethods):
     """Base class of optimizers; PuzzleLib's class of that name.
 
     The order of calls: ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and
@@ -101,33 +102,12 @@ class Optimizer(PlanMethods, StateMethods):
         self._former: Plan | None = None  # the last one that was given up: its table may do for the next
         self._zeroed: Plan | None = None  # whose gradients the last step has zeroed, in passing
         self._own_stream: Any = None
+        self._carried: CarriedState | None = None
         # of the present call
         self._stream: Any = None
         self._overridden = True  # whether a subclass, or an instance, does something around what the library does
         self._stepping = False
         self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For ``copy`` and ``pickle``: a copy looks at its own net and memory, never at this one's.
-
-        Raises:
-            SetupError: in global mode, where the copies of the net's views would lie apart from that of the flat buffer.
-        """
-        if self.globalState:
-            raise SetupError(
-                f"a {type(self).__name__} in global mode cannot be copied or pickled: save() this one, then setupOn() and"
-                " load() on another"
-            )
-        fresh: dict[str, Any] = {
-            "hooks": list(self.hooks),
-            "_variables": [replace(variable, state={}) for variable in self._variables],
-            "_plan": None,
-            "_former": None,
-            "_zeroed": None,
-            "_own_stream": None,
-            "_stream": None,
-        }
-        return vars(self) | fresh
 
     # -------------------------------------------------------------------------------- attributes and hooks
 
@@ -166,7 +146,7 @@ class Optimizer(PlanMethods, StateMethods):
 
     # --------------------------------------------------------------------------------------------- set-up
 
-    def setupOn(self, mod: Any, useGlobalState: bool = False) -> None:
+    def setupOn(self, mod: Any, useGlobalState: bool = False, *, keepState: bool = False) -> None:
         """Binds the optimizer to a net, with fresh state. Called again, on this net or another, it starts clean.
 
         Everything is checked before anything is changed. Hyper-parameters and hooks stay.
@@ -178,32 +158,41 @@ class Optimizer(PlanMethods, StateMethods):
             useGlobalState: False keeps every variable in its own memory. True moves all parameters of a dtype into one
                 flat buffer and all their gradients into another, variables in the order of their first names, and
                 points the net's own variables at views of them.
+            keepState: called again, for a net that has grown or shrunk: ``t`` and the state of each variable that was there,
+                by name, stay. A warning names variables whose shape or dtype is another: their state starts anew.
 
         Raises:
-            SetupError: the net lacks a method or has no variables, a nodeinfo lacks global state, or the processes of its
-                group differ in their optimizers or nets (VariableError where it is a variable); all are told the first
-                difference.
+            SetupError: the net lacks a method or has no variables, a nodeinfo lacks global state, the processes of its
+                group differ in their optimizers or nets (VariableError where it is a variable; all are told the first
+                difference), or with ``keepState`` no variable was there before.
             VariableError: a variable does not fit; names it.
             ArrayError: an array cannot be used, or two overlap; names the variables.
         """
+        carried = None
         try:
-            useGlobalState = flag("useGlobalState", useGlobalState)
+            useGlobalState, keepState = flag("useGlobalState", useGlobalState), flag("keepState", keepState)
             mod = as_net(mod)
             check_nodeinfo(self.nodeinfo, useGlobalState, self.shardState)
             variables, custom, family = read_net(mod, self.nodeinfo)
             self._check_setup(family)
+            if keepState and self.module is not None:
+                carried = self._carried or carried_state(self)
+                check_carried(carried, variables)
         except Exception as error:
             agree(self.nodeinfo, [], error)
             raise
-        agree(self.nodeinfo, facts(self, self._options(), variables, family))
+        agree(self.nodeinfo, facts(self, {**self._options(), "keepState": keepState}, variables, family))
         before = {**vars(self)}
         try:
             self._bind(mod, useGlobalState, variables, custom, family)
+            if carried is not None:
+                put_back(self, carried)
         except BaseException as error:
             vars(self).update(before)
             tell(self.nodeinfo, error)
             raise
-        self.t = 0
+        if carried is None:
+            self.t = 0
 
     def _check_setup(self, family: Family | None) -> None:
         """Raises where a subclass's options do not go with each other, or with arrays of ``family``."""
@@ -297,7 +286,8 @@ class Optimizer(PlanMethods, StateMethods):
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
         for var in self.globalVar.values() if self.globalState else [variable.var for variable in self._variables]:
-            family.fill_zero(var.grad, stream)
+            if var.grad is not None:
+                family.fill_zero(var.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
         """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
@@ -314,7 +304,8 @@ class Optimizer(PlanMethods, StateMethods):
         Raises:
             SetupError: before :meth:`setupOn`.
             VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
-                In local mode one that fits is followed; in global mode the views of the flat buffer have to stay.
+                In local mode one that fits is followed, and a variable whose gradient is None is not in the step; in global
+                mode the views of the flat buffer have to stay.
             HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
         """
         t, self._stepping, self._verdict, self._zeroed = self.t, False, None, None

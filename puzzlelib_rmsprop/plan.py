@@ -203,6 +203,8 @@ class PlanMethods:
         """Takes over what the user did to the net and to ``states`` since the last call, or refuses it."""
         if self.module is None:
             raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
+        if self._carried is not None:
+            self._set_up_again()
         follow(self.module, self._variables, self.family, self.globalState)
         check_buffers(FlatBuffers(self.shParams, self.shGrads, self.globalVar))
         share_states(self._variables, self.states, self.globalVar, self._shards is None)
@@ -225,15 +227,16 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
     segments: list[Segment] = []
     held: list[Any] = []
     table = None
+    present = [variable for variable in variables if variable.grad is not None]
     if family is not None:
-        segments = _segments_of(variables, globalVar, states, shards, optimizer._updates_one_by_one())
+        segments = _segments_of(present, globalVar, states, shards, optimizer._updates_one_by_one())
         active = [segment for segment in segments if not segment.frozen]
         held, table = optimizer._make_table(active, family, former)
     found = Found(
         [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
         [(name, v.var) for v in variables for name in v.names[1:]],
         [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
-        [(array, getattr(array, attribute)) for v in variables for array in (v.data, v.grad)] if attribute else [],
+        [(array, getattr(array, attribute)) for v in present for array in (v.data, v.grad)] if attribute else [],
         attribute,
         [array for state in states.values() for array in state.values()],
     )
@@ -245,8 +248,8 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         table,
         list(hooks),
         _statistics(optimizer, hooks),
-        max((variable.rates[0] for variable in variables), default=0.0),
-        max((variable.rates[2] for variable in variables), default=0.0),
+        max((variable.rates[0] for variable in present), default=0.0),
+        max((variable.rates[2] for variable in present), default=0.0),
     )
 
 
@@ -360,7 +363,8 @@ def _statistics(
     if not of_all or family is None:
         return found
     # variable by variable, in an order that neither the mode nor the net decides: so are the sums
-    updated = sorted((v for v in optimizer._variables if v.rates[0] > 0.0), key=lambda v: (v.dtype.name, v.name))
+    updated = [v for v in optimizer._variables if v.rates[0] > 0.0 and v.grad is not None]
+    updated.sort(key=lambda v: (v.dtype.name, v.name))
     for hook in of_all:
         hook._bind(family)
         found[hook] = (known or {}).get(hook, (None, None))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .arrays import Family
     from .optimizer import Optimizer
 
-__all__ = ["import_state"]
+__all__ = ["import_state", "set_state"]
 
 
 def import_state(
@@ -55,7 +55,7 @@ def import_state(
     take_settings(changes)
     for variable, state in zip(optimizer._variables, given.states, strict=True):
         if state is not None:
-            _set_state(optimizer, variable, state, given.complete)
+            set_state(optimizer, variable, state, given.complete)
     for hook, of_hook in hooks:
         if of_hook.state is not None and isinstance(hook, Hook) and hook.getState() is not None:
             hook.setState(of_hook.state)
@@ -148,7 +148,8 @@ def _checked(
     return replace(given, attrs=attrs, states=states, extra={"options": options}), of_hooks, hooks
 
 
-def _set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray], complete: bool) -> None:
+def set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray], complete: bool) -> None:
+    """Copies a variable's state into its arrays; where it is ``complete``, what hooks keep besides goes."""
     if optimizer._shards is not None:
         begin = variable.offset + span_of(optimizer._shards, variable).start
         for entity, content in state.items():

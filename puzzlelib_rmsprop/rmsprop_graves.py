@@ -158,9 +158,6 @@ class RMSPropGraves(Optimizer):
         super()._unbind()
         self._live: Any = None  # the hyper-parameters in device memory
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_live": None}
-
     def _check_options(self) -> None:
         if self.capturable and self.stateDtype is not None:
             raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")

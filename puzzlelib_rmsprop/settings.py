@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SavedHook",
     "changes_of",
-    "factors_to_save",
+    "factors_of",
     "hooks_to_save",
     "match_hooks",
     "read_hooks",
@@ -43,7 +43,7 @@ class SavedHook(NamedTuple):
 # --------------------------------------------------------------------------------------------------- saved
 
 
-def factors_to_save(optimizer: Optimizer) -> dict[str, Rates]:
+def factors_of(optimizer: Optimizer) -> dict[str, Rates]:
     """The rates of ``globalVar``, by the name of the dtype."""
     return {dtype.name: (float(v.learnRate), float(v.momRate), float(v.wc)) for dtype, v in optimizer.globalVar.items()}
 

@@ -17,7 +17,7 @@ from .distributed.shards import GatheredState
 from .errors import CheckpointError, SetupError
 from .layouts import layouts, make_ready, sizes_of
 from .restore import import_state
-from .settings import factors_to_save, hooks_to_save
+from .settings import factors_of, hooks_to_save
 from .validation import shown, whole
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
         layouts(optimizer),
         arrays,
         flat=optimizer.globalState,
-        factors=factors_to_save(optimizer),
+        factors=factors_of(optimizer),
         extra=_extra(optimizer),
         complete=True,
     )
@@ -228,7 +228,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
     try:
         if shards.nodeinfo.index == 0:
             try:
-                attrs, extra, factors = optimizer.getAttrDict(), _extra(optimizer), factors_to_save(optimizer)
+                attrs, extra, factors = optimizer.getAttrDict(), _extra(optimizer), factors_of(optimizer)
                 write(OptimizerState(attrs, layouts(optimizer), parts, flat=True, factors=factors, extra=extra))
             except Exception as error:
                 failure = error

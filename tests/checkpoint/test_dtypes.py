@@ -199,14 +199,13 @@ def test_ms_is_a_key_error_that_says_what_took_its_place(globalState, tmp_path):
     optimizer.load(tmp_path / "run.hdf")
     found = [*states_of(optimizer), *seen]
     assert len(seen) == 4
-    if not globalState:  # in global mode neither is possible
-        for other in (
-            copy.copy(optimizer),
-            copy.deepcopy(optimizer),
-            pickle.loads(pickle.dumps(trained(Own, False, SHAPES))),
-        ):
-            step(Own, other)
-            found += states_of(other)
+    for other in (
+        copy.copy(optimizer),
+        copy.deepcopy(optimizer),
+        pickle.loads(pickle.dumps(trained(Own, globalState, SHAPES))),
+    ):
+        step(Own, other)
+        found += states_of(other)
     for state in found:
         with pytest.raises(KeyError, match=r"no 'ms' any more: 'variance' took its place, and ms is variance \+ mg\*mg"):
             state["ms"]

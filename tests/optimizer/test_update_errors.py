@@ -1,8 +1,5 @@
 """What update and the other methods refuse: calls out of order, what was spoilt since the set-up."""
 
-import copy
-import pickle
-
 import numpy as np
 
 from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
@@ -47,10 +44,6 @@ TABLE = [
         (lambda: updated(lambda n, o: o.hooks.append(3), W=var()), "a hook must be callable.*got 3"),
         (lambda: ready()[1].update(True, stream=3), r"takes useStreams=True, or a stream, not both"),
         *[
-            (lambda how=how: watched(ready(True), how), "in global mode cannot be copied or pickled")
-            for how in (copy.copy, copy.deepcopy, pickle.dumps)
-        ],
-        *[
             (lambda name=name: RMSPropGraves().setAttr(name, 1), "the name of an attribute must be an identifier; got")
             for name in (3, None, "", ".", "a/b", "a\0b", "\udc80")
         ],
@@ -94,7 +87,10 @@ TABLE = [
             lambda: updated(lambda n, o: n.setVar("W", var((4,))), W=var()),
             r"'W': replaced after setupOn by one of shape \(4,\) and dtype float32, where its state is for \(3,\)",
         ),
-        (lambda: updated(lambda n, o: setattr(n.getVar("W"), "grad", None), W=var()), "'W' has no gradient"),
+        (
+            lambda: updated(lambda n, o: setattr(n.getVar("W"), "grad", None), True, W=var()),
+            "'W': in global mode its gradient, a part of the flat buffer, cannot be None",
+        ),
         (lambda: updated(lambda n, o: o.states["W"].pop("variance"), W=var()), "'W': its state lacks variance"),
         (
             lambda: updated(lambda n, o: o.states["W"].update(mg=gpuarray.zeros(9)), W=var()),
@@ -170,7 +166,6 @@ CUDA = [
         ArrayError,
         "'W'.*freed",
     ),
-    (lambda: watched(ready(True), copy.deepcopy), SetupError, "in global mode cannot be copied"),
 ]
 
 

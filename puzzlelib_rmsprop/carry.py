@@ -1,0 +1,134 @@
+"""State that goes along: when setupOn is called again, and when an optimizer is copied or pickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .arrays import family_of
+from .errors import CheckpointWarning, SetupError, warn
+from .layouts import make_ready
+from .net import RATES, Rates, TrackedVariable, read_net
+from .restore import set_state
+from .settings import factors_of
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = ["CarriedState", "CopyMethods", "carried_state", "check_carried", "put_back"]
+
+
+class CarriedState(NamedTuple):
+    """The state of every variable by its names, in NumPy arrays, and the rates of ``globalVar``."""
+
+    states: list[tuple[list[str], tuple[int, ...], np.dtype, dict[str, np.ndarray]]]
+    factors: dict[str, Rates]
+
+    def find(self, variable: TrackedVariable) -> tuple[list[str], tuple[int, ...], np.dtype, dict[str, np.ndarray]] | None:
+        """That of a variable which has one of the names."""
+        return next((each for each in self.states if not {*each[0]}.isdisjoint(variable.names)), None)
+
+
+def carried_state(optimizer: Optimizer) -> CarriedState:
+    """A copy of the state, whatever became of the net. SetupError where it is in parts."""
+    if optimizer._shards is not None:
+        raise SetupError(
+            "the state is in parts, one on each process: save() it, and load() it after setupOn(), or into another optimizer"
+        )
+    if optimizer.family is not None:
+        optimizer.family.synchronize()  # an update may be queued on any stream
+    states = [
+        (v.names, v.shape, v.dtype, {entity: family_of(array).get(array) for entity, array in v.state.items()})
+        for v in optimizer._variables
+    ]
+    return CarriedState(states, factors_of(optimizer))
+
+
+def check_carried(carried: CarriedState, variables: Sequence[TrackedVariable]) -> None:
+    """Warns of variables that are there still, with another shape or dtype. SetupError where none is there."""
+    found = [(variable, carried.find(variable)) for variable in variables]
+    if carried.states and not any(each for _, each in found):
+        raise SetupError(
+            f"keepState=True, but the net has none of the variables there were: "
+            f"{', '.join(repr(names[0]) for names, *_ in carried.states[:10])}; call setupOn() without it"
+        )
+    for variable, each in found:
+        if each is not None and (each[1], each[2]) != (variable.shape, variable.dtype):
+            warn(
+                f"variable {variable.name!r}: its state starts anew: it was of shape {each[1]} and dtype {each[2]}, and is "
+                f"of {variable.shape} and {variable.dtype} now",
+                CheckpointWarning,
+            )
+
+
+def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
+    """Gives the state back to the variables that had it."""
+    for variable in optimizer._variables:
+        found = carried.find(variable)
+        if found is not None and found[1:3] == (variable.shape, variable.dtype):
+            fits = {
+                entity: content
+                for entity, content in found[3].items()
+                # not what is one for all variables, where these are others now
+                if entity not in variable.made or tuple(variable.state[entity].shape) == content.shape
+            }
+            set_state(optimizer, variable, fits, False)
+    for dtype, var in optimizer.globalVar.items():
+        for name, rate in zip(RATES, carried.factors.get(dtype.name, (1.0, 1.0, 1.0)), strict=True):
+            setattr(var, name, rate)
+
+
+class CopyMethods:
+    """The methods of an optimizer by which it is copied and pickled."""
+
+    _carried: CarriedState | None  # of a copy whose net is not set up yet
+
+    def __copy__(self: Any) -> Any:
+        """A shallow copy works on the same net and the same state."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self), **self._of_a_copy())
+        return copied
+
+    def _of_a_copy(self: Any) -> dict[str, Any]:
+        """What a copy does not take over: it looks at the net itself."""
+        fresh: dict[str, Any] = dict.fromkeys(("_plan", "_former", "_zeroed", "_own_stream", "_stream", "_live"))
+        return fresh | {"hooks": list(self.hooks), "_variables": [replace(v, state={}, views={}) for v in self._variables]}
+
+    def __getstate__(self: Any) -> Mapping[str, Any]:
+        """For ``deepcopy`` and ``pickle``: a copy works on its own net.
+
+        Raises:
+            SetupError: it belongs to a group of processes.
+        """
+        if getattr(self.nodeinfo, "gridsize", 1) > 1:
+            raise SetupError(
+                f"a {type(self).__name__} of a group of processes cannot be copied or pickled: save() it, and load() it "
+                f"into another"
+            )
+        state = vars(self) | self._of_a_copy()
+        if not self.globalState or self._carried is not None:
+            return state
+        make_ready(self)
+        # the copies of the net's views will lie apart: the copy makes flat buffers of its own of them
+        flat: dict[str, Any] = {name: {} for name in ("states", "globalVar", "shParams", "shGrads")}
+        return state | flat | {"_variables": [], "family": None, "_carried": carried_state(self)}
+
+    def __setstate__(self: Any, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        if self._carried is not None:
+            try:
+                self._set_up_again()
+            except Exception:  # a net that refers to its optimizer is not whole yet: the first call does it
+                vars(self).update(state)
+
+    def _set_up_again(self: Any) -> None:
+        """Makes the flat buffers of a copy, of its own net."""
+        carried, module = self._carried, self.module
+        variables, custom, family = read_net(module, self.nodeinfo)
+        if {each[0][0] for each in carried.states} != {variable.name for variable in variables}:
+            raise SetupError("the net of the copy has other variables than the optimizer was set up on: call setupOn()")
+        self._bind(module, True, variables, custom, family)
+        put_back(self, carried)

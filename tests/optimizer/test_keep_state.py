@@ -1,0 +1,155 @@
+"""setupOn(net, keepState=True): the state of what stays, where a net has grown or shrunk."""
+
+import numpy as np
+import pytest
+
+from puzzlelib_rmsprop import NodeInfo, Optimizer, RMSPropGraves
+from puzzlelib_rmsprop.errors import CheckpointWarning, SetupError
+from tests.conftest import ARRAYS
+from tests.reference import Reference
+from tests.standins import Net
+from tests.tolerances import TOLERANCE, assert_close
+
+OWN = ARRAYS["own"]
+
+
+def value(name, shape, seed):
+    return np.random.default_rng([seed, *name.encode()]).standard_normal(shape).astype(np.float32)
+
+
+def grow(arrays, net, shapes):
+    """The net with variables of these names: those that it has already stay."""
+    for name in [name for name in net.vars if name not in shapes]:
+        del net.vars[name]
+    for name, shape in shapes.items():
+        if name not in net.vars:
+            net.vars[name] = arrays.var(value(name, shape, 99))
+    return net
+
+
+def step(arrays, net, optimizer, seed, references=()):
+    for name, var in net.vars.items():
+        grad = value(name, tuple(var.grad.shape), seed)
+        arrays.put(var.grad, grad)
+        if name in references:
+            references[name].step(grad, learnRate=0.01)
+    optimizer.update()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["to local", "to global"])
+def test_a_net_that_grows_and_shrinks(arrays, globalState, after):
+    """Against the rule in float64: a variable that stays never sees that the net has changed."""
+    net, optimizer = Net({}), RMSPropGraves(learnRate=0.01)
+    grow(arrays, net, {"b": (3,), "d": (2, 2), "f": (4,)})
+    references = {name: Reference(arrays.get(var.data)) for name, var in net.vars.items()}
+    optimizer.setupOn(net, globalState)
+    for seed in range(4):
+        step(arrays, net, optimizer, seed, references)
+    grow(arrays, net, {"a": (5,), "b": (3,), "c": (1, 7), "f": (4,)})
+    references |= {name: Reference(arrays.get(net.getVar(name).data)) for name in ("a", "c")}
+    optimizer.setupOn(net, after, keepState=True)
+    assert optimizer.t == 4
+    for seed in range(4, 8):
+        step(arrays, net, optimizer, seed, references)
+    assert sorted(v.name for v in optimizer._variables) == ["a", "b", "c", "f"]
+    for variable in optimizer._variables:
+        found = {"param": variable.var.data, **variable.state}
+        for buffer, expected in references[variable.name].buffers().items():
+            assert_close(arrays.get(found[buffer]), expected, TOLERANCE["float32"][buffer], f"{variable.name}: {buffer}")
+
+
+def test_without_it_everything_starts_anew(globalState):
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
+    optimizer.setupOn(net, globalState)
+    step(OWN, net, optimizer, 0)
+    optimizer.setupOn(net, globalState)
+    assert optimizer.t == 0
+    assert not optimizer._variables[0].state["mg"].get().any()
+
+
+def test_another_shape_starts_anew_and_is_named(globalState):
+    net, optimizer = grow(OWN, Net({}), {"w": (3,), "b": (2,)}), RMSPropGraves()
+    optimizer.setupOn(net, globalState)
+    step(OWN, net, optimizer, 0)
+    kept = {v.name: v.state["delta"].get() for v in optimizer._variables}
+    net.vars["w"] = OWN.var(np.zeros(5, np.float32))
+    message = (
+        r"variable 'w': its state starts anew: it was of shape \(3,\) and dtype float32, and is of \(5,\) and float32 now"
+    )
+    with pytest.warns(CheckpointWarning, match=message):
+        optimizer.setupOn(net, globalState, keepState=True)
+    found = {v.name: v.state["delta"].get() for v in optimizer._variables}
+    assert np.array_equal(found["b"], kept["b"])
+    assert found["w"].shape == (5,)
+    assert not found["w"].any()
+
+
+def test_what_hooks_keep_and_factors_stay(globalState):
+    class Kept:
+        def __call__(self, var, state, stream=None):
+            state.setdefault("calls", np.zeros(1, np.float32))
+            state["calls"] += 1
+
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves(masterWeights=True)
+    optimizer.addHook(Kept())
+    optimizer.setupOn(net, globalState)
+    for seed in range(3):
+        step(OWN, net, optimizer, seed)
+    if globalState:
+        optimizer.globalVar[np.float32].learnRate = 0.5
+    grow(OWN, net, {"w": (3,), "x": (2,)})
+    optimizer.setupOn(net, globalState, keepState=True)
+    step(OWN, net, optimizer, 3)
+    calls = {v.name: float(np.asarray(v.state["calls"])[0]) for v in optimizer._variables}
+    assert calls == {"w": 4.0, "x": 1.0}
+    if globalState:
+        assert optimizer.globalVar[np.float32].learnRate == 0.5
+
+
+def test_state_that_is_one_for_all(globalState):
+    class Counting(Optimizer):
+        def setupState(self, var):
+            return {"count": OWN.make(np.zeros(1, np.float32)), "all": OWN.make(np.zeros(var.data.shape, np.float32))}
+
+        def updateVar(self, var, state, stream=None):
+            state["count"] += 1
+            state["all"] += var.grad
+
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), Counting()
+    optimizer.setupOn(net, globalState)
+    step(OWN, net, optimizer, 0)
+    grow(OWN, net, {"w": (3,), "x": (2,)})
+    optimizer.setupOn(net, globalState, keepState=True)
+    by_name = {v.name: v.state for v in optimizer._variables}
+    assert float(by_name["w"]["count"].get()[0]) == 1.0
+    assert np.array_equal(by_name["w"]["all"].get(), value("w", (3,), 0))
+
+
+def test_the_first_time_there_is_nothing_to_keep(globalState):
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(grow(OWN, Net({}), {"w": (3,)}), globalState, keepState=True)
+    assert optimizer.t == 0
+
+
+def test_another_net_is_refused(globalState):
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
+    optimizer.setupOn(net, globalState)
+    step(OWN, net, optimizer, 0)
+    with pytest.raises(
+        SetupError, match="keepState=True, but the net has none of the variables there were: 'w'; call setupOn"
+    ):
+        optimizer.setupOn(grow(OWN, Net({}), {"x": (3,)}), globalState, keepState=True)
+    assert (optimizer.t, optimizer.module) == (1, net)
+    step(OWN, net, optimizer, 1)
+
+
+def test_state_in_parts_is_refused():
+    class One(NodeInfo):
+        def allgatherObject(self, value):
+            return [value]
+
+    net = grow(OWN, Net({}), {"w": (3,)})
+    optimizer = RMSPropGraves(nodeinfo=One(), shardState=True)
+    optimizer.setupOn(net, True)
+    with pytest.raises(SetupError, match=r"the state is in parts, one on each process: save\(\) it, and load\(\) it after"):
+        optimizer.setupOn(net, True, keepState=True)
