@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import SetupError, VariableError
@@ -46,8 +46,8 @@ class Variables:
 def as_net(given: Any) -> Any:
     """``given``, where it is a net; a net of the variables, where it is a dict or a list of them.
 
-    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own; give
-    them some (``Variable(array, name="w")``) where you save: by default they are numbers that go on counting.
+    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own
+    (``Variable(array, name="w")``); one that was made without is called by its place in the list.
 
     Raises:
         SetupError, VariableError: what is in it is no variable with a name of its own.
@@ -58,7 +58,13 @@ def as_net(given: Any) -> Any:
         pairs = list(given.items())
     elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
         # one that is there twice is one
-        pairs = [(getattr(var, "name", None), var) for var in {id(var): var for var in given}.values()]
+        each = {id(var): var for var in given}.values()
+        # by its place: its running number depends on what else was made in the process
+        pairs = [
+            (getattr(var, "name", None) if getattr(var, "isNamed", True) else str(i), var) for i, var in enumerate(each)
+        ]
+    elif isinstance(given, Iterable) and not hasattr(given, "getVarTable"):
+        raise SetupError(f"setupOn takes a net, a dict of names to variables, or a list(...) of them; got {shown(given)}")
     else:
         return given
     names: set[str] = set()

@@ -95,7 +95,11 @@ class CopyMethods:
     def _of_a_copy(self: Any) -> dict[str, Any]:
         """What a copy does not take over: it looks at the net itself."""
         fresh: dict[str, Any] = dict.fromkeys(("_plan", "_former", "_zeroed", "_own_stream", "_stream", "_live"))
-        return fresh | {"hooks": list(self.hooks), "_variables": [replace(v, state={}, views={}) for v in self._variables]}
+        return fresh | {
+            "hooks": list(self.hooks),
+            "attrs": set(self.attrs),
+            "_variables": [replace(v, state={}, views={}) for v in self._variables],
+        }
 
     def __getstate__(self: Any) -> Mapping[str, Any]:
         """For ``deepcopy`` and ``pickle``: a copy works on its own net.

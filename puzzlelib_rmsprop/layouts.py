@@ -11,7 +11,7 @@ from .arrays.flat import layout
 from .checkpoint import VariableLayout
 from .distributed.shards import Shards
 from .errors import ArrayError, VariableError
-from .net import TrackedVariable, numbers_of
+from .net import TrackedVariable, numbers_of, warn_of_new
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -62,6 +62,7 @@ def layouts(optimizer: Optimizer) -> list[VariableLayout]:
 def make_ready(optimizer: Optimizer) -> None:
     """Whatever is read next is there, in place and up to date."""
     optimizer._follow()
+    warn_of_new(optimizer)
     for key, state in optimizer.states.items():
         if not isinstance(key, np.dtype if optimizer.globalState else str):
             raise VariableError(f"states must hold a dict of arrays for each variable; {key!r} has {state!r}")

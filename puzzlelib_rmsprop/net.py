@@ -13,8 +13,8 @@ import numpy as np
 
 from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import encodable
-from .errors import ArrayError, HyperParameterError, SetupError, VariableError
-from .validation import FLOAT32_MAX, shown
+from .errors import ArrayError, HyperParameterError, SetupError, SetupWarning, VariableError, warn
+from .validation import FLOAT32_MAX, plain_number, shown
 
 __all__ = [
     "RATES",
@@ -27,6 +27,7 @@ __all__ = [
     "rates_of",
     "read_net",
     "updater_of",
+    "warn_of_new",
 ]
 
 Rates = tuple[float, float, float]
@@ -248,7 +249,7 @@ def _refuse(variable: TrackedVariable, var: Any, family: Family | None) -> None:
     if var.grad is None and not data:
         raise VariableError(
             f"variable {variable.name!r}: in global mode its gradient, a part of the flat buffer, cannot be None; to leave "
-            f"it out of a step, set its learnRate to 0"
+            f"it out of a step, set learnRate = 0"
         )
     now = variable.memory_now(family)
     if now is not None and variable.memory is not None:
@@ -266,7 +267,7 @@ def _replacement(variable: TrackedVariable, var: Any, family: Family | None) -> 
     if new.shape != variable.shape or new.dtype != variable.dtype:
         raise VariableError(
             f"variable {variable.name!r}: replaced after setupOn by one of shape {new.shape} and dtype {new.dtype}, where "
-            f"its state is for {variable.shape} and {variable.dtype}; call setupOn again"
+            f"its state is for {variable.shape} and {variable.dtype}; call setupOn(net, keepState=True)"
         )
     return new
 
@@ -285,10 +286,28 @@ def check_tied(net: Any, variables: Sequence[TrackedVariable]) -> None:
                 )
 
 
-def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
-    """learnRate, momRate and wc as they stand now. VariableError where one is gone."""
+def warn_of_new(optimizer: Any) -> None:
+    """Warns, once for each, of variables that the net has got since ``setupOn``: nothing trains them."""
     try:
-        return var.learnRate, var.momRate, var.wc
+        names = [list(names) for names in optimizer.module.getVarTable().values()]
+    except Exception:  # what is wrong with a net is told where that matters
+        return
+    known = {name for variable in optimizer._variables for name in variable.names}
+    known |= {*optimizer.customVars, *optimizer._told}
+    new = [each[0] for each in names if each and known.isdisjoint(each)]
+    if new:
+        optimizer._told.update(new)
+        warn(
+            f"variable{'s' * (len(new) > 1)} {', '.join(map(repr, new))} came into the net after setupOn, and will not be "
+            f"trained: call setupOn(net, keepState=True)",
+            SetupWarning,
+        )
+
+
+def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
+    """learnRate, momRate and wc as they stand now, out of 0-d arrays. VariableError where one is gone."""
+    try:
+        return plain_number(var.learnRate), plain_number(var.momRate), plain_number(var.wc)
     except AttributeError as error:
         raise VariableError(f"{whose}: it has lost a rate: {error}") from None
 
@@ -305,7 +324,6 @@ def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None
     """Raises HyperParameterError for a rate that is no finite number; names both."""
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
-            # not an array, though it be 0-d: it could change unseen
             good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= FLOAT32_MAX
         except (TypeError, OverflowError):
             good = False

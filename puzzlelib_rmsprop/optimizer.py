@@ -18,7 +18,7 @@ from .flat import check_moved, flatten, share_states
 from .gradients import check_hook, prepare_gradients
 from .hooks import NonFiniteGuard, StatisticsHook
 from .kernels import PLAIN, StepOptions
-from .net import TrackedVariable, read_net, updater_of
+from .net import TrackedVariable, read_net, updater_of, warn_of_new
 from .plan import Plan, PlanMethods
 from .state import StateMethods
 from .validation import flag, whole
@@ -103,6 +103,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         self._zeroed: Plan | None = None  # whose gradients the last step has zeroed, in passing
         self._own_stream: Any = None
         self._carried: CarriedState | None = None
+        self._told: set[str] = set()  # variables that came later, of which the user knows
         # of the present call
         self._stream: Any = None
         self._overridden = True  # whether a subclass, or an instance, does something around what the library does
@@ -115,12 +116,20 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """Sets an attribute and registers it for :meth:`save`: a number, text, an array, a list, None. So does who loads it.
 
         Raises:
-            SetupError: when ``name`` is no identifier.
+            SetupError: when ``name`` is no identifier, or a method or part of the optimizer.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
-        setattr(self, name, attr)
+        if name in _ITS_PARTS or callable(getattr(type(self), name, None)):
+            raise SetupError(f"setAttr: {name!r} is a method or part of the optimizer itself; choose another name")
+        known = name in self.attrs
         self.attrs.add(name)
+        try:
+            setattr(self, name, attr)
+        except BaseException:
+            if not known:
+                self.attrs.remove(name)
+            raise
 
     def getAttrDict(self) -> dict[str, Any]:
         """Every registered attribute with its value."""
@@ -322,6 +331,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 stream = self._own_stream
             if type(self.t) is not int or self.t < 0:
                 self.t = whole("t", self.t, 0, 2**63)
+            if not self.t & 255:  # a net tells its variables slowly
+                warn_of_new(self)
             custom = [updater_of(self.module, name) for name in self.customVars] if self.customVars else ()
             self.t += 1
             self._stream = stream
@@ -387,5 +398,6 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         raise NotImplementedError(f"{type(self).__name__} must define updateVar(self, var, state, stream=None)")
 
 
+_ITS_PARTS = frozenset(Optimizer().__dict__) - {"t", "learnRate"}
 _ITS_OWN = tuple(getattr(Optimizer, f"{what}Params") for what in ("zeroGradLocal", "zeroGradGlobal"))
 _ITS_OWN += (Optimizer.updateLocalStates, Optimizer.updateGlobalState)

@@ -13,7 +13,6 @@ from .arrays import family_of
 from .checkpoint import OptimizerState, VariableLayout
 from .distributed.agreement import together
 from .errors import ArrayError, CheckpointError, CheckpointWarning, warn
-from .hooks import Hook
 from .layouts import layouts, make_ready, span_of
 from .net import TrackedVariable
 from .settings import SavedHook, changes_of, match_hooks, read_hooks, take_settings, warn_of_hooks
@@ -52,13 +51,10 @@ def import_state(
     except Exception as error:
         failure = error
     together(optimizer.nodeinfo, failure, "loading", digest)
-    take_settings(changes)
+    take_settings(changes, hooks)
     for variable, state in zip(optimizer._variables, given.states, strict=True):
         if state is not None:
             set_state(optimizer, variable, state, given.complete)
-    for hook, of_hook in hooks:
-        if of_hook.state is not None and isinstance(hook, Hook) and hook.getState() is not None:
-            hook.setState(of_hook.state)
     optimizer._take_options(given.extra.get("options", {}))
 
 
@@ -106,8 +102,10 @@ def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> M
     if arrays is None:
         return None
     for entity, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise CheckpointError(f"variable {variable.name!r}: its {entity!r} must be a NumPy array; got {shown(array)}")
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise CheckpointError(
+                f"variable {variable.name!r}: its {entity!r} must be a NumPy array without a mask; got {shown(array)[:200]}"
+            )
     wanted = variable
     if variable.span is not None and found.span is not None:  # it was cut when it was read
         size = len(range(*variable.span.indices(int(np.prod(variable.shape, dtype=np.int64)))))

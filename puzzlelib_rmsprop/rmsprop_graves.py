@@ -17,7 +17,7 @@ from .kernels.look import same_objects
 from .net import Rates, TrackedVariable, check_rates
 from .optimizer import Optimizer
 from .plan import Plan, Segment
-from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, state_dtype, whole
+from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, misnamed, state_dtype, whole
 
 if TYPE_CHECKING:
     from .distributed import NodeInfo
@@ -41,6 +41,15 @@ def _checked_seed(name: str, value: Any) -> int:
     return whole(name, value, 0, 2**64)
 
 
+@misnamed(
+    {
+        "learnRate": "lr learnrate learningRate learning_rate",
+        "momRate": "momrate momentum",
+        "epsilon": "eps",
+        "alpha": "rho",
+        "addHook(WeightDecay(rate))": "weight_decay weightDecay",
+    }
+)
 class RMSPropGraves(Optimizer):
     r"""Graves' RMSProp: centered, with momentum, epsilon inside the root. PuzzleLib's class of that name.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -50,7 +53,18 @@ def factors_of(optimizer: Optimizer) -> dict[str, Rates]:
 
 def hooks_to_save(hooks: Sequence[Any]) -> list[list[Any]]:
     """Every hook, as plain data for JSON: what :class:`SavedHook` has."""
-    return [[_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)] for hook in hooks]
+    found = []
+    for hook in hooks:
+        each = [_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)]
+        try:
+            json.dumps(each)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"hook {each[0]}: what its getState() gives must be plain data to be saved (JSON): {error}; got "
+                f"{shown(each[1])[:200]}"
+            ) from error
+        found.append(each)
+    return found
 
 
 def _kind(hook: Any) -> str:
@@ -118,7 +132,7 @@ def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Seque
 def _check(hook: Any, saved: SavedHook) -> None:
     checks = _checks(hook)
     try:
-        if saved.state is not None and isinstance(hook, Hook) and hook.getState() is not None:
+        if _has_state(hook, saved):
             hook.checkState(saved.state)
         for name, value in saved.settings.items():
             if name in checks:
@@ -138,7 +152,9 @@ def changes_of(
     Raises:
         CheckpointError: a rate is not valid.
     """
-    assignments = [("attributes", optimizer, key, copy.deepcopy(value)) for key, value in given.attrs.items()]
+    # t first: a schedule may depend on it
+    attrs = sorted(given.attrs.items(), key=lambda item: item[0] != "t")
+    assignments = [("attributes", optimizer, key, copy.deepcopy(value)) for key, value in attrs]
     assignments += _rates(optimizer, given)
     for hook, saved in hooks:
         known = _checks(hook)
@@ -180,22 +196,34 @@ def _three(whose: str, var: Any, rates: Rates) -> Iterator[Assignment]:
             yield whose, var, name, value
 
 
-def take_settings(assignments: Sequence[Assignment]) -> None:
-    """Sets all of them, or none. CheckpointError where one is not valid."""
-    done: list[Assignment] = []
+def take_settings(assignments: Sequence[Assignment], hooks: Sequence[tuple[Any, SavedHook]]) -> None:
+    """Sets all of them and the states of hooks, or none. CheckpointError where one is not valid."""
+    undo: list[Callable[[], None]] = []
+    what = ""
     try:
-        for what, owner, name, value in assignments:
+        for kind, owner, name, value in assignments:
+            what = kind
             if name == "t":
                 whole("t", value, 0, 2**63)
             before = getattr(owner, name)
             setattr(owner, name, value)
-            done.append((what, owner, name, before))
+            undo.append(functools.partial(setattr, owner, name, before))
+        for hook, saved in hooks:
+            if _has_state(hook, saved):
+                what = f"state of hook {_kind(hook)}"
+                undo.append(functools.partial(hook.setState, hook.getState()))
+                hook.setState(saved.state)
     except BaseException as error:
-        for _, owner, name, before in reversed(done):
-            setattr(owner, name, before)
+        for each in reversed(undo):
+            with contextlib.suppress(Exception):  # a hook that refuses its own state as well
+                each()
         if not isinstance(error, Exception):
             raise
-        raise CheckpointError(f"the {what} in the file are not valid: {error}") from error
+        raise CheckpointError(f"the {what} in the file {'is' if 'hook ' in what else 'are'} not valid: {error}") from error
+
+
+def _has_state(hook: Any, saved: SavedHook) -> bool:
+    return saved.state is not None and isinstance(hook, Hook) and hook.getState() is not None
 
 
 def _same(own: Any, other: Any) -> bool:

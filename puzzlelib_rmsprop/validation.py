@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DependencyError, HyperParameterError, SetupError
+from .errors import DependencyError, HyperParameterError, SetupError, SetupWarning, warn
 
 __all__ = [
     "FLOAT32_MAX",
     "FLOAT32_TINY",
     "Checked",
     "HyperParameter",
+    "Misnamed",
     "flag",
     "learn_rate",
+    "misnamed",
     "number",
+    "plain_number",
     "shown",
     "state_dtype",
     "whole",
@@ -36,15 +39,28 @@ def shown(value: Any) -> str:
         return f"one of type {type(value).__name__} that cannot be printed"
 
 
+def plain_number(value: Any) -> Any:
+    """A number in a 0-d array, NumPy's or another library's, by itself; anything else as it is."""
+    if getattr(value, "shape", None) != () or isinstance(value, numbers.Number | np.ma.MaskedArray):
+        return value
+    try:
+        # ml_dtypes' bfloat16 has no item()
+        return float(value) if str(value.dtype) == "bfloat16" else value.item()
+    except Exception:
+        return value
+
+
 def number(name: str, value: Any, least: float, below: float = math.inf, hint: str = "") -> float:
     """``value`` as a float, where it is a real number with ``least <= value < below``.
 
     Raises:
         HyperParameterError: names the parameter, the rule and the value.
     """
+    value = plain_number(value)
     real = _real(value)
     if real is None:
-        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {type(value).__name__}")
+        remedy = f": float({value!r}) is one" if isinstance(value, str) and _is_text_of_number(value) else ""
+        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {type(value).__name__}{remedy}")
     if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
@@ -64,12 +80,21 @@ def _real(value: Any) -> float | None:
         return None
 
 
+def _is_text_of_number(text: str) -> bool:
+    """Whether float() takes it: YAML 1.1 reads 1e-4 as text."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def whole(name: str, value: Any, least: int, below: int) -> int:
     """``value`` as an int, where it is a whole number of any kind with ``least <= value < below``.
 
     Raises:
         HyperParameterError: names the parameter, the rule and the value.
     """
+    value = plain_number(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) < below:
         bits = below.bit_length() - 1
         most = f"2**{bits} - 1" if below == 1 << bits else str(below - 1)
@@ -83,6 +108,7 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         HyperParameterError: names the option, the rule and the value.
     """
+    value = plain_number(value)
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
         raise HyperParameterError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
@@ -143,6 +169,45 @@ class Checked:
         changed = getattr(instance, "_hyper_changed", None)
         if changed is not None:
             changed()
+
+
+class Misnamed:
+    """An attribute that has no effect: what other libraries call ``right``, or what is easily typed in its place.
+
+    To assign it warns; it is kept all the same. Not where it is registered by ``setAttr``, nor in an optimizer with a rule
+    of its own, which may read it. A class that means it defines an attribute of that name.
+    """
+
+    def __init__(self, name: str, right: str) -> None:
+        self._name, self._right = name, right
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        try:
+            return vars(instance)[self._name]
+        except (KeyError, TypeError):
+            raise AttributeError(f"there is no attribute {self._name!r}; {self._right} is what counts") from None
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        kept = vars(instance)
+        reads_it = not getattr(instance, "_fuses", lambda: True)()
+        if self._name not in kept and self._name not in kept.get("attrs", ()) and not reads_it:
+            warn(f"{type(instance).__name__}.{self._name} has no effect: {self._right} is what counts", SetupWarning)
+        kept[self._name] = value
+
+    def __delete__(self, instance: Any) -> None:
+        vars(instance).pop(self._name, None)
+
+
+def misnamed(names: Mapping[str, str]) -> Callable[[type], Any]:
+    """Decorates a class with :class:`Misnamed` attributes: the right name -> the others, with blanks between them."""
+
+    def decorate(owner: type) -> type:
+        for right, others in names.items():
+            for name in others.split():
+                setattr(owner, name, Misnamed(name, right))
+        return owner
+
+    return decorate
 
 
 class HyperParameter(Checked):

@@ -10,10 +10,18 @@ import numpy as np
 from .arrays import family_of
 from .config import Config
 from .errors import ArrayError, SetupError, VariableError
+from .validation import misnamed
 
 __all__ = ["Variable"]
 
 
+@misnamed(
+    {
+        "learnRate": "lr learnrate learningRate learning_rate trainable requires_grad",
+        "momRate": "momrate momentum",
+        "wc": "weight_decay weightDecay",
+    }
+)
 class Variable:
     """A parameter, its gradient, and what the optimizer needs to know of it; PuzzleLib's class of that name.
 
@@ -57,12 +65,16 @@ class Variable:
         updater: Callable[[Variable, float], None] | None = None,
         postUpdater: Callable[[Variable], None] | None = None,
     ) -> None:
-        family = family_of(data)
+        try:
+            family = family_of(data)
+        except ArrayError as error:
+            raise ArrayError(f"variable {name!r}: its data: {error}") from None
         for what, function in (("updater", updater), ("postUpdater", postUpdater)):
             if function is not None and not callable(function):
                 raise VariableError(f"variable {name!r}: its {what} must be callable; got {function!r}")
+        self._number = None
         if name is None:
-            name = str(Variable.index)
+            name = self._number = str(Variable.index)
             Variable.index += 1
         self.name = name
         self.data = data
@@ -73,6 +85,11 @@ class Variable:
         self.grad = grad
         self.learnRate, self.momRate = 1.0, 1.0
         self.wc = 0.0
+
+    @property
+    def isNamed(self) -> bool:
+        """Whether it has a name that was given to it, not a running number."""
+        return self.name != self._number
 
     @property
     def hasUpdater(self) -> bool:

@@ -37,9 +37,14 @@ def family_of(array: Any) -> Family:
         family = kind.of(array)
         if family is not None:
             return family
+    remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
+    if isinstance(array, np.ma.MaskedArray):
+        remedy = "array.filled(0) is NumPy's, without the mask"
+    elif isinstance(array, np.ndarray):
+        remedy = "numpy.asarray(array) is NumPy's own"
     raise ArrayError(
         f"arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got {type(array).__module__}."
-        f"{type(array).__qualname__}. Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
+        f"{type(array).__qualname__}. {remedy}"
     )
 
 
@@ -70,7 +75,8 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
     if own != family:
         raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
     if array.dtype != dtype:
-        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}")
+        remedy = f": array.astype({dtype.name!r}) is" if isinstance(array, np.ndarray) else ""
+        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}{remedy}")
     if tuple(array.shape) != shape:
         raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {tuple(array.shape)}")
     fault = own.fault(array)

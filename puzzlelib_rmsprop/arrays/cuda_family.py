@@ -44,7 +44,10 @@ class CUDAFamily(Family):
 
     def fault(self, array: Any) -> str | None:
         if not self.contiguous(array):
-            return f"must be C-contiguous; its strides are {array.strides} for shape {tuple(array.shape)}"
+            return (
+                f"must be C-contiguous; its strides are {array.strides} for shape {tuple(array.shape)}: make it from "
+                f"numpy.ascontiguousarray(array.get())"
+            )
         dtype = np.dtype(array.dtype)
         if not dtype.isnative:
             return f"must be in the machine's byte order; its dtype is {dtype.str}"

@@ -140,13 +140,18 @@ class HostFamily(Family):
     def fault(self, array: Any) -> str | None:
         host = self.host(array)
         if not host.flags.c_contiguous:
-            return f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}"
+            return (
+                f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}: "
+                f"numpy.ascontiguousarray(array) makes one that is"
+            )
         if not host.flags.writeable:
-            return "must be writeable; it is read-only"
+            return "must be writeable; it is read-only: array.copy() is writeable"
         if not host.flags.aligned:
-            return f"must be aligned to its dtype {host.dtype}; it starts at an odd address"
+            return f"must be aligned to its dtype {host.dtype}; it starts at an odd address: array.copy() is aligned"
         if not host.dtype.isnative:
-            return f"must be in the machine's byte order; its dtype is {host.dtype.str}"
+            return (
+                f"must be in the machine's byte order; its dtype is {host.dtype.str}: array.astype({host.dtype.name!r}) is"
+            )
         return None
 
     def address(self, array: Any) -> int:

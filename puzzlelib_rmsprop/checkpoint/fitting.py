@@ -36,7 +36,7 @@ def fitted(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str
         if not rounds and not np.can_cast(content.dtype, dtype, "safe"):
             raise CheckpointError(
                 f"variable {name!r}: its {given!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
-                f"without loss"
+                f"without loss (importState() takes arrays that you have rounded yourself)"
             )
         with np.errstate(invalid="ignore"):  # bfloat16's NaN
             negative = form is not None and given == entity and (content < 0).any()

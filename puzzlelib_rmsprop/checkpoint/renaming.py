@@ -27,6 +27,7 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
         return variables
     if not isinstance(names, Mapping) or not all(isinstance(each, str) for pair in names.items() for each in pair):
         raise CheckpointError(f"names must be a dict of text to text, old name to new; got {shown(names)}")
+    names = {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}
     backwards: dict[str, str] = {}
     for old, new in names.items():
         if new in backwards:

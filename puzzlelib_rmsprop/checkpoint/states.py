@@ -101,6 +101,19 @@ class States:
         if left:
             warn(f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning)
 
+    def _advice(self, variable: VariableLayout) -> str:
+        """What to do about a variable that the file does not have; nothing, where it is damaged."""
+        if not self._lacks(variable):
+            return ""
+        lacking = [v.name for v in self._variables if self._lacks(v) and v is not variable]
+        there = dict.fromkeys(entry["names"][0] for entry in self._layout.values())
+        there = there or dict.fromkeys(key.rpartition(".")[0] for key in self._datasets())
+        also = f", nor anything for {_listed(lacking)}" if lacking else ""
+        return (
+            f"{also}; it has {_listed([*there])}. names={{old: new}} finds variables that have other names now, "
+            f"strict=False leaves out what is not there"
+        )
+
     def _lacks(self, variable: VariableLayout) -> bool:
         """Whether the file does not have a variable, or has it in another shape."""
         entry = self._entry(variable)
@@ -151,7 +164,9 @@ class States:
         if content is None:
             content = self._flat(variable, name, shape)
         if content is None and name not in OPTIONAL and (form is None or self._was_saved(variable, name)):
-            raise CheckpointError(f"variable {variable.names[0]!r}: {self._file} has no {name!r} for it")
+            raise CheckpointError(
+                f"variable {variable.names[0]!r}: {self._file} has no {name!r} for it{self._advice(variable)}"
+            )
         if form is None or name == form.entity:
             return name, content
         if form.entity in had:
@@ -159,6 +174,7 @@ class States:
         if content is None:
             raise CheckpointError(
                 f"variable {variable.names[0]!r}: {self._file} has no {form.entity!r} and no {form.name!r} for it"
+                f"{self._advice(variable)}"
             )
         entry = self._entry(variable)
         # version 0.1.0 wrote so for bfloat16 state
@@ -228,6 +244,10 @@ class States:
             f"{self._file}: {key!r} has shape {found}, where this net's {len(alike)} variables of dtype "
             f"{variable.dtype} ({', '.join(shapes)}) take {' or '.join(map(str, dict.fromkeys(sizes)))} elements"
         )
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(map(repr, names[:most])) + ", ..." * (len(names) > most)
 
 
 def _three(rates: Any, file: str) -> tuple[float, float, float]:

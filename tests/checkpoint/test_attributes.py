@@ -289,3 +289,23 @@ def test_a_damaged_description_is_refused(damage, tmp_path):
     with h5py.File(path) as file, pytest.raises(CheckpointError, match="damaged"):
         optimizer.load(file)
     assert optimizer.milestones == (2,)
+
+
+def test_a_mask_is_not_dropped(tmp_path):
+    optimizer = RMSPropGraves()
+    optimizer.setupOn({"w": Variable(np.zeros(3, np.float32))})
+    optimizer.setAttr("seen", np.ma.array([1, 2], mask=[0, 1]))
+    with pytest.raises(CheckpointError, match=r"attribute 'seen' cannot be saved: (?s:.*) has a mask, which would be lost"):
+        optimizer.save(tmp_path / "run.hdf")
+    state = optimizer.exportState()
+    state.arrays["w"]["mg"] = np.ma.array(state.arrays["w"]["mg"], mask=True)
+    with pytest.raises(CheckpointError, match="variable 'w': its 'mg' must be a NumPy array without a mask"):
+        optimizer.importState(state)
+
+
+def test_a_bfloat16_scalar_is_refused_by_name(tmp_path):
+    optimizer = RMSPropGraves()
+    optimizer.setupOn({"w": Variable(np.zeros(3, np.float32))})
+    optimizer.setAttr("best", pytest.importorskip("ml_dtypes").bfloat16(0.5))
+    with pytest.raises(CheckpointError, match="attribute 'best' cannot be saved"):
+        optimizer.save(tmp_path / "run.hdf")

@@ -208,3 +208,18 @@ def test_a_state_of_another_dtype_is_refused_all_the_same(tmp_path):
     _, fresh = made({"w": (3,)}, False)
     with pytest.raises(CheckpointError, match="does not fit without loss"):
         fresh.load(tmp_path / "run.hdf", strict=False)
+
+
+def test_all_that_is_missing_is_named_with_the_remedy(globalState, tmp_path):
+    saved(tmp_path / "run.hdf", globalState, {"module.w": (3,), "module.b": (2,)})
+    _, optimizer = made({"w": (3,), "b": (2,)}, globalState)
+    with pytest.raises(CheckpointError) as refused:
+        optimizer.load(tmp_path / "run.hdf")
+    first, second = ("b", "w") if globalState else ("w", "b")
+    of_module = sorted(["module.w", "module.b"]) if globalState else ["module.w", "module.b"]
+    assert str(refused.value) == (
+        f"variable {first!r}: {tmp_path / 'run.hdf'} has no 'mg' for it, nor anything for {second!r}; it has "
+        f"{of_module[0]!r}, {of_module[1]!r}. names={{old: new}} finds variables that have other names now, strict=False "
+        f"leaves out what is not there"
+    )
+    optimizer.load(tmp_path / "run.hdf", names={"module.": ""})

@@ -9,6 +9,7 @@ import pytest
 from puzzlelib_rmsprop import (
     GradientClipping,
     GradientHardClipping,
+    Hook,
     LossScaling,
     NonFiniteGuard,
     Optimizer,
@@ -246,3 +247,73 @@ def test_an_optimizer_without_state_has_its_rates_too(tmp_path):
     other, fresh = made()
     fresh.load(tmp_path / "run.hdf")
     assert other.getVar("w").learnRate == 0.125
+
+
+def test_a_schedule_with_a_setter_sees_the_files_t(tmp_path):
+    class Decaying(RMSPropGraves):
+        first = 1.0
+        learnRate = property(
+            lambda self: self.first / (1 + self.t), lambda self, rate: setattr(self, "first", rate * (1 + self.t))
+        )
+
+    def made():
+        optimizer = Decaying(learnRate=1.0)
+        optimizer.setupOn({"w": Variable(np.zeros(3, np.float32))})
+        return optimizer
+
+    optimizer, other = made(), made()
+    for _ in range(3):
+        optimizer.update()
+    optimizer.save(tmp_path / "run.hdf")
+    other.load(tmp_path / "run.hdf")
+    assert (other.t, other.learnRate) == (3, 0.25)
+
+
+class Counting(Hook):
+    """Keeps a count; takes no other where it is told to refuse."""
+
+    refuses = False
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, var, state, stream=None):
+        pass
+
+    def getState(self):
+        return {"count": self.count}
+
+    def setState(self, state):
+        if self.refuses:
+            raise ValueError("no")
+        self.count = state["count"]
+
+
+def test_a_hook_that_refuses_its_state_costs_nothing(globalState, tmp_path):
+    net, optimizer = made(OWN, globalState, [Counting(1), Counting(2)])
+    trained(OWN, net, optimizer)
+    optimizer.save(tmp_path / "run.hdf")
+    other, fresh = made(OWN, globalState, [Counting(3), Counting(4)], learnRate=0.5)
+    other.getVar("w").wc = 0.5
+    fresh.hooks[1].refuses = True
+    with pytest.raises(CheckpointError, match="the state of hook Counting in the file is not valid: no"):
+        fresh.load(tmp_path / "run.hdf")
+    assert (fresh.t, fresh.learnRate, other.getVar("w").wc, fresh.hooks[0].count) == (0, 0.5, 0.5, 3)
+    assert not any(array.get().any() for v in fresh._variables for array in v.state.values())
+
+
+def test_a_state_of_a_hook_that_is_no_plain_data_is_named(tmp_path):
+    _, optimizer = made(OWN, False, [Counting(np.float32(1))])
+    message = (
+        r"hook Counting: what its getState\(\) gives must be plain data to be saved \(JSON\).*got \{'count': np.float32"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.save(tmp_path / "run.hdf")
+
+
+def test_another_number_of_hooks_of_a_class_is_told(tmp_path):
+    _, optimizer = made(OWN, False, [WeightDecay(0.5), WeightDecay(0.25)])
+    optimizer.save(tmp_path / "run.hdf")
+    _, fresh = made(OWN, False, [WeightDecay(0.25)])
+    with pytest.warns(CheckpointWarning, match=r"the file was saved with WeightDecay\(rate=0.25"):
+        fresh.load(tmp_path / "run.hdf")

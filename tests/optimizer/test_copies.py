@@ -141,3 +141,10 @@ def test_of_a_group_of_one():
     optimizer = RMSPropGraves(nodeinfo=NodeInfo())
     optimizer.setupOn(Net({"w": OWN.var(np.zeros(3, np.float32))}), True)
     assert copy.deepcopy(optimizer).exportState().attrs["t"] == 0
+
+
+def test_attributes_of_a_copy_are_its_own(tmp_path):
+    _, optimizer = made(OWN, False)
+    copy.copy(optimizer).setAttr("epoch", 1)
+    optimizer.save(tmp_path / "run.hdf")
+    assert "epoch" not in optimizer.attrs

@@ -369,3 +369,24 @@ def test_a_global_set_up_that_moves_nothing_is_refused(arrays):
     net = make_net(arrays)
     with pytest.raises(SetupError, match=r"'fc0.W': Own.setupGlobalState\(\) did not move it.*call super\(\)"):
         Own().setupOn(net, useGlobalState=True)
+
+
+def test_variables_without_names_are_called_by_their_place(tmp_path):
+    """Their running numbers depend on what else was made: state went to the wrong one of the same shape, silently."""
+
+    def made():
+        return Variable(np.zeros(3, np.float32), grad=np.zeros(3, np.float32))
+
+    first, second = made(), made()
+    first.grad[...] = 1.0
+    optimizer = RMSPropGraves()
+    optimizer.setupOn([first, second, Variable(np.zeros(2, np.float32), name="bias")])
+    optimizer.update()
+    assert list(optimizer.states) == ["0", "1", "bias"]
+    optimizer.save(tmp_path / "run.hdf")
+    second, first = made(), made()  # in another order
+    other = RMSPropGraves()
+    other.setupOn([first, second, Variable(np.zeros(2, np.float32), name="bias")])
+    other.load(tmp_path / "run.hdf")
+    assert other.states["0"]["mg"].all()
+    assert not other.states["1"]["mg"].any()

@@ -204,7 +204,7 @@ def test_states_are_found_by_name():
     for change, message in (
         ({"variance": np.full((3,), -1, np.float32)}, "its 'variance' in the state is below 0"),
         ({"mg": np.zeros((4,), np.float32)}, r"its 'mg' must be of shape \(3,\)"),
-        ({"mg": [0.0, 0.0, 0.0]}, "its 'mg' must be a NumPy array"),
+        ({"mg": [0.0, 0.0, 0.0]}, "its 'mg' must be a NumPy array without a mask"),
     ):
         wrong = [states_of[0], states_of[1] | change, states_of[2]]
         with pytest.raises(CheckpointError, match=message):
