@@ -10,7 +10,6 @@ import numpy as np
 from .arrays import Family, SharedArray
 from .arrays.flat import ByDtype
 from .as_net import as_net
-from .carry import CarriedState, CopyMethods, carried_state, check_carried, put_back
 from .distributed.agreement import agree, facts, tell
 from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
@@ -20,7 +19,7 @@ from .hooks import NonFiniteGuard, StatisticsHook
 from .kernels import PLAIN, StepOptions
 from .net import TrackedVariable, read_net, updater_of, warn_of_new
 from .plan import Plan, PlanMethods
-from .state import StateMethods
+from .state import CarriedState, CopyMethods, StateMethods, carried_state, check_carried, put_back
 from .validation import flag, whole
 from .variable import Variable
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import family_of
-from .arrays.flat import layout
-from .checkpoint import VariableLayout
-from .distributed.shards import Shards
-from .errors import ArrayError, VariableError
-from .net import TrackedVariable, numbers_of, warn_of_new
+from ..arrays import family_of
+from ..arrays.flat import layout
+from ..checkpoint import VariableLayout
+from ..distributed.shards import Shards
+from ..errors import ArrayError, VariableError
+from ..net import TrackedVariable, numbers_of, warn_of_new
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from ..optimizer import Optimizer
 
 __all__ = ["layouts", "make_ready", "sizes_of", "span_of"]
 

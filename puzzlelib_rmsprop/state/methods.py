@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checkpoint
-from .arrays import family_of
-from .checkpoint import MeanSquare, OptimizerState, VariableLayout
-from .distributed.agreement import tell, together
-from .distributed.shards import GatheredState
-from .errors import CheckpointError, SetupError
+from .. import checkpoint
+from ..arrays import family_of
+from ..checkpoint import MeanSquare, OptimizerState, VariableLayout
+from ..distributed.agreement import tell, together
+from ..distributed.shards import GatheredState
+from ..errors import CheckpointError, SetupError
+from ..validation import shown, whole
 from .layouts import layouts, make_ready, sizes_of
 from .restore import import_state
 from .settings import factors_of, hooks_to_save
-from .validation import shown, whole
 
 if TYPE_CHECKING:
     import h5py
 
-    from .optimizer import Optimizer
+    from ..optimizer import Optimizer
 
 __all__ = ["StateMethods"]
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .checkpoint import OptimizerState
-from .errors import CheckpointError, CheckpointWarning, Error, warn
-from .hooks import Hook
-from .net import RATES, Rates, check_rates
-from .plan import product
-from .validation import Checked, shown, whole
+from ..checkpoint import OptimizerState
+from ..errors import CheckpointError, CheckpointWarning, Error, warn
+from ..hooks import Hook
+from ..net import RATES, Rates, check_rates
+from ..plan import product
+from ..validation import Checked, shown, whole
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from ..optimizer import Optimizer
 
 __all__ = [
     "SavedHook",

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checkpoint
-from .arrays import family_of
-from .checkpoint import OptimizerState, VariableLayout
-from .distributed.agreement import together
-from .errors import ArrayError, CheckpointError, CheckpointWarning, warn
+from .. import checkpoint
+from ..arrays import family_of
+from ..checkpoint import OptimizerState, VariableLayout
+from ..distributed.agreement import together
+from ..errors import ArrayError, CheckpointError, CheckpointWarning, warn
+from ..net import TrackedVariable
+from ..validation import flag, shown
 from .layouts import layouts, make_ready, span_of
-from .net import TrackedVariable
 from .settings import SavedHook, changes_of, match_hooks, read_hooks, take_settings, warn_of_hooks
-from .validation import flag, shown
 
 if TYPE_CHECKING:
-    from .arrays import Family
-    from .optimizer import Optimizer
+    from ..arrays import Family
+    from ..optimizer import Optimizer
 
 __all__ = ["import_state", "set_state"]
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays import family_of
-from .errors import CheckpointWarning, SetupError, warn
+from ..arrays import family_of
+from ..errors import CheckpointWarning, SetupError, warn
+from ..net import RATES, Rates, TrackedVariable, read_net
 from .layouts import make_ready
-from .net import RATES, Rates, TrackedVariable, read_net
 from .restore import set_state
 from .settings import factors_of
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from ..optimizer import Optimizer
 
 __all__ = ["CarriedState", "CopyMethods", "carried_state", "check_carried", "put_back"]
 

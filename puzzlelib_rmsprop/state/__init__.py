@@ -1,0 +1,6 @@
+"""What leaves an optimizer and comes back: its state and settings, for checkpoints, conversions, copies and new set-ups."""
+
+from .carry import CarriedState, CopyMethods, carried_state, check_carried, put_back
+from .methods import StateMethods
+
+__all__ = ["CarriedState", "CopyMethods", "StateMethods", "carried_state", "check_carried", "put_back"]
