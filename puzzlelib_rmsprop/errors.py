@@ -25,6 +25,7 @@ __all__ = [
     "NonFiniteError",
     "NonFiniteWarning",
     "SetupError",
+    "SetupWarning",
     "VariableError",
 ]
 
@@ -75,6 +76,10 @@ class NonFiniteError(Error, ArithmeticError):
 
 class NonFiniteWarning(RuntimeWarning):
     """A gradient is infinite or NaN; the step was skipped."""
+
+
+class SetupWarning(UserWarning):
+    """Something was set that has no effect. The message names it, and the remedy."""
 
 
 class CheckpointWarning(UserWarning):

@@ -168,6 +168,13 @@ struct Tile {
     }
 };
 
+template <class Real>
+NOINLINE void decay_tile(Real *param, Real decay, u64 count)
+{
+    for (u64 i = 0; i < count; ++i)
+        param[i] = decayed(param[i], decay);
+}
+
 template <class Real, class State>
 INLINE void graves_elements(Real *RESTRICT param, const Real *RESTRICT grad, State *RESTRICT mg, State *RESTRICT variance,
                             State *RESTRICT delta, u64 count, const Coefficients<Real> c, const Random random)
@@ -207,7 +214,9 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
     typedef typename Kind::Stored Stored;
     const StepOptions &options = args.options;
     const bool skip = options.skip && *at<const u32>(options.skip, 0);
-    const Coefficients<typename Kind::Real> c(*at<const Hyper>(args.hypers, segment.hyper), segment);
+    const Hyper &hyper = *at<const Hyper>(args.hypers, segment.hyper);
+    const Coefficients<typename Kind::Real> c(hyper, segment);
+    const auto decay = decay_of<typename Kind::Real>(options.decay, hyper, segment);
     Tile<Kind> tile;
     tile.prepare(options.operations, segment);
     for (u64 low = begin, count; low < end; low += count) {
@@ -217,6 +226,8 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
         count = count < left ? count : left;
         if (!skip) {
             tile.load(segment, low, count);
+            if (decay != 0)
+                decay_tile(tile.param, decay, count);
             graves_tile(tile.param, tile.grad, at<State>(segment.mg, low), at<State>(segment.variance, low),
                         at<State>(segment.delta, low), count, c, Random(options.seed, segment.key, segment.first + low));
             tile.store_param(segment, low, count);

@@ -64,6 +64,12 @@ def graves(param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficien
     return flushed(flushed(param) + delta), mg, variance, delta
 
 
+def decay_of(decay: float, hyper: Hyper, dtype: Any, learnRate: float, wc: float) -> Any:
+    """What a parameter loses of itself before a step: multiplied in float64, rounded once."""
+    part = abs(hyper.learnRate * learnRate) * decay * wc if wc > 0.0 else 0.0
+    return flushed(np.array(layout.rounded(part, np.dtype(dtype)), dtype))[()]
+
+
 def flushed(x: np.ndarray) -> np.ndarray:
     """``x`` with zeros in the place of subnormal numbers."""
     small = np.abs(x) < np.finfo(x.dtype).tiny
@@ -155,8 +161,11 @@ class _Tile:
                 g = g + real(np.float64(value) * wc) * (self.param if kind == DECAY else sign)
         return g
 
-    def update(self, g: np.ndarray, c: Coefficients, seed: tuple[int, int]) -> None:
+    def update(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> None:
         segment, kind = self.segment, self.segment.state
+        if decay:
+            param = flushed(self.param)
+            self.param = flushed(param - flushed(decay * param))
         state = [self._of(name, kind) for name in STATE]
         mg, variance, delta = (_widened(array, kind) for array in state)
         param, *new = graves(self.param, g, mg, variance, delta, c)
@@ -188,10 +197,12 @@ class Table:
         skip = options.skip and ctypes.c_uint32.from_address(options.skip).value
         with np.errstate(all="ignore"):
             for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
-                c = Coefficients.of(hyper, real_dtype(segment.dtype), learnRate, momRate)
+                real = real_dtype(segment.dtype)
+                c = Coefficients.of(hyper, real, learnRate, momRate)
+                decay = decay_of(options.decay, hyper, real, learnRate, wc)
                 for tile in _tiles(segment, TILE):
                     if not skip:
-                        tile.update(tile.gradient(options.operations, wc), c, options.seed)
+                        tile.update(tile.gradient(options.operations, wc), c, decay, options.seed)
                     if options.zeroGrad:
                         tile.grad[...] = 0
 
@@ -255,7 +266,8 @@ def _conclude(record: np.ndarray, total: np.ndarray, policy: ScalingPolicy) -> N
     small, large, bad = total[0], total[1], total[2] > 0
     norm = np.sqrt(small) if large == 0.0 else np.sqrt(large + small * SHRINK * SHRINK) / SHRINK
     scale = float(record["scale"][0])
-    record["norm"], record["unscale"], record["bad"] = norm, 1.0 / scale, bad
+    record["norm"], record["unscale"] = norm, 1.0 / scale
+    record["bad"] = min(int(record["bad"][0]) + 1, 2**32 - 1) if bad else 0
     record["factor"] = policy.limit / norm if norm > policy.limit else 1.0 if norm == norm else norm
     record["skipped"] += np.uint64(bad)
     if policy.interval == 0:

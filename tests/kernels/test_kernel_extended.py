@@ -34,15 +34,15 @@ def start(size, dtype, seed=0):
     return rng.standard_normal(size).astype(dtype), rng.standard_normal((STEPS, size)).astype(dtype)
 
 
-def run(kernels, param, grads, dtype, state, master, ops=(), wc=0.0, first=0, key=0, offset=0, **options):
+def run(kernels, param, grads, dtype, state, master, ops=(), wc=0.0, first=0, key=0, offset=0, decay=0.0, **options):
     buffers = Buffers(param, state, master, offset, first, key)
     table = kernels.Table([buffers.segment])
     table.set_rates([(0.7, 0.123, wc)])
     expected = Extended(param, dtype, state, master, wc, first, key, rates=(0.7, 0.123))
     for grad, seed in zip(grads, SEEDS, strict=True):
         buffers.views["grad"][:] = grad
-        table.update(HYPER, options=StepOptions(to_operations(ops), seed=seed, **options))
-        expected.step(grad, **KEYWORDS, ops=numbers_of(ops), seed=seed)
+        table.update(HYPER, options=StepOptions(to_operations(ops), seed=seed, decay=decay, **options))
+        expected.step(grad, **KEYWORDS, ops=numbers_of(ops), seed=seed, decay=decay)
     buffers.check_guards()
     for name, content in expected.buffers().items():
         assert np.array_equal(buffers.views[name].astype(content.dtype), content), name
