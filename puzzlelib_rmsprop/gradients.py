@@ -111,7 +111,7 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
     if decay:
         learnRate = abs(number("learnRate", optimizer.learnRate, -math.inf))
         _check_decay(plan, learnRate, decay)
-        if not learnRate and not optimizer._fuses():
+        if not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
             _tell(plan, decays[0], "its decay is a part of the optimizer's learnRate, and that is 0")
     return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
 
