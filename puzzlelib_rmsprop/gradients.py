@@ -110,7 +110,8 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
             )
     if decay:
         learnRate = abs(number("learnRate", optimizer.learnRate, -math.inf))
-        _check_decay(plan, learnRate, decay)
+        if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0:
+            _check_decay(optimizer, learnRate, decay)
         if not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
             _tell(plan, decays[0], "its decay is a part of the optimizer's learnRate, and that is 0")
     return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
@@ -122,15 +123,13 @@ def _tell(plan: Plan, hook: WeightDecay, why: str) -> None:
         warn(f"{type(hook).__name__}({hook.rate:g}) does nothing: {why}", SetupWarning)
 
 
-def _check_decay(plan: Plan, learnRate: float, decay: float) -> None:
+def _check_decay(optimizer: Optimizer, learnRate: float, decay: float) -> None:
     """Raises HyperParameterError where decoupled decay would take more of a parameter than there is."""
-    if learnRate * plan.largest_rate * decay * plan.largest_wc <= 1.0:
-        return
-    for segment in plan.segments:
-        own, _, wc = segment.rates
-        if wc > 0.0 and learnRate * own * decay * wc > 1.0:
+    for variable in optimizer._variables:
+        own, _, wc = variable.rates
+        if own > 0.0 and wc > 0.0 and learnRate * own * decay * wc > 1.0:
             raise HyperParameterError(
-                f"variable {segment.name!r}: learnRate {learnRate:g} times its own, {own:g}, times the decoupled decay, "
+                f"variable {variable.name!r}: learnRate {learnRate:g} times its own, {own:g}, times the decoupled decay, "
                 f"{decay:g}, times its wc, {wc:g}, must be at most 1, or its parameters change their sign; it is "
                 f"{learnRate * own * decay * wc:g}"
             )

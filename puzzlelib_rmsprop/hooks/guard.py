@@ -93,7 +93,7 @@ class NonFiniteGuard(StatisticsHook):
         elif not self._said and self.policy == "skip" and (why := self._stuck(bad, record)):
             self._said = True
             warn(
-                f"{type(self).__name__} has skipped {bad} steps in a row, {int(record['skipped'][0])} in all: {why}; look "
+                f"{type(self).__name__} has skipped steps, {bad} in a row, {int(record['skipped'][0])} in all: {why}; look "
                 f"for what is infinite or NaN in the data, the loss and the parameters (NonFiniteGuard('raise') names the "
                 f"variables)",
                 NonFiniteWarning,
