@@ -96,9 +96,8 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
             _measure(optimizer, plan, hook, operations, stream)
             guard = hook if isinstance(hook, NonFiniteGuard) else guard
         operations += hook._ops()
-    for hook in plan.idle:
+    for hook, why in plan.idle:
         if hook.rate > 0:
-            why = "the wc of every variable, times globalVar's, is 0; set variable.wc = 1.0 where it is to act"
             _tell(plan, hook, why)
     decay = sum(hook.rate for hook in decays)
     if guard is None and not operations and not decay:
@@ -113,14 +112,14 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
         if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0:
             _check_decay(optimizer, learnRate, decay)
         if not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
-            _tell(plan, decays[0], "its decay is a part of the optimizer's learnRate, and that is 0")
+            _tell(plan, decays[0], "does nothing: its decay is a part of the optimizer's learnRate, and that is 0")
     return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
 
 
 def _tell(plan: Plan, hook: WeightDecay, why: str) -> None:
     if type(hook) not in plan.told:
         plan.told.add(type(hook))
-        warn(f"{type(hook).__name__}({hook.rate:g}) does nothing: {why}", SetupWarning)
+        warn(f"{type(hook).__name__}({hook.rate:g}) {why}", SetupWarning)
 
 
 def _check_decay(optimizer: Optimizer, learnRate: float, decay: float) -> None:

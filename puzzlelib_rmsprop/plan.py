@@ -13,7 +13,7 @@ from .arrays import Family
 from .distributed.shards import Shards
 from .errors import SetupError
 from .flat import FlatBuffers, check_buffers, part_of, share_states
-from .hooks import StatisticsHook, WeightDecay
+from .hooks import LossScaling, StatisticsHook, WeightDecay
 from .kernels.look import same_arrays, same_objects
 from .net import Rates, TrackedVariable, check_rates, follow, rates_of
 from .variable import Variable
@@ -133,7 +133,7 @@ class Plan:
         statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
         largest_rate: the largest learnRate of a variable.
         largest_wc: the largest wc.
-        idle: hooks that decay by wc, where no variable has one.
+        idle: hooks whose decay has not the effect that its rate says, and why.
         told: types of hooks of which the user was told so since ``setupOn``.
     """
 
@@ -146,7 +146,7 @@ class Plan:
     statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
     largest_rate: float = 0.0
     largest_wc: float = 0.0
-    idle: tuple[WeightDecay, ...] = ()
+    idle: Sequence[tuple[WeightDecay, str]] = ()
     told: set[type] = field(default_factory=set)
 
     def has_hooks(self, hooks: Sequence[Any]) -> bool:
@@ -357,11 +357,18 @@ def _variable(data: Any, grad: Any, name: str, rates: Rates) -> Variable:
 # ------------------------------------------------------------------------------------------------- of hooks
 
 
-def _idle(hooks: Sequence[Any], largest_rate: float, largest_wc: float) -> tuple[WeightDecay, ...]:
-    if largest_wc > 0.0 or not largest_rate > 0.0:  # where nothing is trained, nothing is missing
-        return ()
+def _idle(hooks: Sequence[Any], largest_rate: float, largest_wc: float) -> list[tuple[WeightDecay, str]]:
+    if not largest_rate > 0.0:  # where nothing is trained, nothing is missing
+        return []
     # a subclass may decay by something else
-    return tuple(hook for hook in hooks if isinstance(hook, WeightDecay) and type(hook).__call__ is WeightDecay.__call__)
+    decays = [hook for hook in hooks if isinstance(hook, WeightDecay) and type(hook).__call__ is WeightDecay.__call__]
+    if not largest_wc > 0.0:
+        why = "does nothing: the wc of every variable, times globalVar's, is 0; set variable.wc = 1.0 where it is to act"
+        return [(hook, why) for hook in decays]
+    scaled = next((i for i, hook in enumerate(hooks) if isinstance(hook, LossScaling)), 0)
+    before = {id(hook) for hook in hooks[:scaled]}
+    why = "stands before LossScaling, which divides it by the scale as well: add LossScaling first"
+    return [(hook, why) for hook in decays if id(hook) in before and hook.decoupled is not True]
 
 
 def _statistics(

@@ -114,7 +114,7 @@ class Extended:
             mg = alpha * self.mg + beta * g
             variance = alpha * self.variance + gain * d * d
             delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
-            p = (p - lost * p if lost else p) + delta
+            p = p + (delta - lost * p if lost else delta)
         r = numbers(seed, self.key, self.first, p.size)
         for name, value, random in zip(("mg", "variance", "delta"), (mg, variance, delta), r, strict=True):
             setattr(self, name, at_random(value, random) if self.state == "bfloat16" else nearest(value, self.state))

@@ -30,15 +30,16 @@ class WeightDecay(ElementwiseHook):
     """Pulls parameters towards zero, those of variables whose ``var.wc`` is above 0: it is 0 until you set it.
 
     ``grad -= rate * var.wc * data``; a plus, where gradients are of the loss itself. Or ``decoupled``, which leaves the
-    gradient, and so the averages, alone (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019): before the
-    step, ``data -= learnRate * var.learnRate * rate * var.wc * data``. Several decays add up.
+    gradient, and so the averages, alone (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019): the step
+    then takes ``learnRate * var.learnRate * rate * var.wc * data`` off as well. Several decays add up.
 
     Args:
         rate: at least 0.
         gradOfLoss: whether the gradients are of the loss itself; None: as the optimizer that runs it says (its
             ``gradOfLoss``). PuzzleLib's optimizers do not say, nor does a call by hand: then they are of minus the loss.
         decoupled: wherever it stands among the hooks it is part of the step, and a step that is skipped decays nothing.
-            Only in this library's optimizers, and not in a subclass of this hook.
+            Only in this library's optimizers, and not in a subclass of this hook. In an optimizer with an ``updateVar`` of
+            its own it is taken off before that is called, by the optimizer's ``learnRate``.
 
     Raises:
         HyperParameterError: when ``rate`` is no number of at least 0.

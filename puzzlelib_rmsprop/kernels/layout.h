@@ -65,7 +65,7 @@ struct StepOptions {
     u64 skip;      // address of a u32, or 0; where it is not 0, nothing is updated
     u32 seed[2];   // of the step, for random rounding
     u64 zeroGrad;  // whether gradients are set to zero after they were read, skipped or not
-    double decay;  // of parameters before the step: times the learning rates and wc, what they lose of themselves
+    double decay;  // of parameters: times the learning rates and wc, the part that they lose of themselves
     Operations operations;
 };
 

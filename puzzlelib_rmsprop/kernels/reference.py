@@ -54,18 +54,22 @@ class Coefficients(NamedTuple):
         return cls(*(flushed(np.array(layout.rounded(number, real), real))[()] for number in numbers))
 
 
-def graves(param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients) -> tuple[Any, Any, Any, Any]:
+def graves(
+    param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients, decay: Any = 0
+) -> tuple[Any, Any, Any, Any]:
     """One step: the new param, mg, variance and delta. Arrays of the coefficients' dtype; Graves (2013), eq. 38-45."""
     g = flushed(g)
     d = g - mg
     mg = flushed(c.alpha * mg + c.beta * g)
     variance = flushed(c.alpha * variance + c.gain * d * d)
     delta = flushed(c.momRate * delta + c.learnRate * g / np.sqrt(variance + c.epsilon))
-    return flushed(flushed(param) + delta), mg, variance, delta
+    param = flushed(param)
+    step = flushed(delta - flushed(decay * param)) if decay else delta
+    return flushed(param + step), mg, variance, delta
 
 
 def decay_of(decay: float, hyper: Hyper, dtype: Any, learnRate: float, wc: float) -> Any:
-    """What a parameter loses of itself before a step: multiplied in float64, rounded once."""
+    """The part that a parameter loses of itself in a step: multiplied in float64, rounded once."""
     part = abs(hyper.learnRate * learnRate) * decay * wc if wc > 0.0 else 0.0
     return flushed(np.array(layout.rounded(part, np.dtype(dtype)), dtype))[()]
 
@@ -163,12 +167,9 @@ class _Tile:
 
     def update(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> None:
         segment, kind = self.segment, self.segment.state
-        if decay:
-            param = flushed(self.param)
-            self.param = flushed(param - flushed(decay * param))
         state = [self._of(name, kind) for name in STATE]
         mg, variance, delta = (_widened(array, kind) for array in state)
-        param, *new = graves(self.param, g, mg, variance, delta, c)
+        param, *new = graves(self.param, g, mg, variance, delta, c, decay)
         random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None
         for array, x, shift in zip(state, new, (0, 16, 8), strict=True):
             array[...] = x if random is None else _randomly_rounded(x, random >> np.uint32(shift))

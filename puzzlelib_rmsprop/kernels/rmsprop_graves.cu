@@ -34,7 +34,7 @@ constexpr int VECTOR = 16 / (PARAM_SIZE<Kind> > int(sizeof(typename Kind::State)
 template <class Real>
 struct Plain {
     __device__ __forceinline__ Real operate(Real g, Real) const { return g; }
-    __device__ __forceinline__ void decay(Real &) const {}
+    __device__ __forceinline__ void decay(Real &, Real, Real) const {}
     __device__ __forceinline__ u32 random(u32) const { return 0; }
     __device__ __forceinline__ bool zeroGrad() const { return false; }
 };
@@ -45,13 +45,13 @@ struct Extended {
     const StepOptions &options;
     const Operating<Real> &operating;
     Random numbers;
-    const Real &lost;  // by decay, of each parameter; in shared memory, as it would take a register all the while
+    const Real &lost;  // the decay; in shared memory, as it would take a register all the while
 
     __device__ __forceinline__ Real operate(Real g, Real p) const { return operating.operate(options.operations.count, g, p); }
-    __device__ __forceinline__ void decay(Real &p) const
+    __device__ __forceinline__ void decay(Real &p, Real before, Real delta) const
     {
         if (options.decay != 0.0 && lost != Real(0))
-            p = decayed(p, lost);
+            p = decayed(before, delta, lost);
     }
     __device__ __forceinline__ u32 random(u32 i) const { return numbers.of(i); }
     __device__ __forceinline__ bool zeroGrad() const { return options.zeroGrad; }
@@ -102,9 +102,9 @@ struct Update {
                 rp = current(p[k], f[k]);
             else
                 rp = widen(p[k]);
-            const Real rg = more.operate(widen(g[k]), rp);
-            more.decay(rp);
-            graves(rp, rg, rm, rv, rd, c);
+            const Real before = rp;
+            graves(rp, more.operate(widen(g[k]), rp), rm, rv, rd, c);
+            more.decay(rp, before, rd);
             const u32 x = more.random(u32(i) + k);
             store_state(rm, x, m[k]);
             store_state(rv, x >> 16, v[k]);

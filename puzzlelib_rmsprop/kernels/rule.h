@@ -35,16 +35,19 @@ KERNEL void graves(Real &param, Real g, Real &mg, Real &variance, Real &delta, c
     param = flushed(param + delta);
 }
 
-// What a parameter loses of itself before a step, where its decay is not of the gradient; multiplied in double, rounded once.
+// What a parameter is after a step of `delta` in which it loses the part `decay` of itself as well. That goes into the step:
+// taken off the parameter first, what is too small for its last digit would be lost at every step.
+template <class Real>
+KERNEL Real decayed(Real param, Real delta, Real decay)
+{
+    return flushed(param + flushed(delta - flushed(decay * param)));
+}
+
+// That part: multiplied in double, rounded once.
 template <class Real>
 KERNEL Real decay_of(double decay, const Hyper &hyper, const Segment &segment)
 {
     return segment.wc > 0.0 ? flushed(Real(std::fabs(hyper.learnRate * segment.learnRate) * decay * segment.wc)) : Real(0);
-}
-template <class Real>
-KERNEL Real decayed(Real param, Real decay)
-{
-    return flushed(param - flushed(decay * param));
 }
 
 // ---- operations on gradients ---------------------------------------------------------------------------------------

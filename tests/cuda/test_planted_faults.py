@@ -60,12 +60,7 @@ OF_EXTENDED = {
         "std::fabs(hyper.learnRate * segment.learnRate)",
         "(-hyper.learnRate * segment.learnRate)",
     ),
-    "a decay not flushed": (RULE, "param - flushed(decay * param)", "param - decay * param"),
-    "a decay that the operations see": (
-        UPDATES,
-        "            const Real rg = more.operate(widen(g[k]), rp);\n            more.decay(rp);\n",
-        "            more.decay(rp);\n            const Real rg = more.operate(widen(g[k]), rp);\n",
-    ),
+    "a decay not flushed": (RULE, "flushed(delta - flushed(decay * param))", "(delta - decay * param)"),
     "a decay of the last segment": (
         UPDATES,
         "if (threadIdx.x == 0)\n                lost =",

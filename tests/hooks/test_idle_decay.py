@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import GradientClipping, Lasso, RMSPropGraves, WeightDecay
+from puzzlelib_rmsprop import GradientClipping, Lasso, LossScaling, NonFiniteGuard, RMSPropGraves, WeightDecay
 from puzzlelib_rmsprop.errors import SetupWarning
 from tests.hooks.training import HYPER, make_net
 
@@ -124,6 +124,32 @@ def test_no_false_alarm(arrays, globalState, hook, change):
     change(net, optimizer)
     for _ in range(2):
         optimizer.update()
+
+
+@pytest.mark.parametrize("kind", [WeightDecay, Lasso, Mine])
+def test_decay_before_the_loss_scale_is_divided_by_it(arrays, globalState, kind):
+    _, optimizer = made(arrays, globalState, [kind(0.1), GradientClipping(1.0), LossScaling()], wc=1.0)
+    message = (
+        rf"^{kind.__name__}\(0\.1\) stands before LossScaling, which divides it by the scale as well: add LossScaling first$"
+    )
+    with pytest.warns(SetupWarning, match=message) as found:
+        optimizer.update()
+    assert len(found) == 1
+    optimizer.update()
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        lambda: [LossScaling(), WeightDecay(0.1)],
+        lambda: [WeightDecay(0.1, decoupled=True), LossScaling()],
+        lambda: [WeightDecay(0.1), NonFiniteGuard()],
+        lambda: [GradientClipping(1.0), LossScaling()],
+    ],
+)
+def test_an_order_that_is_right(arrays, globalState, hooks):
+    _, optimizer = made(arrays, globalState, hooks(), wc=1.0)
+    optimizer.update()
 
 
 def test_nothing_is_looked_at_while_the_plan_is_the_same(arrays, globalState, monkeypatch):

@@ -45,7 +45,7 @@ OTHERS = [
         "std::fabs(hyper.learnRate * segment.learnRate)",
         "(hyper.learnRate * segment.learnRate)",
     ),
-    ("a decay that grows", "rule.h", "param - flushed(decay * param)", "param + flushed(decay * param)"),
+    ("a decay that grows", "rule.h", "delta - flushed(decay * param)", "delta + flushed(decay * param)"),
     (
         "a decay without the variable's rate",
         "rule.h",
