@@ -61,10 +61,11 @@ def test_it_is_its_formula(arrays, globalState, dtype, gradOfLoss):
     for step in range(6):
         set_grads(arrays, net, step, -1.0 if gradOfLoss else 1.0)
         decay.rate = 3.0 + step
+        optimizer.learnRate = 1e-2 / (1 + step)  # a schedule moves the decay as well
         optimizer.update()
         for name, (w, m, n, d) in mine.items():
             g = (-1 if gradOfLoss else 1) * np.float64(arrays.get(net.getVar(name).grad))
-            rate = 1e-2 * (0.5 if name == "a.W" else 1.0)
+            rate = 1e-2 / (1 + step) * (0.5 if name == "a.W" else 1.0)
             w = w - rate * (3.0 + step) * WC[name] * w
             m, n = 0.9 * m + 0.1 * g, 0.9 * n + 0.1 * g * g
             d = 0.8 * d + rate * g / np.sqrt(n - m * m + 1e-4)
@@ -236,6 +237,30 @@ def test_what_is_less_than_the_last_digit_adds_up(arrays):
             optimizer.update()
         moved[rate] = np.float64(arrays.get(var.data))
     assert np.mean(moved[1e-4] - moved[0.0]) == pytest.approx(-200 * 1e-8 * np.mean(start), rel=0.02)
+
+
+@pytest.mark.parametrize("master", [False, True])
+def test_small_decays_of_16_bits_add_up_in_a_master_copy(arrays, master):
+    var = arrays.var(np.full(8, 1.0, np.float16))
+    var.wc = 1.0
+    optimizer = RMSPropGraves(1e-4, masterWeights=master)
+    optimizer.addHook(WeightDecay(0.5, decoupled=True))
+    optimizer.setupOn(Net(w=var))
+    for _ in range(100):
+        optimizer.update()
+    # the least that float16 takes off 1 is 4.9e-4
+    assert np.allclose(np.float64(arrays.get(var.data)), (1 - 5e-5) ** 100 if master else 1.0, rtol=3e-4, atol=0)
+
+
+def test_setting_up_decays_nothing(arrays, globalState):
+    net, optimizer = make_net(arrays), RMSPropGraves(**HYPER)
+    optimizer.addHook(WeightDecay(10.0, decoupled=True))
+    before = {name: arrays.get(var.data) for name, var in net.vars.items()}
+    for _ in range(3):
+        optimizer.setupOn(net, globalState)
+        optimizer.zeroGradParams()
+    for name, var in net.vars.items():
+        assert np.array_equal(arrays.get(var.data), before[name])
 
 
 def test_an_optimizer_of_ones_own(arrays, globalState):

@@ -8,6 +8,7 @@ import pytest
 
 from puzzlelib_rmsprop import GradientClipping, LossScaling, NonFiniteGuard, RMSPropGraves
 from puzzlelib_rmsprop.errors import NonFiniteWarning
+from tests.conftest import ARRAYS
 from tests.hooks.training import HYPER, make_net
 
 
@@ -118,6 +119,11 @@ def test_the_scale_comes_back_and_the_schedule_goes_on(arrays, steps):
     scaling = LossScaling(4.0, growth=2.0, interval=2)
     optimizer = steps(scaling, "xx..")
     assert (optimizer.t, scaling.scale, scaling.skipped) == (4, 2.0, 2)
+    taken = optimizer.t - scaling.skipped  # what a schedule goes by that is to wait for the steps
+    steps(scaling, "x")
+    assert optimizer.t - scaling.skipped == taken
+    steps(scaling, ".")
+    assert optimizer.t - scaling.skipped == taken + 1
 
 
 def test_hooks_that_are_replaced_leave_nothing_behind(arrays, globalState):
@@ -133,6 +139,38 @@ def test_hooks_that_are_replaced_leave_nothing_behind(arrays, globalState):
     gc.collect()
     assert sum(each() is not None for each in seen) == 2
     assert set(optimizer._plan.statistics) == set(optimizer.hooks)
+
+
+def test_an_optimizer_that_its_hook_holds_is_let_go(globalState):
+    def once():
+        net, optimizer = make_net(ARRAYS["own"]), RMSPropGraves(**HYPER)
+
+        def hook(var, state, stream):
+            assert optimizer.module is net
+
+        optimizer.addHook(hook)
+        optimizer.addHook(GradientClipping(1.0))
+        optimizer.setupOn(net, globalState)
+        optimizer.update()
+        return weakref.ref(optimizer), weakref.ref(net), weakref.ref(hook)
+
+    seen = [reference for _ in range(20) for reference in once()]
+    gc.collect()
+    assert not [reference for reference in seen if reference() is not None]
+
+
+def test_setting_up_again_adds_no_hooks(arrays, globalState):
+    net, optimizer, calls = make_net(arrays), RMSPropGraves(**HYPER), []
+    clip = GradientClipping(1.0)
+    optimizer.addHook(clip)
+    optimizer.addHook(lambda var, state, stream: calls.append(var))
+    for _ in range(50):
+        optimizer.setupOn(net, globalState)
+    record = clip._record
+    optimizer.update()
+    assert len(calls) == len(net.vars)
+    assert clip._record is record
+    assert list(optimizer._plan.statistics) == [clip]
 
 
 def test_a_hook_that_was_taken_off_and_comes_back_counts_on(arrays, globalState):
