@@ -53,11 +53,11 @@ class NonFiniteGuard(StatisticsHook):
 
     POLICIES = ("raise", "skip", "warn")
     policy = Checked(lambda name, value: _policy(value))
+    _said = False  # that it is stuck, in the present row of skipped steps
 
     def __init__(self, policy: str = "skip") -> None:
         super().__init__()
         self.policy = policy
-        self._said = False  # that it is stuck, in the present row of skipped steps
 
     @property
     def skipped(self) -> int:
@@ -65,7 +65,7 @@ class NonFiniteGuard(StatisticsHook):
         return int(self._looked_at()["skipped"][0])
 
     def _bad(self) -> bool:
-        return bool(self._read()["bad"][0])
+        return bool(self._looked_at()["bad"][0])
 
     def _tripped(self, variables: Sequence[Any]) -> None:
         if self.policy == "skip":
