@@ -89,6 +89,11 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
     if group:
         _average(optimizer, hooks, stream)
     plan = _run(optimizer, plan, hooks[first:fold], stream)
+    # with what hooks have left of the rates, and before a record counts this step
+    for hook, why in plan.idle:
+        if hook.rate > 0:
+            _tell(plan, hook, why)
+    decay = _checked_decay(optimizer, plan, decays) if decays else 0.0
     guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
     operations: tuple[Operation, ...] = ()
     for hook in hooks[fold:]:
@@ -96,10 +101,6 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
             _measure(optimizer, plan, hook, operations, stream)
             guard = hook if isinstance(hook, NonFiniteGuard) else guard
         operations += hook._ops()
-    for hook, why in plan.idle:
-        if hook.rate > 0:
-            _tell(plan, hook, why)
-    decay = sum(hook.rate for hook in decays)
     if guard is None and not operations and not decay:
         return plan, PLAIN
     for operation in operations:
@@ -107,12 +108,6 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
             raise HyperParameterError(
                 f"a rate of {abs(operation.value):g} times the largest wc, {plan.largest_wc:g}, is beyond float32"
             )
-    if decay:
-        learnRate = abs(number("learnRate", optimizer.learnRate, -math.inf))
-        if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0:
-            _check_decay(optimizer, learnRate, decay)
-        if not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
-            _tell(plan, decays[0], "does nothing: its decay is a part of the optimizer's learnRate, and that is 0")
     return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
 
 
@@ -122,9 +117,10 @@ def _tell(plan: Plan, hook: WeightDecay, why: str) -> None:
         warn(f"{type(hook).__name__}({hook.rate:g}) {why}", SetupWarning)
 
 
-def _check_decay(optimizer: Optimizer, learnRate: float, decay: float) -> None:
-    """Raises HyperParameterError where decoupled decay would take more of a parameter than there is."""
-    for variable in optimizer._variables:
+def _checked_decay(optimizer: Optimizer, plan: Plan, hooks: Sequence[WeightDecay]) -> float:
+    """The rates of decoupled hooks together; HyperParameterError where they take more of a parameter than there is."""
+    decay, learnRate = sum(hook.rate for hook in hooks), abs(number("learnRate", optimizer.learnRate, -math.inf))
+    for variable in optimizer._variables if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0 else ():
         own, _, wc = variable.rates
         if own > 0.0 and wc > 0.0 and learnRate * own * decay * wc > 1.0:
             raise HyperParameterError(
@@ -132,6 +128,9 @@ def _check_decay(optimizer: Optimizer, learnRate: float, decay: float) -> None:
                 f"{decay:g}, times its wc, {wc:g}, must be at most 1, or its parameters change their sign; it is "
                 f"{learnRate * own * decay * wc:g}"
             )
+    if decay and not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
+        _tell(plan, hooks[0], "does nothing: its decay is a part of the optimizer's learnRate, and that is 0")
+    return decay
 
 
 def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream: Any) -> None:

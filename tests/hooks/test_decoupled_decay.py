@@ -302,12 +302,14 @@ def test_one_that_has_no_learning_rate_is_told_so(arrays):
 )
 def test_more_than_there_is_is_refused(arrays, globalState, make):
     net, optimizer = make_net(arrays), make(**HYPER)
+    optimizer.addHook(guard := NonFiniteGuard())
     optimizer.addHook(WeightDecay(90.0, decoupled=True))
     optimizer.setupOn(net, globalState)
     net.getVar("a.b").learnRate = 3.0  # has no wc
     optimizer.update()
     optimizer.hooks.append(WeightDecay(20.0, decoupled=True))
     before, t = contents(arrays, net, optimizer), optimizer.t
+    arrays.put(net.getVar("z").grad, np.full((1,), np.nan, np.float32))
     with pytest.raises(
         HyperParameterError,
         match=r"variable 'a\.W': learnRate 0\.01 times its own, 1, times the decoupled decay, 110, times its wc, 1, "
@@ -316,6 +318,8 @@ def test_more_than_there_is_is_refused(arrays, globalState, make):
         optimizer.update()
     assert_same(contents(arrays, net, optimizer), before)
     assert optimizer.t == t
+    if type(optimizer) is RMSPropGraves:
+        assert guard.skipped == 0
     optimizer.hooks[-1].rate = 10.0  # exactly 1: to zero
     set_grads(arrays, net, 0, 0.0)
     optimizer.update()
