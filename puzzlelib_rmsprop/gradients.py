@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .distributed.nodeinfo import on_stream
-from .errors import HyperParameterError, SetupError
+from .errors import HyperParameterError, SetupError, SetupWarning, warn
 from .flat import check_views
-from .hooks import FUSED, NonFiniteGuard, StatisticsHook
-from .kernels import DECAY, LASSO, PLAIN, Operation, StepOptions
+from .hooks import FUSED, NonFiniteGuard, StatisticsHook, WeightDecay
+from .hooks.base import GRAD_OF_LOSS
+from .kernels import DECAY, LASSO, PLAIN, SCALE, Operation, StepOptions
 from .kernels.layout import MAX_OPERATIONS
 from .net import TrackedVariable
-from .plan import Plan, product
-from .validation import FLOAT32_MAX
+from .plan import Plan, Segment, product
+from .validation import FLOAT32_MAX, number
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
 
-__all__ = ["check_hook", "prepare_gradients"]
+__all__ = ["bind_hooks", "check_hook", "decay_by_itself", "prepare_gradients"]
 
 
 def check_hook(hook: Any, others: Sequence[Any]) -> None:
     """Raises SetupError for what cannot be called as a hook, or is a second NonFiniteGuard beside ``others``."""
-    if not callable(hook):
-        raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+    _check([hook])
     try:
         signature = inspect.signature(hook)
     except (TypeError, ValueError):  # of a builtin: who knows
@@ -43,19 +45,37 @@ def check_hook(hook: Any, others: Sequence[Any]) -> None:
         raise SetupError(f"an optimizer takes one NonFiniteGuard (LossScaling is one); got a second, {hook!r}")
 
 
+def bind_hooks(optimizer: Optimizer) -> None:
+    """Makes the records of the hooks that have one, where the optimizer's arrays are."""
+    for hook in optimizer.hooks:
+        if isinstance(hook, StatisticsHook) and optimizer.family is not None:
+            hook._bind(optimizer.family)
+
+
 def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepOptions]:
     """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
 
     Hooks run in their order, and before the average, as PuzzleLib's do; one that needs statistics, and what follows it,
-    after it. The last ones of the library's own are left to the step, where it can do them.
+    after it. The last ones of the library's own are left to the step, where it can do them; so is decoupled decay, always.
 
     Returns:
         The plan of what the hooks have left, and the options of the step.
     """
-    hooks = plan.hooks  # one may take itself off the list, or add another: that is for the next step
-    _check(hooks)
+    _check(plan.hooks)
     if optimizer.family is None:
         return plan, PLAIN
+    sign = GRAD_OF_LOSS.set(bool(getattr(optimizer, "gradOfLoss", False)))
+    try:
+        return _prepare(optimizer, plan, stream)
+    finally:
+        GRAD_OF_LOSS.reset(sign)
+
+
+def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepOptions]:
+    hooks = plan.hooks  # one may take itself off the list, or add another: that is for the next step
+    decays = [hook for hook in hooks if type(hook) is WeightDecay and hook.decoupled is True]
+    if decays:
+        hooks = [hook for hook in hooks if not any(hook is each for each in decays)]
     group = optimizer.nodeinfo is not None
     first = next((i for i, hook in enumerate(hooks) if isinstance(hook, StatisticsHook)), len(hooks))
     fold = len(hooks)
@@ -70,6 +90,11 @@ def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Pl
     if group:
         _average(optimizer, hooks, stream)
     plan = _run(optimizer, plan, hooks[first:fold], stream)
+    # with what hooks have left of the rates, and before a record counts this step
+    for hook, why in plan.idle:
+        if hook.rate > 0:
+            _tell(plan, hook, why)
+    decay = _checked_decay(optimizer, plan, decays) if decays else 0.0
     guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
     operations: tuple[Operation, ...] = ()
     for hook in hooks[fold:]:
@@ -77,20 +102,61 @@ def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Pl
             _measure(optimizer, plan, hook, operations, stream)
             guard = hook if isinstance(hook, NonFiniteGuard) else guard
         operations += hook._ops()
-    if guard is None and not operations:
+    if guard is None and not operations and not decay:
         return plan, PLAIN
     for operation in operations:
         if operation.kind in (DECAY, LASSO) and abs(operation.value) * plan.largest_wc > FLOAT32_MAX:
             raise HyperParameterError(
                 f"a rate of {abs(operation.value):g} times the largest wc, {plan.largest_wc:g}, is beyond float32"
             )
-    return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"))
+    return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
+
+
+def _tell(plan: Plan, hook: WeightDecay, why: str) -> None:
+    if type(hook) not in plan.told:
+        plan.told.add(type(hook))
+        warn(f"{type(hook).__name__}({hook.rate:g}) {why}", SetupWarning)
+
+
+def _checked_decay(optimizer: Optimizer, plan: Plan, hooks: Sequence[WeightDecay]) -> float:
+    """The rates of decoupled hooks together; HyperParameterError where they take more of a parameter than there is."""
+    decay, learnRate = sum(hook.rate for hook in hooks), abs(number("learnRate", optimizer.learnRate, -math.inf))
+    for variable in optimizer._variables if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0 else ():
+        own, _, wc = variable.rates
+        if own > 0.0 and wc > 0.0 and learnRate * own * decay * wc > 1.0:
+            raise HyperParameterError(
+                f"variable {variable.name!r}: learnRate {learnRate:g} times its own, {own:g}, times the decoupled decay, "
+                f"{decay:g}, times its wc, {wc:g}, must be at most 1, or its parameters change their sign; it is "
+                f"{learnRate * own * decay * wc:g}"
+            )
+    if decay and not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
+        _tell(plan, hooks[0], "does nothing: its decay is a part of the optimizer's learnRate, and that is 0")
+    return decay
+
+
+def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream: Any) -> None:
+    """Decoupled decay of a segment that ``updateVar`` updates: what the library's own step does in passing."""
+    own, _, wc = segment.rates
+    if optimizer.family is None or not wc > 0.0:
+        return
+    operate = optimizer.family.kernels().operate
+    loss = Operation(DECAY, -(abs(optimizer.learnRate) * own * decay * wc))
+    param = optimizer._gradient_segment(replace(segment, grad=segment.data))
+    if not param.master:
+        operate(param, 1.0, (loss,), stream)
+        return
+    # what counts is the copy, unless the parameter was written since: then its new value is not the copy's either
+    operate(param, 1.0, (Operation(SCALE, 0.0), Operation(DECAY, 1.0), loss), stream)
+    copy = segment.state["master"]
+    optimizer.family.operate(copy, copy, 1.0, (loss,), stream)
 
 
 def _check(hooks: Sequence[Any]) -> None:
     for hook in hooks:
         if not callable(hook):
             raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
+        if isinstance(hook, WeightDecay) and type(hook) is not WeightDecay and hook.decoupled is True:
+            hook._ops()  # says why not
         if isinstance(hook, StatisticsHook) and sum(hook is other for other in hooks) > 1:
             raise SetupError(f"a {type(hook).__name__} keeps the statistics of one place among the hooks: add a second one")
 

@@ -14,8 +14,8 @@ from .distributed.agreement import agree, facts, tell
 from .distributed.shards import Shards, check_nodeinfo
 from .errors import SetupError, VariableError
 from .flat import check_moved, flatten, share_states
-from .gradients import check_hook, prepare_gradients
-from .hooks import NonFiniteGuard, StatisticsHook
+from .gradients import bind_hooks, check_hook, decay_by_itself, prepare_gradients
+from .hooks import NonFiniteGuard
 from .kernels import PLAIN, StepOptions
 from .net import TrackedVariable, read_net, updater_of, warn_of_new
 from .plan import Plan, PlanMethods
@@ -145,12 +145,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """
         check_hook(hook, self.hooks)
         self.hooks.append(hook)
-        self._bind_hooks()
-
-    def _bind_hooks(self) -> None:
-        for hook in self.hooks:
-            if isinstance(hook, StatisticsHook) and self.family is not None:
-                hook._bind(self.family)
+        bind_hooks(self)
 
     # --------------------------------------------------------------------------------------------- set-up
 
@@ -228,7 +223,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         for variable in self._variables:
             variable.made = frozenset(variable.state)
             variable.memory = variable.memory_now(family)
-        self._bind_hooks()
+        bind_hooks(self)
         if family is not None:
             # the first update may come on a stream that the default one, where this was queued, is not ordered with
             family.synchronize()
@@ -380,6 +375,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             return
         self._stepping = True
         for segment in plan.segments:
+            if options.decay:
+                decay_by_itself(self, segment, options.decay, stream)
             self.updateVar(segment.var, segment.state, stream)
 
     # ------------------------------------------------------------------------------- what a subclass writes

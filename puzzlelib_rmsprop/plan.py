@@ -13,7 +13,7 @@ from .arrays import Family
 from .distributed.shards import Shards
 from .errors import SetupError
 from .flat import FlatBuffers, check_buffers, part_of, share_states
-from .hooks import StatisticsHook
+from .hooks import LossScaling, StatisticsHook, WeightDecay
 from .kernels.look import same_arrays, same_objects
 from .net import Rates, TrackedVariable, check_rates, follow, rates_of
 from .variable import Variable
@@ -133,6 +133,8 @@ class Plan:
         statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
         largest_rate: the largest learnRate of a variable.
         largest_wc: the largest wc.
+        idle: hooks whose decay has not the effect that its rate says, and why.
+        told: types of hooks of which the user was told so since ``setupOn``.
     """
 
     found: Found
@@ -144,6 +146,8 @@ class Plan:
     statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
     largest_rate: float = 0.0
     largest_wc: float = 0.0
+    idle: Sequence[tuple[WeightDecay, str]] = ()
+    told: set[type] = field(default_factory=set)
 
     def has_hooks(self, hooks: Sequence[Any]) -> bool:
         """Whether it was made with these hooks, and each still has its record."""
@@ -169,9 +173,9 @@ class PlanMethods:
                 self.module.getVar, self.globalVar, self.states
             ):
                 if (hooks or plan.hooks) and not plan.has_hooks(hooks):
-                    plan = self._plan = replace(
-                        plan, hooks=list(hooks), statistics=_statistics(self, hooks, plan.statistics)
-                    )
+                    statistics = _statistics(self, hooks, plan.statistics)
+                    idle = _idle(hooks, plan.largest_rate, plan.largest_wc)
+                    plan = self._plan = replace(plan, hooks=list(hooks), statistics=statistics, idle=idle)
                 return plan
         except Exception:  # whatever it is, _follow() says it
             pass
@@ -195,7 +199,7 @@ class PlanMethods:
         """The arrays of the segments, and a table of them as the kernels take it, where one call can update all."""
         return [], None
 
-    def _gradient_segment(self: Any, variable: TrackedVariable) -> kernels.Segment:
+    def _gradient_segment(self: Any, variable: TrackedVariable | Segment) -> kernels.Segment:
         """Where the gradient and the parameter of a variable lie."""
         return self.family.gradient_segment(variable.data, variable.grad)
 
@@ -240,6 +244,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         attribute,
         [array for state in states.values() for array in state.values()],
     )
+    largest_rate, largest_wc = (max((variable.rates[i] for variable in present), default=0.0) for i in (0, 2))
     return Plan(
         found,
         tuple(segment for segment in segments if not segment.frozen),
@@ -248,8 +253,10 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         table,
         list(hooks),
         _statistics(optimizer, hooks),
-        max((variable.rates[0] for variable in present), default=0.0),
-        max((variable.rates[2] for variable in present), default=0.0),
+        largest_rate,
+        largest_wc,
+        _idle(hooks, largest_rate, largest_wc),
+        set() if former is None else former.told,
     )
 
 
@@ -350,7 +357,21 @@ def _variable(data: Any, grad: Any, name: str, rates: Rates) -> Variable:
     return var
 
 
-# ---------------------------------------------------------------------------------------------- statistics
+# ------------------------------------------------------------------------------------------------- of hooks
+
+
+def _idle(hooks: Sequence[Any], largest_rate: float, largest_wc: float) -> list[tuple[WeightDecay, str]]:
+    if not largest_rate > 0.0:  # where nothing is trained, nothing is missing
+        return []
+    # a subclass may decay by something else
+    decays = [hook for hook in hooks if isinstance(hook, WeightDecay) and type(hook).__call__ is WeightDecay.__call__]
+    if not largest_wc > 0.0:
+        why = "does nothing: the wc of every variable, times globalVar's, is 0; set variable.wc = 1.0 where it is to act"
+        return [(hook, why) for hook in decays]
+    scaled = next((i for i, hook in enumerate(hooks) if isinstance(hook, LossScaling)), 0)
+    before = {id(hook) for hook in hooks[:scaled]}
+    why = "stands before LossScaling, which divides it by the scale as well: add LossScaling first"
+    return [(hook, why) for hook in decays if id(hook) in before and hook.decoupled is not True]
 
 
 def _statistics(

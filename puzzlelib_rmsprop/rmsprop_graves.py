@@ -311,7 +311,7 @@ class RMSPropGraves(Optimizer):
             # in parts, the others' are left as they are
             self._zeroed = None if self.shardState else plan
 
-    def _gradient_segment(self, variable: TrackedVariable) -> kernels.Segment:
+    def _gradient_segment(self, variable: TrackedVariable | Segment) -> kernels.Segment:
         segment = super()._gradient_segment(variable)
         master = variable.state.get("master")
         return segment if master is None else segment._replace(master=family_of(master).address(master))

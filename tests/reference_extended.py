@@ -98,10 +98,11 @@ class Extended:
         self.master = self.param.copy() if master else None
         self.mg, self.variance, self.delta = (np.zeros_like(self.param) for _ in range(3))
 
-    def step(self, grad, learnRate, alpha, momRate, epsilon, ops=(), skip=False, seed=(0, 0)):
+    def step(self, grad, learnRate, alpha, momRate, epsilon, ops=(), skip=False, seed=(0, 0), decay=0.0):
         if skip:
             return
         real = self.real.type
+        lost = real(abs(learnRate * self.rates[0]) * decay * max(self.wc, 0.0))
         learnRate, momRate = real(learnRate * self.rates[0]), real(momRate * self.rates[1])
         (alpha, beta, gain), epsilon = coefficients(alpha, real), real(epsilon)
         p = self.param
@@ -113,7 +114,7 @@ class Extended:
             mg = alpha * self.mg + beta * g
             variance = alpha * self.variance + gain * d * d
             delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
-            p = p + delta
+            p = p + (delta - lost * p if lost else delta)
         r = numbers(seed, self.key, self.first, p.size)
         for name, value, random in zip(("mg", "variance", "delta"), (mg, variance, delta), r, strict=True):
             setattr(self, name, at_random(value, random) if self.state == "bfloat16" else nearest(value, self.state))
@@ -140,13 +141,14 @@ class Statistics:
     def run(self, gradients, limit=np.inf, growth=1.0, backoff=1.0, interval=0, least=2.0**-24, most=2.0**24):
         """``gradients``: after their operations, in the dtype of the arithmetic."""
         with np.errstate(all="ignore"):
-            self.bad = int(not all(np.isfinite(np.square(g)).all() for g in gradients))
+            bad = int(not all(np.isfinite(np.square(g)).all() for g in gradients))
             everything = np.concatenate([np.asarray(g, np.longdouble).ravel() for g in gradients] or [np.zeros(0)])
             self.norm = float(np.sqrt(np.sum(everything * everything)))
             self.factor = limit / self.norm if self.norm > limit else np.nan if np.isnan(self.norm) else 1.0
         self.unscale = 1.0 / self.scale
-        self.skipped += self.bad
-        if interval and self.bad:
+        self.bad = self.bad + 1 if bad else 0  # in a row
+        self.skipped += bad
+        if interval and bad:
             self.scale, self.good = max(self.scale * backoff, least), 0
         elif interval:
             self.good += 1

@@ -35,7 +35,11 @@ def facts(optimizer: Any, options: dict[str, Any], variables: Sequence[Any], fam
 
 def _arguments(hook: Any) -> dict[str, Any]:
     """Of one of the library's own, that is: a user's may keep what it likes."""
-    return {name.strip("_"): value for name, value in vars(hook).items() if isinstance(value, bool | int | float | str)}
+    return {
+        name: value
+        for name, value in vars(hook).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    }
 
 
 def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from ..errors import SetupError
 from ..kernels import Operation, ScalingPolicy
 from ..kernels.layout import STATISTICS
 
-__all__ = ["Hook", "StatisticsHook"]
+__all__ = ["GRAD_OF_LOSS", "Hook", "StatisticsHook"]
+
+# the sign of the gradients, for whatever is called while an optimizer of this thread runs its hooks; outside PuzzleLib's
+GRAD_OF_LOSS: ContextVar[bool] = ContextVar("gradOfLoss", default=False)
 
 
 class Hook:

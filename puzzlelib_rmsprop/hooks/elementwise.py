@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from ..arrays import family_of
-from ..errors import HyperParameterError, VariableError
+from ..errors import HyperParameterError, SetupError, VariableError
 from ..kernels import CLIP, DECAY, LASSO, SCALE, Operation
 from ..validation import FLOAT32_MAX, Checked, HyperParameter, flag
-from .base import Hook
+from .base import GRAD_OF_LOSS, Hook
 
 __all__ = ["GradientHardClipping", "GradientScaling", "Lasso", "WeightDecay"]
 
@@ -27,18 +27,24 @@ class ElementwiseHook(Hook):
 
 
 class WeightDecay(ElementwiseHook):
-    """Pulls parameters towards zero: ``grad -= rate * var.wc * data`` where ``var.wc`` is above 0.
+    """Pulls parameters towards zero, those of variables whose ``var.wc`` is above 0: it is 0 until you set it.
 
-    The minus suits gradients in PuzzleLib's sign (of minus the loss). With an optimizer made with
-    ``gradOfLoss=True`` use a plus: ``WeightDecay(rate, gradOfLoss=True)``.
+    ``grad -= rate * var.wc * data``; a plus, where gradients are of the loss itself. Or ``decoupled``, which leaves the
+    gradient, and so the averages, alone (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019): the step
+    then takes ``learnRate * var.learnRate * rate * var.wc * data`` off as well. Several decays add up.
 
     Args:
         rate: at least 0.
-        gradOfLoss: whether the gradients are of the loss itself.
+        gradOfLoss: whether the gradients are of the loss itself; None: as the optimizer that runs it says (its
+            ``gradOfLoss``). PuzzleLib's optimizers do not say, nor does a call by hand: then they are of minus the loss.
+        decoupled: wherever it stands among the hooks it is part of the step, and a step that is skipped decays nothing.
+            Only in this library's optimizers, and not in a subclass of this hook. In an optimizer with an ``updateVar`` of
+            its own it is taken off before that is called, by the optimizer's ``learnRate``.
 
     Raises:
         HyperParameterError: when ``rate`` is no number of at least 0.
         VariableError: when called on a variable without a gradient.
+        SetupError: when one that is decoupled is called by hand or by another library's optimizer.
 
     Example:
         >>> from puzzlelib_rmsprop import RMSPropGraves, WeightDecay
@@ -48,28 +54,40 @@ class WeightDecay(ElementwiseHook):
 
     _kind = DECAY
     rate = HyperParameter(0, FLOAT32_MAX)
-    gradOfLoss = Checked(flag)
+    gradOfLoss = Checked(lambda name, value: None if value is None else flag(name, value))
+    decoupled = Checked(flag)
 
-    def __init__(self, rate: float, *, gradOfLoss: bool = False) -> None:
+    def __init__(self, rate: float, *, gradOfLoss: bool | None = None, decoupled: bool = False) -> None:
         self.rate = rate
         self.gradOfLoss = gradOfLoss
+        self.decoupled = decoupled
 
     def _ops(self) -> tuple[Operation, ...]:
-        return (Operation(self._kind, self.rate if self.gradOfLoss else -self.rate),)
+        # a subclass with an __init__ of its own may have set neither: `is` is not taken in by the descriptor
+        if self.decoupled is True:
+            raise SetupError(
+                f"a decoupled {type(self).__name__} is a part of the step, and cannot be run by itself: addHook() a "
+                f"WeightDecay(rate, decoupled=True), not a subclass, to one of this library's optimizers"
+            )
+        of_loss = self.gradOfLoss if isinstance(self.gradOfLoss, bool) else GRAD_OF_LOSS.get()
+        return (Operation(self._kind, self.rate if of_loss else -self.rate),)
 
 
 class Lasso(WeightDecay):
     """Pulls parameters towards zero by the same amount each: ``grad -= rate * var.wc * sign(data)`` where ``var.wc`` > 0.
 
-    Arguments and sign as for :class:`WeightDecay`.
+    Arguments and sign as for :class:`WeightDecay`, but that it cannot be decoupled.
 
     Example:
         >>> from puzzlelib_rmsprop import Lasso, RMSPropGraves
-        >>> optimizer = RMSPropGraves(gradOfLoss=True)
-        >>> optimizer.addHook(Lasso(1e-5, gradOfLoss=True))
+        >>> optimizer = RMSPropGraves()
+        >>> optimizer.addHook(Lasso(1e-5))
     """
 
     _kind = LASSO
+
+    def __init__(self, rate: float, *, gradOfLoss: bool | None = None) -> None:
+        super().__init__(rate, gradOfLoss=gradOfLoss)
 
 
 class GradientScaling(ElementwiseHook):

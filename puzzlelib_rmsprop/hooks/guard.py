@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 
 from ..arrays import family_of
+from ..arrays.family import HostFamily
 from ..errors import HyperParameterError, NonFiniteError, NonFiniteWarning, SetupError, warn
 from ..kernels import SCALE, Operation, ScalingPolicy, real_dtype
+from ..kernels.layout import STATISTICS
 from ..validation import Checked, HyperParameter, number, whole
 from .base import StatisticsHook
 
 __all__ = ["LossScaling", "NonFiniteGuard"]
+
+_MANY = 100  # skipped steps in a row, of which a guard warns
 
 
 class NonFiniteGuard(StatisticsHook):
@@ -23,8 +27,10 @@ class NonFiniteGuard(StatisticsHook):
 
     Args:
         policy: ``"skip"``: such a step changes no parameter and no state; on a GPU it is found and left out there,
-            without a wait. ``t`` counts it. ``"warn"``: the same, and a NonFiniteWarning names the variables; on a GPU
-            each step waits. ``"raise"``: NonFiniteError names them, and ``t`` does not count; on a GPU each step waits.
+            without a wait. ``t`` counts it. After 100 of them in a row a NonFiniteWarning says so, once: on the CPU at
+            the step, on a GPU where ``skipped`` is read or a checkpoint is written. ``"warn"``: the same, and a
+            NonFiniteWarning names the variables at each such step; on a GPU each step waits. ``"raise"``: NonFiniteError
+            names them, and ``t`` does not count; on a GPU each step waits.
 
     Attributes:
         skipped: how many steps were skipped so far; on a GPU reading it waits.
@@ -47,6 +53,7 @@ class NonFiniteGuard(StatisticsHook):
 
     POLICIES = ("raise", "skip", "warn")
     policy = Checked(lambda name, value: _policy(value))
+    _said = False  # that it is stuck, in the present row of skipped steps
 
     def __init__(self, policy: str = "skip") -> None:
         super().__init__()
@@ -55,13 +62,17 @@ class NonFiniteGuard(StatisticsHook):
     @property
     def skipped(self) -> int:
         """How many steps were skipped so far."""
-        return int(self._read()["skipped"][0])
+        return int(self._looked_at()["skipped"][0])
 
     def _bad(self) -> bool:
-        return bool(self._read()["bad"][0])
+        return bool(self._looked_at()["bad"][0])
 
     def _tripped(self, variables: Sequence[Any]) -> None:
-        if self.policy == "skip" or not self._bad():
+        if self.policy == "skip":
+            if isinstance(self._family, HostFamily):
+                self._warn_where_stuck(self._family.host(self._record).view(STATISTICS))
+            return
+        if not self._bad():
             return
         names = [v.name for v in variables if v.rates[0] > 0.0 and not _finite(v.grad)]
         whose = f" of {', '.join(map(repr, names))}" if names else ", after the hooks before this one"
@@ -70,13 +81,35 @@ class NonFiniteGuard(StatisticsHook):
             raise NonFiniteError(f"{what}; nothing was updated")
         warn(what, NonFiniteWarning)
 
+    def _looked_at(self) -> np.ndarray:
+        record = self._read()
+        self._warn_where_stuck(record)
+        return record
+
+    def _warn_where_stuck(self, record: np.ndarray) -> None:
+        bad = int(record["bad"][0])
+        if not bad:
+            self._said = False
+        elif not self._said and self.policy == "skip" and (why := self._stuck(bad, record)):
+            self._said = True
+            warn(
+                f"{type(self).__name__} has skipped steps, {bad} in a row, {int(record['skipped'][0])} in all: {why}; look "
+                f"for what is infinite or NaN in the data, the loss and the parameters (NonFiniteGuard('raise') names the "
+                f"variables)",
+                NonFiniteWarning,
+            )
+
+    def _stuck(self, bad: int, record: np.ndarray) -> str:
+        """Why no step will be taken any more, where that is so after ``bad`` ones in a row."""
+        return "nothing is trained" if bad >= _MANY else ""
+
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         raise SetupError(
             f"{type(self).__name__} guards whole steps: it works only in this library's optimizers, by addHook()"
         )
 
     def getState(self) -> dict[str, Any] | None:
-        return {"skipped": self.skipped}
+        return {"skipped": int(self._looked_at()["skipped"][0])}
 
     def checkState(self, state: dict[str, Any]) -> None:
         whole("skipped", state["skipped"], 0, 2**64)
@@ -125,6 +158,10 @@ class LossScaling(NonFiniteGuard):
     Add it before hooks that should see the true gradients. It looks at the scaled gradients: with a scale below 1 a true one
     may be too large to square where the scaled one is not.
 
+    Where the scale has come down to 2**-24 and a gradient is still not finite, a NonFiniteWarning says so, once in a row of
+    skipped steps: the net, not the scale, is the reason. On the CPU it comes at the step, on a GPU where the scale is read:
+    by ``scale``, ``skipped`` or a checkpoint.
+
     Args:
         scale: the first scale, from 2**-24 to 2**24.
         growth: at least 1.
@@ -161,7 +198,7 @@ class LossScaling(NonFiniteGuard):
     @property
     def scale(self) -> float:
         """The scale for the next gradient."""
-        return float(self._read()["scale"][0])
+        return float(self._looked_at()["scale"][0])
 
     def scaleGrad(self, grad: Any, stream: Any = None) -> Any:
         """Multiplies an array in place by the scale, on a GPU without a wait, and returns it."""
@@ -170,6 +207,12 @@ class LossScaling(NonFiniteGuard):
         family.operate(grad, grad, 0.0, (Operation(SCALE, 1.0, address=self._field("scale")),), stream)
         return grad
 
+    def _stuck(self, bad: int, record: np.ndarray) -> str:
+        least = ScalingPolicy().least
+        if record["unscale"][0] == 1.0 / least:  # of the last step
+            return f"its scale is at the least there is, {least:.3g}, so the net, not the scale, is the reason"
+        return super()._stuck(bad, record)
+
     def _scaling_policy(self) -> ScalingPolicy:
         return ScalingPolicy(growth=self.growth, backoff=self.backoff, interval=self.interval)
 
@@ -177,7 +220,7 @@ class LossScaling(NonFiniteGuard):
         return (Operation(SCALE, 1.0, address=self._field("unscale")),)
 
     def getState(self) -> dict[str, Any] | None:
-        record = self._read()[0]
+        record = self._looked_at()[0]
         return {name: record[name].item() for name in ("scale", "good", "skipped")}
 
     def checkState(self, state: dict[str, Any]) -> None:

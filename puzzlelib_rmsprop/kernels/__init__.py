@@ -89,12 +89,15 @@ class StepOptions(NamedTuple):
         zeroGrad: write zeros to the gradient after it was read.
         skip: address of a uint32 in the arrays' memory; where it is not 0, nothing is updated, though zeroGrad still zeroes.
         seed: two 32-bit numbers of the step, for random rounding.
+        decay: of the parameters: in the step each loses the part ``|learnRate| * decay * wc`` of itself as well, with the
+            segment's learnRate in it, where wc is above 0. Operations and state know nothing of it.
     """
 
     operations: tuple[Operation, ...] = ()
     zeroGrad: bool = False
     skip: int = 0
     seed: tuple[int, int] = (0, 0)
+    decay: float = 0.0
 
 
 PLAIN = StepOptions()

@@ -170,11 +170,15 @@ struct Tile {
 
 template <class Real, class State>
 INLINE void graves_elements(Real *RESTRICT param, const Real *RESTRICT grad, State *RESTRICT mg, State *RESTRICT variance,
-                            State *RESTRICT delta, u64 count, const Coefficients<Real> c, const Random random)
+                            State *RESTRICT delta, u64 count, const Coefficients<Real> c, const Random random,
+                            const Real decay)
 {
     for (u32 i = 0; i < u32(count); ++i) {
-        Real p = param[i], m = widen(mg[i]), v = widen(variance[i]), d = widen(delta[i]);
+        const Real before = param[i];
+        Real p = before, m = widen(mg[i]), v = widen(variance[i]), d = widen(delta[i]);
         graves(p, grad[i], m, v, d, c);
+        if (decay != 0)
+            p = decayed(before, d, decay);
         const u32 x = random.before(i);
         store_state(m, x, mg[i]);
         store_state(v, x >> 16, variance[i]);
@@ -187,7 +191,14 @@ template <class Real, class State>
 NOINLINE void graves_tile(Real *param, const Real *grad, State *mg, State *variance, State *delta, u64 count,
                           const Coefficients<Real> c, const Random random)
 {
-    graves_elements(param, grad, mg, variance, delta, count, c, random);
+    graves_elements(param, grad, mg, variance, delta, count, c, random, Real(0));
+}
+
+template <class Real, class State>
+NOINLINE void decaying_tile(Real *param, const Real *grad, State *mg, State *variance, State *delta, u64 count,
+                            const Coefficients<Real> c, const Random random, const Real decay)
+{
+    graves_elements(param, grad, mg, variance, delta, count, c, random, decay);
 }
 
 // Nothing to convert: memory is what it waits for.
@@ -195,7 +206,7 @@ template <class Real>
 NOINLINE NARROW void graves_tile(Real *param, const Real *grad, Real *mg, Real *variance, Real *delta, u64 count,
                                  const Coefficients<Real> c, const Random random)
 {
-    graves_elements(param, grad, mg, variance, delta, count, c, random);
+    graves_elements(param, grad, mg, variance, delta, count, c, random, Real(0));
 }
 
 // ---- segments ------------------------------------------------------------------------------------------------------
@@ -207,7 +218,9 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
     typedef typename Kind::Stored Stored;
     const StepOptions &options = args.options;
     const bool skip = options.skip && *at<const u32>(options.skip, 0);
-    const Coefficients<typename Kind::Real> c(*at<const Hyper>(args.hypers, segment.hyper), segment);
+    const Hyper &hyper = *at<const Hyper>(args.hypers, segment.hyper);
+    const Coefficients<typename Kind::Real> c(hyper, segment);
+    const auto decay = decay_of<typename Kind::Real>(options.decay, hyper, segment);
     Tile<Kind> tile;
     tile.prepare(options.operations, segment);
     for (u64 low = begin, count; low < end; low += count) {
@@ -217,8 +230,13 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
         count = count < left ? count : left;
         if (!skip) {
             tile.load(segment, low, count);
-            graves_tile(tile.param, tile.grad, at<State>(segment.mg, low), at<State>(segment.variance, low),
-                        at<State>(segment.delta, low), count, c, Random(options.seed, segment.key, segment.first + low));
+            State *const mg = at<State>(segment.mg, low), *const variance = at<State>(segment.variance, low);
+            State *const delta = at<State>(segment.delta, low);
+            const Random random(options.seed, segment.key, segment.first + low);
+            if (decay != 0)
+                decaying_tile(tile.param, tile.grad, mg, variance, delta, count, c, random, decay);
+            else
+                graves_tile(tile.param, tile.grad, mg, variance, delta, count, c, random);
             tile.store_param(segment, low, count);
         }
         if (options.zeroGrad)

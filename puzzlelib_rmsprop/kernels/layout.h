@@ -65,6 +65,7 @@ struct StepOptions {
     u64 skip;      // address of a u32, or 0; where it is not 0, nothing is updated
     u32 seed[2];   // of the step, for random rounding
     u64 zeroGrad;  // whether gradients are set to zero after they were read, skipped or not
+    double decay;  // of parameters: times the learning rates and wc, the part that they lose of themselves
     Operations operations;
 };
 
@@ -81,7 +82,8 @@ struct Statistics {
     double factor;   // brings the norm to the limit
     double scale;    // the loss scale of the next step
     double unscale;  // 1/scale of this one
-    u32 bad, good;   // whether this step is bad; good steps since the scale last moved
+    u32 bad;         // bad steps in a row, this one the last of them; 0 where it is good
+    u32 good;        // good steps since the scale last moved
     u64 skipped;     // bad steps so far
 };
 
@@ -113,7 +115,8 @@ struct KernelArgs {
             AT(Segment, kind), AT(Segment, hyper), sizeof(Chunk), AT(Chunk, segment), AT(Chunk, index),                 \
             sizeof(Operation), AT(Operation, kind), AT(Operation, value), AT(Operation, other), AT(Operation, address), \
             sizeof(Operations), AT(Operations, count), AT(Operations, operation), sizeof(StepOptions),                  \
-            AT(StepOptions, skip), AT(StepOptions, seed), AT(StepOptions, zeroGrad), AT(StepOptions, operations),       \
+            AT(StepOptions, skip), AT(StepOptions, seed), AT(StepOptions, zeroGrad), AT(StepOptions, decay),            \
+            AT(StepOptions, operations),                                                                                \
             sizeof(SquareSum), AT(SquareSum, sum), AT(SquareSum, large), AT(SquareSum, bad), sizeof(Statistics),        \
             AT(Statistics, norm), AT(Statistics, factor), AT(Statistics, scale), AT(Statistics, unscale),               \
             AT(Statistics, bad), AT(Statistics, good), AT(Statistics, skipped), sizeof(ScalingPolicy),                  \

@@ -144,7 +144,8 @@ def pack_operations(operations: Sequence[Operation]) -> bytes:
 
 def pack_options(options: StepOptions) -> bytes:
     """The bytes of ``StepOptions`` in layout.h."""
-    return struct.pack("=Q2IQ", options.skip, *options.seed, options.zeroGrad) + pack_operations(options.operations)
+    head = struct.pack("=Q2IQd", options.skip, *options.seed, options.zeroGrad, options.decay)
+    return head + pack_operations(options.operations)
 
 
 def pack_policy(policy: ScalingPolicy) -> bytes:

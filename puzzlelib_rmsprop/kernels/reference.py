@@ -54,14 +54,24 @@ class Coefficients(NamedTuple):
         return cls(*(flushed(np.array(layout.rounded(number, real), real))[()] for number in numbers))
 
 
-def graves(param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients) -> tuple[Any, Any, Any, Any]:
+def graves(
+    param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients, decay: Any = 0
+) -> tuple[Any, Any, Any, Any]:
     """One step: the new param, mg, variance and delta. Arrays of the coefficients' dtype; Graves (2013), eq. 38-45."""
     g = flushed(g)
     d = g - mg
     mg = flushed(c.alpha * mg + c.beta * g)
     variance = flushed(c.alpha * variance + c.gain * d * d)
     delta = flushed(c.momRate * delta + c.learnRate * g / np.sqrt(variance + c.epsilon))
-    return flushed(flushed(param) + delta), mg, variance, delta
+    param = flushed(param)
+    step = flushed(delta - flushed(decay * param)) if decay else delta
+    return flushed(param + step), mg, variance, delta
+
+
+def decay_of(decay: float, hyper: Hyper, dtype: Any, learnRate: float, wc: float) -> Any:
+    """The part that a parameter loses of itself in a step: multiplied in float64, rounded once."""
+    part = abs(hyper.learnRate * learnRate) * decay * wc if wc > 0.0 else 0.0
+    return flushed(np.array(layout.rounded(part, np.dtype(dtype)), dtype))[()]
 
 
 def flushed(x: np.ndarray) -> np.ndarray:
@@ -155,11 +165,11 @@ class _Tile:
                 g = g + real(np.float64(value) * wc) * (self.param if kind == DECAY else sign)
         return g
 
-    def update(self, g: np.ndarray, c: Coefficients, seed: tuple[int, int]) -> None:
+    def update(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> None:
         segment, kind = self.segment, self.segment.state
         state = [self._of(name, kind) for name in STATE]
         mg, variance, delta = (_widened(array, kind) for array in state)
-        param, *new = graves(self.param, g, mg, variance, delta, c)
+        param, *new = graves(self.param, g, mg, variance, delta, c, decay)
         random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None
         for array, x, shift in zip(state, new, (0, 16, 8), strict=True):
             array[...] = x if random is None else _randomly_rounded(x, random >> np.uint32(shift))
@@ -188,10 +198,12 @@ class Table:
         skip = options.skip and ctypes.c_uint32.from_address(options.skip).value
         with np.errstate(all="ignore"):
             for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
-                c = Coefficients.of(hyper, real_dtype(segment.dtype), learnRate, momRate)
+                real = real_dtype(segment.dtype)
+                c = Coefficients.of(hyper, real, learnRate, momRate)
+                decay = decay_of(options.decay, hyper, real, learnRate, wc)
                 for tile in _tiles(segment, TILE):
                     if not skip:
-                        tile.update(tile.gradient(options.operations, wc), c, options.seed)
+                        tile.update(tile.gradient(options.operations, wc), c, decay, options.seed)
                     if options.zeroGrad:
                         tile.grad[...] = 0
 
@@ -255,7 +267,8 @@ def _conclude(record: np.ndarray, total: np.ndarray, policy: ScalingPolicy) -> N
     small, large, bad = total[0], total[1], total[2] > 0
     norm = np.sqrt(small) if large == 0.0 else np.sqrt(large + small * SHRINK * SHRINK) / SHRINK
     scale = float(record["scale"][0])
-    record["norm"], record["unscale"], record["bad"] = norm, 1.0 / scale, bad
+    record["norm"], record["unscale"] = norm, 1.0 / scale
+    record["bad"] = min(int(record["bad"][0]) + 1, 2**32 - 1) if bad else 0
     record["factor"] = policy.limit / norm if norm > policy.limit else 1.0 if norm == norm else norm
     record["skipped"] += np.uint64(bad)
     if policy.interval == 0:

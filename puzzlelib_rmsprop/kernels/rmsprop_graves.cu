@@ -34,6 +34,7 @@ constexpr int VECTOR = 16 / (PARAM_SIZE<Kind> > int(sizeof(typename Kind::State)
 template <class Real>
 struct Plain {
     __device__ __forceinline__ Real operate(Real g, Real) const { return g; }
+    __device__ __forceinline__ void decay(Real &, Real, Real) const {}
     __device__ __forceinline__ u32 random(u32) const { return 0; }
     __device__ __forceinline__ bool zeroGrad() const { return false; }
 };
@@ -44,8 +45,14 @@ struct Extended {
     const StepOptions &options;
     const Operating<Real> &operating;
     Random numbers;
+    const Real &lost;  // the decay; in shared memory, as it would take a register all the while
 
     __device__ __forceinline__ Real operate(Real g, Real p) const { return operating.operate(options.operations.count, g, p); }
+    __device__ __forceinline__ void decay(Real &p, Real before, Real delta) const
+    {
+        if (options.decay != 0.0 && lost != Real(0))
+            p = decayed(before, delta, lost);
+    }
     __device__ __forceinline__ u32 random(u32 i) const { return numbers.of(i); }
     __device__ __forceinline__ bool zeroGrad() const { return options.zeroGrad; }
 };
@@ -95,7 +102,9 @@ struct Update {
                 rp = current(p[k], f[k]);
             else
                 rp = widen(p[k]);
+            const Real before = rp;
             graves(rp, more.operate(widen(g[k]), rp), rm, rv, rd, c);
+            more.decay(rp, before, rd);
             const u32 x = more.random(u32(i) + k);
             store_state(rm, x, m[k]);
             store_state(rv, x >> 16, v[k]);
@@ -155,6 +164,7 @@ __device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, 
     typedef typename Kind::Real Real;
     typedef typename Kind::Stored Stored;
     __shared__ Operating<Real> operating;
+    __shared__ Real lost;
     const bool skip = options.skip && *global<const u32>(options.skip);
     if (skip && !options.zeroGrad)
         return;
@@ -169,8 +179,15 @@ __device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, 
         }
         operating.prepare(options.operations, segment.wc);
         const Hyper hyper = live ? *live : given;
+        if (options.decay != 0.0) {
+            __syncthreads();  // until the last segment's is done with
+            if (threadIdx.x == 0)
+                lost = decay_of<Real>(options.decay, hyper, segment);
+            __syncthreads();
+        }
         const Update<Kind, Extended<Real>> update(
-            segment, part.begin, hyper, {options, operating, Random(options.seed, segment.key, segment.first + part.begin)});
+            segment, part.begin, hyper,
+            {options, operating, Random(options.seed, segment.key, segment.first + part.begin), lost});
         share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
 }

@@ -35,6 +35,21 @@ KERNEL void graves(Real &param, Real g, Real &mg, Real &variance, Real &delta, c
     param = flushed(param + delta);
 }
 
+// What a parameter is after a step of `delta` in which it loses the part `decay` of itself as well. That goes into the step:
+// taken off the parameter first, what is too small for its last digit would be lost at every step.
+template <class Real>
+KERNEL Real decayed(Real param, Real delta, Real decay)
+{
+    return flushed(param + flushed(delta - flushed(decay * param)));
+}
+
+// That part: multiplied in double, rounded once.
+template <class Real>
+KERNEL Real decay_of(double decay, const Hyper &hyper, const Segment &segment)
+{
+    return segment.wc > 0.0 ? flushed(Real(std::fabs(hyper.learnRate * segment.learnRate) * decay * segment.wc)) : Real(0);
+}
+
 // ---- operations on gradients ---------------------------------------------------------------------------------------
 
 // An operation with the numbers that it has for one segment.
@@ -121,8 +136,8 @@ KERNEL void conclude(Statistics &s, const SquareSum &all, const ScalingPolicy &p
     s.norm = all.large == 0.0 ? root : root / SHRINK;
     s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;  // a NaN stays one
     s.unscale = 1.0 / s.scale;
-    s.bad = u32(all.bad);
-    s.skipped += s.bad;
+    s.bad = !all.bad ? 0 : s.bad == ~0u ? s.bad : s.bad + 1;
+    s.skipped += all.bad != 0;
     if (policy.interval == 0)
         return;
     s.good = s.bad ? 0 : s.good + 1;

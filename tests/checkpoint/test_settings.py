@@ -142,7 +142,10 @@ def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
     _, optimizer = made(OWN, globalState, [WeightDecay(0.25), mine, GradientHardClipping(-1, 1)])
     optimizer.save(tmp_path / "run.hdf")
     for hooks, message in (
-        ([], "WeightDecay(rate=0.25), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which is missing here"),
+        (
+            [],
+            "WeightDecay(rate=0.25, decoupled=False), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which is missing here",
+        ),
         (
             [WeightDecay(0.25), GradientHardClipping(-1, 1)],
             "the file was saved with mine(), which is missing here: addHook()",

@@ -45,13 +45,15 @@ def test_live_hyper_parameters(kernels):
     variable = extended.Variable(300, "float16", "float32", True)
     table = extended.table_of(kernels, variable, rates=False)
     table.follow(live)
-    table.set_rates([(1.0, 1.0, 0.0)])
+    table.set_rates([(1.0, 1.0, 0.5)])
+    variable.expected.wc = 0.5
     for t in range(3):
         hyper = HYPER | {"learnRate": 0.1 * t}
         live.write(Hyper(**hyper))
         variable.new_grad()
-        table.update(Hyper(9.0, 0.1, 0.1, 9.0), options=StepOptions(operations=(Operation(SCALE, 0.5),), zeroGrad=True))
-        variable.expected.step(variable.grad, **hyper, ops=plain([Operation(SCALE, 0.5)]))
+        options = StepOptions(operations=(Operation(SCALE, 0.5),), zeroGrad=True, decay=3.0)
+        table.update(Hyper(9.0, 0.1, 0.1, 9.0), options=options)
+        variable.expected.step(variable.grad, **hyper, ops=plain([Operation(SCALE, 0.5)]), decay=3.0)
         variable.check(zeroed=True)
 
 

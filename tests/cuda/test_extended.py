@@ -38,6 +38,35 @@ def test_every_alignment(kernels, dtype, state, master):
 
 
 @each_combination
+@pytest.mark.parametrize("blocks", [1, 1000])
+def test_decay_of_the_parameter(kernels, monkeypatch, dtype, state, master, blocks):
+    # of each row by its own rates, after the operations have looked at it and before the step
+    monkeypatch.setattr(kernels, "_most_blocks", lambda: blocks)
+    rows = (517, 0.5, 1.0), (chunk() + 7, 0.0, 0.5), (33, 1.0, 2.0), (9, -1.0, 1.0), (40, 0.5, 0.25), (300, 1.0, 1.0)
+    variables = [Variable(n, dtype, state, master, (n % 3,) * 5, n, wc=wc, key=n, rates=(rate, 0.5)) for n, wc, rate in rows]
+    table = table_of(kernels, *variables)
+    for t in range(4):
+        decay, ops = (0.0, 3.0, 5.0, 5.0)[t], tuple(OPS["all"] if t == 2 else ())
+        for variable in variables:
+            variable.new_grad()
+            variable.step(ops, seed=(t, 1), decay=decay)
+        table.update(Hyper(**HYPER), options=StepOptions(operations=ops, seed=(t, 1), decay=decay))
+        for variable in variables:
+            variable.check()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_decay_takes_subnormal_numbers_for_zero(kernels, dtype):
+    tiny = np.finfo(dtype).tiny
+    variable = Variable(5, dtype, dtype, wc=1.0)
+    variable.buffers.set("param", np.array([tiny, 20 * tiny, tiny / 2, -0.0, 1.0], dtype))
+    variable.buffers.set_grad(0)
+    table = table_of(kernels, variable)
+    table.update(Hyper(**HYPER), options=StepOptions(decay=0.125 / HYPER["learnRate"]))
+    assert variable.buffers.get()["param"].tolist() == [tiny, 17.5 * tiny, 0.0, 0.0, 0.875]
+
+
+@each_combination
 def test_as_the_plain_kernels_where_there_is_nothing_else(kernels, dtype, state, master):
     # what the rule gives, from another entry point; where there is no plain one, from the reference alone
     variables = [Variable(1234, dtype, state, master) for _ in range(2)]
@@ -120,9 +149,9 @@ def test_a_skipped_step(kernels, dtype, state, master, zero):
         before = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
         table.update(
             Hyper(**HYPER),
-            options=StepOptions(operations=(Operation(DECAY, 1.0),), zeroGrad=zero, skip=flag.address, seed=(5, 6)),
+            options=StepOptions((Operation(DECAY, 1.0),), zeroGrad=zero, skip=flag.address, seed=(5, 6), decay=2.0),
         )
-        variable.step([Operation(DECAY, 1.0)], skip=skip, seed=(5, 6))
+        variable.step([Operation(DECAY, 1.0)], skip=skip, seed=(5, 6), decay=2.0)
         variable.check(zeroed=zero)
         after = {name: content.tobytes() for name, content in variable.buffers.get().items() if name != "grad"}
         assert (before == after) == bool(skip)

@@ -55,6 +55,22 @@ OF_EXTENDED = {
     ),
     "decay where wc is not above 0": (RULE, "decays && !(wc > 0.0) ?", "decays && wc == 0.0 ?"),
     "decay as if it were lasso": (RULE, "return g + value * p;", "return g + value * (p > Real(0) ? Real(1) : Real(-1));"),
+    "a decay that follows the sign of the rate": (
+        RULE,
+        "std::fabs(hyper.learnRate * segment.learnRate)",
+        "(-hyper.learnRate * segment.learnRate)",
+    ),
+    "a decay not flushed": (RULE, "flushed(delta - flushed(decay * param))", "(delta - decay * param)"),
+    "a decay of the last segment": (
+        UPDATES,
+        "if (threadIdx.x == 0)\n                lost =",
+        "if (threadIdx.x == 0 && c == 0)\n                lost =",
+    ),
+    "no wait for the segment's decay": (
+        UPDATES,
+        "            __syncthreads();  // until the last segment's is done with\n",
+        "",
+    ),
     "a clip that swallows NaN": (RULE, "g = g < value ? value : g;", "g = g >= value ? g : value;"),
     "a factor rounded before it is multiplied": (
         RULE,

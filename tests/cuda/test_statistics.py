@@ -68,7 +68,7 @@ def test_statistics_finds_every_bad_gradient(kernels, dtype):
                 measured.run(policy=ScalingPolicy(limit=1.0))
                 expected.run(measured.gradients(), limit=1.0)
                 check_record(measured.get(), expected)
-                assert measured.get()["bad"] == 1
+                assert measured.get()["bad"] == expected.bad > 0
                 measured.set(variable, at, kept)
         measured.run(policy=ScalingPolicy(limit=1.0))
         assert measured.get()["bad"] == 0

@@ -26,6 +26,14 @@ def decaying(variable):
     return variable
 
 
+def decoupled(rate):
+    net, optimizer = ready()
+    for variable in net.vars.values():
+        decaying(variable).wc = 2.0
+    optimizer.addHook(WeightDecay(rate, decoupled=True))
+    return optimizer
+
+
 TABLE = [
     *rows(
         HyperParameterError,
@@ -33,6 +41,11 @@ TABLE = [
         (lambda: WeightDecay("x"), "rate must be a number; got 'x'"),
         (lambda: WeightDecay(10**400), "rate must be a finite number.*beyond every float"),
         (lambda: WeightDecay(1, gradOfLoss="x"), "gradOfLoss must be True or False; got 'x'"),
+        (lambda: WeightDecay(1, decoupled=None), "decoupled must be True or False; got None"),
+        (
+            lambda: [optimizer := decoupled(1e4), optimizer.update()],
+            "learnRate 0.0001 times its own, 1, .* must be at most 1",
+        ),
         (lambda: Lasso(math.inf), "rate.*got inf"),
         (lambda: GradientClipping(0), "threshold must be.*got 0"),
     ),
@@ -41,6 +54,7 @@ TABLE = [
         (lambda: RMSPropGraves().addHook(3), "a hook must be callable.*got 3"),
         (lambda: ready()[1].addHook(None), "a hook must be callable.*got None"),
         (lambda: [o := ready()[1], *(o.addHook(NonFiniteGuard()) for _ in "12")], "takes one NonFiniteGuard"),
+        (lambda: WeightDecay(1, decoupled=True)(decaying(var()), {}), "a decoupled WeightDecay is a part of the step"),
     ),
     *rows(
         VariableError,

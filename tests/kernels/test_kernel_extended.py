@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.kernels import Operation, ScalingPolicy, Segment, StepOptions, cpu, layout, real_dtype, reference
-from tests.kernels.kernel_modules import HYPER, Buffers, as_bits, compiled
+from tests.kernels.kernel_modules import HYPER, STATE, Buffers, as_bits, compiled
 from tests.reference_extended import CLIP, DECAY, LASSO, SCALE, Extended, Statistics, applied
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -34,15 +34,15 @@ def start(size, dtype, seed=0):
     return rng.standard_normal(size).astype(dtype), rng.standard_normal((STEPS, size)).astype(dtype)
 
 
-def run(kernels, param, grads, dtype, state, master, ops=(), wc=0.0, first=0, key=0, offset=0, **options):
+def run(kernels, param, grads, dtype, state, master, ops=(), wc=0.0, first=0, key=0, offset=0, decay=0.0, **options):
     buffers = Buffers(param, state, master, offset, first, key)
     table = kernels.Table([buffers.segment])
     table.set_rates([(0.7, 0.123, wc)])
     expected = Extended(param, dtype, state, master, wc, first, key, rates=(0.7, 0.123))
     for grad, seed in zip(grads, SEEDS, strict=True):
         buffers.views["grad"][:] = grad
-        table.update(HYPER, options=StepOptions(to_operations(ops), seed=seed, **options))
-        expected.step(grad, **KEYWORDS, ops=numbers_of(ops), seed=seed)
+        table.update(HYPER, options=StepOptions(to_operations(ops), seed=seed, decay=decay, **options))
+        expected.step(grad, **KEYWORDS, ops=numbers_of(ops), seed=seed, decay=decay)
     buffers.check_guards()
     for name, content in expected.buffers().items():
         assert np.array_equal(buffers.views[name].astype(content.dtype), content), name
@@ -96,6 +96,45 @@ def test_every_operation_in_every_order(kernels, dtype, state, master, names):
         found = buffers.views[name].astype(content.dtype)
         assert np.array_equal(found, content, equal_nan=True), name
         assert np.isnan(found[[2, 3]]).any() or names == ("clip",), name
+
+
+@pytest.mark.parametrize(("dtype", "state", "master"), layout.KINDS)
+def test_decay_of_the_parameter(kernels, dtype, state, master):
+    # after the operations have looked at it, before the step, and not in the averages
+    param, grads = start(TILE + 13, dtype)
+    more = {"dtype": dtype, "state": state, "master": master, "decay": 37.0, "key": 5}
+    run(kernels, param, grads, **more, ops=[OPS["decay"], OPS["lasso"]], wc=0.5, offset=1)
+    decayed, plain = (run(kernels, param, grads, **more | {"decay": decay}, wc=0.5) for decay in (37.0, 0.0))
+    assert (decayed.views["param"] != plain.views["param"]).any()
+    for name in STATE:
+        assert np.array_equal(as_bits(decayed.views[name]), as_bits(plain.views[name])), name
+    for wc in (0.0, -0.5):
+        other = run(kernels, param, grads, **more, wc=wc)
+        assert np.array_equal(as_bits(other.views["param"]), as_bits(plain.views["param"])), wc
+
+
+def test_decay_of_every_size(kernels):
+    param, grads = start(5000, "float16")
+    for rate, decay, wc in ((-1e-2, 100.0, 1.0), (1e-30, 1e30, 0.5), (3e38, 1e-40, 1.0), (1e-2, 0.0, 1.0)):
+        buffers = Buffers(param, "float32", True)
+        expected, hyper = Extended(param, "float16", "float32", True, wc), HYPER._replace(learnRate=rate)
+        table = kernels.Table([buffers.segment])
+        table.set_rates([(1.0, 1.0, wc)])
+        buffers.views["grad"][:] = grads[0]
+        table.update(hyper, options=StepOptions(decay=decay))
+        expected.step(grads[0], **KEYWORDS | {"learnRate": rate}, decay=decay)
+        assert np.array_equal(buffers.views["master"], expected.master), rate
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_decay_takes_subnormal_numbers_for_zero(kernels, dtype):
+    tiny = np.finfo(dtype).tiny
+    buffers = Buffers(np.array([tiny, 20 * tiny, tiny / 2, -0.0, 1.0], dtype))
+    buffers.views["grad"][:] = 0
+    table = kernels.Table([buffers.segment])
+    table.set_rates([(1.0, 1.0, 1.0)])
+    table.update(HYPER, options=StepOptions(decay=12.5))  # an eighth
+    assert buffers.views["param"].tolist() == [tiny, 17.5 * tiny, 0.0, 0.0, 0.875]
 
 
 @pytest.mark.parametrize(("dtype", "state", "master"), KINDS_OF_CODE)
@@ -156,7 +195,8 @@ def test_a_skipped_step_writes_only_zeros_to_the_gradient(kernels, dtype, state,
     flag = np.array([1, 0], np.uint32)
     buffers.views["grad"][:] = grads[0]
     before = {name: view.tobytes() for name, view in buffers.views.items()}
-    table.update(HYPER, options=StepOptions(skip=flag.ctypes.data))
+    table.set_rates([(1.0, 1.0, 1.0)])
+    table.update(HYPER, options=StepOptions(skip=flag.ctypes.data, decay=1.0))
     assert {name: view.tobytes() for name, view in buffers.views.items()} == before
     table.update(HYPER, options=StepOptions(skip=flag.ctypes.data, zeroGrad=True))
     assert buffers.views["grad"].tobytes() == bytes(param.nbytes)

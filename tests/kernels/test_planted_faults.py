@@ -39,6 +39,27 @@ RULE = [
 OTHERS = [
     ("decay of another sign", "rule.h", "return g + value * p;", "return g - value * p;"),
     ("a clip that hides NaN", "rule.h", "g = g < value ? value : g;", "g = g > value ? g : value;"),
+    (
+        "a decay that follows the sign of the rate",
+        "rule.h",
+        "std::fabs(hyper.learnRate * segment.learnRate)",
+        "(hyper.learnRate * segment.learnRate)",
+    ),
+    ("a decay that grows", "rule.h", "delta - flushed(decay * param)", "delta + flushed(decay * param)"),
+    (
+        "a decay without the variable's rate",
+        "rule.h",
+        "std::fabs(hyper.learnRate * segment.learnRate)",
+        "std::fabs(hyper.learnRate)",
+    ),
+    ("a decay where wc is below 0", "rule.h", "return segment.wc > 0.0 ?", "return segment.wc != 0.0 ?"),
+    ("no decay", "cpu_loops.cpp", "p = decayed(before, d, decay);", "p += 0 * before;"),
+    (
+        "a decay before the step",
+        "rule.h",
+        "flushed(param + flushed(delta - flushed(decay * param)))",
+        "flushed(flushed(param - flushed(decay * param)) + delta)",
+    ),
     ("decay without a wc", "rule.h", "decays && !(wc > 0.0)", "decays && !(wc >= 0.0)"),
     ("the copy where the parameter was written", "rule.h", "? master : widen(param)", "? master : master"),
     ("ties away from zero", "numbers.h", "bits + 0x7FFFu + (bits >> 16 & 1u)", "bits + 0x8000u"),
@@ -94,6 +115,9 @@ def check_everything():
     for kind in test_kernel_extended.KINDS_OF_CODE:
         for names in (*((name,) for name in test_kernel_extended.OPS), tuple(test_kernel_extended.OPS)):
             test_kernel_extended.test_every_operation_in_every_order(cpu, *kind, names)
+    for kind in test_kernel_extended.KINDS_OF_CODE:
+        test_kernel_extended.test_decay_of_the_parameter(cpu, *kind)
+    test_kernel_extended.test_decay_of_every_size(cpu)
     test_kernel_extended.test_random_numbers_past_32_bits(cpu, 2**32 - 700)
     for dtype, good, bad in (("float32", 1.8e19, 1.9e19), ("float64", 1.3e154, 1.4e154)):
         test_kernel_extended.test_a_gradient_is_bad_where_its_square_is_not_finite(cpu, dtype, good, bad)

@@ -11,6 +11,8 @@ SHAPES = {"a": (3,), "b": (2, 2), "c": (5,)}
 
 def made(arrays, globalState, hooks=(), **options):
     net = Net({name: arrays.var(np.full(shape, 0.5, np.float32)) for name, shape in SHAPES.items()})
+    for var in net.vars.values():
+        var.wc = 1.0
     optimizer = RMSPropGraves(learnRate=0.01, **options)
     for hook in hooks:
         optimizer.addHook(hook)

@@ -90,7 +90,7 @@ def hooks_with_other_arguments_are_refused():
         return
     hooks = [
         (GradientClipping, 0.5, "{'threshold': 0.5}"),
-        (WeightDecay, 0.25, "{'rate': 0.25, 'gradOfLoss': False}"),
+        (WeightDecay, 0.25, "{'rate': 0.25, 'decoupled': False}"),
         (NonFiniteGuard, "warn", "{'policy': 'warn'}"),
     ]
     with group() as node:

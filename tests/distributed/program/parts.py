@@ -69,6 +69,7 @@ def hooks_with_state_in_parts():
             "clipping": lambda: (GradientClipping(0.5),),
             "decay, then clipping": lambda: (WeightDecay(0.25), GradientClipping(0.5)),
             "guarded": lambda: (NonFiniteGuard(), WeightDecay(0.25)),
+            "part of the step": lambda: (WeightDecay(2.0, decoupled=True), GradientClipping(0.5)),
         }
         for name, hooks in cases.items():
             for sharded in (False, True):
