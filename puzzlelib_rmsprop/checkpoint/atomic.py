@@ -29,8 +29,8 @@ __all__ = ["atomicFile", "signals_later"]
 
 _ACCESS_LIST = "system.posix_acl_access"  # what Linux calls a POSIX access control list
 _LONG = 100  # bytes of a file's name from which on its temporary file is named by a digest: some systems end at 143 bytes
-_MOUNTED = "a file that is mounted by itself (in a container, say) cannot be replaced: mount its folder, or save to another"
-_PROTECTED = "the folder or the file is protected (a sticky folder lets only a file's owner replace it): save under another name"
+_MOUNTED = "a file that is mounted by itself (in a container, say) cannot be replaced: mount its folder, or save elsewhere"
+_PROTECTED = "the folder or file is protected (a sticky folder lets only a file's owner replace it): save under another name"
 _REMEDIES = {
     **dict.fromkeys((errno.EBUSY, errno.EXDEV), _MOUNTED),
     **dict.fromkeys((errno.EPERM, errno.EACCES), _PROTECTED),

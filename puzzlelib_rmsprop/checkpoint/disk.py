@@ -23,7 +23,7 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, err
 def text_of(path: Any) -> str:
     """A path as text. Raises CheckpointError for what is no path, or one that no file can have."""
     if not isinstance(path, str | bytes | os.PathLike):
-        raise CheckpointError(f"a path must be text or an os.PathLike; got {type(path).__name__}")
+        raise CheckpointError(f"a path must be text, bytes or an os.PathLike; got {type(path).__name__}")
     text = os.fsdecode(path)
     if "\0" in text:
         raise CheckpointError(f"a path must be without NUL; got {text!r}")
