@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from ..errors import CheckpointError
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["BLOCK", "is_hdf5", "open_hdf5", "read_at", "regular_file", "sync", "text_of", "write_at"]
+__all__ = ["BLOCK", "is_hdf5", "open_hdf5", "plain", "read_at", "regular_file", "sync", "text_of", "write_at"]
 
 BLOCK = 1 << 20  # bytes that are read at a time, and that are kept in memory at most
 
@@ -61,6 +62,12 @@ def open_hdf5(path: str) -> h5py.File:
         if "locking flag" not in str(error):
             raise
         return h5py.File(path, "r")  # this process has it open with locks: HDF5 wants the same of both
+
+
+def plain(error: BaseException) -> BaseException:
+    """The system's error that HDF5 tells of in an error of its own, of nearly any type; or the error itself."""
+    found = re.search(r"\berrno = ([1-9]\d*)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else error
 
 
 def sync(descriptor: int) -> None:

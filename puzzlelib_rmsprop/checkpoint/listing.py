@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays.family import FLOATS
 from ..errors import CheckpointError, Error
 from .attributes import saved_value
-from .disk import open_hdf5
+from .disk import open_hdf5, plain
 from .format import content_of, stem_of
 from .source import Source
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["contents_of_file", "found_in", "report"]
 
 # what HDF5 says where the system, the installation or another process is in the way
-_NOT_DAMAGE = re.compile("errno = [1-9]|already open|locking flag|memory allocation|required filter|can't open directory")
+_NOT_DAMAGE = re.compile("already open|locking flag|memory allocation|required filter|can't open directory")
 
 
 def report(path: str, descriptor: int) -> None:
@@ -48,11 +48,15 @@ def found_in(path: str, step: Callable[[], object] = lambda: None) -> dict[str, 
         with open_hdf5(path) as file:
             return contents_of_file(file, step)
     except Exception as error:
-        return {"error": f"HDF5 cannot read it: {error}", "damaged": _is_damage(error)}
+        damaged, why = _judged(error)
+        return {"error": f"HDF5 cannot read it: {why}", "damaged": damaged}
 
 
-def _is_damage(error: Exception) -> bool:
-    return not (isinstance(error, MemoryError) or getattr(error, "errno", None) or _NOT_DAMAGE.search(str(error)))
+def _judged(error: Exception) -> tuple[bool, str]:
+    """Whether the file is to blame for an error, and what it says."""
+    cause = plain(error)
+    innocent = isinstance(cause, MemoryError) or getattr(cause, "errno", None) or _NOT_DAMAGE.search(str(cause))
+    return not innocent, str(cause) or type(cause).__name__
 
 
 def contents_of_file(file: h5py.File, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
@@ -94,8 +98,8 @@ def _look(dataset: Any, sums: Any) -> dict[str, Any]:
         content, digest = content_of(dataset)
         found |= {"shape": list(content.shape), "dtype": str(content.dtype), **_numbers(content)}
     except Exception as error:
-        checksum = "damaged" if _is_damage(error) else "unread"
-        return {**found, "checksum": checksum, "why": f"it cannot be read: {error}"}
+        damaged, why = _judged(error)
+        return {**found, "checksum": "damaged" if damaged else "unread", "why": f"it cannot be read: {why}"}
     if sums is not None:
         found |= {"checksum": "ok"} if sums == digest else {"checksum": "damaged", "why": "its checksum does not match"}
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Error
 from .atomic import atomicFile
-from .disk import open_hdf5, text_of
+from .disk import open_hdf5, plain, text_of
 from .integrity import check
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
     except Exception as error:  # h5py raises nearly every kind, depending on where a file is damaged
         if mode == "w" and isinstance(error, MemoryError):
             raise
-        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {error}") from error
+        why = str(plain(error)) or type(error).__name__
+        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {why}") from error
 
 
 @contextlib.contextmanager
