@@ -56,12 +56,13 @@ def open_hdf5(path: str) -> h5py.File:
     """Opens a file for reading, without a lock: many network file systems have none, and files are replaced whole only."""
     import h5py
 
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(path, "r")  # this process has it open with locks: HDF5 wants the same of both
+    for locking in (False, None, True):  # what this process has open already, HDF5 opens in the same way only
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as error:
+            if locking or "file locking" not in str(error):
+                raise
+    raise AssertionError("not reached")
 
 
 def plain(error: BaseException) -> BaseException:
