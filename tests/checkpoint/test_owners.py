@@ -157,7 +157,10 @@ def test_a_folder_that_may_be_written_but_not_listed(folder):
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(folder):
     path = alices(folder, 0o600)
-    with user(BOB, BOBS), pytest.raises(CheckpointError, match=r"^cannot read .*run.hdf: .Errno 13. Permission denied: .*hdf'$"):
+    with (
+        user(BOB, BOBS),
+        pytest.raises(CheckpointError, match=r"^cannot read .*run.hdf: .Errno 13. Permission denied: .*hdf'$"),
+    ):
         loaded_into(path, {"W": (2,)})
 
 
