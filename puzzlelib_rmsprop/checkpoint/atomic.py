@@ -34,6 +34,7 @@ _PROTECTED = "the folder or file is protected (a sticky folder lets only a file'
 _REMEDIES = {
     **dict.fromkeys((errno.EBUSY, errno.EXDEV), _MOUNTED),
     **dict.fromkeys((errno.EPERM, errno.EACCES), _PROTECTED),
+    **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP), "this file system renames no file: save elsewhere, and copy it there"),
     errno.EEXIST: "this file system replaces no file: remove the old one, or save under another name",
 }
 

@@ -59,7 +59,7 @@ def open_hdf5(path: str) -> h5py.File:
     for locking in (False, None, True):  # what this process has open already, HDF5 opens in the same way only
         try:
             return h5py.File(path, "r", locking=locking)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError where HDF5 is too old to be told
             if locking or "file locking" not in str(error):
                 raise
     raise AssertionError("not reached")

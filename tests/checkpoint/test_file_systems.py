@@ -98,6 +98,8 @@ COSTLY = {
     "rename=1": f"Errno 1.*{PROTECTED}",
     "rename=13": f"Errno 13.*{PROTECTED}",
     "rename=17": "Errno 17.*this file system replaces no file: remove the old one, or save under another name$",
+    "rename=38": "Errno 38.*this file system renames no file: save elsewhere, and copy it there$",
+    "rename=95": "Errno 95.*this file system renames no file: save elsewhere, and copy it there$",
     "rename=116": "Errno 116.*Stale file handle",
     "open64=30": "Errno 30.*Read-only file system",
     "made=17": "gone, or was there, at each of 100 attempts",
@@ -177,6 +179,20 @@ def test_a_file_that_this_process_has_open(locking, tmp_path):
     trained(Own, False, SHAPES).save(tmp_path / "run.hdf")
     with h5py.File(tmp_path / "run.hdf", "r", locking=locking):
         loaded_into(tmp_path / "run.hdf")
+
+
+def test_an_hdf5_that_is_too_old_to_be_told_of_locks(tmp_path, monkeypatch):
+    # h5py can be compiled with one before 1.10.7
+    trained(Own, False, SHAPES).save(tmp_path / "run.hdf")
+    real = h5py.File
+
+    def old(path, mode, locking=None):
+        if locking is not None:
+            raise ValueError("HDF5 version >= 1.12.1 or 1.10.x >= 1.10.7 required for file locking.")
+        return real(path, mode)
+
+    monkeypatch.setattr(h5py, "File", old)
+    loaded_into(tmp_path / "run.hdf")
 
 
 @pytest.mark.parametrize("kind", ["ours", "bare"])
