@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
 import signal
-import stat
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CheckpointError
-from .disk import BLOCK, read_at, regular_file, text_of, write_at
+from .disk import BLOCK, read_at, regular_file, sync, text_of, write_at
 from .integrity import USERBLOCK, seal
 
 try:
@@ -27,20 +27,36 @@ if TYPE_CHECKING:
 
 __all__ = ["atomicFile", "signals_later"]
 
+_ACCESS_LIST = "system.posix_acl_access"  # what Linux calls a POSIX access control list
+_LONG = 100  # bytes of a file's name from which on its temporary file is named by a digest: some systems end at 143 bytes
+_MOUNTED = "a file that is mounted by itself (in a container, say) cannot be replaced: mount its folder, or save elsewhere"
+_PROTECTED = "the folder or file is protected (a sticky folder lets only a file's owner replace it): save under another name"
+_REMEDIES = {
+    **dict.fromkeys((errno.EBUSY, errno.EXDEV), _MOUNTED),
+    **dict.fromkeys((errno.EPERM, errno.EACCES), _PROTECTED),
+    **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP), "this file system renames no file: save elsewhere, and copy it there"),
+    errno.EEXIST: "this file system replaces no file: remove the old one, or save under another name",
+}
+
 
 @contextlib.contextmanager
-def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def atomicFile(path: str | bytes | os.PathLike[Any]) -> Iterator[h5py.File]:
     """An HDF5 file to write, which takes the place of ``path`` only when the block has ended without an error.
 
-    Until then, and if the process dies, whatever was at ``path`` stays as it was. A file that is replaced keeps its
-    permissions. What killed processes left of earlier attempts is removed. A signal (Ctrl-C) is answered when the block has
-    ended; then nothing is replaced.
+    Until then, and if the process dies, whatever was at ``path`` stays as it was. What killed processes left of earlier
+    attempts is removed, where the folder may be listed and its file system has locks. A signal (Ctrl-C) is answered when the
+    block has ended; then nothing is replaced.
+
+    A file that is replaced keeps its owner, group, permissions and POSIX access list, as far as the system lets this process
+    set them; what it refuses never costs the file. Where only the owner cannot be kept, the group is. Where the group cannot
+    be kept either, the new group and all others get only what both, the old group and all others, had. Not kept: bits such
+    as setuid, extended attributes, access lists of other kinds (NFSv4, Windows), hard links.
 
     Args:
         path: where the file is to be; its folder must exist. A symbolic link is followed.
 
     Raises:
-        CheckpointError: the file cannot be written there.
+        CheckpointError: the file cannot be written there, or replaced.
 
     Example:
         >>> import os, tempfile
@@ -56,11 +72,12 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     target = text_of(path)
     try:
         target = os.path.realpath(target)
-        before = _what_is_there(target)
+        access = _Access.of(target)
         _remove_leftovers(target)
-        temporary, descriptor = _new_file(target, 0o666 if before is None else stat.S_IMODE(before.st_mode) | 0o600)
+        temporary, descriptor = _new_file(target, 0o666 if access is None else access.at_least | 0o600)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
+    remedies: dict[int, str] = {}
     try:
         sink = _Sink(descriptor, target)
         with signals_later(), h5py.File(sink, "w", userblock_size=USERBLOCK) as file:
@@ -68,20 +85,24 @@ def atomicFile(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         if sink.error is not None:
             raise sink.error
         write_at(descriptor, seal(descriptor), 0)
-        if before is not None:
-            _keep_owner_and_mode(descriptor, before)
-        os.fsync(descriptor)
+        if access is not None:
+            access.give(descriptor)
+        sync(descriptor)
+        os.close(os.dup(descriptor))  # some file systems say only at a close that they could not write
         if fcntl is None:  # nothing is replaced there by a file that is open
             os.close(descriptor)
             descriptor = -1
+        remedies = _REMEDIES
         os.replace(temporary, target)
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
+        remedy = remedies.get(error.errno or 0)
+        raise CheckpointError(f"cannot write {target}: {error}" + (f"; {remedy}" if remedy else "")) from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if descriptor >= 0:
-            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            if descriptor >= 0:
+                os.close(descriptor)
     _sync_folder(os.path.dirname(target))
 
 
@@ -108,16 +129,57 @@ def signals_later() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _what_is_there(target: str) -> os.stat_result | None:
-    try:
-        return regular_file(target)
-    except FileNotFoundError:
-        return None
+class _Access(NamedTuple):
+    """Who may do what with a file that is replaced."""
+
+    owner: int
+    group: int
+    mode: int
+    access_list: bytes | None
+
+    @classmethod
+    def of(cls, target: str) -> _Access | None:
+        try:
+            found = regular_file(target)
+        except FileNotFoundError:
+            return None
+        access_list = None
+        with contextlib.suppress(OSError, AttributeError):  # there is none, or no such thing
+            access_list = os.getxattr(target, _ACCESS_LIST)
+        return cls(found.st_uid, found.st_gid, found.st_mode & 0o777, access_list)
+
+    @property
+    def at_least(self) -> int:
+        """A mode that gives nobody more than before, whatever the new file's group."""
+        if self.access_list is not None:  # the group's bits then bound the whole list
+            return self.mode & 0o700
+        both = self.mode >> 3 & self.mode & 0o7
+        return self.mode & 0o700 | both << 3 | both
+
+    def give(self, descriptor: int) -> None:
+        """Gives a new file all this, as far as the system allows."""
+        if not hasattr(os, "fchmod"):
+            return
+        for owner in (self.owner, -1):  # who may not give a file away may still give it to a group of theirs
+            with contextlib.suppress(OSError):
+                os.fchown(descriptor, owner, self.group)
+                break
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_gid == self.group:
+                if self.access_list is None:
+                    os.fchmod(descriptor, self.mode)
+                else:
+                    os.setxattr(descriptor, _ACCESS_LIST, self.access_list)
+                return
+        with contextlib.suppress(OSError):
+            os.fchmod(descriptor, self.at_least)
 
 
 def _leftover(target: str) -> tuple[str, str]:
+    """The folder of a target's temporary files, and what their names begin with."""
     folder, name = os.path.split(target)
-    return folder, f".{name}."
+    raw = os.fsencode(name)
+    return folder, f".{name if len(raw) <= _LONG else hashlib.sha256(raw).hexdigest()[:32]}."
 
 
 def _remove_leftovers(target: str) -> None:
@@ -126,7 +188,8 @@ def _remove_leftovers(target: str) -> None:
     if fcntl is None:
         return
     pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{12}\.tmp")
-    with os.scandir(folder) as entries:
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # a folder may be written but not listed
         found = [entry.path for entry in entries if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
     for each in found:
         with contextlib.suppress(OSError):  # it is locked, or gone, or not ours
@@ -141,26 +204,21 @@ def _remove_leftovers(target: str) -> None:
 def _new_file(target: str, mode: int) -> tuple[str, int]:
     """A temporary file beside the target, locked as long as it is open: its path and descriptor."""
     folder, prefix = _leftover(target)
-    while True:
+    for _ in range(100):
         path = os.path.join(folder, f"{prefix}{secrets.token_hex(6)}.tmp")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+        except FileExistsError:  # said by a network file system as well when it asks its server twice
+            continue
         if fcntl is not None:
             with contextlib.suppress(OSError):  # a file system without locks; there nobody can lock it to remove it either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not os.fstat(descriptor).st_nlink:  # another process took it for a leftover before it was locked
+            # another process took it for a leftover before it was locked? (Some file systems count no links at all.)
+            if not (os.fstat(descriptor).st_nlink or os.path.lexists(path)):
                 os.close(descriptor)
                 continue
         return path, descriptor
-
-
-def _keep_owner_and_mode(descriptor: int, before: os.stat_result) -> None:
-    if not hasattr(os, "fchmod"):
-        return
-    now = os.fstat(descriptor)
-    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
-        with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, before.st_uid, before.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
+    raise FileExistsError(errno.EEXIST, "a new file is gone, or was there, at each of 100 attempts", folder)
 
 
 def _sync_folder(folder: str) -> None:
@@ -168,13 +226,14 @@ def _sync_folder(folder: str) -> None:
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:  # it may be written but not read
+        return
+    try:
+        sync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):  # some file systems cannot
-            raise CheckpointError(f"written, but {folder} cannot be synced to disk: {error}") from error
+        raise CheckpointError(f"written, but {folder} cannot be synced to disk: {error}") from error
+    finally:
+        os.close(descriptor)
 
 
 class _Sink:
@@ -226,10 +285,13 @@ class _Sink:
         return len(into)
 
     def truncate(self, size: int | None = None) -> int:
-        self._size = self._position if size is None else size
+        before, self._size = self._size, self._position if size is None else size
         if self.error is None:
             try:
-                os.ftruncate(self._descriptor, self._size)
+                if self._size > before:  # not every file system makes a file longer without a byte at its end
+                    write_at(self._descriptor, b"\0", self._size - 1)
+                elif self._size < before:
+                    os.ftruncate(self._descriptor, self._size)
             except OSError as error:
                 self.error = error
         return self._size

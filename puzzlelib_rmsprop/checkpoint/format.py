@@ -112,7 +112,17 @@ def content_of(dataset: h5py.Dataset) -> tuple[np.ndarray, str]:
         wide = bits.astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32), digest(bits, "bfloat16")
-    content = np.asarray(dataset[()])
+    try:
+        content = np.asarray(dataset[()])
+    except OSError as error:
+        filters = dataset.id.get_create_plist()
+        for code, _, _, name in map(filters.get_filter, range(filters.get_nfilters())):
+            if not h5py.h5z.filter_avail(code):
+                raise CheckpointError(
+                    f"{dataset.name!r}: the required filter {code} ({name.decode(errors='replace')}) is not here; install "
+                    f"hdf5plugin with pip, and import it first"
+                ) from error
+        raise
     return content, digest(content, content.dtype.str)
 
 

@@ -4,6 +4,9 @@ A file that :func:`~puzzlelib_rmsprop.checkpoint.atomicFile` wrote begins with 5
 "userblock"). There stands the SHA-256 of all the rest (``tail -c +513 FILE | sha256sum``), the "seal". It is checked before
 HDF5 sees the file, because HDF5 can hang on a damaged one. SHA-256, because processors have instructions for it and Python
 always has it. A file without a seal, as PuzzleLib writes them, is read by a process of its own first.
+
+That process is started only where ``sys.executable`` is a Python: in a frozen program (PyInstaller) or one with a Python
+inside, it would be the program once more. There a file without a seal is read at once, and a damaged one may hang.
 """
 
 from __future__ import annotations
@@ -11,21 +14,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 from typing import Any
 
 from ..errors import CheckpointError
-from .disk import BLOCK, read_at, regular_file
+from .disk import BLOCK, is_hdf5, read_at, regular_file
 
 __all__ = ["USERBLOCK", "check", "probe", "seal", "sealed"]
 
 USERBLOCK = 512
 _MAGIC = b"puzzlelib_rmsprop: HDF5 from byte 512 on\n"
 
-SECONDS, BYTES_PER_SECOND = 20.0, 20e6  # what a process gets to read a file: many times what it takes
+# what a process that reads a file gets until it begins, and then for each object in the file: many times what it takes
+START, SECONDS, BYTES_PER_SECOND = 120.0, 20.0, 20e6
 
-_PROBE = "import sys; from puzzlelib_rmsprop.checkpoint.listing import report; report(sys.argv[1])"
+_PROBE = "import sys; from puzzlelib_rmsprop.checkpoint.listing import report; report(sys.argv[1], int(sys.argv[2]))"
+_PYTHON = re.compile(r"(python|pypy|graalpy)[\d.]*[dt]*(-dbg|-intel64)?", re.IGNORECASE)
+_CRASHES = [getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL") if hasattr(signal, name)]
 
 
 def seal(descriptor: int) -> bytes:
@@ -50,17 +59,15 @@ def sealed(path: str) -> bool | None:
 
 def check(path: str) -> None:
     """Refuses what HDF5 must not see: a file whose seal is broken, or one without a seal that HDF5 crashes or hangs on."""
-    import h5py
-
     whole = sealed(path)
     if whole:
         return
-    if whole is None and not h5py.is_hdf5(path):
+    if whole is None and not is_hdf5(path):
         raise CheckpointError(f"cannot read {path}: it is no HDF5 file")
-    found = probe(path)
+    found = probe(path) or {}
     if whole is None:
         if "error" in found:
-            raise CheckpointError(f"cannot read {path}: it is damaged: {found['error']}")
+            raise CheckpointError(f"cannot read {path}: {'it is damaged: ' if found['damaged'] else ''}{found['error']}")
         return
     damaged = [each["name"] for part in found.get("parts", []) for each in part["datasets"] if each["checksum"] == "damaged"]
     where = ", ".join(map(repr, damaged)) or found.get("error") or ("none of its datasets" if found else "unknown")
@@ -70,25 +77,64 @@ def check(path: str) -> None:
     )
 
 
-def probe(path: str) -> dict[str, Any]:
-    """What :func:`puzzlelib_rmsprop.checkpoint.listing.contents_of_file` finds in a file, in a process of its own.
+def probe(path: str) -> dict[str, Any] | None:
+    """What :func:`puzzlelib_rmsprop.checkpoint.listing.found_in` finds in a file, in a process of its own.
 
-    ``{"error": why}`` where that fails, crashes or hangs; ``{}`` where no such process can be started.
+    ``{"error": why, "damaged": whether the file is to blame}`` where it does not come to an end; None where no such process
+    can be started.
     """
+    if not _is_python():
+        return None
     limit = SECONDS + os.path.getsize(path) / BYTES_PER_SECOND
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
+    answer = bytearray()
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE, path],
-            capture_output=True,
-            timeout=limit,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"HDF5 does not come to an end with it ({limit:.0f} s)"}
+        ours, its = socket.socketpair()
+        with ours, its, _started(path, its) as process:
+            its.close()
+            try:
+                ours.settimeout(START)
+                while not answer.endswith(b"\n") and (block := ours.recv(1 << 16)):
+                    answer += block
+                    ours.settimeout(limit)
+                if not answer.endswith(b"\n"):
+                    process.wait(limit)  # it has died
+            except (TimeoutError, subprocess.TimeoutExpired):
+                pass
+            finally:
+                status = process.poll()
+                process.kill()
     except OSError:
-        return {}
-    if done.returncode < 0:
-        return {"error": f"HDF5 crashes on it (signal {-done.returncode})"}
-    return {} if done.returncode else json.loads(done.stdout)
+        return None
+    if answer.endswith(b"\n"):
+        return json.loads(answer)
+    if not answer:  # it did not get as far as the file
+        return None
+    if status is None:
+        why = f"HDF5 does not come to an end with it (nothing in {limit:.0f} s): it is damaged, or its disk does not answer"
+        return {"error": why, "damaged": False}
+    if -status in _CRASHES:
+        return {"error": f"HDF5 crashes on it (signal {-status})", "damaged": True}
+    if status < 0:
+        why = f"the process that reads it first was ended by signal {-status}; if memory was short, free some and try again"
+        return {"error": why, "damaged": False}
+    return None
+
+
+def _is_python() -> bool:
+    """Whether ``sys.executable`` starts a Python, not this very program."""
+    name = os.path.basename(sys.executable or "")
+    return os.name == "posix" and not getattr(sys, "frozen", False) and _PYTHON.fullmatch(name) is not None
+
+
+def _started(path: str, channel: socket.socket) -> subprocess.Popen[bytes]:
+    """A process that reads a file and answers on a channel of its own: anything may print to stdout while Python starts."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROBE, os.path.abspath(path), str(channel.fileno())],
+        pass_fds=[channel.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,  # a Ctrl-C is for this process, which then ends that one
+    )

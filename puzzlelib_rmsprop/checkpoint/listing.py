@@ -2,51 +2,90 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..arrays.family import FLOATS
-from ..errors import Error
+from ..errors import CheckpointError, Error
 from .attributes import saved_value
+from .disk import open_hdf5, plain
 from .format import content_of, stem_of
 from .source import Source
 
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["contents_of_file", "report"]
+__all__ = ["contents_of_file", "found_in", "report"]
+
+# what HDF5 says where the system, the installation or another process is in the way
+_NOT_DAMAGE = re.compile("already open|locking flag|memory allocation|required filter|can't open directory")
 
 
-def report(path: str) -> None:
-    """Prints :func:`contents_of_file` as JSON: what the process that reads the file runs."""
-    import h5py
+def report(path: str, descriptor: int) -> None:
+    """What the process that reads a file runs: writes a space for each step, then :func:`found_in` as a line of JSON."""
+    with open(descriptor, "wb", buffering=0) as channel:
+        found = found_in(path, lambda: channel.write(b" "))
+        answer = memoryview(json.dumps(found).encode() + b"\n")
+        while answer:
+            answer = answer[channel.write(answer) :]
 
+
+def found_in(path: str, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """What is in a file: ``{"parts": [...]}``, or ``{"error": why, "damaged": whether the file is to blame}``.
+
+    ``step`` is called before the file is opened, and after each object in it.
+    """
+    import h5py  # noqa: F401  # it takes its time, before the first step
+
+    step()
     try:
-        with h5py.File(path, "r") as file:
-            found = contents_of_file(file)
+        with open_hdf5(path) as file:
+            return contents_of_file(file, step)
     except Exception as error:
-        found = {"error": f"HDF5 cannot read it: {error}"}
-    print(json.dumps(found))
+        damaged, why = _judged(error)
+        return {"error": f"HDF5 cannot read it: {why}", "damaged": damaged}
 
 
-def contents_of_file(file: h5py.File) -> dict[str, Any]:
+def _judged(error: Exception) -> tuple[bool, str]:
+    """Whether the file is to blame for an error, and what it says."""
+    cause = plain(error)
+    innocent = isinstance(cause, MemoryError) or getattr(cause, "errno", None) or _NOT_DAMAGE.search(str(cause))
+    return not innocent, str(cause) or type(cause).__name__
+
+
+def contents_of_file(file: h5py.File, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Reads everything in a file: ``{"parts": [...]}``."""
     import h5py
 
     groups: list[str] = []
     datasets: list[str] = []
-    file.visititems(lambda key, item: (groups if isinstance(item, h5py.Group) else datasets).append(key))
+    most = file.id.get_filesize()  # objects, of more than a byte each: a damaged file may have a circle in it
+
+    def visit(key: str, item: Any) -> None:
+        (groups if isinstance(item, h5py.Group) else datasets).append(key)
+        if len(groups) + len(datasets) > most:
+            raise CheckpointError("it has more objects than it can hold")
+        step()
+
+    def look(dataset: Any, sums: Any) -> dict[str, Any]:
+        found = _look(dataset, sums)
+        step()
+        return found
+
+    file.visititems(visit)
     names = {key.rpartition(".")[0] for key in groups if key.endswith((".attrs", ".states"))}
     names |= {key.removesuffix(".layout") for key in datasets if key.endswith(".layout") and key.count(".layout") == 1}
-    parts = [_optimizer(file, name, datasets) for name in sorted(names)]
+    parts = [_optimizer(file, name, datasets, look) for name in sorted(names)]
     nets = [key.removesuffix("params") for key in groups if (key == "params" or key.endswith("/params"))]
-    parts += [_net(file, where, datasets) for where in nets if f"{where}links" in file]
+    parts += [_net(file, where, datasets, look) for where in nets if f"{where}links" in file]
     taken = {each["name"] for part in parts for each in part["datasets"]}
-    left = [_look(file[key], None) for key in datasets if f"/{key}" not in taken]
+    left = [look(file[key], None) for key in datasets if f"/{key}" not in taken]
     if left:
         parts.append({"kind": "other", "name": "", "writer": "unknown", "datasets": left, "variables": []})
     return {"parts": parts}
@@ -59,7 +98,8 @@ def _look(dataset: Any, sums: Any) -> dict[str, Any]:
         content, digest = content_of(dataset)
         found |= {"shape": list(content.shape), "dtype": str(content.dtype), **_numbers(content)}
     except Exception as error:
-        return {**found, "checksum": "damaged", "why": f"it cannot be read: {error}"}
+        damaged, why = _judged(error)
+        return {**found, "checksum": "damaged" if damaged else "unread", "why": f"it cannot be read: {why}"}
     if sums is not None:
         found |= {"checksum": "ok"} if sums == digest else {"checksum": "damaged", "why": "its checksum does not match"}
     return found
@@ -75,18 +115,18 @@ def _numbers(content: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def _net(file: h5py.File, where: str, datasets: list[str]) -> dict[str, Any]:
+def _net(file: h5py.File, where: str, datasets: list[str], look: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     mine = [key for key in datasets if key.startswith((f"{where}params/", f"{where}links/"))]
     return {
         "kind": "net",
         "name": where,
         "writer": "PuzzleLib's module format",
-        "datasets": [_look(file[key], None) for key in mine],
+        "datasets": [look(file[key], None) for key in mine],
         "variables": [],
     }
 
 
-def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any]:
+def _optimizer(file: h5py.File, name: str, datasets: list[str], look: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     part: dict[str, Any] = {"kind": "optimizer", "name": name, "datasets": [], "variables": []}
     try:
         source = Source(file, name)
@@ -97,18 +137,18 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str]) -> dict[str, Any
     part["writer"] = f"puzzlelib_rmsprop {layout.get('library', '(format 1)')}" if layout else "PuzzleLib"
     part |= {"format": layout.get("format"), "extra": source.extra, "attrs": {}, "t": None}
     if layout:
-        part["datasets"].append(_look(file[f"{name}.layout"], None))
+        part["datasets"].append(look(file[f"{name}.layout"], None))
         if source.sums is not None:
             part["datasets"][0]["checksum"] = "ok"  # Source compared it
     looked: dict[str, dict[str, Any]] = {}
     for group in ("attrs", "states"):
         prefix = f"{name}.{group}/"
         for key in sorted(each.removeprefix(prefix) for each in datasets if each.startswith(prefix)):
-            found = _look(file[prefix + key], None if source.sums is None else source.sum_of(group, key) or "")
+            found = look(file[prefix + key], None if source.sums is None else source.sum_of(group, key) or "")
             part["datasets"].append(found)
             if group == "states":
                 looked[key] = found
-            elif found["checksum"] != "damaged":
+            elif "why" not in found:
                 part["attrs"][key] = _plain(
                     saved_value(source.layout.get("attrs", {}), key, np.asarray(file[prefix + key][()]))
                 )
@@ -131,15 +171,17 @@ def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str,
     if entries is None:
         entries = [{"names": [key]} for key in dict.fromkeys(key.rpartition(".")[0] for key in looked)]
         flat = set()
+    by_name: dict[str, list[tuple[str, str, dict[str, Any]]]] = collections.defaultdict(list)
+    for key, numbers in looked.items():
+        of, _, entity = key.rpartition(".")
+        by_name[of].append((key, entity, numbers))
     contents: dict[str, np.ndarray] = {}
     for entry in entries:
         found = {**entry, "entities": {}}
-        stems = {stem for name in entry["names"] for stem in (name, stem_of(name))}
-        for key, numbers in looked.items():
-            of, _, entity = key.rpartition(".")
-            if of in stems and key not in flat:
-                found["entities"][entity] = numbers
-            elif key in flat and of == entry.get("dtype") and numbers["checksum"] != "damaged":
+        for stem in dict.fromkeys(stem for name in entry["names"] for stem in (name, stem_of(name))):
+            found["entities"] |= {entity: numbers for key, entity, numbers in by_name.get(stem, ()) if key not in flat}
+        for key, entity, numbers in by_name.get(entry.get("dtype"), ()):
+            if key in flat and "why" not in numbers:
                 count = math.prod(entry["shape"])
                 if key not in contents:
                     contents[key] = content_of(source.states[key])[0].reshape(-1)

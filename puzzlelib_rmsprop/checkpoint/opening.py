@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, Error
 from .atomic import atomicFile
-from .disk import text_of
+from .disk import open_hdf5, plain, text_of
 from .integrity import check
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PathOrGroup", "new_groups", "opened"]
 
-PathOrGroup = Any  # str, os.PathLike or an open h5py.Group
+PathOrGroup = Any  # str, bytes, os.PathLike or an open h5py.Group
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
             )
         with _hdf5_errors(hdf.file.filename, mode):
             yield hdf
-    elif not isinstance(hdf, str | os.PathLike):
+    elif not isinstance(hdf, str | bytes | os.PathLike):
         raise CheckpointError(f"hdf must be a path or an open h5py file or group; got {type(hdf).__name__}")
     elif mode == "w":
         with atomicFile(hdf) as file, _hdf5_errors(text_of(hdf), mode):
@@ -46,7 +46,7 @@ def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
         path = text_of(hdf)
         with _hdf5_errors(path, mode):
             check(path)
-            with h5py.File(path, "r") as file:
+            with open_hdf5(path) as file:
                 yield file
 
 
@@ -59,7 +59,8 @@ def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
     except Exception as error:  # h5py raises nearly every kind, depending on where a file is damaged
         if mode == "w" and isinstance(error, MemoryError):
             raise
-        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {error}") from error
+        why = str(plain(error)) or type(error).__name__
+        raise CheckpointError(f"cannot {'read' if mode == 'r' else 'write'} {path}: {why}") from error
 
 
 @contextlib.contextmanager

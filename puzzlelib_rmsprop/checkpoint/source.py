@@ -33,9 +33,9 @@ class Source:
     def _read_layout(self, parent: h5py.Group, key: str) -> dict[str, Any]:
         if key not in parent:
             return {}
+        content, saved = content_of(parent[key])[0], parent[key].attrs.get("sha256")  # a disk may refuse to read them
         try:
-            text = np.asarray(content_of(parent[key])[0]).item()
-            saved = parent[key].attrs.get("sha256")
+            text = np.asarray(content).item()
             if saved is not None and saved != hashlib.sha256(text).hexdigest().encode():
                 raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum does not match")
             found = json.loads(text)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..checkpoint import VariableLayout
-from ..checkpoint.disk import regular_file, text_of
+from ..checkpoint.disk import is_hdf5, open_hdf5, regular_file, text_of
 from ..errors import CheckpointError
 from ..optimizer import Optimizer
 from .common import known, mean_squares, reading, restore, sign_of, turned, variables_of, whole_steps
@@ -151,16 +151,16 @@ def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
     if isinstance(source, Mapping):
         with reading("the mapping"):
             return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | bytes | os.PathLike):
         raise CheckpointError(f"the state must be a path or a mapping; got {type(source).__name__}")
     path = text_of(source)
     try:
         regular_file(path)
-        if not h5py.is_hdf5(path):
+        if not is_hdf5(path):
             with np.load(path, allow_pickle=False) as file:
                 return path, {key.strip("/"): file[key] for key in file.files}
         found: dict[str, np.ndarray] = {}
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             file.visititems(lambda key, item: found.update({key: item[()]}) if isinstance(item, h5py.Dataset) else None)
         return path, {key: np.asarray(value) for key, value in found.items()}
     except Exception as error:  # np.load and h5py raise nearly every kind

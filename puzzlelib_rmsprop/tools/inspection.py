@@ -9,20 +9,25 @@ import os
 from typing import Any
 
 from ..checkpoint import integrity
-from ..checkpoint.disk import text_of
+from ..checkpoint.disk import is_hdf5, text_of
+from ..checkpoint.listing import found_in
 from ..errors import CheckpointError
 
 __all__ = ["add_command", "inspect"]
 
-STATUS = "Exit status: 0 the file is whole, as far as it has checksums; 1 it is damaged; 2 it cannot be read at all."
+STATUS = (
+    "Exit status: 0 the file is whole, as far as it has checksums; 1 it is damaged; 2 it, or some of it, cannot be read; "
+    "3 the answer cannot be printed."
+)
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is in a file; read by a process of its own, since HDF5 can hang or crash on a damaged one.
+def inspect(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
+    """What is in a file; read by a process of its own where one can be started: HDF5 can hang or crash on a damaged one.
 
     Returns:
-        ``path``, ``bytes``, ``seal`` ("ok", "damaged" or "none": the checksum of the whole file), ``damaged`` (a list of
-        sentences) and ``parts``, each an optimizer or a net: ``kind``, ``name``, ``writer``, ``format``, ``mode``, ``t``,
+        ``path``, ``bytes``, ``seal`` ("ok", "damaged" or "none": the checksum of the whole file), ``damaged`` and
+        ``unread`` (lists of sentences; what cannot be read for another reason is not damaged) and
+        ``parts``, each an optimizer or a net: ``kind``, ``name``, ``writer``, ``format``, ``mode``, ``t``,
         ``attrs``, ``extra`` (options, hooks), ``variables`` and ``datasets``.
 
     Raises:
@@ -41,19 +46,15 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         >>> found["seal"], found["parts"][0]["mode"]
         ('ok', 'local')
     """
-    import h5py
-
     path = text_of(path)
     try:
         seal = {True: "ok", False: "damaged", None: "none"}[integrity.sealed(path)]
         size = os.path.getsize(path)
+        if seal != "damaged" and not is_hdf5(path):
+            raise CheckpointError(f"cannot read {path}: it is no HDF5 file")
+        found = integrity.probe(path) or found_in(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
-    if seal != "damaged" and not h5py.is_hdf5(path):
-        raise CheckpointError(f"cannot read {path}: it is no HDF5 file")
-    found = integrity.probe(path)
-    if not found:
-        raise CheckpointError(f"cannot read {path}: no process can be started to read it")
     wrong = found.get("error")
     if wrong and seal != "damaged":
         raise CheckpointError(f"cannot read {path}: {wrong}")
@@ -61,9 +62,11 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     damaged = []
     if seal == "damaged":
         damaged.append("the SHA-256 of the file is not the one that it was saved with" + (f"; {wrong}" if wrong else ""))
-    for part in parts:
-        damaged += [f"dataset {each['name']!r}: {each['why']}" for each in part["datasets"] if each["checksum"] == "damaged"]
-    return {"path": path, "bytes": size, "seal": seal, "damaged": damaged, "parts": parts}
+    told: dict[str, list[str]] = {"damaged": damaged, "unread": []}
+    for each in (dataset for part in parts for dataset in part["datasets"]):
+        if each["checksum"] in told:
+            told[each["checksum"]].append(f"dataset {each['name']!r}: {each['why']}")
+    return {"path": path, "bytes": size, "seal": seal, **told, "parts": parts}
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -85,7 +88,7 @@ def _run(given: argparse.Namespace) -> int:
         print(json.dumps({"path": given.file, "error": str(error)}) if given.json else error)
         return 2
     print(json.dumps(_strict(found), indent=2) if given.json else "\n".join(_lines(found)))
-    return 1 if found["damaged"] else 0
+    return 1 if found["damaged"] else 2 if found["unread"] else 0
 
 
 def _strict(value: Any) -> Any:
@@ -110,8 +113,9 @@ def _lines(found: dict[str, Any]) -> list[str]:
             lines += _table(part)
         else:
             lines += [_row("  " + each["name"], each) for each in part["datasets"]]
-    if found["damaged"]:
-        lines += ["", "DAMAGED:", *(f"  {each}" for each in found["damaged"])]
+    for what in ("damaged", "unread"):
+        if found[what]:
+            lines += ["", f"{what.upper()}:", *(f"  {each}" for each in found[what])]
     return lines
 
 
@@ -131,4 +135,4 @@ def _row(what: str, numbers: dict[str, Any]) -> str:
         text += f", {numbers['min']:.4g} to {numbers['max']:.4g}, mean {numbers['mean']:.4g}"
     if numbers.get("nonfinite"):
         text += f", {numbers['nonfinite']} NOT FINITE"
-    return text + {"ok": ", ok", "damaged": ", DAMAGED", "none": ""}[numbers["checksum"]]
+    return text + {"ok": ", ok", "damaged": ", DAMAGED", "unread": ", UNREAD", "none": ""}[numbers["checksum"]]

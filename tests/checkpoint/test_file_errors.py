@@ -157,7 +157,7 @@ TABLE = [
                 f"hdf must be a path or an open .*got {kind}",
             )
             for act in ("save", "load")
-            for given, kind in ((None, "NoneType"), (3, "int"), (b"run.hdf", "bytes"))
+            for given, kind in ((None, "NoneType"), (3, "int"), (bytearray(b"run.hdf"), "bytearray"))
         ],
         (lambda: filed(lambda o, folder: o.save(folder)), "cannot write .*it is a folder"),
         (lambda: filed(lambda o, folder: o.save(f"{folder}/none/run.hdf")), "cannot write .*/none/run.hdf"),
@@ -178,8 +178,11 @@ TABLE = [
             (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must be without NUL; got .*a.x00b'")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
         ],
-        *[(lambda given=given: written_to(given), "a path must be text or an os.PathLike; got") for given in (None, 3, [])],
-        (lambda: inspect(io.BytesIO()), "a path must be text or an os.PathLike; got BytesIO"),
+        *[
+            (lambda given=given: written_to(given), "a path must be text, bytes or an os.PathLike; got")
+            for given in (None, 3, [])
+        ],
+        (lambda: inspect(io.BytesIO()), "a path must be text, bytes or an os.PathLike; got BytesIO"),
         *[  # opening a pipe would wait for ever
             (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is no regular file")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import RMSPropGraves
-from puzzlelib_rmsprop.checkpoint import integrity
 from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
-from tests.checkpoint.damage import FORMAT1, damaged
+from tests.checkpoint.damage import damaged
 from tests.checkpoint.training import BUFFERS, SHAPES, VALUES, Own, loaded_into, net_of, place, through, trained
 
 
@@ -85,28 +84,13 @@ def test_files_that_are_none(tmp_path):
     for path in (garbage, truncated, tmp_path / "absent.hdf", tmp_path):
         with pytest.raises(CheckpointError, match="cannot read"):
             loaded_into(path)
-    for wrong in (3, None, b"bytes"):
+    for wrong in (3, None, bytearray(b"bytes")):
         with pytest.raises(CheckpointError, match="must be a path or an open h5py"):
             loaded_into(wrong)
     with h5py.File(truncated, "w") as file:
         pass
     with pytest.raises(CheckpointError, match="is closed"):
         loaded_into(file)
-
-
-def test_hdf5_that_hangs_or_crashes_is_an_error(tmp_path, monkeypatch):
-    # what it does on some damaged files without a seal: tests/stress/fuzz_checkpoint.py
-    for code, message in (
-        ("import time; time.sleep(60)", "does not come to an end"),
-        ("import os; os.abort()", "crashes on it .signal 6"),
-    ):
-        monkeypatch.setattr(integrity, "SECONDS", 1.0)
-        monkeypatch.setattr(integrity, "_PROBE", code)
-        with pytest.raises(CheckpointError, match=message):
-            loaded_into(FORMAT1["local"])
-    # where no process can be started there is no such protection, and loading works
-    monkeypatch.setattr(integrity.sys, "executable", str(tmp_path / "absent"))
-    loaded_into(FORMAT1["local"])
 
 
 @pytest.mark.parametrize("value", [-5, 3.7, 1e300, 3j, 2**64 - 1, "7", [7]], ids=str)

@@ -159,10 +159,7 @@ def forked_probe(path):
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.dup2(writer, 1)
-        sys.stdout = os.fdopen(1, "w", closefd=False)
-        listing.report(path)
-        sys.stdout.flush()
+        listing.report(path, writer)
         os._exit(0)
     os.close(writer)
     answer, end = b"", time.monotonic() + PROBE
@@ -172,15 +169,15 @@ def forked_probe(path):
             if not ready:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                return {"error": "HDF5 does not come to an end with it"}
+                return {"error": "HDF5 does not come to an end with it", "damaged": False}
             block = pipe.read(1 << 16)
             if not block:
                 break
             answer += block
     _, status = os.waitpid(pid, 0)
     if os.WIFSIGNALED(status):
-        return {"error": f"HDF5 crashes on it (signal {os.WTERMSIG(status)})"}
-    return json.loads(answer) if status == 0 else {}
+        return {"error": f"HDF5 crashes on it (signal {os.WTERMSIG(status)})", "damaged": True}
+    return json.loads(answer) if status == 0 else None
 
 
 OUTCOMES = ("refused", "loaded, right", "loaded, other numbers", "THE OPTIMIZER CHANGED", "ANOTHER EXCEPTION")

@@ -1,16 +1,20 @@
 """``python -m puzzlelib_rmsprop inspect``: what it says of files of every kind, whole and damaged."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import ml_dtypes
 import numpy as np
 import pytest
 
+import puzzlelib_rmsprop
 from puzzlelib_rmsprop import Hook, RMSPropGraves, __version__
 from puzzlelib_rmsprop.__main__ import main
-from puzzlelib_rmsprop.checkpoint import OptimizerState, atomicFile, write
+from puzzlelib_rmsprop.checkpoint import OptimizerState, atomicFile, listing, write
 from puzzlelib_rmsprop.errors import CheckpointError
 from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.checkpoint.damage import FORMAT1, VERSION010, flipped
@@ -195,3 +199,99 @@ def test_what_cannot_be_read(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["inspect"])
     assert ended.value.code == 2
+
+
+# ---------------------------------------------------------------------------------------------- the terminal
+
+
+def command(*arguments, **more):
+    """The command in a process of its own, as people run it."""
+    encoding = os.environ | {"PYTHONIOENCODING": more.pop("encoding", "utf-8"), "PYTHONPATH": os.getcwd()}
+    return subprocess.run(
+        [sys.executable, "-m", "puzzlelib_rmsprop", *arguments], env=encoding, stderr=subprocess.PIPE, timeout=120, **more
+    )
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path):
+    path = tmp_path / "β\U0001d6fd.hdf"
+    trained(Own, False, {"β.W": (2,), "é.b": (2,)}).save(path)
+    for encoding, shown in (
+        ("cp1252", ("\\u03b2.W", "é.b")),
+        ("ascii", ("\\u03b2.W", "\\xe9.b")),
+        ("utf-8", ("β.W", "é.b")),
+    ):
+        done = command("inspect", path, encoding=encoding, stdout=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+        text = done.stdout.decode(encoding)
+        assert all(f"  {name}, float32 (2,)" in text for name in shown)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:3000])
+    for arguments, status in (([path], 1), ([path, "--json"], 1), ([tmp_path / "β"], 2), ([tmp_path / "β", "--json"], 2)):
+        done = command("inspect", *arguments, encoding="ascii", stdout=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (status, b"")
+        assert b"\\u03b2" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_names_in_no_encoding(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.hdf"
+    trained(Own, False, SHAPES).save(path)
+    for encoding in ("utf-8", "cp1252", "ascii"):
+        done = command("inspect", path, encoding=encoding, stdout=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert b"\\udcff.hdf: " in done.stdout
+        done = command("inspect", path + b"x", encoding=encoding, stdout=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (2, b"")
+        assert b"No such file" in done.stdout
+
+
+def test_doctor_on_such_a_terminal(tmp_path):
+    # the folder that it names
+    place = tmp_path / "β"
+    place.mkdir()
+    (place / "puzzlelib_rmsprop").symlink_to(os.path.dirname(puzzlelib_rmsprop.__file__))
+    code = (
+        "import sys; from pathlib import Path; Path.resolve = lambda self: self; sys.argv[0] = 'm'; import runpy; "
+        "runpy.run_module('puzzlelib_rmsprop', run_name='__main__')"
+    )
+    variables = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": f"{place}{os.pathsep}{os.getcwd()}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], env=variables, capture_output=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u03b2/puzzlelib_rmsprop" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+def test_an_answer_that_cannot_be_printed_is_not_damage(tmp_path):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    with open("/dev/full", "w") as full:
+        done = command("inspect", path, stdout=full)
+    assert done.returncode == 3
+    assert done.stderr == b"the answer cannot be printed: [Errno 28] No space left on device\n"
+    reader, writer = os.pipe()
+    os.close(reader)  # as of "inspect FILE | head"
+    done = command("inspect", path, stdout=writer)
+    os.close(writer)
+    assert done.returncode == 3
+    assert done.stderr == b"the answer cannot be printed: [Errno 32] Broken pipe\n"
+
+
+def test_what_could_not_be_read_is_told_apart_from_damage(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "run.hdf"
+    trained(Own, False, SHAPES).save(path)
+    real = listing.content_of
+
+    def refused(dataset):
+        if dataset.name.endswith("a.W.mg"):
+            raise OSError(5, "Input/output error")
+        return real(dataset)
+
+    monkeypatch.setattr(listing, "content_of", refused)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # it reads in this process
+    status, text = said(capsys, path)
+    assert status == 2
+    assert text.endswith("\nUNREAD:\n  dataset '/.states/a.W.mg': it cannot be read: [Errno 5] Input/output error\n")
+    assert "DAMAGED" not in text
+    assert said(capsys, path, "--json")[0] == 2
