@@ -163,10 +163,11 @@ class StreamManager:
 
     def borrow(self, nitems: int) -> list[Any]:
         """``nitems`` streams that nobody else uses until they are given back. Errors as :func:`to_gpu`."""
-        home, make = None, Stream
-        if isinstance(_family(), PyCUDAFamily):
-            driver = sys.modules["pycuda.driver"]
-            home, make = driver.Context.get_current(), driver.Stream
+        home: Any = None
+        make: Any = Stream
+        family = _family()
+        if isinstance(family, PyCUDAFamily):
+            home, make = sys.modules["pycuda.driver"].Context.get_current(), family.stream
         free = self._free.setdefault(home, [])
         borrowed = [free.pop() if free else make() for _ in range(nitems)]
         self._lent.update((id(stream), (home, stream)) for stream in borrowed)
