@@ -92,6 +92,7 @@ def _finish() -> None:
     if pushed is not None:
         _threads.discard(threading.get_ident())
     _end_threads()
+    _primary.cache_clear()
     if pushed is None or not pushed.pop():
         return
     from pycuda.tools import clear_context_caches
@@ -235,7 +236,7 @@ def ensure_context() -> None:
                 f"Config.deviceIdx must be below the number of CUDA devices, {driver.Device.count()}; got {index}"
             )
     try:
-        context = driver.Device(index).retain_primary_context()
+        context = _primary(index)
     except driver.Error as error:
         raise DeviceError(f"CUDA device {index} gives no context: {error}") from error
     if foreign and context.handle != foreign:
@@ -244,6 +245,12 @@ def ensure_context() -> None:
             f"cannot use it; make the primary one current (pycuda.autoprimaryctx)"
         )
     _held.pushed = _Pushed(context)
+
+
+@functools.cache
+def _primary(index: int) -> Any:
+    """The primary context of a device: one object for all threads, or PyCUDA could not free an array in another thread."""
+    return pycuda_driver().Device(index).retain_primary_context()
 
 
 def default_stream_ended() -> None:

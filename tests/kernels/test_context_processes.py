@@ -254,10 +254,29 @@ def test_pools_of_threads_that_end_after_the_script():
     done = run("""
         from concurrent.futures import ThreadPoolExecutor
         pool = ThreadPoolExecutor(2)
-        print([future.result()[1].t for future in [pool.submit(training) for _ in range(4)]])
+        print([future.result() for future in [pool.submit(lambda: training()[1].t) for _ in range(4)]])
         threading.Thread(target=lambda: [training() for _ in range(5)]).start()
     """)
     assert (done.stdout, done.stderr, done.returncode) == ("[1, 1, 1, 1]\n", "", 0)
+
+
+def test_arrays_of_a_thread_are_freed_in_another():
+    done = run("""
+        import pycuda.driver
+        def work(made):
+            made.append(gpuarray.zeros(2**20))
+        gpuarray.zeros(3)
+        free = []
+        for _ in range(3):
+            made = []
+            thread = threading.Thread(target=work, args=(made,))
+            thread.start()
+            thread.join()
+            made.clear()
+            free.append(pycuda.driver.mem_get_info()[0])
+        print(len({*free}))
+    """)
+    assert (done.stdout, done.stderr, done.returncode) == ("1\n", "", 0)
 
 
 def test_first_arrays_in_several_threads_at_once():
@@ -320,10 +339,11 @@ def test_other_ends(end, status, daemon):
     assert "PyCUDA" not in done.stderr
 
 
-def test_what_runs_at_exit_can_still_save(tmp_path):
+def test_what_runs_at_exit_can_still_train_and_save(tmp_path):
     done = run(
         """
         import atexit
+        import h5py
         atexit.register(lambda: (optimizer.update(), optimizer.save("last.hdf"), print(optimizer.t)))
         net, optimizer = training()  # CUDA begins after that was registered
     """,
