@@ -69,7 +69,8 @@ def to_gpu(ary: Any) -> Any:
 
     Raises:
         ArrayError: when ``ary`` is not numeric.
-        DependencyError, DeviceError: when the backend asked for is not available.
+        DependencyError, DeviceError: when the backend asked for is not available; also, whatever the backend but the CPU, in
+            a process made by fork after its parent had begun to use CUDA.
     """
     try:
         content = np.array(ary, order="C", copy=True, subok=False)

@@ -30,7 +30,7 @@ __all__ = [
     "explain",
     "explained",
     "lacks_driver",
-    "pycuda_driver",
+    "pycuda_module",
     "refuse_after_fork",
 ]
 
@@ -125,19 +125,18 @@ atexit.register(_finish)
 _broken: Exception | None = None  # why PyCUDA cannot be imported, which parts of it that are left behind would change
 
 
-def pycuda_driver() -> Any:
-    """PyCUDA's driver module, once all of PyCUDA that arrays and kernels need can be imported.
+def pycuda_module(name: str) -> Any:
+    """``pycuda.driver`` or another module of PyCUDA.
 
     Raises:
-        DependencyError: it cannot; says why.
+        DependencyError: it cannot be imported; says why, and the same each time.
     """
     global _broken
     error = _broken
     if error is None:
         try:
-            importlib.import_module("pycuda.gpuarray")
-            importlib.import_module("pycuda.tools")
-            return importlib.import_module("pycuda.driver")
+            importlib.import_module("pycuda")  # alone, for an error that says which of the two is missing
+            return importlib.import_module(f"pycuda.{name}")
         except Exception as caught:  # whatever a broken one raises
             error = caught.with_traceback(None)
     if _is_not_installed(error):
@@ -179,8 +178,8 @@ def driver_library() -> ctypes.CDLL:
 
 
 def _driver() -> Any:
-    """PyCUDA's driver module, with at least one device behind it."""
-    driver = pycuda_driver()
+    """PyCUDA's driver module, with at least one device behind it, and all that arrays need besides."""
+    driver = pycuda_module("driver")
     try:
         driver.init()
         count = driver.Device.count()
@@ -189,6 +188,8 @@ def _driver() -> Any:
         raise DeviceError(f"the NVIDIA driver does not start: {error}. nvidia-smi shows its state; {_ON_THE_CPU}") from error
     if not count:
         raise DeviceError(f"the NVIDIA driver finds no device; CUDA_VISIBLE_DEVICES may hide it. {_ON_THE_CPU}")
+    for name in ("tools", "gpuarray"):
+        pycuda_module(name)
     return driver
 
 
@@ -250,7 +251,7 @@ def ensure_context() -> None:
 @functools.cache
 def _primary(index: int) -> Any:
     """The primary context of a device: one object for all threads, or PyCUDA could not free an array in another thread."""
-    return pycuda_driver().Device(index).retain_primary_context()
+    return pycuda_module("driver").Device(index).retain_primary_context()
 
 
 def default_stream_ended() -> None:

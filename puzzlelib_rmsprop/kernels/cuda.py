@@ -18,12 +18,12 @@ import numpy as np
 
 from ..errors import DependencyError, DeviceError
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
-from .context import NO_CONTEXT, default_stream_ended, explain, explained, pycuda_driver, refuse_after_fork
+from .context import NO_CONTEXT, default_stream_ended, explain, explained, pycuda_module, refuse_after_fork
 from .cuda_compile import compiled
 from .cuda_source import shipped_ptx, sources
 
-driver = pycuda_driver()
-from pycuda.tools import context_dependent_memoize  # noqa: E402 (says nothing where it fails, as the line above does)
+driver = pycuda_module("driver")
+context_dependent_memoize = pycuda_module("tools").context_dependent_memoize
 
 __all__ = ["GradientStatistics", "LiveHyper", "Table", "operate"]
 
