@@ -106,13 +106,20 @@ def _finish() -> None:
 def _end_threads() -> None:
     """Ends daemon threads that have a context by SystemExit: Python's own way would leave it behind.
 
-    One that waits outside Python is given up after a second.
+    One that waits for something else is given up after a second; one that still frees its arrays after ten.
     """
-    told = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    others = {thread for thread in _threads if told(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))}
-    end = time.monotonic() + 1
-    while others & _threads and time.monotonic() < end:
+    tell, begin, before = ctypes.pythonapi.PyThreadState_SetAsyncExc, time.monotonic(), _positions()
+    others = {thread for thread in _threads if tell(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))}
+    while others & _threads and time.monotonic() < begin + 10:
         time.sleep(0.001)
+        if time.monotonic() > begin + 1:
+            now = _positions()
+            others = {thread for thread in others if now.get(thread) != before.get(thread)}
+
+
+def _positions() -> dict[int, tuple[int, int]]:
+    """Where each thread is."""
+    return {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
 
 
 # now: what the user's program registers runs before it

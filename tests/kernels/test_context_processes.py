@@ -299,7 +299,15 @@ def test_first_arrays_in_several_threads_at_once():
 
 
 @pytest.mark.parametrize("main", ["", "gpuarray.zeros(3)"], ids=["", "main-has-a-context"])
-@pytest.mark.parametrize("body", ["optimizer.update()", "optimizer.update(); time.sleep(0.002)", "forever.wait()"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "optimizer.update(useStreams=True)",
+        "optimizer.exportState()",  # waits for the device in PyCUDA's C++
+        "optimizer.update(useStreams=True); time.sleep(0.002)",
+        "forever.wait()",
+    ],
+)
 def test_the_end_while_a_daemon_thread_trains(main, body):
     done = run(f"""
         import time
@@ -330,7 +338,7 @@ def test_other_ends(end, status, daemon):
                 mine = training()[1]
                 ready.set()
                 while True:
-                    mine.update()
+                    mine.update(useStreams=True)
             threading.Thread(target=work, daemon=True).start()
             ready.wait()
         {end}
