@@ -281,7 +281,7 @@ class Optimizer(PlanMethods, StateMethods):
         """
         if self._look(self.hooks) is None:
             self._follow()
-        self._stream = self._stream_of_step(False, stream)
+        self._stream = None if stream is None else self._stream_of_step(False, stream)
         zero = self.zeroGradGlobalParams if self.globalState else self.zeroGradLocalParams
         self._overridden = getattr(zero, "__func__", None) not in _ITS_OWN
         zero()
