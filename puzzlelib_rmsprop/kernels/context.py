@@ -129,35 +129,33 @@ atexit.register(_finish)
 # -------------------------------------------------------------------------------------------- PyCUDA and driver
 
 
-_broken: Exception | None = None  # why PyCUDA cannot be imported, which parts of it that are left behind would change
-
-
 def pycuda_module(name: str) -> Any:
     """``pycuda.driver`` or another module of PyCUDA.
 
     Raises:
         DependencyError: it cannot be imported; says why, and the same each time.
     """
-    global _broken
-    error = _broken
-    if error is None:
-        try:
-            importlib.import_module("pycuda")  # alone, for an error that says which of the two is missing
-            return importlib.import_module(f"pycuda.{name}")
-        except Exception as caught:  # whatever a broken one raises
-            error = caught.with_traceback(None)
-    if _is_not_installed(error):
-        fault = f"{error}. Install the driver and pip install 'puzzlelib_rmsprop[cuda]'"
-    elif lacks_driver(error):
-        fault = f"{error}. Install the driver; in a container, start it with the GPU (docker run --gpus all)"
-    else:
-        fault = (
-            f"PyCUDA is installed, but its import fails with {type(error).__name__}: {error}. Build it anew against what is "
-            f"installed: pip install --force-reinstall --no-cache-dir pycuda"
-        )
-    if not _is_not_installed(error):
-        _broken = error
-    raise DependencyError(f"CUDA needs PyCUDA and an NVIDIA driver: {fault}; {_ON_THE_CPU}") from error
+    before = {*sys.modules}
+    try:
+        importlib.import_module("pycuda")  # alone, for an error that says which of the two is missing
+        return importlib.import_module(f"pycuda.{name}")
+    except BaseException as error:
+        # what is left of it would have the next attempt get further, and fail elsewhere
+        for left in {*sys.modules} - before:
+            if left.partition(".")[0] == "pycuda":
+                del sys.modules[left]
+        if not isinstance(error, Exception):
+            raise
+        if _is_not_installed(error):
+            fault = f"{error}. Install the driver and pip install 'puzzlelib_rmsprop[cuda]'"
+        elif lacks_driver(error):
+            fault = f"{error}. Install the driver; in a container, start it with the GPU (docker run --gpus all)"
+        else:  # whatever a broken one raises
+            fault = (
+                f"PyCUDA is installed, but its import fails with {type(error).__name__}: {error}. Build it anew against "
+                f"what is installed: pip install --force-reinstall --no-cache-dir pycuda"
+            )
+        raise DependencyError(f"CUDA needs PyCUDA and an NVIDIA driver: {fault}; {_ON_THE_CPU}") from error
 
 
 def _is_not_installed(error: BaseException) -> bool:
