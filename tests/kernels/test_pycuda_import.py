@@ -48,7 +48,7 @@ BROKEN = {
         "ImportError: libcurand.so.10",
     ),
     "dependency": ({"driver.py": "import no_such_pytools"}, "ModuleNotFoundError: No module named 'no_such_pytools'"),
-    "leftovers": ({"__init__.py": None, "other.py": ""}, "ModuleNotFoundError: No module named 'pycuda.driver'"),
+    "leftovers": ({"other.py": ""}, "ModuleNotFoundError: No module named 'pycuda.driver'"),
     "old arrays": (
         {
             "driver.py": DRIVER.format(init="pass", count=1),
