@@ -11,7 +11,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # before pyproject.toml is read, which older ones refuse without saying why
-if int(setuptools.__version__.partition(".")[0]) < 77:
+version = setuptools.__version__.partition(".")[0]
+if version.isdecimal() and int(version) < 77:
     raise SystemExit(
         f"puzzlelib_rmsprop is built with setuptools 77 or newer; here is {setuptools.__version__}: "
         "pip install --upgrade 'setuptools>=77', or leave --no-build-isolation out"
@@ -23,12 +24,16 @@ SOURCES = [
 ]
 MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
-# No fused multiply-adds and no -ffast-math: each operation is rounded once, on every processor. Nobody reads errno or the
-# floating-point exceptions, without which a loop with a root or a choice in it is vectorised.
+# No fused multiply-adds and no -ffast-math, whatever CXXFLAGS say, which come before: each operation is rounded once, on
+# every processor. Nobody reads errno or the floating-point exceptions, without which a loop with a root or a choice in it is
+# vectorised.
 if MSVC:
     FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
 else:
-    FLAGS = ["-std=c++17", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread"]
+    # the linker's too: with -ffast-math the library, once loaded, has the whole process flush subnormal numbers
+    EXACT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-associative-math", "-fno-reciprocal-math"]
+    EXACT += ["-fno-finite-math-only", "-fsigned-zeros", "-ffp-contract=off"]
+    FLAGS = ["-std=c++17", "-g0", *EXACT, "-fno-math-errno", "-fno-trapping-math", "-fexceptions", "-pthread"]
     FLAGS += ["-fvisibility=hidden"]
 AVX = {
     "avx2": ["/arch:AVX2"] if MSVC else ["-mavx2"],
@@ -65,7 +70,7 @@ setup(
             depends=[str(path) for path in SOURCES],
             define_macros=macros + ([("Py_LIMITED_API", "0x030B0000")] if ABI3 else []),
             extra_compile_args=FLAGS,
-            extra_link_args=[] if MSVC else ["-pthread"],
+            extra_link_args=[] if MSVC else ["-pthread", *EXACT],
             py_limited_api=ABI3,
             # where there is no compiler the package works all the same, with reference.py
             optional=True,

@@ -78,7 +78,7 @@ class _Config:
 
     Attributes:
         backend: a :class:`Backend`; ``auto`` (the default) is CUDA where PyCUDA and a device are found at first use, else
-            the CPU.
+            the CPU, with a warning where PyCUDA or the driver is there and does not work.
         deviceIdx: index of the CUDA device to use, where no context is current yet.
         globalEvalMode: True makes every new ``Variable`` without a gradient, as in PuzzleLib.
         numThreads: threads that a large CPU update may use; at first the cores that this process may use when the package

@@ -87,7 +87,7 @@ class CheckpointWarning(UserWarning):
 
 
 class KernelWarning(RuntimeWarning):
-    """The compiled CPU kernels are not installed; the same rule runs in NumPy, more slowly."""
+    """What is faster does not work here: the compiled CPU kernels are not installed, or PyCUDA or its driver is broken."""
 
 
 class ModuleError(Error, ValueError):

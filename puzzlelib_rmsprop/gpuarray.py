@@ -69,7 +69,8 @@ def to_gpu(ary: Any) -> Any:
 
     Raises:
         ArrayError: when ``ary`` is not numeric.
-        DependencyError, DeviceError: when the backend asked for is not available.
+        DependencyError, DeviceError: when the backend asked for is not available; also, whatever the backend but the CPU, in
+            a process made by fork after its parent had begun to use CUDA.
     """
     try:
         content = np.array(ary, order="C", copy=True, subok=False)
@@ -163,10 +164,11 @@ class StreamManager:
 
     def borrow(self, nitems: int) -> list[Any]:
         """``nitems`` streams that nobody else uses until they are given back. Errors as :func:`to_gpu`."""
-        home, make = None, Stream
-        if isinstance(_family(), PyCUDAFamily):
-            driver = sys.modules["pycuda.driver"]
-            home, make = driver.Context.get_current(), driver.Stream
+        home: Any = None
+        make: Any = Stream
+        family = _family()
+        if isinstance(family, PyCUDAFamily):
+            home, make = sys.modules["pycuda.driver"].Context.get_current(), family.stream
         free = self._free.setdefault(home, [])
         borrowed = [free.pop() if free else make() for _ in range(nitems)]
         self._lent.update((id(stream), (home, stream)) for stream in borrowed)

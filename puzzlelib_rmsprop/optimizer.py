@@ -264,14 +264,16 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """Sets every gradient to zero, except those of variables with their own updater. Does not wait for a GPU.
 
         Args:
-            stream: the ``pycuda.driver.Stream`` to do it on; the default one by default.
+            stream: the ``pycuda.driver.Stream`` to do it on; the default one by default. The CPU needs none.
 
         Raises:
             SetupError: before :meth:`setupOn`.
+            HyperParameterError: ``stream`` is no stream.
+            DeviceError: the arrays' CUDA context is not current in this thread, or not to be used in this process.
         """
         if self._look(self.hooks) is None:
             self._follow()
-        self._stream = stream
+        self._stream = None if stream is None else self._stream_of_step(False, stream)
         zero = self.zeroGradGlobalParams if self.globalState else self.zeroGradLocalParams
         self._overridden = getattr(zero, "__func__", None) not in _ITS_OWN
         zero()
@@ -302,7 +304,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         Args:
             useStreams: queue it on a stream of the optimizer's own, which is ordered with the default stream.
             sync: wait for that stream before returning.
-            stream: queue it on this ``pycuda.driver.Stream``, and do not wait.
+            stream: queue it on this ``pycuda.driver.Stream``, and do not wait. The CPU needs none; hooks get it.
 
         Raises:
             SetupError: before :meth:`setupOn`.
@@ -310,6 +312,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 In local mode one that fits is followed, and a variable whose gradient is None is not in the step; in global
                 mode the views of the flat buffer have to stay.
             HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
+            DeviceError: the arrays' CUDA context is not current in this thread, or not to be used in this process.
         """
         t, self._stepping, self._verdict, self._zeroed = self.t, False, None, None
         try:
@@ -317,12 +320,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 self._current_plan(self.hooks)
             if useStreams is not False or sync is not True:
                 useStreams, sync = flag("useStreams", useStreams), flag("sync", sync)
-            if useStreams:
-                if stream is not None:
-                    raise SetupError("update() takes useStreams=True, or a stream, not both")
-                if self._own_stream is None and self.family is not None:
-                    self._own_stream = self.family.stream()
-                stream = self._own_stream
+            if useStreams or stream is not None:
+                stream = self._stream_of_step(useStreams, stream)
             if type(self.t) is not int or self.t < 0:
                 self.t = whole("t", self.t, 0, 2**63)
             if not self.t & 255:  # a net tells its variables slowly

@@ -213,6 +213,18 @@ class PlanMethods:
         check_buffers(FlatBuffers(self.shParams, self.shGrads, self.globalVar))
         share_states(self._variables, self.states, self.globalVar, self._shards is None)
 
+    def _stream_of_step(self: Any, useStreams: bool, stream: Any) -> Any:
+        """What a step is queued on: the optimizer's own stream, or the one given."""
+        if useStreams:
+            if stream is not None:
+                raise SetupError("update() takes useStreams=True, or a stream, not both")
+            if self._own_stream is None and self.family is not None:
+                self._own_stream = self.family.stream()
+            return self._own_stream
+        if stream is not None and self.family is not None:
+            self.family.check_stream(stream)
+        return stream
+
     def _fuses(self) -> bool:
         """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
         return False

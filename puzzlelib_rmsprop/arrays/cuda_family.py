@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArrayError
-from ..kernels.context import default_stream_ended, driver_library
+from ..errors import ArrayError, HyperParameterError
+from ..kernels.context import NO_CONTEXT, default_stream_ended, driver_library, explained, refuse_after_fork
 from .family import Family
 
 __all__ = ["CUDAFamily"]
@@ -23,15 +23,26 @@ class CUDAFamily(Family):
     device = "cuda"
     alignment = 16  # as PuzzleLib's CUDA backend, so that flat state is laid out alike
 
+    @explained
     def stream(self) -> Any:
         from pycuda import driver
 
         return driver.Stream()
 
+    @explained
     def synchronize(self) -> None:
         from pycuda import driver
 
         driver.Context.synchronize()
+
+    def check_stream(self, stream: Any) -> None:
+        from pycuda import driver
+
+        if not isinstance(stream, driver.Stream):
+            raise HyperParameterError(
+                f"stream must be a pycuda.driver.Stream, or None for the default one; got {stream!r}. Other libraries take "
+                f"it: torch.cuda.ExternalStream(stream.handle), or cupy.cuda.ExternalStream(stream.handle)"
+            )
 
     def kernels(self) -> Any:
         from ..kernels import cuda
@@ -62,11 +73,13 @@ class CUDAFamily(Family):
             return f"must be aligned to its dtype {dtype}; it starts at an odd address, {address:#x}"
         return _context_fault(address)
 
+    @explained
     def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         array = self.empty(shape, dtype)
         self.fill_zero(array)
         return array
 
+    @explained
     def fill_zero(self, array: Any, stream: Any = None) -> None:
         from pycuda import driver
 
@@ -74,15 +87,18 @@ class CUDAFamily(Family):
         if array.size:
             driver.memset_d8_async(self.address(array), 0, array.nbytes, stream)
 
+    @explained
     def copy(self, target: Any, source: Any) -> None:
         from pycuda import driver
 
         if target.size:
             driver.memcpy_dtod_async(self.address(target), self.address(source), target.nbytes, None)
 
+    @explained
     def get(self, array: Any) -> np.ndarray:
         return array.get()
 
+    @explained
     def set(self, array: Any, content: np.ndarray) -> None:
         if content.shape != tuple(array.shape):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
@@ -100,7 +116,8 @@ def _context_fault(address: int) -> str | None:
     current = ctypes.c_void_p()
     library.cuCtxGetCurrent(ctypes.byref(current))
     if not current.value:
-        return "lies on a GPU, but no CUDA context is current in this thread; make or push one (pycuda.autoprimaryctx)"
+        refuse_after_fork()
+        return f"lies on a GPU, but {NO_CONTEXT}"
     owner, device, own = ctypes.c_void_p(), ctypes.c_int(-1), ctypes.c_int(-1)
     # memory of a pool (cudaMallocAsync), or mapped into the address space, belongs to a device, not to a context
     if library.cuPointerGetAttribute(ctypes.byref(owner), _CONTEXT, ctypes.c_uint64(address)):

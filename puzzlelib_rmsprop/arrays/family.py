@@ -39,6 +39,9 @@ class Family:
     def synchronize(self) -> None:
         """Waits for everything queued on the device."""
 
+    def check_stream(self, stream: Any) -> None:
+        """Raises HyperParameterError for what is no stream here. The CPU has none, and takes whatever comes."""
+
     def kernels(self) -> Any:
         """The module of :mod:`puzzlelib_rmsprop.kernels` that runs the rule on this memory; loads its compiler."""
         raise NotImplementedError

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.context import explained
 from .cuda_family import CUDAFamily
 from .family import FLOATS
 
@@ -36,6 +37,7 @@ class PyCUDAFamily(CUDAFamily):
     def address(self, array: Any) -> int:
         return int(array.gpudata) if array.size else 0
 
+    @explained
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         from pycuda import gpuarray
 

@@ -18,17 +18,12 @@ import numpy as np
 
 from ..errors import DependencyError, DeviceError
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
-from .context import default_stream_ended
+from .context import NO_CONTEXT, default_stream_ended, explain, explained, pycuda_module, refuse_after_fork
 from .cuda_compile import compiled
 from .cuda_source import shipped_ptx, sources
 
-try:
-    import pycuda.driver as driver
-    from pycuda.tools import context_dependent_memoize
-except ImportError as error:
-    raise DependencyError(
-        f"arrays on a GPU need PyCUDA and an NVIDIA driver: {error}. pip install 'puzzlelib_rmsprop[cuda]'"
-    ) from error
+driver = pycuda_module("driver")
+context_dependent_memoize = pycuda_module("tools").context_dependent_memoize
 
 __all__ = ["GradientStatistics", "LiveHyper", "Table", "operate"]
 
@@ -108,13 +103,18 @@ def _packed_hyper(hyper: Hyper, real: np.dtype) -> bytes:
 
 
 def _check_context(own: Any) -> None:
-    if driver.Context.get_current() != own:
+    current = driver.Context.get_current()
+    if current != own:
+        if current is None:
+            refuse_after_fork()
+            raise DeviceError(NO_CONTEXT)
         raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
 
 
 class LiveHyper:
     """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
 
+    @explained
     def __init__(self) -> None:
         self._memory = driver.mem_alloc(len(_REALS) * layout.HYPER.itemsize)
 
@@ -122,6 +122,7 @@ class LiveHyper:
         """Where those lie that arithmetic in ``real`` takes."""
         return int(self._memory) + _REALS.index(real) * layout.HYPER.itemsize
 
+    @explained
     def write(self, hyper: Hyper) -> None:
         """Copies the values there, after what the default stream and those ordered with it were given before."""
         driver.memcpy_htod(self._memory, b"".join(_packed_hyper(hyper, real) for real in _REALS))
@@ -265,8 +266,12 @@ class Table:
             self._packed_hyper = {real: _packed_hyper(hyper, real) for real in _REALS}
             self._hyper = hyper
         plain = options is PLAIN or options == PLAIN
-        for group, _ in self._groups:
-            group.update(self._packed_hyper, plain, options, stream)
+        try:
+            for group, _ in self._groups:
+                group.update(self._packed_hyper, plain, options, stream)
+        except driver.Error as error:
+            explain(error)
+            raise
 
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
@@ -283,6 +288,7 @@ class GradientStatistics:
         record: address of a ``STATISTICS`` in device memory, whose ``scale`` is above 0.
     """
 
+    @explained
     def __init__(self, segments: Sequence[Segment], record: int) -> None:
         self._segments = layout.pack_segments(segments)
         chunks = layout.pack_chunks(self._segments)
@@ -311,6 +317,7 @@ class GradientStatistics:
             self._launches.append(_Launch(function(f"statistics_{dtype}"), _grid(self._count), arguments, len(head)))
         default_stream_ended()
 
+    @explained
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
         """Fills the record from the gradients as they are after ``operations``.
 
@@ -328,6 +335,7 @@ class GradientStatistics:
         self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, stream)
 
 
+@explained
 def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
     """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
     if not segment.size:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import cuda_source
+from ..kernels import cuda_compile, cuda_source
+from ..kernels.context import lacks_driver
 from .findings import NO_DEVICE, Failed, Findings, line, remedy, version
 from .selftest import gpu_case, room
 
@@ -67,9 +68,7 @@ class CUDADoctor(Findings):
             importlib.import_module("pycuda.gpuarray")
         except Exception as error:
             self.found["PyCUDA"] += ", cannot be imported"
-            text = str(error)
-            # a PyCUDA that was linked without libcuda misses the driver's functions in its place
-            if "libcuda.so" in text or "nvcuda" in text or "undefined symbol: cu" in text:
+            if lacks_driver(error) or "undefined symbol: cu" in str(error):
                 raise Failed(
                     f"PyCUDA finds no NVIDIA driver, or too old a one ({line(error)}): nets and arrays stay on the CPU",
                     "install the NVIDIA driver; in a container, start it with the GPU (docker run --gpus all)",
@@ -111,7 +110,9 @@ class CUDADoctor(Findings):
                 return
             except driver.Error as error:
                 why = f"the driver does not take the shipped PTX ({line(error)})"
-        self.found[name] = f"its source, compiled by nvcc for {arch}: {why}"
+        kept = cuda_compile.cache_folder()
+        where = "kept nowhere: no folder is this user's alone" if kept is None else f"kept in {kept}"
+        self.found[name] = f"its source, compiled by nvcc for {arch} and {where}: {why}"
         if shutil.which("nvcc") is None:
             raise Failed(
                 f"{why}, and there is no nvcc to compile the source for {arch}",

@@ -198,3 +198,18 @@ def test_optimizers_of_two_threads():
     for _ in range(50):
         pairs[0][1].update()
     assert len({net.getVar("W").data.tobytes() for net, _ in pairs}) == 1
+
+
+@pytest.mark.parametrize("given", [None, 0, gpuarray.Stream(), object()], ids=lambda given: type(given).__name__)
+def test_a_stream_is_nothing_to_the_cpu_but_hooks_get_it(globalState, given):
+    # as in PuzzleLib, so that one script serves both backends
+    seen = []
+    var = Variable(np.zeros(3, np.float32), grad=np.ones(3, np.float32))
+    optimizer = RMSPropGraves(learnRate=0.5)
+    optimizer.addHook(lambda var, state, stream: seen.append(stream))
+    optimizer.setupOn(Net(W=var), globalState)
+    optimizer.update(stream=given)
+    assert var.data.all()
+    assert seen == [given]
+    optimizer.zeroGradParams(stream=given)
+    assert not var.grad.any()

@@ -102,18 +102,112 @@ def test_with_a_compiler(copy):
     assert done.stdout.splitlines()[0].startswith(str(built))
 
 
-def test_an_old_setuptools_is_named(copy):
-    code = """
-        import sys, setuptools
-        setuptools.__version__ = "68.2.2"
-        sys.argv[:] = ["setup.py", "--version"]
-        exec(open("setup.py").read())
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=copy, timeout=60
-    )
+NUMBERS = """
+    import hashlib
+    import numpy as np
+    from puzzlelib_rmsprop import GradientClipping, RMSPropGraves, Variable
+    from puzzlelib_rmsprop.kernels import cpu
+    def digest():
+        rng, found = np.random.default_rng(0), hashlib.sha256()
+        for dtype in ("float16", "float32", "float64"):
+            for special in ([0.0, -0.0, np.finfo(dtype).tiny / 3], [np.inf, -np.inf, np.nan]):
+                param, grad = rng.standard_normal((2, 10007)).astype(dtype)
+                param[:99], grad[:99] = -0.0, special * 33
+                var, optimizer, clipping = Variable(param, grad=grad), RMSPropGraves(learnRate=0.1), GradientClipping(1.0)
+                optimizer.addHook(clipping)
+                optimizer.setupOn({"w": var})
+                for _ in range(3):
+                    optimizer.update()
+                for array in (var.data, *optimizer.states["w"].values(), np.array(clipping.norm)):
+                    found.update(np.where(np.isnan(array), np.asarray(1.5, array.dtype), array).tobytes())
+        return found.hexdigest()
+    found = set()
+    for name in cpu.instruction_sets()[1:]:
+        cpu.library.use(name)
+        found.add(digest())
+    print(*found)
+    # a library linked with -ffast-math makes the whole process flush subnormal numbers
+    print(np.float32(1e-40) * np.float32(1) > 0)
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++")
+@pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"CXXFLAGS": "-Ofast", "CFLAGS": "-Ofast"},
+        {"CXXFLAGS": "-ffast-math -ffp-contract=fast -march=native", "CFLAGS": "-ffast-math", "LDFLAGS": "-Ofast"},
+        {"CPPFLAGS": "-funsafe-math-optimizations -fassociative-math -freciprocal-math -ffinite-math-only"},
+    ],
+    ids=lambda flags: "-".join(flags),
+)
+def test_flags_of_the_environment_change_no_number(copy, flags):
+    flags = {"CXX": "g++ -DBLANK", "CC": "gcc -DBLANK", **flags}  # commands of several words, as ccache's
+    done = in_package(build(copy, **flags), NUMBERS)
+    expected = in_package(KERNELS.parent.parent, NUMBERS)
+    assert done.stdout == expected.stdout, done.stderr + expected.stderr
+    assert done.stdout.count(" ") == 0, "the same for each instruction set"
+    assert done.stdout.splitlines()[1] == "True"
+
+
+COMPILERS = {
+    "fails": "echo planted >&2; exit 1",
+    "writes nothing": "exit 0",
+    "is killed": "kill -9 $$",  # by the kernel, for memory
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for a compiler is a script")
+@pytest.mark.parametrize("kind", COMPILERS)
+def test_a_compiler_that_does_not_work(copy, kind):
+    compiler = copy / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{COMPILERS[kind]}\n")
+    compiler.chmod(0o755)
+    built = build(copy, CC=str(compiler), CXX=str(compiler), PYTHONWARNINGS="ignore")
+    assert not list(built.rglob("*.so"))
+    done = in_package(built, TRAIN)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("KernelWarning") == 1, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or sys.platform != "linux", reason="needs g++")
+def test_a_folder_with_blanks_and_no_ascii(copy):
+    copy = copy.rename(copy.parent / 'a folder of müller\'s "own"')
+    built = build(copy)
+    done = in_package(built, TRAIN)
+    assert (done.stderr, done.stdout.splitlines()[0].startswith(str(built))) == ("", True)
+
+
+# how pip calls setup.py, and people do
+BACKEND = "from setuptools import build_meta as b; b.{call}"
+CALLS = {
+    "wheel": BACKEND.format(call="get_requires_for_build_wheel()"),
+    "metadata": BACKEND.format(call="prepare_metadata_for_build_wheel('.')"),
+    "editable": BACKEND.format(call="get_requires_for_build_editable()"),
+    "sdist": BACKEND.format(call="build_sdist('.')"),
+    "by hand": "import sys; sys.argv[:] = ['setup.py', '--version']; exec(open('setup.py').read())",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("version", ["61.0.0", "66.1.1", "68.2.2.post0", "76.1.0"])
+def test_an_old_setuptools_is_named(copy, version, call):
+    code = f"import setuptools; setuptools.__version__ = {version!r}; {CALLS[call]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=copy, timeout=60)
     assert done.returncode == 1
-    assert "setuptools 77 or newer; here is 68.2.2" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"puzzlelib_rmsprop is built with setuptools 77 or newer; here is {version}: pip install")
+    assert "Traceback" not in done.stderr
+    assert "pyproject" not in done.stderr, "before what older ones say of it"
+
+
+@pytest.mark.parametrize("version", ["77.0.0", "100.1", "77.0.3.post20250101", "unknown", "???"])
+def test_a_setuptools_that_is_new_or_unknown_is_taken(copy, version):
+    code = f"import setuptools; setuptools.__version__ = {version!r}; {CALLS['by hand']}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=copy, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1][0].isdigit()
 
 
 @pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")

@@ -345,6 +345,20 @@ cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
     assert found["training_runs"] is True
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks for owners and modes")
+def test_where_compiled_kernels_are_kept(child, tmp_path):
+    before = f"""{child}
+from puzzlelib_rmsprop.kernels import cuda_source
+cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
+"""
+    for given, where in (
+        (str(tmp_path / "own"), f"kept in {tmp_path / 'own'}"),
+        ("", "kept nowhere: no folder is this user's"),
+    ):
+        env = {"PUZZLELIB_RMSPROP_CACHE_DIR": given, "XDG_CACHE_HOME": "relative", "HOME": "relative"}
+        assert where in examined(before=before, env=env)["found"]["kernel on GPU 0"]
+
+
 def test_out_of_memory(child):
     before = f"""{child}
 from pycuda import autoprimaryctx, driver, gpuarray

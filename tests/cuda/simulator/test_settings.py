@@ -93,3 +93,29 @@ def test_environment():
     )
     assert leaky.stdout == "3\n"
     assert '"allocations": 1, "streams": 0, "events": 0, "modules": 0, "contexts": 1' in leaky.stderr
+
+
+def test_a_process_made_by_fork_is_refused_as_on_a_device():
+    code = """
+        import ctypes, os
+        library, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(1)
+        array = gpuarray.zeros(3, "f")
+        calls = [lambda: drv.init(), lambda: gpuarray.zeros(3, "f"), lambda: array.get(), lambda: drv.Context.synchronize()]
+        pid = os.fork()
+        if pid == 0:
+            told = []
+            for call in calls:
+                try:
+                    call()
+                except drv.Error as error:
+                    told.append(str(error))
+            told.append(library.cuCtxGetCurrent(ctypes.byref(context)))
+            print(*told, sep="\\n", flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(array.get())
+    """
+    lines = python(code).stdout.splitlines()
+    assert len(lines) == 6
+    assert all(line.endswith(" failed: initialization error") for line in lines[:4]), lines
+    assert lines[4:] == ["3", "[0. 0. 0.]"]

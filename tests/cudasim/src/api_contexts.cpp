@@ -110,6 +110,7 @@ API cuDevicePrimaryCtxRetain(CUcontext *handle, CUdevice device) {
 }
 API cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     LOCKED;
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     Primary &primary = primaries[device];
     if (!primary.context) return CUDA_ERROR_INVALID_CONTEXT;
     if (--primary.users == 0) {
@@ -134,6 +135,7 @@ API cuCtxPushCurrent_v2(CUcontext handle) {
 }
 API cuCtxPopCurrent_v2(CUcontext *handle) {
     LOCKED;
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     if (context_stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
     if (handle) *handle = handle_of(context_stack.back());
     context_stack.pop_back();
@@ -148,6 +150,7 @@ API cuCtxSetCurrent(CUcontext handle) {
 }
 API cuCtxGetCurrent(CUcontext *handle) {
     LOCKED;
+    if (!initialised) return CUDA_ERROR_NOT_INITIALIZED;
     *handle = handle_of(current_context());
     return CUDA_SUCCESS;
 }

@@ -1,13 +1,25 @@
 // Entry points: cuInit, and what there is to know of the devices.
+#include <pthread.h>
+
 #include <cstdio>
+#include <new>
 
 #include "api.h"
 
 bool cusim::initialised = false;
 
+// In a process made by fork, the driver that its parent has started is of no use, and does not start again.
+static bool forked = false;
+static const int at_fork = pthread_atfork([] { lock.lock(); }, [] { lock.unlock(); }, [] {
+    forked = forked || initialised;
+    initialised = false;
+    new (&lock) std::recursive_mutex;  // the child's thread has another number, and cannot unlock the parent's
+});
+
 API cuInit(unsigned flags) {
     LOCKED;
-    REQUIRE(flags == 0);
+    REQUIRE(flags == 0 && !at_fork);
+    if (forked) return CUDA_ERROR_NOT_INITIALIZED;
     initialised = true;
     return settings.devices > 0 ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE;
 }
