@@ -16,7 +16,8 @@ from .hooks.base import GRAD_OF_LOSS
 from .kernels import DECAY, LASSO, PLAIN, SCALE, Operation, StepOptions
 from .kernels.layout import MAX_OPERATIONS
 from .net import TrackedVariable
-from .plan import Plan, Segment, product
+from .plan import Plan, product
+from .segments import Segment
 from .validation import FLOAT32_MAX, number
 
 if TYPE_CHECKING:

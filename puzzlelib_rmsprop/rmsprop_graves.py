@@ -16,7 +16,8 @@ from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .kernels.look import same_objects
 from .net import Rates, TrackedVariable, check_rates
 from .optimizer import Optimizer
-from .plan import Plan, Segment
+from .plan import Plan
+from .segments import Segment
 from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, misnamed, state_dtype, whole
 
 if TYPE_CHECKING:
@@ -41,15 +42,8 @@ def _checked_seed(name: str, value: Any) -> int:
     return whole(name, value, 0, 2**64)
 
 
-@misnamed(
-    {
-        "learnRate": "lr learnrate learningRate learning_rate",
-        "momRate": "momrate momentum",
-        "epsilon": "eps",
-        "alpha": "rho",
-        "addHook(WeightDecay(rate))": "weight_decay weightDecay",
-    }
-)
+@misnamed(learnRate="lr learnrate learningRate learning_rate", momRate="momrate momentum", epsilon="eps", alpha="rho")
+@misnamed(**{"addHook(WeightDecay(rate))": "weight_decay weightDecay"})
 class RMSPropGraves(Optimizer):
     r"""Graves' RMSProp: centered, with momentum, epsilon inside the root. PuzzleLib's class of that name.
 

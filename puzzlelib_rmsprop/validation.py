@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,7 +198,7 @@ class Misnamed:
         vars(instance).pop(self._name, None)
 
 
-def misnamed(names: Mapping[str, str]) -> Callable[[type], Any]:
+def misnamed(**names: str) -> Callable[[type], Any]:
     """Decorates a class with :class:`Misnamed` attributes: the right name -> the others, with blanks between them."""
 
     def decorate(owner: type) -> type:

@@ -15,13 +15,8 @@ from .validation import misnamed
 __all__ = ["Variable"]
 
 
-@misnamed(
-    {
-        "learnRate": "lr learnrate learningRate learning_rate trainable requires_grad",
-        "momRate": "momrate momentum",
-        "wc": "weight_decay weightDecay",
-    }
-)
+@misnamed(learnRate="lr learnrate learningRate learning_rate trainable requires_grad", momRate="momrate momentum")
+@misnamed(wc="weight_decay weightDecay")
 class Variable:
     """A parameter, its gradient, and what the optimizer needs to know of it; PuzzleLib's class of that name.
 
