@@ -19,6 +19,7 @@ __all__ = [
     "DeviceError",
     "Error",
     "GroupError",
+    "GroupWarning",
     "HyperParameterError",
     "KernelWarning",
     "ModuleError",
@@ -83,6 +84,10 @@ class CheckpointWarning(UserWarning):
 
 class KernelWarning(RuntimeWarning):
     """The compiled CPU kernels are not installed; the same rule runs in NumPy, more slowly."""
+
+
+class GroupWarning(RuntimeWarning):
+    """Several processes were started, and do not find each other: each trains alone."""
 
 
 class ModuleError(Error, ValueError):
