@@ -57,7 +57,8 @@ def library() -> Any:
 
 def library_version(MPI: Any) -> str:
     """Name and version of the MPI library that mpi4py has loaded."""
-    return " ".join(MPI.Get_library_version().partition("\n")[0].partition(",")[0].split())
+    first = MPI.Get_library_version().partition("\n")[0].partition(",")[0]
+    return " ".join(first.replace("Version:", "").split())
 
 
 def check_running(MPI: Any) -> None:

@@ -2,11 +2,17 @@
 
 import contextlib
 import socket
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
+from puzzlelib_rmsprop import RMSPropGraves
+from puzzlelib_rmsprop.arrays import family_of
+from puzzlelib_rmsprop.distributed import agreement
+from puzzlelib_rmsprop.distributed.agreement import agree, facts
 from puzzlelib_rmsprop.distributed.rendezvous import Rendezvous
 from puzzlelib_rmsprop.errors import GroupError, SetupError
 from tests.distributed.ports import free_port
@@ -36,6 +42,31 @@ def test_rendezvous():
         return [len(each) for each in found]
 
     assert meet(work) == [[100_000] * 3] * 3
+
+
+@pytest.mark.parametrize("what", ["the version of puzzlelib_rmsprop", "the byte order", "the device of the arrays"])
+def test_processes_of_unlike_installations_are_refused(monkeypatch, what):
+    """As told by process 0 and by another, of another version, machine or setting."""
+    optimizer = RMSPropGraves()
+    family, theirs = (
+        family_of(np.zeros(1, np.float32)),
+        dict(facts(optimizer, {}, [], None)) | {"the device of the arrays": "cuda"},
+    )
+    monkeypatch.setattr(agreement, "__version__", "0.1.0")
+    monkeypatch.setattr(sys, "byteorder", "big")
+    own = dict(facts(optimizer, {}, [], family))
+    assert own[what] != theirs[what]
+
+    def work(group):
+        agree(group, [[name, (own if group.index == 1 and name == what else theirs)[name]] for name in theirs])
+
+    errors = meet(work)
+    assert {(type(error), str(error)) for error in errors} == {
+        (
+            SetupError,
+            f"the processes of the group differ: {what} is {theirs[what]} on process 0, and {own[what]} on process 1",
+        )
+    }
 
 
 def test_rendezvous_of_one_that_fails():
