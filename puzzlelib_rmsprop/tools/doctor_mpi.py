@@ -30,9 +30,8 @@ _FAMILIES = {
     "MPICH": ("MPICH", "HYDRA", "Intel(R) MPI", "MVAPICH"),
 }
 _REMEDY = (
-    "use the mpirun of the MPI that mpi4py loads, or have it load the launcher's: MPI4PY_MPIABI=openmpi or =mpich, and "
-    "MPI4PY_LIBMPI=the path of its library, with mpi4py's wheels; else install mpi4py again, with that MPI's mpicc on the "
-    "PATH"
+    "use the mpirun of the MPI that mpi4py loads, or have mpi4py load the launcher's: its wheels load the one whose folder "
+    "is on LD_LIBRARY_PATH, with MPI4PY_MPIABI=openmpi or =mpich; else install mpi4py again, with that MPI's mpicc on the PATH"
 )
 
 

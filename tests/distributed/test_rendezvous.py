@@ -58,9 +58,10 @@ def test_processes_of_unlike_installations_are_refused(monkeypatch, what):
     assert own[what] != theirs[what]
 
     def work(group):
-        agree(group, [[name, (own if group.index == 1 and name == what else theirs)[name]] for name in theirs])
+        with group:
+            agree(group, [[name, (own if group.index == 1 and name == what else theirs)[name]] for name in theirs])
 
-    errors = meet(work)
+    errors = meet(work, gridsize=2)
     assert {(type(error), str(error)) for error in errors} == {
         (
             SetupError,

@@ -24,7 +24,7 @@ def Get_library_version():
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """``machine(library, mpirun=..., srun=...)``: the library that mpi4py loads, and what the launchers on the PATH print."""
+    """``machine(library, mpirun=..., srun=...)``: what mpi4py loads, and what the launchers on the PATH print."""
     for name in list(doctor_mpi.os.environ):
         if name.startswith(LAUNCHERS):
             monkeypatch.delenv(name)
