@@ -64,7 +64,7 @@ def library_version(MPI: Any) -> str:
 def check_running(MPI: Any) -> None:
     """Raises SetupError where MPI would end this process at the next call."""
     if not MPI.Is_initialized():
-        raise SetupError("MPI is not started (mpi4py.rc.initialize is False): call MPI.Init_thread() first")
+        raise SetupError("MPI is not started (mpi4py.rc.initialize was False): call MPI.Init_thread() first")
     if MPI.Is_finalized():
         raise SetupError(
             "MPI has ended: MPI.Finalize() was called. Leave it to mpi4py, which calls it when the process ends"

@@ -68,7 +68,7 @@ class NCCLNodeInfo(NodeInfo):
         DependencyError: nccl4py, NCCL, PyCUDA or mpi4py is missing.
         DeviceError: there is no such GPU, or another one is current.
         GroupError: the processes do not meet within ``timeout``, or NCCL refuses them.
-        SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``.
+        SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``; process 0 cannot listen there.
 
     Example:
         >>> from puzzlelib_rmsprop import NCCLNodeInfo, RMSPropGraves

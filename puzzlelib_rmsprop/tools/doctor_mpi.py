@@ -31,7 +31,8 @@ _FAMILIES = {
 }
 _REMEDY = (
     "use the mpirun of the MPI that mpi4py loads, or have mpi4py load the launcher's: its wheels load the one whose folder "
-    "is on LD_LIBRARY_PATH, with MPI4PY_MPIABI=openmpi or =mpich; else install mpi4py again, with that MPI's mpicc on the PATH"
+    "is on LD_LIBRARY_PATH, with MPI4PY_MPIABI=openmpi or =mpich; else install mpi4py again, with the launcher's mpicc on "
+    "the PATH"
 )
 
 

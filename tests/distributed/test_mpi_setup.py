@@ -87,6 +87,13 @@ def test_more_processes_than_mpi_sees(mpi, said, expected):
         # a batch script, and a shell of salloc, that start one process
         {"SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NUM_NODES": "2"},
         {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"},
+        {
+            "SLURM_JOB_NAME": "interactive",
+            "SLURM_NTASKS": "4",
+            "SLURM_PROCID": "0",
+            "SLURM_LOCALID": "0",
+            "SLURM_GTIDS": "0",
+        },
         # mpirun -n 1, which srun has started on each of 4 machines
         {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "4"},
         # somebody's own
@@ -104,12 +111,27 @@ def test_a_process_that_wants_to_be_alone_is_not_warned(mpi):
     assert in_child("from mpi4py import MPI\n" + code, {"OMPI_COMM_WORLD_SIZE": "2"}) == ""
 
 
+def test_numbers_that_a_script_sets_itself_start_no_processes(mpi):
+    code = "import os; os.environ['OMPI_COMM_WORLD_SIZE'], os.environ['OMPI_COMM_WORLD_RANK'] = '4', '0'\n" + MADE_TWICE
+    assert in_child(code).startswith("Open MPI's mpirun has started 4 processes (OMPI_COMM_WORLD_SIZE), but MPI (")
+
+
 # ------------------------------------------------------------------------------------ before and after MPI
 
 SETUP = {
     "before MPI_Init": (
         "import mpi4py; mpi4py.rc.initialize = False; refused(MPINodeInfo)",
-        "MPI is not started (mpi4py.rc.initialize is False): call MPI.Init_thread() first",
+        "MPI is not started (mpi4py.rc.initialize was False): call MPI.Init_thread() first",
+    ),
+    "not started by the first import": (
+        """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py.MPI import Intracomm
+mpi4py.rc.initialize = True
+refused(MPINodeInfo)
+""",
+        "MPI is not started (mpi4py.rc.initialize was False)",
     ),
     "after MPI_Finalize": ("from mpi4py import MPI; MPI.Finalize(); refused(MPINodeInfo)", "MPI has ended: MPI.Finalize()"),
     "MPI_Finalize while it is in use": (

@@ -103,6 +103,37 @@ def test_a_late_process_is_told_whether_the_abort_returns_or_not(hanging):
     assert "the parameters are of no use any more" in done.stderr
 
 
+def test_nothing_is_aborted_where_all_is_well():
+    done = in_child("nothing", "with make() as node: average(node)\nprint(calls[-3:], 'comm_abort' in calls)")
+    assert done.stdout == "['comm_finalize', 'comm_get_async_error', 'comm_destroy'] False\n"
+    assert done.stderr == ""
+
+
+def test_one_that_closes_alone():
+    done = in_child(
+        "comm_abort",
+        """
+from puzzlelib_rmsprop.distributed.rendezvous import Rendezvous
+address, calls_of_one = f"127.0.0.1:{free_port()}", threading.Event()
+
+def other():
+    group = Rendezvous(address, 1, 2, timeout=30)
+    group.allgatherObject(None)  # the identifier
+    calls_of_one.wait()
+    group.close()
+
+thread = threading.Thread(target=other)
+thread.start()
+node = NodeInfo(address=address, index=0, gridsize=2, timeout=5.0)
+with refused():
+    node.close()
+calls_of_one.set()
+thread.join()
+""",
+    )
+    assert done.stdout == "GroupError: process 0 of 2 has failed: GroupError: it has lost another: timed out\n"
+
+
 def test_a_process_that_does_not_close_ends():
     assert in_child("comm_abort", A_LATE_PROCESS).stdout.count("GroupError") == 2
     assert in_child("comm_abort", "node = make(); average(node); print('ended')").stdout == "ended\n"

@@ -1,5 +1,6 @@
 """What goes wrong while processes meet without MPI: machines that come up late, strangers, ports in use; in threads."""
 
+import contextlib
 import errno
 import itertools
 import socket
@@ -115,6 +116,26 @@ def test_one_that_says_nothing_or_half_a_word_is_not_waited_for(said):
             stranger.settimeout(20)
             assert stranger.recv(1) == b""
             stranger.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"\0" * 64, b"puzzlelib_rmsprop other" * 1000],
+)
+def test_what_scanners_say(said):
+    port = free_port()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(Rendezvous, f"127.0.0.1:{port}", 0, 2, timeout=20.0)
+        for _ in range(5):
+            connection = None
+            while connection is None:
+                with contextlib.suppress(ConnectionRefusedError):
+                    connection = socket.create_connection(("127.0.0.1", port))
+            with connection, contextlib.suppress(ConnectionError):
+                connection.sendall(said)
+                assert connection.recv(1) == b""  # sent away at once
+        second = Rendezvous(f"127.0.0.1:{port}", 1, 2, timeout=20.0)
+        assert_met([first.result(), second])
 
 
 def test_the_timeout_is_of_the_whole():
