@@ -22,6 +22,7 @@ PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries to reach process 0
 TRY = 5.0  # seconds for one try: a machine that has come up in the meantime is found by the next
 HELD = 5.0  # seconds that a former run gets to let go of the port
 TELL = 1.0  # seconds for telling the others of a failure
+HOUR = 3600.0  # seconds; the system's calls take no more than some weeks
 HELLO = struct.Struct("!23sII")  # what a process says first: who it is, its index and gridsize
 _WHO = b"puzzlelib_rmsprop group"
 _LENGTH = struct.Struct("!Q")  # in front of each message, in bytes
@@ -86,7 +87,7 @@ class Rendezvous(NodeInfo):
             selector.register(server, selectors.EVENT_READ)
             try:
                 while len(self._sockets) < self.gridsize - 1:
-                    for key, _ in selector.select(_left(deadline)):
+                    for key, _ in selector.select(min(_left(deadline), HOUR)):
                         if key.fileobj is server:
                             with contextlib.suppress(OSError):  # it may be gone again
                                 connection, _ = server.accept()
@@ -125,7 +126,7 @@ class Rendezvous(NodeInfo):
             self._sockets[index] = connection
         except BlockingIOError:
             return False
-        except ConnectionError:
+        except OSError:
             connection.close()
         return True
 
@@ -181,7 +182,7 @@ class Rendezvous(NodeInfo):
                 selector.register(connection, selectors.EVENT_READ, other)
             # in the order in which they come: what one has failed of is told to the others while a third is waited for
             while len(values) < self.gridsize:
-                for key, _ in selector.select(_left(deadline)):
+                for key, _ in selector.select(min(_left(deadline), HOUR)):
                     values[key.data] = self._receive(key.data, deadline)[0]
                     selector.unregister(key.fileobj)
         found = [values[other] for other in range(self.gridsize)]

@@ -138,6 +138,20 @@ def test_what_scanners_say(said):
         assert_met([first.result(), second])
 
 
+@pytest.mark.parametrize("name", ["ETIMEDOUT", "EHOSTUNREACH", "ECONNRESET"])
+def test_a_connection_that_breaks_before_the_hello(monkeypatch, name):
+    left = iter(range(3))
+
+    class Socket(socket.socket):
+        def recv(self, *arguments):
+            if arguments == (rendezvous.HELLO.size,) and next(left, None) is not None:  # process 0's end
+                raise OSError(getattr(errno, name), name)
+            return super().recv(*arguments)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert_met(both(f"127.0.0.1:{free_port()}", timeout=1e8))  # more than what selectors take
+
+
 def test_the_timeout_is_of_the_whole():
     """A byte now and then is not an answer."""
     port = free_port()
