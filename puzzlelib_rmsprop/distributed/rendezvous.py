@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import numbers
+import selectors
 import socket
 import struct
 import time
 from typing import Any
 
 from ..errors import GroupError, SetupError
+from ..validation import number
 from .nodeinfo import NodeInfo
 
 __all__ = ["Rendezvous"]
 
-HELLO = 5.0  # seconds for a process to say who it is
-_HELLO = "puzzlelib_rmsprop group"
+PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries to reach process 0, twice as long each time
+TRY = 5.0  # seconds for one try: a machine that has come up in the meantime is found by the next
+HELD = 5.0  # seconds that a former run gets to let go of the port
+TELL = 1.0  # seconds for telling the others of a failure
+HOUR = 3600.0  # seconds; the system's calls take no more than some weeks
+HELLO = struct.Struct("!23sII")  # what a process says first: who it is, its index and gridsize
+_WHO = b"puzzlelib_rmsprop group"
+_LENGTH = struct.Struct("!Q")  # in front of each message, in bytes
+
+_CANNOT_LISTEN = {
+    errno.EADDRINUSE: "another process has the port, perhaps a former run: end it, or give every process another port",
+    errno.EADDRNOTAVAIL: "give process 0 an address of its own machine, or 0.0.0.0 ([::] with IPv6) for all that it has",
+    errno.EACCES: "give every process a port above 1023",
+}
 
 
 class Rendezvous(NodeInfo):
@@ -24,88 +40,158 @@ class Rendezvous(NodeInfo):
     Args:
         address: ``"host:port"`` where process 0 listens, and the others find it.
         index, gridsize: this process's number, and how many there are.
-        timeout: seconds that the others are waited for.
+        timeout: seconds that the others are waited for, in all; whatever fails on the way to process 0 is tried again.
 
     Raises:
-        SetupError: the address or a number is none.
-        GroupError: the processes do not meet within ``timeout``.
+        SetupError: the address or a number is none, or process 0 cannot listen there.
+        GroupError: the processes do not meet within ``timeout``, or a process is not of this group.
     """
 
     def __init__(self, address: str, index: int, gridsize: int, *, timeout: float) -> None:
-        host, colon, port = address.rpartition(":")
-        if not (colon and host and port.isdigit()):
-            raise SetupError(f"address must be 'host:port'; got {address!r}")
+        host, port = _host_and_port(address)
+        for name, value in (("index", index), ("gridsize", gridsize)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+                raise SetupError(f"{name} must be an int; got {value!r}")
+        index, gridsize = int(index), int(gridsize)
         if not 0 <= index < gridsize:
             raise SetupError(f"index must be from 0 to {gridsize - 1}, below gridsize; got {index}")
         super().__init__(index, gridsize)
-        self._timeout = timeout
+        self._timeout = number("timeout", timeout, 1e-3)
         self._failure: str | None = None
         self._sockets: dict[int, socket.socket] = {}  # process 0: all others; the others: process 0
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
         try:
             if index == 0:
-                self._listen(host.strip("[]"), int(port), deadline)
+                self._listen(address, host, port, began + timeout)
             else:
-                self._sockets[0] = self._connect(host.strip("[]"), int(port), deadline)
-                self._send(0, [_HELLO, index, gridsize])
-            self.allgatherObject(gridsize)
+                self._connect(host, port, began + timeout)
+            self._gather(gridsize, began + timeout)
         except OSError as error:
-            self._drop()
-            raise GroupError(
-                f"process {index} of {gridsize} has not met the others at {address} within {timeout:g} s: {error}"
-            ) from error
+            missing = [str(other) for other in range(1, gridsize) if index == 0 and other not in self._sockets]
+            why = f"process {', '.join(missing)} of {gridsize} has not come" if missing else f"the last error: {error}"
+            self._fail(
+                f"process {index} of {gridsize} has not met the others at {address} in {time.monotonic() - began:.1f} s: "
+                f"{why}. Start all processes, with the address of process 0 as the others reach it and a port that no "
+                f"firewall closes, or use a longer timeout"
+            )
+            raise GroupError(self._failure) from error
+        except BaseException as error:
+            self.fail(error)
+            raise
 
-    def _listen(self, host: str, port: int, deadline: float) -> None:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=self.gridsize) as server:
-            while len(self._sockets) < self.gridsize - 1:
-                server.settimeout(_left(deadline))
-                connection, _ = server.accept()
-                connection.settimeout(min(_left(deadline), HELLO))
-                try:
-                    hello, index, gridsize = _receive(connection)
-                except (OSError, ValueError, TypeError):
-                    connection.close()  # something else that knocked at this port
-                    continue
-                if hello != _HELLO or gridsize != self.gridsize or not 0 < index < gridsize or index in self._sockets:
-                    connection.close()
-                    raise GroupError(
-                        f"a process that says it is {index} of {gridsize} came to this group of {self.gridsize}"
-                    )
-                self._sockets[index] = connection
+    def _listen(self, address: str, host: str, port: int, deadline: float) -> None:
+        """Waits for the hello of every other process; nobody who says nothing, or something else, is waited for."""
+        unknown: set[socket.socket] = set()
+        with _server(address, host, port, deadline) as server, selectors.DefaultSelector() as selector:
+            server.setblocking(False)
+            selector.register(server, selectors.EVENT_READ)
+            try:
+                while len(self._sockets) < self.gridsize - 1:
+                    for key, _ in selector.select(min(_left(deadline), HOUR)):
+                        if key.fileobj is server:
+                            with contextlib.suppress(OSError):  # it may be gone again
+                                connection, _ = server.accept()
+                                connection.setblocking(False)
+                                selector.register(connection, selectors.EVENT_READ, bytearray())
+                                unknown.add(connection)
+                        elif self._has_said_hello(key.fileobj, key.data, deadline):  # type: ignore[arg-type]
+                            selector.unregister(key.fileobj)
+                            unknown.discard(key.fileobj)
+            finally:
+                for stranger in unknown:
+                    stranger.close()
 
-    def _connect(self, host: str, port: int, deadline: float) -> socket.socket:
+    def _has_said_hello(self, connection: socket.socket, content: bytearray, deadline: float) -> bool:
+        """Whether nothing more is to be heard of a connection: its process is taken in, or it is none of this library's.
+
+        A process that has lost its connection comes again; two of one number are a mistake.
+        """
+        try:
+            part = connection.recv(HELLO.size - len(content))
+            content += part
+            if not part or not _WHO.startswith(content[: len(_WHO)]):
+                raise ConnectionError("something else has knocked at this port")
+            if len(content) < HELLO.size:
+                return False
+            _, index, gridsize = HELLO.unpack(content)
+            former = self._sockets.get(index)
+            if gridsize != self.gridsize or not 0 < index < gridsize or not (former is None or _is_closed(former)):
+                again = " a second time" if gridsize == self.gridsize else ""
+                self._sockets[-1] = connection  # is told as well
+                self._fail(f"a process that says it is {index} of {gridsize} came{again} to this group of {self.gridsize}")
+                raise GroupError(self._failure)
+            _send(connection, ["welcome"], deadline)
+            if former is not None:
+                former.close()
+            self._sockets[index] = connection
+        except BlockingIOError:
+            return False
+        except OSError:
+            connection.close()
+        return True
+
+    def _connect(self, host: str, port: int, deadline: float) -> None:
+        pause = PAUSE
         while True:
             try:
-                return socket.create_connection((host, port), timeout=_left(deadline))
-            except (ConnectionRefusedError, socket.gaierror):  # process 0 is not up yet
-                if time.monotonic() + 0.05 > deadline:
-                    raise
-                time.sleep(0.05)
+                # looked up again each time: a name may be known only once its machine is up
+                for family, kind, protocol, _, there in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+                    try:
+                        self._sockets[0] = socket.socket(family, kind, protocol)
+                        self._enter(there, min(deadline, time.monotonic() + TRY))
+                        return
+                    except OSError as error:
+                        self._drop()
+                        last = error
+            except socket.gaierror as error:
+                last = error
+            left = deadline - time.monotonic()
+            if left < PAUSE:
+                raise last
+            time.sleep(min(pause, left - PAUSE / 2))
+            pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _send(self, to: int, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self._sockets[to].settimeout(self._timeout)
-        self._sockets[to].sendall(struct.pack("=Q", len(content)) + content)
+    def _enter(self, there: Any, deadline: float) -> None:
+        """Says hello, and hears that this is process 0 of the group: anything may be listening at an address."""
+        connection = self._sockets[0]
+        connection.settimeout(_left(deadline))
+        connection.connect(there)
+        if connection.getsockname() == connection.getpeername():
+            # the system chose that very port for this end, and process 0 needs it: let go without TIME_WAIT
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raise ConnectionError("nobody listens there yet")
+        connection.sendall(HELLO.pack(_WHO, self.index, self.gridsize))
+        self._receive(0, deadline)
 
     def allgatherObject(self, value: Any) -> list[Any]:
         if self._failure is not None:
             raise GroupError(self._failure)
         try:
-            if self.index:
-                self._send(0, [value])
-                return self._receive(0)
-            values = [value, *(self._receive(other)[0] for other in range(1, self.gridsize))]
-            for other in self._sockets:
-                self._send(other, values)
-            return values
+            return self._gather(value, time.monotonic() + self._timeout)
         except OSError as error:
             self.fail(GroupError(f"it has lost another: {error}"))
             raise GroupError(self._failure) from error
 
-    def _receive(self, other: int) -> Any:
-        self._sockets[other].settimeout(self._timeout)
-        found = _receive(self._sockets[other])
+    def _gather(self, value: Any, deadline: float) -> list[Any]:
+        if self.index:
+            _send(self._sockets[0], [value], deadline)
+            return self._receive(0, deadline)
+        values = {0: value}
+        with selectors.DefaultSelector() as selector:
+            for other, connection in self._sockets.items():
+                selector.register(connection, selectors.EVENT_READ, other)
+            # in the order in which they come: what one has failed of is told to the others while a third is waited for
+            while len(values) < self.gridsize:
+                for key, _ in selector.select(min(_left(deadline), HOUR)):
+                    values[key.data] = self._receive(key.data, deadline)[0]
+                    selector.unregister(key.fileobj)
+        found = [values[other] for other in range(self.gridsize)]
+        for connection in self._sockets.values():
+            _send(connection, found, deadline)
+        return found
+
+    def _receive(self, other: int, deadline: float) -> Any:
+        found = _receive(self._sockets[other], deadline)
         if isinstance(found, str):  # what another process has failed of
             self._fail(found)
             raise GroupError(found)
@@ -116,11 +202,12 @@ class Rendezvous(NodeInfo):
             self._fail(f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}")
 
     def _fail(self, message: str) -> None:
-        """Tells those that this process talks to."""
+        """Tells those that this process talks to, without waiting for one that does not listen."""
         self._failure = message
-        for other in self._sockets:
+        deadline = time.monotonic() + TELL
+        for connection in self._sockets.values():
             with contextlib.suppress(OSError):
-                self._send(other, message)
+                _send(connection, message, deadline)
         self._drop()
 
     def close(self) -> None:
@@ -132,6 +219,42 @@ class Rendezvous(NodeInfo):
         self._sockets = {}
 
 
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    host = host.strip("[]")
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise SetupError(f"address must be 'host:port', with a port from 1 to 65535; got {address!r}")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise SetupError(f"the host of the address {address!r} is no name that can be looked up: {error}") from error
+    return host, int(port)
+
+
+def _server(address: str, host: str, port: int, deadline: float) -> socket.socket:
+    """Listens at the address; what a former run still holds, and a name that is not known yet, is waited for."""
+    held = min(deadline, time.monotonic() + HELD)
+    while True:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            family, *_, here = min(found, key=lambda each: each[0] != socket.AF_INET)
+            return socket.create_server(here, family=family, backlog=socket.SOMAXCONN)
+        except OSError as error:
+            if time.monotonic() + PAUSE > (deadline if isinstance(error, socket.gaierror) else held):
+                remedy = _CANNOT_LISTEN.get(error.errno or 0, "give every process an address that process 0 can listen at")
+                raise SetupError(f"process 0 cannot listen at {address}: {error}: {remedy}") from error
+            time.sleep(PAUSE)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the other end of a connection, which has nothing to say now, is gone."""
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+
+
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -139,17 +262,27 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _receive(connection: socket.socket) -> Any:
+def _send(connection: socket.socket, value: Any, deadline: float) -> None:
+    content = json.dumps(value).encode()
+    connection.settimeout(_left(deadline))
+    connection.sendall(_LENGTH.pack(len(content)) + content)
+
+
+def _receive(connection: socket.socket, deadline: float) -> Any:
     def exactly(count: int) -> bytes:
         content = bytearray()
         while len(content) < count:
+            connection.settimeout(_left(deadline))
             part = connection.recv(min(count - len(content), 1 << 20))
             if not part:
                 raise ConnectionError("the connection was closed")
             content += part
         return bytes(content)
 
-    (length,) = struct.unpack("=Q", exactly(8))
+    (length,) = _LENGTH.unpack(exactly(_LENGTH.size))
     if length > 1 << 30:
         raise ConnectionError(f"a message of {length} bytes is none of this library's")
-    return json.loads(exactly(length))
+    try:
+        return json.loads(exactly(length))
+    except ValueError as error:
+        raise ConnectionError(f"a message that is none of this library's: {error}") from error

@@ -1,8 +1,8 @@
 """What works on this machine, and what to do about what does not: ``python -m puzzlelib_rmsprop doctor``.
 
-It reports what it finds (packages, the CPU's kernel, driver, devices), then trains: a few steps of each dtype on the CPU and
-on every GPU, compared with the rule in float64, and the update's bytes a second beside those of a plain copy. Whatever
-fails becomes a line with its remedy. The exit status is 0 when training can run.
+It reports what it finds (packages, the CPU's kernel, driver, devices, MPI), then trains: a few steps of each dtype on the
+CPU and on every GPU, compared with the rule in float64, and the update's bytes a second beside those of a plain copy.
+Whatever fails becomes a line with its remedy. The exit status is 0 when training can run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
+from ..distributed.mpi_setup import started
 from .doctor_cuda import CUDADoctor
+from .doctor_mpi import examine_mpi
 from .findings import Failed, line, version
 from .selftest import LARGEST, SIZE, STATE_TOLERANCE, STEPS, TOLERANCE, cpu_case
 
@@ -65,6 +67,7 @@ class Doctor(CUDADoctor):
             self._guard("CUDA kernel", self.notes, self._examine_source)
             self._guard("CUDA", self.problems if self.require_gpu else self.notes, self._examine_cuda)
             self.found.setdefault("scikit-cuda", version("scikit-cuda"))
+            self._guard("MPI", self.problems if started() else self.notes, examine_mpi, self.found)
 
     # ------------------------------------------------------------------------------------------ packages
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import MPINodeInfo
-from puzzlelib_rmsprop.errors import ArrayError, GroupError
+from puzzlelib_rmsprop.errors import ArrayError, GroupError, SetupError
 from tests.distributed.program.group import (
     CUDA,
     RANK,
@@ -35,6 +35,17 @@ def place_in_the_group():
         assert (node.index, node.device) == (RANK // 2, 7)
     with pytest.raises(GroupError, match="is closed"):
         node.barrier()
+
+
+@check
+def an_intercommunicator_is_no_group():
+    if SIZE == 1:
+        return
+    between = WORLD.Split(RANK % 2, RANK).Create_intercomm(0, WORLD, 1 - RANK % 2)
+    with pytest.raises(SetupError, match=r"comm is an intercommunicator.*: comm.Merge\(\) makes one"):
+        MPINodeInfo(between)
+    with group(comm=between.Merge()) as node:
+        assert node.gridsize == SIZE
 
 
 @check

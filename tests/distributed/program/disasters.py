@@ -65,6 +65,16 @@ def one_raises_within_the_block():
 
 
 @disaster
+def one_says_much_and_hangs():
+    """Its message is longer than what MPI sends before the other end asks for it."""
+    node, optimizer = training(2.0)
+    if RANK == 1:
+        node.fail(ValueError("no more digits" * 10**6))
+        time.sleep(600)
+    optimizer.update()
+
+
+@disaster
 def one_hangs():
     _, optimizer = training(2.0)
     if RANK == 1:
