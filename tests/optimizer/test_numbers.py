@@ -25,7 +25,7 @@ def bfloat16(value):
 
 
 @pytest.mark.parametrize(
-    "made", [np.array, np.float16, lambda value: np.array(value, np.float32), Tensor, bfloat16], ids=str
+    "made", [np.array, np.float16, lambda value: np.array(value, np.float32), Tensor, bfloat16], ids=range(5)
 )
 def test_numbers_in_other_clothes(made):
     optimizer = RMSPropGraves(learnRate=made(0.5), alpha=made(0.25), seed=np.array(5))
