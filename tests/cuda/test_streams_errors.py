@@ -21,6 +21,8 @@ class Others:
 def test_what_is_no_stream(cuda, globalState, wrong, hooked):
     net, optimizer = make(cuda, [(5,), (6,)], globalState)
     called = []
+    for var in net.vars.values():
+        var.wc = 1.0
     if hooked:
         optimizer.addHook(lambda var, state, stream: called.append(stream))
         optimizer.addHook(WeightDecay(0.5))
