@@ -122,7 +122,7 @@ def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Seque
     added = [_kind(hook) for hook in hooks if not any(hook is known for known, _ in pairs)]
     said = []
     if lost:
-        said.append(f"the file was saved with {', '.join(lost)}, which is missing here: addHook() before load()")
+        said.append(f"the file was saved with {', '.join(lost)}, which this optimizer lacks: addHook() before load()")
     if added:
         said.append(f"{', '.join(added)} of this optimizer had no part in it")
     if said:

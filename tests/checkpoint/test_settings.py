@@ -144,11 +144,11 @@ def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
     for hooks, message in (
         (
             [],
-            "WeightDecay(rate=0.25, decoupled=False), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which is missing",
+            "WeightDecay(rate=0.25, decoupled=False), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which this optimizer lacks",
         ),
         (
             [WeightDecay(0.25), GradientHardClipping(-1, 1)],
-            "the file was saved with mine(), which is missing here: addHook()",
+            "the file was saved with mine(), which this optimizer lacks: addHook()",
         ),
         (
             [WeightDecay(1), GradientHardClipping(-1, 1), mine, GradientClipping(5.0), NonFiniteGuard()],
