@@ -144,7 +144,7 @@ def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
     for hooks, message in (
         (
             [],
-            "WeightDecay(rate=0.25, decoupled=False), mine(), GradientHardClipping(lower=-1.0, upper=1.0), which this optimizer lacks",
+            "mine(), GradientHardClipping(lower=-1.0, upper=1.0), which this optimizer lacks",
         ),
         (
             [WeightDecay(0.25), GradientHardClipping(-1, 1)],
