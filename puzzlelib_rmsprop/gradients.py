@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .distributed.nodeinfo import on_stream
 from .errors import HyperParameterError, SetupError, SetupWarning, warn
 from .flat import check_views
-from .hooks import FUSED, NonFiniteGuard, StatisticsHook, WeightDecay
+from .hooks import FUSED, NonFiniteGuard, StatisticsHook, WeightDecay, check_hooks
 from .hooks.base import GRAD_OF_LOSS
 from .kernels import DECAY, LASSO, PLAIN, SCALE, Operation, StepOptions
 from .kernels.layout import MAX_OPERATIONS
@@ -28,7 +28,7 @@ __all__ = ["bind_hooks", "check_hook", "decay_by_itself", "prepare_gradients"]
 
 def check_hook(hook: Any, others: Sequence[Any]) -> None:
     """Raises SetupError for what cannot be called as a hook, or is a second NonFiniteGuard beside ``others``."""
-    _check([hook])
+    check_hooks([hook])
     try:
         signature = inspect.signature(hook)
     except (TypeError, ValueError):  # of a builtin: who knows
@@ -62,7 +62,6 @@ def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Pl
     Returns:
         The plan of what the hooks have left, and the options of the step.
     """
-    _check(plan.hooks)
     if optimizer.family is None:
         return plan, PLAIN
     sign = GRAD_OF_LOSS.set(bool(getattr(optimizer, "gradOfLoss", False)))
@@ -152,16 +151,6 @@ def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream
     optimizer.family.operate(copy, copy, 1.0, (loss,), stream)
 
 
-def _check(hooks: Sequence[Any]) -> None:
-    for hook in hooks:
-        if not callable(hook):
-            raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
-        if isinstance(hook, WeightDecay) and type(hook) is not WeightDecay and hook.decoupled is True:
-            hook._ops()  # says why not
-        if isinstance(hook, StatisticsHook) and sum(hook is other for other in hooks) > 1:
-            raise SetupError(f"a {type(hook).__name__} keeps the statistics of one place among the hooks: add a second one")
-
-
 def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
     """Replaces the gradients by their means over the group; of this process's part, where no more is needed."""
     if optimizer._shards is not None and not any(isinstance(hook, StatisticsHook) for hook in hooks):
@@ -194,6 +183,8 @@ def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) ->
 def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
     for variable in _with_gradient(optimizer):
         for hook in hooks:
+            if variable.var.grad is None:  # a hook before has taken it out of the step
+                break
             if type(hook) not in FUSED:
                 hook(variable.var, variable.state, stream)
                 continue

@@ -139,7 +139,7 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
         variable = TrackedVariable(names, var, var.data, var.grad)
         if variable.grad is None:
             raise VariableError(
-                f"variable {variable.name!r} has no gradient; make it with withgrad=True, or give it an updater"
+                f"variable {variable.name!r} has no gradient; make it with withgrad=True, set one, or give it an updater"
             )
         family = _check_arrays(variable, family)
         twin = twins.setdefault((id(variable.data), id(variable.grad)), variable)
@@ -313,11 +313,13 @@ def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
 
 
 def numbers_of(var: Any) -> Rates | None:
-    """learnRate, momRate and wc as numbers; None where one is gone, or no number: an update says so."""
+    """learnRate, momRate and wc as floats; None where an update would refuse them."""
     try:
-        return float(var.learnRate), float(var.momRate), float(var.wc)
-    except (AttributeError, TypeError, ValueError):
+        rates = rates_of("", var)
+        check_rates("", *rates)
+    except (VariableError, HyperParameterError):
         return None
+    return float(rates[0]), float(rates[1]), float(rates[2])
 
 
 def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None:

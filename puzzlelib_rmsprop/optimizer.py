@@ -119,7 +119,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
-        if name in _ITS_PARTS or callable(getattr(type(self), name, None)):
+        private = name.startswith("_") and name in vars(self) and name not in self.attrs
+        if name in _ITS_PARTS or private or callable(getattr(type(self), name, None)):
             raise SetupError(f"setAttr: {name!r} is a method or part of the optimizer itself; choose another name")
         known = name in self.attrs
         self.attrs.add(name)

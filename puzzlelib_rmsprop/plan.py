@@ -12,7 +12,7 @@ from . import kernels
 from .arrays import Family
 from .errors import SetupError
 from .flat import FlatBuffers, check_buffers, share_states
-from .hooks import LossScaling, StatisticsHook, WeightDecay
+from .hooks import LossScaling, StatisticsHook, WeightDecay, check_hooks
 from .kernels.look import same_arrays, same_objects
 from .net import Rates, TrackedVariable, check_rates, follow, rates_of
 from .segments import Segment, segments_of
@@ -138,6 +138,7 @@ class PlanMethods:
                 self.module.getVar, self.globalVar, self.states
             ):
                 if (hooks or plan.hooks) and not plan.has_hooks(hooks):
+                    check_hooks(hooks)
                     statistics = _statistics(self, hooks, plan.statistics)
                     idle = _idle(hooks, plan.largest_rate, plan.largest_wc)
                     plan = self._plan = replace(plan, hooks=list(hooks), statistics=statistics, idle=idle)
@@ -204,6 +205,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
     variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
     globalVar, states = optimizer.globalVar, optimizer.states
     attribute = (family.memory if family is not None else None) or ""
+    check_hooks(hooks)
     own, factors = _read_rates(variables, globalVar)
     segments: list[Segment] = []
     held: list[Any] = []
@@ -221,7 +223,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         attribute,
         [array for state in states.values() for array in state.values()],
     )
-    largest_rate, largest_wc = (max((variable.rates[i] for variable in present), default=0.0) for i in (0, 2))
+    largest_rate, largest_wc = (max((variable.rates[i] for variable in variables), default=0.0) for i in (0, 2))
     return Plan(
         found,
         tuple(segment for segment in segments if not segment.frozen),

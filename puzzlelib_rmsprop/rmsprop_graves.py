@@ -14,7 +14,7 @@ from .checkpoint import MeanSquare
 from .errors import CheckpointError, HyperParameterError, SetupError, VariableError
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .kernels.look import same_objects
-from .net import Rates, TrackedVariable, check_rates
+from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
 from .plan import Plan
 from .segments import Segment
@@ -275,7 +275,8 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
             HyperParameterError: a rate of the variable is no number.
         """
-        name, rates = str(getattr(var, "name", "?")), (var.learnRate, var.momRate, var.wc)
+        name = str(getattr(var, "name", "?"))
+        rates = rates_of(f"variable {name!r}", var)
         check_rates(f"variable {name!r}", *rates)
         segment = Segment(name, var, var.data, var.grad, state, rates)
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(segment.dtype) else PLAIN

@@ -174,12 +174,12 @@ class Checked:
 class Misnamed:
     """An attribute that has no effect: what other libraries call ``right``, or what is easily typed in its place.
 
-    To assign it warns; it is kept all the same. Not where it is registered by ``setAttr``, nor in an optimizer with a rule
-    of its own, which may read it. A class that means it defines an attribute of that name.
+    To assign it warns; it is kept all the same. Not where it is registered by ``setAttr``, nor in a subclass of the
+    ``owner``, which may read it.
     """
 
-    def __init__(self, name: str, right: str) -> None:
-        self._name, self._right = name, right
+    def __init__(self, name: str, right: str, owner: type) -> None:
+        self._name, self._right, self._owner = name, right, owner
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         try:
@@ -189,8 +189,7 @@ class Misnamed:
 
     def __set__(self, instance: Any, value: Any) -> None:
         kept = vars(instance)
-        reads_it = not getattr(instance, "_fuses", lambda: True)()
-        if self._name not in kept and self._name not in kept.get("attrs", ()) and not reads_it:
+        if type(instance) is self._owner and self._name not in kept and self._name not in kept.get("attrs", ()):
             warn(f"{type(instance).__name__}.{self._name} has no effect: {self._right} is what counts", SetupWarning)
         kept[self._name] = value
 
@@ -204,7 +203,7 @@ def misnamed(**names: str) -> Callable[[type], Any]:
     def decorate(owner: type) -> type:
         for right, others in names.items():
             for name in others.split():
-                setattr(owner, name, Misnamed(name, right))
+                setattr(owner, name, Misnamed(name, right, owner))
         return owner
 
     return decorate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from ..errors import ArrayError
 from .cpu_array import CPUArrayFamily
 from .family import Family
 
-__all__ = ["ByDtype", "SharedArray"]
+__all__ = ["ByDtype", "SharedArray", "in_use"]
 
 ALIGNMENT = 64  # bytes that parts of a buffer are aligned to: a line of a cache, and the widest load of a GPU
 
@@ -93,9 +94,18 @@ class SharedArray:
             size = -(-size // step) * step
         self.ary = self.family.zeros((size,), self.dtype)
         self.blocks = {name: self.family.view(self.ary, self.offsets[name], shape) for name, shape in self.shapes.items()}
+        _BUILT.add(self)
 
     def __getitem__(self, name: str) -> Any:
         return self.blocks[name]
+
+
+_BUILT: weakref.WeakSet[SharedArray] = weakref.WeakSet()
+
+
+def in_use(array: Any) -> bool:
+    """Whether an array is a part of a flat buffer that there still is."""
+    return any(array is block for shared in _BUILT for block in shared.blocks.values())
 
 
 def layout(shapes: dict[str, tuple[int, ...]], dtype: np.dtype, alignment: int) -> tuple[dict[str, int], int]:

@@ -1,6 +1,6 @@
 """HDF5 files: what an optimizer saves, and reading it back, from PuzzleLib's files too."""
 
-from .atomic import atomicFile
+from .atomic import atomicFile, signals_later
 from .contents import OptimizerState, VariableLayout
 from .fitting import fitted
 from .format import encodable
@@ -21,5 +21,6 @@ __all__ = [
     "opened",
     "read",
     "renamed",
+    "signals_later",
     "write",
 ]

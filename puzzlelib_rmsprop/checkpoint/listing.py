@@ -156,7 +156,14 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str], look: Callable[.
         if f"{name}.{key}" not in file:
             part["datasets"].append({"name": f"/{name}.{key}", "checksum": "damaged", "why": "it is missing"})
     part["t"] = part["attrs"].get("t")
-    _variables(part, source, looked)
+    try:
+        if not isinstance(source.extra, dict):
+            part["extra"] = {}
+            raise TypeError("options and hooks are no dict")
+        _variables(part, source, looked)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # what it says is not as save() writes it
+        part["variables"] = []
+        part["datasets"].append({"name": f"/{name}.layout", "checksum": "damaged", "why": f"it cannot be used: {error}"})
     return part
 
 

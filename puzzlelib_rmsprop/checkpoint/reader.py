@@ -43,7 +43,7 @@ def read(
         contents, rates, factors = states.read_all(), states.rates(), states.factors()
         seen = repr((sorted(source.seen.items()), source.extra, source.layout.get("attrs"), rates, factors))
         digest = hashlib.sha256(seen.encode()).hexdigest()
-        complete = source.layout.get("format", 0) >= FORMAT
+        complete = source.layout.get("format", 0) >= FORMAT and "factors" in source.layout
         variables = [replace(variable, rates=own) for variable, own in zip(variables, rates, strict=True)]
         return OptimizerState(
             found, variables, states=contents, factors=factors, extra=source.extra, complete=complete, digest=digest

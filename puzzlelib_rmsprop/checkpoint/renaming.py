@@ -36,7 +36,8 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
     used: set[str] = set()
     found = []
     for variable in variables:
-        sought = []
+        sought: list[str] = []
+        unchanged = []
         for name in variable.names:
             # from the one that fits best to the name as it is; each has to lead back to where it came from
             for new in sorted((new for new in backwards if _fits(name, new)), key=len, reverse=True):
@@ -46,8 +47,8 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
                     sought.append(before)
                     break
             else:
-                sought += [name] if _after(name, names) == name else []
-        found.append(replace(variable, saved_names=sought))
+                unchanged += [name] if _after(name, names) == name else []
+        found.append(replace(variable, saved_names=sought + unchanged))
     for new, old in backwards.items():
         if new not in used:
             raise CheckpointError(

@@ -88,14 +88,15 @@ class States:
 
     def _warn_of_rest(self, skipped: Sequence[VariableLayout]) -> None:
         """Warns of state that no variable of the net has taken; ``skipped`` are another warning's."""
-        sought = {name for variable in self._variables for name in variable.sought}
         stems = {stem_of(name) for variable in skipped for name in variable.sought}
         left = set() if self._group is None else set(self._datasets()) - self._used
         left = {key for key in left if key.rpartition(".")[2] not in OPTIONAL and key.rpartition(".")[0] not in stems}
         if self._source.layout.get("mode") == "global":  # all variables lie in one array
-            unknown = [entry for entry in self._layout.values() if not sought.intersection(entry["names"])]
-            known = {entry["dtype"] for entry in self._layout.values() if sought.intersection(entry["names"])}
-            of_unknown = {key for entry in unknown if entry["dtype"] not in known for key in spellings(entry["dtype"])}
+            entries = {id(entry): entry for entry in self._layout.values()}
+            taken = {id(self._entry(variable)) for variable in self._variables} & entries.keys()
+            dtypes = {entries[each]["dtype"] for each in taken}
+            unknown = [entry for each, entry in entries.items() if each not in taken]
+            of_unknown = {key for entry in unknown if entry["dtype"] not in dtypes for key in spellings(entry["dtype"])}
             left = {key for key in left if key.rpartition(".")[0] not in of_unknown}
             left |= {entry["names"][0] for entry in unknown}
         if left:
@@ -109,6 +110,9 @@ class States:
         there = dict.fromkeys(entry["names"][0] for entry in self._layout.values())
         there = there or dict.fromkeys(key.rpartition(".")[0] for key in self._datasets())
         also = f", nor anything for {_listed(lacking)}" if lacking else ""
+        if variable.saved_names is not None:
+            sought = f"for {_listed(variable.sought)}" if variable.sought else "for nothing"
+            also += f" (names= has it look {sought})"
         return (
             f"{also}; it has {_listed([*there])}. names={{old: new}} finds variables that have other names now, "
             f"strict=False leaves out what is not there"

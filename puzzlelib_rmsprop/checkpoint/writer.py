@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 
 from .._version import __version__
 from ..errors import CheckpointError
+from ..validation import shown
 from .atomic import signals_later
 from .attributes import prepared
 from .contents import OptimizerState
@@ -53,9 +55,7 @@ def _write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
     try:
         json.dumps(described)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"options and hooks must be plain data to be saved (JSON): {error}; got {state.extra!r}"
-        ) from error
+        raise CheckpointError(f"{_culprit(state.extra)} must be plain data to be saved (JSON): {error}") from error
     with opened(hdf, "w") as parent, new_groups(parent, [f"{name}.attrs", f"{name}.states"]) as (attr_group, state_group):
         sums: dict[str, str] = {}
         for key, value in contents.items():
@@ -81,3 +81,13 @@ def _write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
         # of a fixed length: HDF5 can hang on a damaged one of variable length
         parent[f"{name}.layout"] = np.bytes_(text)
         parent[f"{name}.layout"].attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())
+
+
+def _culprit(extra: dict[str, Any]) -> str:
+    """What of options and hooks JSON does not take."""
+    for hook in extra.get("hooks", ()):
+        try:
+            json.dumps(hook)
+        except (TypeError, ValueError):
+            return f"hook {hook[0]}: what its getState() gives, {shown(hook[1])[:200]},"
+    return "options and hooks"

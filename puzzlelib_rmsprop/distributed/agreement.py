@@ -94,7 +94,9 @@ def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = N
         if theirs is not None:
             raise CheckpointError(f"{what} failed on process {index}: {theirs}")
         if other != told[0][1]:
-            raise CheckpointError(f"{what}: process {index} has found another file than process 0")
+            raise CheckpointError(
+                f"{what}: process {index} has found another file than process 0, or was given other arguments"
+            )
 
 
 def tell(nodeinfo: Any, error: BaseException) -> None:

@@ -20,6 +20,13 @@ __all__ = ["LossScaling", "NonFiniteGuard"]
 _MANY = 100  # skipped steps in a row, of which a guard warns
 
 
+class _BAD:
+    """Where the record has the number of skipped steps in a row."""
+
+    dtype, _offset = dict(STATISTICS.fields or {})["bad"][:2]
+    index = _offset // dtype.itemsize
+
+
 class NonFiniteGuard(StatisticsHook):
     """Keeps a step with a gradient that is infinite, NaN or too large to square from changing anything.
 
@@ -70,7 +77,9 @@ class NonFiniteGuard(StatisticsHook):
     def _tripped(self, variables: Sequence[Any]) -> None:
         if self.policy == "skip":
             if isinstance(self._family, HostFamily):
-                self._warn_where_stuck(self._family.host(self._record).view(STATISTICS))
+                record = self._family.host(self._record)
+                if self._said or record.view(_BAD.dtype)[_BAD.index]:
+                    self._warn_where_stuck(record.view(STATISTICS))
             return
         if not self._bad():
             return
@@ -119,6 +128,7 @@ class NonFiniteGuard(StatisticsHook):
         record = self._read()
         for name in self.getState() or ():
             record[name] = state[name]
+        record["bad"], self._said = 0, False  # the row of skipped steps is not the file's
         self._write(record)
 
 

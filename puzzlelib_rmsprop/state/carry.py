@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..arrays import family_of
-from ..errors import CheckpointWarning, SetupError, warn
-from ..net import RATES, Rates, TrackedVariable, read_net
+from ..arrays.flat import in_use
+from ..errors import ArrayError, CheckpointWarning, SetupError, warn
+from ..net import RATES, Rates, TrackedVariable, rates_of, read_net
 from .layouts import make_ready
 from .restore import set_state
-from .settings import factors_of
+from .settings import factors_of, with_factors
 
 if TYPE_CHECKING:
     from ..optimizer import Optimizer
@@ -40,10 +42,15 @@ def carried_state(optimizer: Optimizer) -> CarriedState:
         )
     if optimizer.family is not None:
         optimizer.family.synchronize()  # an update may be queued on any stream
-    states = [
-        (v.names, v.shape, v.dtype, {entity: family_of(array).get(array) for entity, array in v.state.items()})
-        for v in optimizer._variables
-    ]
+    states = []
+    for variable in optimizer._variables:
+        state = {}
+        for entity, array in variable.state.items():
+            try:
+                state[entity] = family_of(array).get(array)
+            except ArrayError as error:
+                raise ArrayError(f"variable {variable.name!r}: its {entity!r}: {error}") from None
+        states.append((variable.names, variable.shape, variable.dtype, state))
     return CarriedState(states, factors_of(optimizer))
 
 
@@ -68,6 +75,8 @@ def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
     """Gives the state back to the variables that had it."""
     for variable in optimizer._variables:
         found = carried.find(variable)
+        if found is not None and not optimizer.globalState:
+            _set_rates(variable.var, with_factors(rates_of(variable.name, variable.var), carried.factors.get(found[2].name)))
         if found is not None and found[1:3] == (variable.shape, variable.dtype):
             fits = {
                 entity: content
@@ -77,7 +86,12 @@ def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
             }
             set_state(optimizer, variable, fits, False)
     for dtype, var in optimizer.globalVar.items():
-        for name, rate in zip(RATES, carried.factors.get(dtype.name, (1.0, 1.0, 1.0)), strict=True):
+        _set_rates(var, carried.factors.get(dtype.name, (1.0, 1.0, 1.0)))
+
+
+def _set_rates(var: Any, rates: Rates) -> None:
+    for name, rate in zip(RATES, rates, strict=True):
+        if getattr(var, name) != rate:
             setattr(var, name, rate)
 
 
@@ -90,6 +104,7 @@ class CopyMethods:
         """A shallow copy works on the same net and the same state."""
         copied = object.__new__(type(self))
         vars(copied).update(vars(self), **self._of_a_copy())
+        copied._variables = [replace(variable) for variable in self._variables]
         return copied
 
     def _of_a_copy(self: Any) -> dict[str, Any]:
@@ -123,16 +138,23 @@ class CopyMethods:
     def __setstate__(self: Any, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         if self._carried is not None:
-            try:
+            # a net that refers to its optimizer is not whole yet: then the first call does it
+            with contextlib.suppress(Exception):
                 self._set_up_again()
-            except Exception:  # a net that refers to its optimizer is not whole yet: the first call does it
-                vars(self).update(state)
 
     def _set_up_again(self: Any) -> None:
         """Makes the flat buffers of a copy, of its own net."""
-        carried, module = self._carried, self.module
+        carried, module, before = self._carried, self.module, {**vars(self)}
         variables, custom, family = read_net(module, self.nodeinfo)
+        if any(in_use(variable.data) for variable in variables):
+            raise SetupError(
+                "the copy has the net of another optimizer in global mode: copy both together, or call setupOn()"
+            )
         if {each[0][0] for each in carried.states} != {variable.name for variable in variables}:
             raise SetupError("the net of the copy has other variables than the optimizer was set up on: call setupOn()")
-        self._bind(module, True, variables, custom, family)
-        put_back(self, carried)
+        try:
+            self._bind(module, True, variables, custom, family)
+            put_back(self, carried)
+        except BaseException:
+            vars(self).update(before)
+            raise

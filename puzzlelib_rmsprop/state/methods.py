@@ -18,7 +18,7 @@ from ..errors import CheckpointError, SetupError
 from ..validation import shown, whole
 from .layouts import layouts, make_ready, sizes_of
 from .restore import import_state
-from .settings import factors_of, hooks_to_save
+from .settings import factors_of, hooks_to_save, warn_of_rates
 
 if TYPE_CHECKING:
     import h5py
@@ -129,7 +129,8 @@ class StateMethods:
             names: for variables with other names now: the name in the file -> the name in the net. Each is a whole name, or
                 the part before a dot: ``{"encoder": "body"}`` finds ``body.0.W`` as ``encoder.0.W``; ``""`` stands for no
                 such part.
-            keepSettings: True: settings stay as they are here, except ``t``, and a warning names those that differ.
+            keepSettings: True: settings stay as they are here, and a warning names those that differ. Not ``t`` and
+                ``seed``, with which the random rounding goes on.
 
         Example:
             >>> import os, tempfile, numpy as np
@@ -189,6 +190,7 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
         )
     make_ready(optimizer)
     whole("t", optimizer.t, 0, 2**63)
+    warn_of_rates(optimizer)
     arrays: dict[Any, dict[str, np.ndarray]] = {}
     for key, state in optimizer.states.items():
         arrays[key] = found = {entity: family_of(array).get(array) for entity, array in state.items()}
@@ -218,6 +220,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
     try:
         make_ready(optimizer)
         whole("t", optimizer.t, 0, 2**63)
+        warn_of_rates(optimizer)
     except Exception as error:
         failure = error
     together(optimizer.nodeinfo, failure, "saving")

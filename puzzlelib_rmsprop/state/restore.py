@@ -51,11 +51,12 @@ def import_state(
     except Exception as error:
         failure = error
     together(optimizer.nodeinfo, failure, "loading", digest)
-    take_settings(changes, hooks)
-    for variable, state in zip(optimizer._variables, given.states, strict=True):
-        if state is not None:
-            set_state(optimizer, variable, state, given.complete)
-    optimizer._take_options(given.extra.get("options", {}))
+    with checkpoint.signals_later():  # Ctrl-C in the middle would leave a half
+        take_settings(changes, hooks)
+        for variable, state in zip(optimizer._variables, given.states, strict=True):
+            if state is not None:
+                set_state(optimizer, variable, state, given.complete)
+        optimizer._take_options(given.extra.get("options", {}))
 
 
 def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout], strict: bool) -> OptimizerState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import json
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..checkpoint import OptimizerState
 from ..errors import CheckpointError, CheckpointWarning, Error, warn
 from ..hooks import Hook
-from ..net import RATES, Rates, check_rates
+from ..net import RATES, Rates, check_rates, numbers_of
 from ..plan import product
 from ..validation import Checked, shown, whole
 
@@ -30,6 +30,8 @@ __all__ = [
     "read_hooks",
     "take_settings",
     "warn_of_hooks",
+    "warn_of_rates",
+    "with_factors",
 ]
 
 Assignment = tuple[str, Any, str, Any]  # what it is, its owner, the name of the attribute, the value
@@ -47,24 +49,25 @@ class SavedHook(NamedTuple):
 
 
 def factors_of(optimizer: Optimizer) -> dict[str, Rates]:
-    """The rates of ``globalVar``, by the name of the dtype."""
-    return {dtype.name: (float(v.learnRate), float(v.momRate), float(v.wc)) for dtype, v in optimizer.globalVar.items()}
+    """The rates of ``globalVar``, by the name of the dtype; none that an update refuses."""
+    found = {dtype.name: numbers_of(var) for dtype, var in optimizer.globalVar.items()}
+    return {name: rates for name, rates in found.items() if rates is not None}
+
+
+def warn_of_rates(optimizer: Optimizer) -> None:
+    """Warns of variables whose rates are no numbers, or out of range, and so are not in the checkpoint."""
+    wrong = [repr(variable.name) for variable in optimizer._variables if numbers_of(variable.var) is None]
+    wrong += [f"globalVar[{dtype}]" for dtype, var in optimizer.globalVar.items() if numbers_of(var) is None]
+    if wrong:
+        warn(
+            f"rates of {', '.join(wrong)} are not in the checkpoint: learnRate, momRate or wc is no number, or out of range",
+            CheckpointWarning,
+        )
 
 
 def hooks_to_save(hooks: Sequence[Any]) -> list[list[Any]]:
     """Every hook, as plain data for JSON: what :class:`SavedHook` has."""
-    found = []
-    for hook in hooks:
-        each = [_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)]
-        try:
-            json.dumps(each)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"hook {each[0]}: what its getState() gives must be plain data to be saved (JSON): {error}; got "
-                f"{shown(each[1])[:200]}"
-            ) from error
-        found.append(each)
-    return found
+    return [[_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)] for hook in hooks]
 
 
 def _kind(hook: Any) -> str:
@@ -74,11 +77,13 @@ def _kind(hook: Any) -> str:
 def _checks(hook: Any) -> dict[str, Checked]:
     """The arguments of a hook that check what is assigned. Its sign belongs to the script's gradients, not to a file."""
     found = {k: v for kind in reversed(type(hook).__mro__) for k, v in vars(kind).items() if isinstance(v, Checked)}
+    # a subclass may have a property of that name
+    found = {name: each for name, each in found.items() if inspect.getattr_static(type(hook), name) is each}
     return {name: each for name, each in found.items() if name != "gradOfLoss"}
 
 
 def _settings(hook: Any) -> dict[str, Any]:
-    return {name: getattr(hook, name) for name in _checks(hook) if hasattr(hook, name)}
+    return {name: vars(hook)[name] for name in _checks(hook) if name in vars(hook)}
 
 
 # --------------------------------------------------------------------------------------------------- hooks
@@ -103,15 +108,25 @@ def match_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any]) -> list[tuple[
     Raises:
         CheckpointError: what is saved of a hook is not valid for it.
     """
-    left = list(saved)
-    pairs = []
-    for hook in hooks:
-        found = next((each for each in left if each.kind == _kind(hook)), None)
-        if found is not None:
-            left.remove(found)
-            pairs.append((hook, found))
-            _check(hook, found)
-    return pairs
+    left, found = list(saved), dict[int, SavedHook]()
+    # those with the same arguments first: of a class, they may stand in another order
+    for exactly in (True, False):
+        for i, hook in enumerate(hooks):
+            each = next((each for each in left if i not in found and _is_of(each, hook, exactly)), None)
+            if each is not None:
+                found[i] = each
+                left.remove(each)
+    for i, each in found.items():
+        _check(hooks[i], each)
+    return [(hooks[i], found[i]) for i in sorted(found)]
+
+
+def _is_of(saved: SavedHook, hook: Any, exactly: bool) -> bool:
+    own = _settings(hook)
+    if saved.kind != _kind(hook) or (exactly and saved.settings != own):
+        return False
+    # decay that is decoupled is another thing
+    return bool(saved.settings.get("decoupled", own.get("decoupled")) == own.get("decoupled"))
 
 
 def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Sequence[tuple[Any, SavedHook]]) -> None:
@@ -155,7 +170,7 @@ def changes_of(
     # t first: a schedule may depend on it
     attrs = sorted(given.attrs.items(), key=lambda item: item[0] != "t")
     assignments = [("attributes", optimizer, key, copy.deepcopy(value)) for key, value in attrs]
-    assignments += _rates(optimizer, given)
+    assignments += _rates(optimizer, given, keep)
     for hook, saved in hooks:
         known = _checks(hook)
         assignments += [("hooks", hook, name, value) for name, value in saved.settings.items() if name in known]
@@ -169,26 +184,32 @@ def changes_of(
     return of_t
 
 
-def _rates(optimizer: Optimizer, given: OptimizerState) -> Iterator[Assignment]:
+def _rates(optimizer: Optimizer, given: OptimizerState, keep: bool) -> Iterator[Assignment]:
     """The rates in a file, as they are to be set in this optimizer's mode."""
     for variable, saved in zip(optimizer._variables, given.variables, strict=True):
         if saved.rates is None:
             continue
-        factors = given.factors.get(variable.dtype.name, (1.0, 1.0, 1.0))
         rates = saved.rates
-        if not optimizer.globalState:  # nothing else has the factors there
-            rates = tuple(  # type: ignore[assignment]
-                rate if factor == 1.0 else product(rate, factor) for rate, factor in zip(rates, factors, strict=True)
-            )
-        yield from _three(f"variable {variable.name!r}", variable.var, rates)
+        if not optimizer.globalState:
+            rates = with_factors(rates, given.factors.get(variable.dtype.name))
+        yield from _three(f"variable {variable.name!r}", variable.var, rates, keep)
     if any(saved.rates is not None for saved in given.variables):
         for dtype, var in optimizer.globalVar.items():
-            yield from _three(f"globalVar[{dtype}]", var, given.factors.get(dtype.name, (1.0, 1.0, 1.0)))
+            yield from _three(f"globalVar[{dtype}]", var, given.factors.get(dtype.name, (1.0, 1.0, 1.0)), keep)
 
 
-def _three(whose: str, var: Any, rates: Rates) -> Iterator[Assignment]:
+def with_factors(rates: Rates, factors: Rates | None) -> Rates:
+    """A variable's rates for local mode, where there are no factors beside them."""
+    if factors is None:
+        return rates
+    both = [rate if factor == 1.0 else product(rate, factor) for rate, factor in zip(rates, factors, strict=True)]
+    return both[0], both[1], both[2]
+
+
+def _three(whose: str, var: Any, rates: Rates, keep: bool) -> Iterator[Assignment]:
     try:
-        check_rates(whose, *rates)
+        if not keep:
+            check_rates(whose, *rates)
     except Error as error:
         raise CheckpointError(f"the file's rates are not valid: {error}") from error
     for name, value in zip(RATES, rates, strict=True):
@@ -205,9 +226,8 @@ def take_settings(assignments: Sequence[Assignment], hooks: Sequence[tuple[Any, 
             what = kind
             if name == "t":
                 whole("t", value, 0, 2**63)
-            before = getattr(owner, name)
+            undo.append(functools.partial(setattr, owner, name, getattr(owner, name)))
             setattr(owner, name, value)
-            undo.append(functools.partial(setattr, owner, name, before))
         for hook, saved in hooks:
             if _has_state(hook, saved):
                 what = f"state of hook {_kind(hook)}"
@@ -219,6 +239,10 @@ def take_settings(assignments: Sequence[Assignment], hooks: Sequence[tuple[Any, 
                 each()
         if not isinstance(error, Exception):
             raise
+        if what.startswith(("variable", "globalVar")):
+            raise CheckpointError(
+                f"{what}: its {name} cannot be set to the file's, {value!r}: {error} (keepSettings=True leaves it)"
+            ) from error
         raise CheckpointError(f"the {what} in the file {'is' if 'hook ' in what else 'are'} not valid: {error}") from error
 
 

@@ -223,3 +223,21 @@ def test_all_that_is_missing_is_named_with_the_remedy(globalState, tmp_path):
         f"leaves out what is not there"
     )
     optimizer.load(tmp_path / "run.hdf", names={"module.": ""})
+
+
+def test_a_tied_variable_that_is_renamed(globalState, tmp_path):
+    """names= counts before the names that are in the file as they are."""
+    before = saved(tmp_path / "run.hdf", globalState, {"a": (3,), "x": (3,)})
+    var = OWN.var(np.zeros(3, np.float32))
+    optimizer = RMSPropGraves()
+    optimizer.setupOn(Net({"a": var, "tied": var}), globalState)
+    with pytest.warns(CheckpointWarning, match=r"without a variable in the net; ignored: \['a"):
+        optimizer.load(tmp_path / "run.hdf", names={"x": "tied"})
+    assert_same(states(optimizer)["a"], before["x"])
+
+
+def test_names_that_hide_what_is_there(globalState, tmp_path):
+    saved(tmp_path / "run.hdf", globalState)
+    _, optimizer = made(SHAPES, globalState)
+    with pytest.raises(CheckpointError, match=r"\(names= has it look for 'module.body.0.W'\)"):
+        optimizer.load(tmp_path / "run.hdf", names={"module": ""})

@@ -158,3 +158,51 @@ def test_attributes_of_a_copy_are_its_own(tmp_path):
     copy.copy(optimizer).setAttr("epoch", 1)
     optimizer.save(tmp_path / "run.hdf")
     assert "epoch" not in optimizer.attrs
+
+
+def test_a_shallow_copy_has_what_hooks_keep(globalState):
+    def count(var, state, stream=None):
+        state.setdefault("n", np.zeros(1, np.float32))
+        state["n"] += 1
+
+    _, optimizer = made(OWN, globalState)
+    optimizer.addHook(count)
+    for each in (optimizer, optimizer, copy.copy(optimizer)):
+        each.update()
+    assert {float(v.state["n"][0]) for v in optimizer._variables} == {3.0}
+
+
+def test_a_copy_with_the_net_of_the_first_is_refused():
+    """In global mode one optimizer has the net; the first goes on."""
+    net, optimizer = made(OWN, True)
+    twin = copy.deepcopy(optimizer, {id(net): net})
+    step(OWN, net, optimizer, 0)
+    with pytest.raises(SetupError, match="the copy has the net of another optimizer in global mode: copy both together"):
+        twin.update()
+    step(OWN, net, optimizer, 1)
+
+
+def test_a_copy_whose_first_set_up_fails_keeps_its_state():
+    class Stubborn(Net):
+        refuses = False
+
+        def setVar(self, name, var):
+            if self.refuses:
+                raise RuntimeError("no")
+            super().setVar(name, var)
+
+    net = Stubborn({"w": OWN.var(np.zeros(3, np.float32))})
+    net.trainer = RMSPropGraves()
+    net.trainer.setupOn(net, True)
+    net.getVar("w").grad.fill(1)
+    net.trainer.update()
+    twin = copy.deepcopy(net)
+    twin.refuses = True
+    with pytest.raises(RuntimeError, match="no"):
+        twin.trainer.update()
+    twin.refuses = False
+    for each in (net, twin):
+        each.getVar("w").grad.fill(2)
+        each.trainer.update()
+    assert np.array_equal(net.getVar("w").data.get(), twin.getVar("w").data.get())
+    assert twin.trainer.t == 2

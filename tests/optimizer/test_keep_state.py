@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop import NodeInfo, Optimizer, RMSPropGraves
-from puzzlelib_rmsprop.errors import CheckpointWarning, SetupError
+from puzzlelib_rmsprop.errors import ArrayError, CheckpointWarning, SetupError
 from tests.conftest import ARRAYS
 from tests.reference import Reference
 from tests.standins import Net
@@ -153,3 +153,23 @@ def test_state_in_parts_is_refused():
     optimizer.setupOn(net, True)
     with pytest.raises(SetupError, match=r"the state is in parts, one on each process: save\(\) it, and load\(\) it after"):
         optimizer.setupOn(net, True, keepState=True)
+
+
+def test_factors_go_into_the_rates_in_local_mode():
+    """What was frozen by globalVar stays frozen."""
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
+    optimizer.setupOn(net, True)
+    optimizer.globalVar[np.float32].learnRate = 0
+    optimizer.setupOn(net, False, keepState=True)
+    assert net.getVar("w").learnRate == 0
+    before = OWN.get(net.getVar("w").data)
+    step(OWN, net, optimizer, 0)
+    assert np.array_equal(OWN.get(net.getVar("w").data), before)
+
+
+def test_what_a_hook_keeps_has_to_be_an_array():
+    net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
+    optimizer.setupOn(net)
+    optimizer.states["w"]["n"] = 3
+    with pytest.raises(ArrayError, match="variable 'w': its 'n': arrays must be"):
+        optimizer.setupOn(net, keepState=True)

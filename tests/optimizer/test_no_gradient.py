@@ -121,3 +121,28 @@ def test_a_gradient_that_comes_back_is_checked():
     with pytest.raises((VariableError, ArrayError)):
         optimizer.update()
     assert optimizer.t == 1
+
+
+def test_a_hook_that_takes_a_variable_out():
+    def freeze(var, state, stream=None):
+        if var is net.getVar("b"):
+            var.grad = None
+
+    def watch(var, state, stream=None):
+        seen.append(var)
+
+    seen = []
+    net, optimizer = made(hooks=[freeze, WeightDecay(0.5), watch])
+    for var in net.vars.values():
+        var.wc = 1.0
+    before = net.getVar("b").data.get()
+    optimizer.update()
+    assert seen == [net.getVar(name) for name in ("a", "c", "d", "e")]
+    assert np.array_equal(net.getVar("b").data.get(), before)
+
+
+def test_the_only_one_with_decay_is_left_out():
+    net, optimizer = made(hooks=[WeightDecay(0.5)])
+    net.getVar("a").wc = 1.0
+    net.getVar("a").grad = None
+    optimizer.update()  # no warning that nothing has a wc

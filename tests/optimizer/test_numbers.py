@@ -83,3 +83,16 @@ def test_text_that_is_a_number():
     for text in ("fast", "nan", ""):
         with pytest.raises(HyperParameterError, match=rf"got '{text}' of type str$"):
             number("rate", text, 0)
+
+
+def test_a_rate_in_an_array_with_a_rule_of_ones_own():
+    class Own(RMSPropGraves):
+        def updateVar(self, var, state, stream=None):
+            super().updateVar(var, state, stream)
+
+    var = Variable(np.zeros(3, np.float32), grad=np.ones(3, np.float32))
+    var.learnRate = np.array(0.5, np.float32)
+    optimizer = Own()
+    optimizer.setupOn({"w": var})
+    optimizer.update()
+    assert var.data.all()
