@@ -9,8 +9,6 @@ import pytest
 from puzzlelib_rmsprop import (
     GradientClipping,
     GradientHardClipping,
-    GradientScaling,
-    Hook,
     LossScaling,
     NonFiniteGuard,
     Optimizer,
@@ -18,41 +16,10 @@ from puzzlelib_rmsprop import (
     Variable,
     WeightDecay,
 )
-from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning, NonFiniteWarning
+from puzzlelib_rmsprop.errors import CheckpointError, CheckpointWarning
 from tests.checkpoint.damage import rewritten
-from tests.conftest import ARRAYS
+from tests.checkpoint.hooked import OWN, copied, made, rates, trained
 from tests.standins import Net
-
-OWN = ARRAYS["own"]
-
-SHAPES = {"w": (3, 2), "b": (2,), "half": (4,)}
-
-
-def made(arrays, globalState, hooks=(), **options):
-    net = Net({name: arrays.var(np.full(shape, 0.5, np.float32)) for name, shape in SHAPES.items()})
-    optimizer = RMSPropGraves(**options)
-    for hook in hooks:
-        optimizer.addHook(hook)
-    optimizer.setupOn(net, globalState)
-    return net, optimizer
-
-
-def trained(arrays, net, optimizer, steps=3):
-    for seed in range(steps):
-        rng = np.random.default_rng(seed)
-        for name in sorted(net.vars):
-            arrays.put(net.getVar(name).grad, rng.standard_normal(SHAPES[name]).astype(np.float32))
-        optimizer.update()
-    return {name: arrays.get(net.getVar(name).data) for name in SHAPES}
-
-
-def copied(arrays, source, target):
-    for name in SHAPES:
-        arrays.put(target.getVar(name).data, arrays.get(source.getVar(name).data))
-
-
-def rates(net):
-    return {name: (var.learnRate, var.momRate, var.wc) for name, var in net.vars.items()}
 
 
 @pytest.mark.parametrize("loadGlobal", [False, True], ids=["into local", "into global"])
@@ -276,85 +243,6 @@ def test_a_schedule_with_a_setter_sees_the_files_t(tmp_path):
     assert (other.t, other.learnRate) == (3, 0.25)
 
 
-class Counting(Hook):
-    """Keeps a count; takes no other where it is told to refuse."""
-
-    refuses = False
-
-    def __init__(self, count):
-        self.count = count
-
-    def __call__(self, var, state, stream=None):
-        pass
-
-    def getState(self):
-        return {"count": self.count}
-
-    def setState(self, state):
-        if self.refuses:
-            raise ValueError("no")
-        self.count = state["count"]
-
-
-def test_a_hook_that_refuses_its_state_costs_nothing(globalState, tmp_path):
-    net, optimizer = made(OWN, globalState, [Counting(1), Counting(2)])
-    trained(OWN, net, optimizer)
-    optimizer.save(tmp_path / "run.hdf")
-    other, fresh = made(OWN, globalState, [Counting(3), Counting(4)], learnRate=0.5)
-    other.getVar("w").wc = 0.5
-    fresh.hooks[1].refuses = True
-    with pytest.raises(CheckpointError, match="the state of hook Counting in the file is not valid: no"):
-        fresh.load(tmp_path / "run.hdf")
-    assert (fresh.t, fresh.learnRate, other.getVar("w").wc, fresh.hooks[0].count) == (0, 0.5, 0.5, 3)
-    assert not any(array.get().any() for v in fresh._variables for array in v.state.values())
-
-
-def test_a_state_of_a_hook_that_is_no_plain_data_is_named(tmp_path):
-    _, optimizer = made(OWN, False, [Counting(np.float32(1))])
-    message = r"hook Counting: what its getState\(\) gives, \{'count': np.float32\(1.0\)\}, must be plain data to be saved"
-    with pytest.raises(CheckpointError, match=message):
-        optimizer.save(tmp_path / "run.hdf")
-
-
-def test_another_number_of_hooks_of_a_class_is_told(tmp_path):
-    _, optimizer = made(OWN, False, [WeightDecay(0.5), WeightDecay(0.25)])
-    optimizer.save(tmp_path / "run.hdf")
-    _, fresh = made(OWN, False, [WeightDecay(0.25)])
-    with pytest.warns(CheckpointWarning, match=r"the file was saved with WeightDecay\(rate=0.5, decoupled"):
-        fresh.load(tmp_path / "run.hdf")
-
-
-class Own(WeightDecay):
-    """With an __init__ that does not call its parent's."""
-
-    def __init__(self, rate):
-        self.rate = rate
-
-
-class Fixed(GradientScaling):
-    factor = property(lambda self: 0.5)
-
-    def __init__(self):
-        pass
-
-
-def test_hooks_of_ones_own_classes(globalState, tmp_path):
-    net, optimizer = made(OWN, globalState, [Own(0.25), Fixed()])
-    net.getVar("w").wc = 1.0
-    trained(OWN, net, optimizer)
-    optimizer.save(tmp_path / "run.hdf")
-    _, fresh = made(OWN, globalState, [Own(0.5), Fixed()])
-    fresh.load(tmp_path / "run.hdf")
-    assert (fresh.hooks[0].rate, fresh.hooks[1].factor) == (0.25, 0.5)
-
-
-def test_a_state_of_a_hook_may_be_anything_where_no_file_is_written():
-    state = {"sum": np.arange(3)}
-    _, optimizer = made(OWN, False, [Counting(state)])
-    optimizer.importState(optimizer.exportState())
-    assert optimizer.hooks[0].count["sum"].tolist() == [0, 1, 2]
-
-
 @pytest.mark.parametrize("bad", [np.nan, None, "0.5", 10**400], ids=["nan", "None", "text", "int"])
 @pytest.mark.parametrize("whose", ["a variable's", "globalVar's"])
 def test_rates_that_an_update_refuses_cost_no_checkpoint(bad, whose, tmp_path):
@@ -385,33 +273,3 @@ def test_a_damaged_rate_does_not_matter_where_settings_are_kept(tmp_path):
         with pytest.warns(CheckpointWarning, match="momRate of variable 'b' is 1.0, -1.0 in the file"):
             optimizer.load(file, keepSettings=True)
     assert net.getVar("b").momRate == 1.0
-
-
-def test_decay_that_is_decoupled_is_another_hook(tmp_path):
-    _, optimizer = made(OWN, False, [WeightDecay(0.1), WeightDecay(0.2, decoupled=True)])
-    optimizer.save(tmp_path / "run.hdf")
-    _, fresh = made(OWN, False, [WeightDecay(0.3, decoupled=True)])
-    with pytest.warns(CheckpointWarning, match=r"saved with WeightDecay\(rate=0.1, decoupled=False\), which"):
-        fresh.load(tmp_path / "run.hdf")
-    assert (fresh.hooks[0].rate, fresh.hooks[0].decoupled) == (0.2, True)
-
-
-def test_two_of_a_class_in_another_order_keep_their_arguments(tmp_path):
-    _, optimizer = made(OWN, False, [GradientScaling(4.0), GradientScaling(0.5)])
-    optimizer.save(tmp_path / "run.hdf")
-    _, fresh = made(OWN, False, [GradientScaling(0.5), GradientScaling(4.0)])
-    fresh.load(tmp_path / "run.hdf")
-    assert [hook.factor for hook in fresh.hooks] == [0.5, 4.0]
-
-
-def test_a_row_of_skipped_steps_is_not_the_files(tmp_path):
-    net, optimizer = made(OWN, False, [NonFiniteGuard()])
-    optimizer.save(tmp_path / "run.hdf")
-    net.getVar("w").grad.fill(np.nan)
-    for _ in range(99):
-        optimizer.update()
-    optimizer.load(tmp_path / "run.hdf")
-    for _ in range(99):
-        optimizer.update()
-    with pytest.warns(NonFiniteWarning, match="100 in a row, 100 in all"):
-        optimizer.update()
