@@ -86,16 +86,20 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
     if group:
         fold = max(fold, first)
     first = min(first, fold)
-    plan = _run(optimizer, plan, hooks[:first], stream)
+    if first:
+        plan = _run(optimizer, plan, hooks[:first], stream)
     if group:
         _average(optimizer, hooks, stream)
-    plan = _run(optimizer, plan, hooks[first:fold], stream)
+    if first < fold:
+        plan = _run(optimizer, plan, hooks[first:fold], stream)
     # with what hooks have left of the rates, and before a record counts this step
     for hook, why in plan.idle:
         if hook.rate > 0:
             _tell(plan, hook, why)
     decay = _checked_decay(optimizer, plan, decays) if decays else 0.0
-    guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
+    guard = None
+    if first < fold:
+        guard = next((hook for hook in hooks[first:fold] if isinstance(hook, NonFiniteGuard)), None)
     operations: tuple[Operation, ...] = ()
     for hook in hooks[fold:]:
         if isinstance(hook, StatisticsHook):
@@ -203,7 +207,7 @@ def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations:
     """Has all gradients that count measured, as they are after ``operations``."""
     plan.statistics[hook][1].run(operations, hook._scaling_policy(), stream)
     try:
-        hook._tripped(_with_gradient(optimizer))
+        hook._tripped(optimizer._variables)
     except Exception as error:
         optimizer._verdict = error
         raise

@@ -83,7 +83,7 @@ class NonFiniteGuard(StatisticsHook):
             return
         if not self._bad():
             return
-        names = [v.name for v in variables if v.rates[0] > 0.0 and not _finite(v.grad)]
+        names = [v.name for v in variables if v.rates[0] > 0.0 and v.grad is not None and not _finite(v.grad)]
         whose = f" of {', '.join(map(repr, names))}" if names else ", after the hooks before this one"
         what = f"step skipped, as squares are not finite: the gradient{'s' * (len(names) != 1)}{whose}"
         if self.policy == "raise":
