@@ -109,7 +109,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
             written = f"format {part['format']}, " if part["format"] is not None else ""
             lines.append(f"  {written}{part['mode']} mode, t = {part['t']}")
             lines.append("  " + ", ".join(f"{key} = {value}" for key, value in part["attrs"].items() if key != "t"))
-            lines += [f"  {key}: {value}" for key, value in part["extra"].items() if value]
+            extra = {**part["extra"], "hooks": _hooks(part["extra"].get("hooks"))}
+            lines += [f"  {key}: {value}" for key, value in extra.items() if value]
             lines += _table(part)
         else:
             lines += [_row("  " + each["name"], each) for each in part["datasets"]]
@@ -119,12 +120,32 @@ def _lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _hooks(hooks: Any) -> Any:
+    """Each hook with its arguments and its state, as it is written in a program."""
+    try:
+        found = []
+        for kind, state, *settings in hooks:
+            arguments = ", ".join(f"{name}={value!r}" for name, value in (settings[0] if settings else {}).items())
+            found.append(f"{kind}({arguments})" + (f" {state}" if state is not None else ""))
+        return ", ".join(found)
+    except (TypeError, ValueError, AttributeError):  # not as save() writes them
+        return hooks
+
+
+def _rates(rates: Any) -> str:
+    """Rates that are not as they are at first."""
+    if not isinstance(rates, list) or len(rates) != 3:
+        return ""
+    usual = zip(("learnRate", "momRate", "wc"), rates, (1.0, 1.0, 0.0), strict=True)
+    return "".join(f", {name} {value}" for name, value, first in usual if value != first)
+
+
 def _table(part: dict[str, Any]) -> list[str]:
     lines = []
     for variable in part["variables"]:
         shape = f", {variable['dtype']} {tuple(variable['shape'])}" if "shape" in variable else ""
         form = ", ms holds the variance" if variable.get("variance") else ""
-        lines.append(f"  {', '.join(variable['names'])}{shape}{form}")
+        lines.append(f"  {', '.join(variable['names'])}{shape}{form}{_rates(variable.get('rates'))}")
         lines += [_row(f"    {entity}", numbers) for entity, numbers in variable["entities"].items()]
     return lines
 

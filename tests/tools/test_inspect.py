@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import puzzlelib_rmsprop
-from puzzlelib_rmsprop import Hook, RMSPropGraves, __version__
+from puzzlelib_rmsprop import Hook, RMSPropGraves, WeightDecay, __version__
 from puzzlelib_rmsprop.__main__ import main
 from puzzlelib_rmsprop.checkpoint import OptimizerState, atomicFile, listing, write
 from puzzlelib_rmsprop.errors import CheckpointError
@@ -64,7 +64,9 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
 
     optimizer = RMSPropGraves(learnRate=0.125, seed=3)
     optimizer.addHook(Guard())
+    optimizer.addHook(WeightDecay(0.25))
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
+    optimizer.module.getVar("b.b").learnRate, optimizer.module.getVar("b.b").wc = 0, 2.0
     step(Own, optimizer, 2)
     optimizer.save(tmp_path / "run.hdf", name="opt")
     status, text = said(capsys, tmp_path / "run.hdf")
@@ -76,8 +78,9 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
         f"format 3, {mode} mode, t = 2",
         "learnRate = 0.125",
         "options: {'gradOfLoss': False, 'stateDtype': None, 'masterWeights': False, 'seed': 3}",
-        "hooks: [['Guard', {'skipped': 4}, {}]]",
-        "b.W, float32 (4, 3)",
+        "hooks: Guard() {'skipped': 4}, WeightDecay(rate=0.25, decoupled=False)",
+        "b.W, float32 (4, 3)\n",
+        "b.b, float32 (3,), learnRate 0.0, wc 2.0\n",
     ):
         assert expected in text
     status, text = said(capsys, tmp_path / "run.hdf", "--json")
