@@ -37,6 +37,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:  # a pipe that nobody reads any more, a full disk
-        print(f"the answer cannot be printed: {error}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # who reads the pipe has seen enough
+            print(f"the answer cannot be printed: {error}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to print at the end goes there
         sys.exit(3)

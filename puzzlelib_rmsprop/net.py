@@ -14,7 +14,7 @@ import numpy as np
 from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import encodable
 from .errors import ArrayError, HyperParameterError, SetupError, SetupWarning, VariableError, warn
-from .validation import FLOAT32_MAX, plain_number, shown
+from .validation import FLOAT32_MAX, plain_number, shown, text_hint
 
 __all__ = [
     "RATES",
@@ -332,7 +332,8 @@ def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None
         if not good:
             rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
             hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > FLOAT32_MAX else ""
-            raise HyperParameterError(f"{whose}: its {what} must be {rule}; got {shown(value)}{hint}")
+            hint += text_hint(value)
+            raise HyperParameterError(f"{whose}: its {what} must be {rule}; got {shown(value)[:80]}{hint}")
 
 
 def updater_of(net: Any, name: str) -> Callable[[float], None]:

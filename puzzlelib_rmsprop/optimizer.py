@@ -325,7 +325,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 stream = self._stream_of_step(useStreams, stream)
             if type(self.t) is not int or self.t < 0:
                 self.t = whole("t", self.t, 0, 2**63)
-            if not self.t & 255:  # a net tells its variables slowly
+            if not (self.t & 255 and self.t & (self.t - 1)):  # not at each step: a net tells its variables slowly
                 warn_of_new(self)
             custom = [updater_of(self.module, name) for name in self.customVars] if self.customVars else ()
             self.t += 1

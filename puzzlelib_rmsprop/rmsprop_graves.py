@@ -11,7 +11,7 @@ import numpy as np
 from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import MeanSquare
-from .errors import CheckpointError, HyperParameterError, SetupError, VariableError
+from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, VariableError, warn
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
 from .kernels.look import same_objects
 from .net import Rates, TrackedVariable, check_rates, rates_of
@@ -235,6 +235,11 @@ class RMSPropGraves(Optimizer):
             raise CheckpointError(f"the file's option is not valid: {error}") from error
         if sign_of_loss == self.gradOfLoss:
             return states
+        warn(
+            f"the state was saved with gradOfLoss={sign_of_loss}, and this optimizer has {self.gradOfLoss}: its means "
+            f"change their sign; your gradients have to have it as well",
+            CheckpointWarning,
+        )
         # the mean of gradients of the other sign
         return [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
 

@@ -24,6 +24,7 @@ __all__ = [
     "plain_number",
     "shown",
     "state_dtype",
+    "text_hint",
     "whole",
 ]
 
@@ -59,8 +60,8 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
     value = plain_number(value)
     real = _real(value)
     if real is None:
-        remedy = f": float({value!r}) is one" if isinstance(value, str) and _is_text_of_number(value) else ""
-        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {type(value).__name__}{remedy}")
+        kind = type(value).__name__
+        raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {kind}{text_hint(value)}")
     if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
         got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
@@ -80,12 +81,12 @@ def _real(value: Any) -> float | None:
         return None
 
 
-def _is_text_of_number(text: str) -> bool:
-    """Whether float() takes it: YAML 1.1 reads 1e-4 as text."""
+def text_hint(value: Any) -> str:
+    """What to do with a text that is a number: YAML 1.1 reads 1e-4 as text."""
     try:
-        return math.isfinite(float(text))
+        return f": use float({value!r})" if isinstance(value, str) and math.isfinite(float(value)) else ""
     except ValueError:
-        return False
+        return ""
 
 
 def whole(name: str, value: Any, least: int, below: int) -> int:
@@ -185,12 +186,12 @@ class Misnamed:
         try:
             return vars(instance)[self._name]
         except (KeyError, TypeError):
-            raise AttributeError(f"there is no attribute {self._name!r}; {self._right} is what counts") from None
+            raise AttributeError(f"there is no attribute {self._name!r}: use {self._right}") from None
 
     def __set__(self, instance: Any, value: Any) -> None:
         kept = vars(instance)
         if type(instance) is self._owner and self._name not in kept and self._name not in kept.get("attrs", ()):
-            warn(f"{type(instance).__name__}.{self._name} has no effect: {self._right} is what counts", SetupWarning)
+            warn(f"{type(instance).__name__}.{self._name} has no effect: use {self._right}", SetupWarning)
         kept[self._name] = value
 
     def __delete__(self, instance: Any) -> None:

@@ -63,7 +63,7 @@ class Variable:
         try:
             family = family_of(data)
         except ArrayError as error:
-            raise ArrayError(f"variable {name!r}: its data: {error}") from None
+            raise ArrayError(f"{'a variable' if name is None else f'variable {name!r}'}: its data: {error}") from None
         for what, function in (("updater", updater), ("postUpdater", postUpdater)):
             if function is not None and not callable(function):
                 raise VariableError(f"variable {name!r}: its {what} must be callable; got {function!r}")

@@ -39,9 +39,9 @@ def family_of(array: Any) -> Family:
             return family
     remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
     if isinstance(array, np.ma.MaskedArray):
-        remedy = "array.filled(0) is NumPy's, without the mask"
+        remedy = "Use array.filled(0), without the mask"
     elif isinstance(array, np.ndarray):
-        remedy = "numpy.asarray(array) is NumPy's own"
+        remedy = "Use numpy.asarray(array)"
     raise ArrayError(
         f"arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got {type(array).__module__}."
         f"{type(array).__qualname__}. {remedy}"
@@ -75,7 +75,7 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
     if own != family:
         raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
     if array.dtype != dtype:
-        remedy = f": array.astype({dtype.name!r}) is" if isinstance(array, np.ndarray) else ""
+        remedy = f": use array.astype({dtype.name!r})" if isinstance(array, np.ndarray) else ""
         raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}{remedy}")
     if tuple(array.shape) != shape:
         raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {tuple(array.shape)}")

@@ -145,15 +145,15 @@ class HostFamily(Family):
         if not host.flags.c_contiguous:
             return (
                 f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}: "
-                f"numpy.ascontiguousarray(array) makes one that is"
+                f"use numpy.ascontiguousarray(array)"
             )
         if not host.flags.writeable:
-            return "must be writeable; it is read-only: array.copy() is writeable"
+            return "must be writeable; it is read-only: use array.copy()"
         if not host.flags.aligned:
-            return f"must be aligned to its dtype {host.dtype}; it starts at an odd address: array.copy() is aligned"
+            return f"must be aligned to its dtype {host.dtype}; it starts at an odd address: use array.copy()"
         if not host.dtype.isnative:
             return (
-                f"must be in the machine's byte order; its dtype is {host.dtype.str}: array.astype({host.dtype.name!r}) is"
+                f"must be in the machine's byte order; its dtype is {host.dtype.str}: use array.astype({host.dtype.name!r})"
             )
         return None
 

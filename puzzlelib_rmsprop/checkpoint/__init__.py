@@ -7,7 +7,7 @@ from .format import encodable
 from .mean_square import MeanSquare
 from .opening import new_groups, opened
 from .reader import read
-from .renaming import renamed
+from .renaming import check_names, renamed
 from .writer import write
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "OptimizerState",
     "VariableLayout",
     "atomicFile",
+    "check_names",
     "encodable",
     "fitted",
     "new_groups",

@@ -134,12 +134,17 @@ def read_attributes(source: Source, attrs: Mapping[str, Any]) -> dict[str, Any]:
     described = source.layout.get("attrs", {})
     if not isinstance(described, dict):
         raise CheckpointError(f"{source.file}: '{source.name}.layout' is damaged: its attributes are no dict")
+    unknown: list[str] = []
     for key in source.attrs:
         content = source.verified("attrs", key)
         if key not in attrs:
-            warn(f"attribute {key!r} in the file is unknown to this optimizer; ignored", CheckpointWarning)
+            unknown.append(key)
             continue
         found[key] = _converted(key, saved_value(described, key, content, attrs[key] is None), attrs[key])
+    if unknown:
+        which = f"attribute{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
+        verb = "are" if len(unknown) > 1 else "is"
+        warn(f"{which} in the file {verb} unknown to this optimizer; ignored (setAttr() before load())", CheckpointWarning)
     return found
 
 

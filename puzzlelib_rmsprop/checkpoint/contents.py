@@ -68,6 +68,7 @@ class OptimizerState:
         extra: options and hooks, as plain data.
         complete: whether everything of the hooks is in there too: then what is not there was not kept.
         digest: of the file that it was read from: in a group, it has to be the same on all processes.
+        known: the names of variables in that file.
     """
 
     attrs: dict[str, Any]
@@ -79,6 +80,7 @@ class OptimizerState:
     extra: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     digest: str = ""
+    known: Sequence[str] = ()
 
     def of(self, variable: VariableLayout) -> dict[str, np.ndarray]:
         """The state of one of the ``variables``, from ``arrays``.

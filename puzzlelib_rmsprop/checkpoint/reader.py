@@ -46,5 +46,12 @@ def read(
         complete = source.layout.get("format", 0) >= FORMAT and "factors" in source.layout
         variables = [replace(variable, rates=own) for variable, own in zip(variables, rates, strict=True)]
         return OptimizerState(
-            found, variables, states=contents, factors=factors, extra=source.extra, complete=complete, digest=digest
+            found,
+            variables,
+            states=contents,
+            factors=factors,
+            extra=source.extra,
+            complete=complete,
+            digest=digest,
+            known=states.names(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,18 @@ from ..errors import CheckpointError
 from ..validation import shown
 from .contents import VariableLayout
 
-__all__ = ["renamed"]
+__all__ = ["check_names", "renamed"]
+
+
+def check_names(names: Any, known: Iterable[str]) -> None:
+    """Raises CheckpointError where ``names`` has an old name that nothing of ``known`` has."""
+    for old in names or ():
+        part = old.removesuffix(".")
+        if not any(_fits(name, part) for name in known):
+            raise CheckpointError(
+                f"names: {old!r} would become {names[old]!r}, and no variable there is called so, or {f'{part}.'!r} and more"
+                f"; there are {', '.join(map(repr, list(dict.fromkeys(known))[:10]))}"
+            )
 
 
 def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[VariableLayout]:
@@ -46,8 +57,8 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
                     used.add(new)
                     sought.append(before)
                     break
-            else:
-                unchanged += [name] if _after(name, names) == name else []
+            if _after(name, names) == name:  # or it has kept its name
+                unchanged.append(name)
         found.append(replace(variable, saved_names=sought + unchanged))
     for new, old in backwards.items():
         if new not in used:

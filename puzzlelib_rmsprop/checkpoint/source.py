@@ -58,7 +58,7 @@ class Source:
         dataset = getattr(self, part)[key]
         if shape is not None and getattr(dataset, "shape", None) != shape:
             found = getattr(dataset, "shape", "no dataset")
-            raise CheckpointError(f"{what} must be of shape {shape}; {self.file} has {found}")
+            raise CheckpointError(f"{what} must be of shape {shape}; {self.file} has {found} (strict=False leaves it out)")
         content, found = content_of(dataset)
         self.seen[part, key] = found
         if self.sums is not None and self.sum_of(part, key) != found:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays.family import FLOATS
 from ..arrays.flat import layout
 from ..errors import CheckpointError, CheckpointWarning, warn
 from .contents import VariableLayout
@@ -45,6 +46,13 @@ class States:
                 self._layout.update(dict.fromkeys(entry["names"], entry))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
+
+    def names(self) -> list[str]:
+        """The names of variables in the file, as far as it tells."""
+        stems = dict.fromkeys(key.rpartition(".")[0] for key in self._datasets())
+        # PuzzleLib's flat arrays do not tell
+        flat = {each for dtype in FLOATS for each in spellings(dtype)}
+        return [*self._layout] or [*(stems if flat.isdisjoint(stems) else ())]
 
     def rates(self) -> list[tuple[float, float, float] | None]:
         """Of each variable learnRate, momRate and wc; None where the file does not say."""
@@ -107,8 +115,7 @@ class States:
         if not self._lacks(variable):
             return ""
         lacking = [v.name for v in self._variables if self._lacks(v) and v is not variable]
-        there = dict.fromkeys(entry["names"][0] for entry in self._layout.values())
-        there = there or dict.fromkeys(key.rpartition(".")[0] for key in self._datasets())
+        there = dict.fromkeys(entry["names"][0] for entry in self._layout.values()) or self.names()
         also = f", nor anything for {_listed(lacking)}" if lacking else ""
         if variable.saved_names is not None:
             sought = f"for {_listed(variable.sought)}" if variable.sought else "for nothing"
@@ -154,6 +161,8 @@ class States:
 
     def _datasets(self) -> list[str]:
         names: list[str] = []
+        if self._group is None:
+            return names
         # not just the keys: a name with a slash lies in a group of its own
         self._group.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
         return names
@@ -224,7 +233,9 @@ class States:
         if wanted != variable.shape or alone:
             return self._source.verified("states", present[0], wanted, what)  # one for all variables
         if shape != variable.shape:
-            raise CheckpointError(f"{what} must be of shape {variable.shape}; {self._file} has {shape}")
+            raise CheckpointError(
+                f"{what} must be of shape {variable.shape}; {self._file} has {shape} (strict=False leaves it out)"
+            )
         if present[0] not in self._flat_contents:  # read and checked once for all variables
             self._flat_contents[present[0]] = self._source.verified("states", present[0])
         content = self._flat_contents[present[0]]

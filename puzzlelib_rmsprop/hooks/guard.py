@@ -220,7 +220,7 @@ class LossScaling(NonFiniteGuard):
     def _stuck(self, bad: int, record: np.ndarray) -> str:
         least = ScalingPolicy().least
         if record["unscale"][0] == 1.0 / least:  # of the last step
-            return f"its scale is at the least there is, {least:.3g}, so the net, not the scale, is the reason"
+            return f"its scale has reached the minimum, {least:.3g}, so the cause is not the scale"
         return super()._stuck(bad, record)
 
     def _scaling_policy(self) -> ScalingPolicy:

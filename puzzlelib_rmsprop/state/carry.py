@@ -23,15 +23,31 @@ if TYPE_CHECKING:
 __all__ = ["CarriedState", "CopyMethods", "carried_state", "check_carried", "put_back"]
 
 
-class CarriedState(NamedTuple):
-    """The state of every variable by its names, in NumPy arrays, and the rates of ``globalVar``."""
+class CarriedVariable(NamedTuple):
+    """A variable, what it looks like, and its state in NumPy arrays."""
 
-    states: list[tuple[list[str], tuple[int, ...], np.dtype, dict[str, np.ndarray]]]
+    var: Any
+    names: list[str]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    state: dict[str, np.ndarray]
+
+
+class CarriedState(NamedTuple):
+    """The state of every variable, and the rates of ``globalVar``."""
+
+    variables: list[CarriedVariable]
     factors: dict[str, Rates]
 
-    def find(self, variable: TrackedVariable) -> tuple[list[str], tuple[int, ...], np.dtype, dict[str, np.ndarray]] | None:
-        """That of a variable which has one of the names."""
-        return next((each for each in self.states if not {*each[0]}.isdisjoint(variable.names)), None)
+    def find(self, variables: Sequence[TrackedVariable]) -> list[CarriedVariable | None]:
+        """That of each of the variables: of the same object, whatever its name is now; else of one of its names."""
+        by_object = {id(each.var): each for each in self.variables}
+        there = {id(variable.var) for variable in variables}
+        by_name = {name: each for each in self.variables if id(each.var) not in there for name in each.names}
+        return [
+            by_object.get(id(variable.var)) or next((by_name[name] for name in variable.names if name in by_name), None)
+            for variable in variables
+        ]
 
 
 def carried_state(optimizer: Optimizer) -> CarriedState:
@@ -42,7 +58,7 @@ def carried_state(optimizer: Optimizer) -> CarriedState:
         )
     if optimizer.family is not None:
         optimizer.family.synchronize()  # an update may be queued on any stream
-    states = []
+    variables = []
     for variable in optimizer._variables:
         state = {}
         for entity, array in variable.state.items():
@@ -50,37 +66,37 @@ def carried_state(optimizer: Optimizer) -> CarriedState:
                 state[entity] = family_of(array).get(array)
             except ArrayError as error:
                 raise ArrayError(f"variable {variable.name!r}: its {entity!r}: {error}") from None
-        states.append((variable.names, variable.shape, variable.dtype, state))
-    return CarriedState(states, factors_of(optimizer))
+        variables.append(CarriedVariable(variable.var, variable.names, variable.shape, variable.dtype, state))
+    return CarriedState(variables, factors_of(optimizer))
 
 
 def check_carried(carried: CarriedState, variables: Sequence[TrackedVariable]) -> None:
     """Warns of variables that are there still, with another shape or dtype. SetupError where none is there."""
-    found = [(variable, carried.find(variable)) for variable in variables]
-    if carried.states and not any(each for _, each in found):
+    found = carried.find(variables)
+    if carried.variables and not any(found):
         raise SetupError(
             f"keepState=True, but the net has none of the variables there were: "
-            f"{', '.join(repr(names[0]) for names, *_ in carried.states[:10])}; call setupOn() without it"
+            f"{', '.join(repr(each.names[0]) for each in carried.variables[:10])}; call setupOn() without it"
         )
-    for variable, each in found:
-        if each is not None and (each[1], each[2]) != (variable.shape, variable.dtype):
+    for variable, each in zip(variables, found, strict=True):
+        if each is not None and (each.shape, each.dtype) != (variable.shape, variable.dtype):
             warn(
-                f"variable {variable.name!r}: its state starts anew: it was of shape {each[1]} and dtype {each[2]}, and is "
-                f"of {variable.shape} and {variable.dtype} now",
+                f"variable {variable.name!r}: its state starts anew: it was of shape {each.shape} and dtype {each.dtype}, "
+                f"and is of {variable.shape} and {variable.dtype} now",
                 CheckpointWarning,
             )
 
 
 def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
     """Gives the state back to the variables that had it."""
-    for variable in optimizer._variables:
-        found = carried.find(variable)
+    for variable, found in zip(optimizer._variables, carried.find(optimizer._variables), strict=True):
         if found is not None and not optimizer.globalState:
-            _set_rates(variable.var, with_factors(rates_of(variable.name, variable.var), carried.factors.get(found[2].name)))
-        if found is not None and found[1:3] == (variable.shape, variable.dtype):
+            own = rates_of(variable.name, variable.var)
+            _set_rates(variable.var, with_factors(own, carried.factors.get(found.dtype.name)))
+        if found is not None and (found.shape, found.dtype) == (variable.shape, variable.dtype):
             fits = {
                 entity: content
-                for entity, content in found[3].items()
+                for entity, content in found.state.items()
                 # not what is one for all variables, where these are others now
                 if entity not in variable.made or tuple(variable.state[entity].shape) == content.shape
             }
@@ -150,7 +166,7 @@ class CopyMethods:
             raise SetupError(
                 "the copy has the net of another optimizer in global mode: copy both together, or call setupOn()"
             )
-        if {each[0][0] for each in carried.states} != {variable.name for variable in variables}:
+        if {each.names[0] for each in carried.variables} != {variable.name for variable in variables}:
             raise SetupError("the net of the copy has other variables than the optimizer was set up on: call setupOn()")
         try:
             self._bind(module, True, variables, custom, family)

@@ -40,6 +40,9 @@ def import_state(
         make_ready(optimizer)
         variables = checkpoint.renamed(layouts(optimizer), names)
         given = read(variables)
+        there = [name for each in given.variables for name in each.names] if given.arrays else given.known
+        if there:
+            checkpoint.check_names(names, there)
         known = given.variables if given.arrays else ()  # a file's reader has told of the rest
         digest = f"{given.digest} {strict} {keepSettings} {sorted((names or {}).items())}"
         given, saved, hooks = _checked(optimizer, _by_variable(given, variables, strict))
@@ -89,7 +92,7 @@ def _warn_of_variables(given: OptimizerState, variables: Sequence[VariableLayout
     """Warns of variables that only the net, or only the state, has."""
     missing = [variable.name for variable, state in zip(variables, given.states, strict=True) if state is None]
     if missing:
-        warn(f"variables that are not there, or of another shape, keep the state they have: {missing}", CheckpointWarning)
+        warn(f"variables that are not there, or of another shape: {missing}; their state stays as it is", CheckpointWarning)
     sought = {name for variable in variables for name in variable.sought}
     left = [variable.name for variable in known if not sought.intersection(variable.sought)]
     if left:

@@ -137,9 +137,9 @@ def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Seque
     added = [_kind(hook) for hook in hooks if not any(hook is known for known, _ in pairs)]
     said = []
     if lost:
-        said.append(f"the file was saved with {', '.join(lost)}, which this optimizer lacks: addHook() before load()")
+        said.append(f"only the file has {', '.join(lost)}: addHook() before load()")
     if added:
-        said.append(f"{', '.join(added)} of this optimizer had no part in it")
+        said.append(f"only this optimizer has {', '.join(added)}")
     if said:
         warn(f"hooks differ: {'; '.join(said)}", CheckpointWarning)
 

@@ -24,15 +24,15 @@ def odd(kind):
 
 
 REMEDIES = {
-    "Fortran": (np.ascontiguousarray, "numpy.ascontiguousarray(array) makes one that is"),
-    "strided": (np.ascontiguousarray, "numpy.ascontiguousarray(array) makes one that is"),
-    "reversed": (np.ascontiguousarray, "numpy.ascontiguousarray(array) makes one that is"),
-    "broadcast": (np.ascontiguousarray, "numpy.ascontiguousarray(array) makes one that is"),
-    "read-only": (lambda array: array.copy(), "array.copy() is writeable"),
-    "swapped": (lambda array: array.astype("float32"), "array.astype('float32') is"),
-    "odd address": (lambda array: array.copy(), "array.copy() is aligned"),
-    "masked": (lambda array: array.filled(0), "array.filled(0) is NumPy's, without the mask"),
-    "matrix": (np.asarray, "numpy.asarray(array) is NumPy's own"),
+    "Fortran": (np.ascontiguousarray, "use numpy.ascontiguousarray(array)"),
+    "strided": (np.ascontiguousarray, "use numpy.ascontiguousarray(array)"),
+    "reversed": (np.ascontiguousarray, "use numpy.ascontiguousarray(array)"),
+    "broadcast": (np.ascontiguousarray, "use numpy.ascontiguousarray(array)"),
+    "read-only": (lambda array: array.copy(), "use array.copy()"),
+    "swapped": (lambda array: array.astype("float32"), "use array.astype('float32')"),
+    "odd address": (lambda array: array.copy(), "use array.copy()"),
+    "masked": (lambda array: array.filled(0), "Use array.filled(0), without the mask"),
+    "matrix": (np.asarray, "Use numpy.asarray(array)"),
 }
 
 

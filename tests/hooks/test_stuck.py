@@ -79,8 +79,8 @@ def test_a_loss_scale_at_its_floor(arrays, steps, read):
     assert scaling.scale == 2.0**-24
     steps(scaling, ".")
     message = (
-        r"LossScaling has skipped steps, 1 in a row, 3 in all: its scale is at the least there is, 5\.96e-08, so the net, "
-        r"not the scale, is the reason; look for what is infinite or NaN in the data, the loss and the parameters"
+        r"LossScaling has skipped steps, 1 in a row, 3 in all: its scale has reached the minimum, 5\.96e-08, so the "
+        r"cause is not the scale; look for what is infinite or NaN in the data, the loss and the parameters"
     )
     said(arrays, steps, scaling, "x", READS[read], message)
     steps(scaling, "x" * 200)
@@ -92,7 +92,7 @@ def test_a_loss_scale_on_its_way_down_says_nothing(arrays, steps):
     scaling = LossScaling(2.0**16)
     steps(scaling, "x" * 40)
     assert (scaling.scale, scaling.skipped) == (2.0**-24, 40)
-    said(arrays, steps, scaling, "x", READS["the scale"], "skipped steps, 41 in a row, 41 in all: its scale is at the least")
+    said(arrays, steps, scaling, "x", READS["the scale"], "skipped steps, 41 in a row, 41 in all: its scale has reached")
 
 
 def test_a_loss_scale_that_comes_down_slowly_is_a_guard_too(arrays, steps):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from puzzlelib_rmsprop import NodeInfo, Optimizer, RMSPropGraves
+from puzzlelib_rmsprop import NodeInfo, Optimizer, RMSPropGraves, Variable
 from puzzlelib_rmsprop.errors import ArrayError, CheckpointWarning, SetupError
 from tests.conftest import ARRAYS
 from tests.reference import Reference
@@ -173,3 +173,20 @@ def test_what_a_hook_keeps_has_to_be_an_array():
     optimizer.states["w"]["n"] = 3
     with pytest.raises(ArrayError, match="variable 'w': its 'n': arrays must be"):
         optimizer.setupOn(net, keepState=True)
+
+
+def test_variables_of_a_list_are_found_whatever_their_place(globalState):
+    def made(value):
+        return Variable(np.zeros(2, np.float32), grad=np.full(2, value, np.float32))
+
+    first, second, third = made(1.0), made(3.0), made(5.0)
+    optimizer = RMSPropGraves()
+    optimizer.setupOn([first, second], globalState)
+    optimizer.update()
+    optimizer.setupOn([third, second, first], globalState, keepState=True)
+    mean = {id(v.var): float(v.state["mg"][0]) for v in optimizer._variables}
+    assert mean == {id(first): pytest.approx(0.05), id(second): pytest.approx(0.15), id(third): 0.0}
+    optimizer.setupOn([second], globalState, keepState=True)
+    assert float(optimizer._variables[0].state["mg"][0]) == pytest.approx(0.15)
+    optimizer.setupOn({"renamed": second}, globalState, keepState=True)
+    assert float(optimizer._variables[0].state["mg"][0]) == pytest.approx(0.15)

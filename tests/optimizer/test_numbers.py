@@ -77,7 +77,7 @@ def test_arrays_that_are_no_number(bad):
 def test_text_that_is_a_number():
     """YAML 1.1 reads 1e-4 as text, 1.0e-4 as a number."""
     with pytest.raises(
-        HyperParameterError, match=r"learnRate must be a number; got '1e-4' of type str: float\('1e-4'\) is one"
+        HyperParameterError, match=r"learnRate must be a number; got '1e-4' of type str: use float\('1e-4'\)"
     ):
         RMSPropGraves(learnRate="1e-4")
     for text in ("fast", "nan", ""):

@@ -278,7 +278,7 @@ def test_an_answer_that_cannot_be_printed_is_not_damage(tmp_path):
     done = command("inspect", path, stdout=writer)
     os.close(writer)
     assert done.returncode == 3
-    assert done.stderr == b"the answer cannot be printed: [Errno 32] Broken pipe\n"
+    assert done.stderr == b""  # who reads it has seen enough
 
 
 def test_what_could_not_be_read_is_told_apart_from_damage(tmp_path, capsys, monkeypatch):
