@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "HyperParameter",
     "Misnamed",
     "flag",
+    "is_masked",
     "learn_rate",
     "misnamed",
     "number",
@@ -40,9 +42,15 @@ def shown(value: Any) -> str:
         return f"one of type {type(value).__name__} that cannot be printed"
 
 
+def is_masked(value: Any) -> bool:
+    """Whether it is an array with a mask; numpy.ma, which takes a megabyte, is not imported for that."""
+    module = sys.modules.get("numpy.ma")
+    return module is not None and isinstance(value, module.MaskedArray)
+
+
 def plain_number(value: Any) -> Any:
     """A number in a 0-d array, NumPy's or another library's, by itself; anything else as it is."""
-    if getattr(value, "shape", None) != () or isinstance(value, numbers.Number | np.ma.MaskedArray):
+    if getattr(value, "shape", None) != () or isinstance(value, numbers.Number) or is_masked(value):
         return value
     try:
         # ml_dtypes' bfloat16 has no item()

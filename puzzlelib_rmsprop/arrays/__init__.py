@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError, VariableError
+from ..validation import is_masked
 from .cpu_array import CPUArray, CPUArrayFamily
 from .family import Family
 from .flat import SharedArray
@@ -38,7 +39,7 @@ def family_of(array: Any) -> Family:
         if family is not None:
             return family
     remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
-    if isinstance(array, np.ma.MaskedArray):
+    if is_masked(array):
         remedy = "Use array.filled(0), without the mask"
     elif isinstance(array, np.ndarray):
         remedy = "Use numpy.asarray(array)"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, CheckpointWarning, warn
-from ..validation import shown
+from ..validation import is_masked, shown
 from .format import content_of
 from .source import Source
 
@@ -43,7 +43,7 @@ def prepared(attrs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     with h5py.File(f"attributes {next(_NUMBERS)}", "w", driver="core", backing_store=False) as trial:
         for key, value in attrs.items():
             try:
-                if isinstance(value, np.ma.MaskedArray):
+                if is_masked(value):
                     raise CheckpointError("has a mask, which would be lost: save array.filled(value)")
                 if _in_layout(value):
                     described[key] = encoded(value) if _needs_layout(value) else value

@@ -14,7 +14,7 @@ from ..checkpoint import OptimizerState, VariableLayout
 from ..distributed.agreement import together
 from ..errors import ArrayError, CheckpointError, CheckpointWarning, warn
 from ..net import TrackedVariable
-from ..validation import flag, shown
+from ..validation import flag, is_masked, shown
 from .layouts import layouts, make_ready, span_of
 from .settings import SavedHook, changes_of, match_hooks, read_hooks, take_settings, warn_of_hooks
 
@@ -106,7 +106,7 @@ def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> M
     if arrays is None:
         return None
     for entity, array in arrays.items():
-        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        if not isinstance(array, np.ndarray) or is_masked(array):
             raise CheckpointError(
                 f"variable {variable.name!r}: its {entity!r} must be a NumPy array without a mask; got {shown(array)[:200]}"
             )
