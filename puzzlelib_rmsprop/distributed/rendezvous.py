@@ -86,7 +86,7 @@ class Rendezvous(NodeInfo):
             server.setblocking(False)
             selector.register(server, selectors.EVENT_READ)
             try:
-                while len(self._sockets) < self.gridsize - 1:
+                while not self._are_all_here():
                     for key, _ in selector.select(min(_left(deadline), HOUR)):
                         if key.fileobj is server:
                             with contextlib.suppress(OSError):  # it may be gone again
@@ -100,6 +100,14 @@ class Rendezvous(NodeInfo):
             finally:
                 for stranger in unknown:
                     stranger.close()
+
+    def _are_all_here(self) -> bool:
+        """Whether every other process has come, and is connected still: one that is not comes again."""
+        if len(self._sockets) < self.gridsize - 1:
+            return False
+        for other in [other for other, connection in self._sockets.items() if _is_closed(connection)]:
+            self._sockets.pop(other).close()
+        return len(self._sockets) == self.gridsize - 1
 
     def _has_said_hello(self, connection: socket.socket, content: bytearray, deadline: float) -> bool:
         """Whether nothing more is to be heard of a connection: its process is taken in, or it is none of this library's.
