@@ -2,5 +2,6 @@
 
 from .carry import CarriedState, CopyMethods, carried_state, check_carried, put_back
 from .methods import StateMethods
+from .settings import read_hooks
 
-__all__ = ["CarriedState", "CopyMethods", "StateMethods", "carried_state", "check_carried", "put_back"]
+__all__ = ["CarriedState", "CopyMethods", "StateMethods", "carried_state", "check_carried", "put_back", "read_hooks"]

@@ -44,6 +44,10 @@ class SavedHook(NamedTuple):
     state: dict[str, Any] | None
     settings: dict[str, Any]
 
+    def __str__(self) -> str:
+        """As it is written in a program."""
+        return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
+
 
 # --------------------------------------------------------------------------------------------------- saved
 
@@ -115,7 +119,7 @@ def match_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any]) -> list[tuple[
             each = next((each for each in left if i not in found and _is_of(each, hook, exactly)), None)
             if each is not None:
                 found[i] = each
-                left.remove(each)
+                left = [other for other in left if other is not each]
     for i, each in found.items():
         _check(hooks[i], each)
     return [(hooks[i], found[i]) for i in sorted(found)]
@@ -131,9 +135,7 @@ def _is_of(saved: SavedHook, hook: Any, exactly: bool) -> bool:
 
 def warn_of_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any], pairs: Sequence[tuple[Any, SavedHook]]) -> None:
     """Warns of hooks that only the file, or only this optimizer, has."""
-    lost = [f"{kind}({', '.join(f'{k}={v!r}' for k, v in settings.items())})" for kind, _, settings in saved]
-    for _, (kind, _, settings) in pairs:
-        lost.remove(f"{kind}({', '.join(f'{k}={v!r}' for k, v in settings.items())})")
+    lost = [str(each) for each in saved if not any(each is known for _, known in pairs)]
     added = [_kind(hook) for hook in hooks if not any(hook is known for known, _ in pairs)]
     said = []
     if lost:

@@ -12,6 +12,7 @@ from ..checkpoint import integrity
 from ..checkpoint.disk import is_hdf5, text_of
 from ..checkpoint.listing import found_in
 from ..errors import CheckpointError
+from ..state import read_hooks
 
 __all__ = ["add_command", "inspect"]
 
@@ -121,14 +122,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def _hooks(hooks: Any) -> Any:
-    """Each hook with its arguments and its state, as it is written in a program."""
+    """Each hook with its arguments and its state."""
     try:
-        found = []
-        for kind, state, *settings in hooks:
-            arguments = ", ".join(f"{name}={value!r}" for name, value in (settings[0] if settings else {}).items())
-            found.append(f"{kind}({arguments})" + (f" {state}" if state is not None else ""))
-        return ", ".join(found)
-    except (TypeError, ValueError, AttributeError):  # not as save() writes them
+        return ", ".join(str(each) + (f" {each.state}" if each.state is not None else "") for each in read_hooks(hooks))
+    except CheckpointError:  # not as save() writes them
         return hooks
 
 
