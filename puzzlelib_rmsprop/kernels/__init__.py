@@ -37,6 +37,7 @@ class Segment(NamedTuple):
         master: address of a float32 copy of a 16-bit parameter; 0 where there is none.
         first: index, within its variable, of the first element; with ``key`` it names the element's random numbers.
         key: 32 bits that name the variable.
+        group: index of its hyper-parameters and options, from 0 on; as many as the highest, plus 1, are in use.
     """
 
     dtype: str
@@ -50,6 +51,7 @@ class Segment(NamedTuple):
     master: int = 0
     first: int = 0
     key: int = 0
+    group: int = 0
 
 
 class Hyper(NamedTuple):

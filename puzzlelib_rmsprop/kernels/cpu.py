@@ -81,15 +81,20 @@ class _Args:
     def __init__(self, segments: np.ndarray) -> None:
         self.segments = segments
         self.size = int(segments["size"].sum())
+        self.groups = int(segments["group"].max(initial=0)) + 1
+        self.options = np.zeros(self.groups, layout.STEP_OPTIONS)
         self._args = np.zeros(1, layout.KERNEL_ARGS)
         self.address = self._args.ctypes.data
         self.bytes = self._args.view(np.uint8).data
         self._threads = 0
-        self.set(segments=segments.ctypes.data, count=len(segments), size=self.size)
+        self.set(segments=segments.ctypes.data, options=self.options.ctypes.data, count=len(segments), size=self.size)
 
     def set(self, **fields: int) -> None:
         for name, value in fields.items():
             self._args[name] = value
+
+    def set_options(self, group: int, options: StepOptions) -> None:
+        self.options[group] = np.frombuffer(layout.pack_options(options), layout.STEP_OPTIONS)[0]
 
     def put(self, field: str, content: bytes) -> None:
         begin = layout.KERNEL_ARGS.fields[field][1]  # type: ignore[index]
@@ -107,16 +112,17 @@ class Table:
     """Variables packed once, updated by one call.
 
     Args:
-        segments: the variables, of any dtypes. Their arrays must stay alive and in place, be contiguous and not overlap.
+        segments: the variables, of any dtypes and groups. Their arrays must stay alive and in place, be contiguous and not
+            overlap.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._args = _Args(layout.pack_segments(segments))
-        self._hypers = np.zeros(2, layout.HYPER)
+        self._hypers = np.zeros((self._args.groups, 2), layout.HYPER)
         self._args.set(hypers=self._hypers.ctypes.data)
         self._address, self._large = self._args.address, self._args.size >= layout.PARALLEL_FROM
-        self._hyper: Hyper | None = None
-        self._options = PLAIN
+        self._hyper: list[Hyper | None] = [None] * self._args.groups
+        self._options = [PLAIN] * self._args.groups
         self._zeroing: _Args | None = None
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
@@ -124,15 +130,28 @@ class Table:
         segments = self._args.segments
         segments["learnRate"], segments["momRate"], segments["wc"] = np.array(rates, np.float64).reshape(len(segments), 3).T
 
-    def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
-        """Runs the rule once over every segment; ``stream`` is for other devices."""
-        if hyper is not self._hyper:
+    def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
+        """Sets where each segment's gradient lies."""
+        self._args.segments["grad"] = addresses
+
+    def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
+        """Sets what the segments of one group are updated with by :meth:`run`."""
+        if hyper is not self._hyper[group]:
             for number, real in enumerate((np.float32, np.float64)):
-                self._hypers[number] = layout.pack_hyper(hyper, np.dtype(real))
-            self._hyper = hyper
-        if options is not self._options:
-            self._args.put("options", layout.pack_options(options))
-            self._options = options
+                self._hypers[group, number] = layout.pack_hyper(hyper, np.dtype(real))
+            self._hyper[group] = hyper
+        if options is not self._options[group]:
+            self._args.set_options(group, options)
+            self._options[group] = options
+
+    def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        """Runs the rule once over every segment, where all are of one group; ``stream`` is for other devices."""
+        if hyper is not self._hyper[0] or options is not self._options[0]:
+            self.set_group(0, hyper, options)
+        self.run(stream)
+
+    def run(self, stream: Any = None) -> None:
+        """Runs the rule once over every segment; ``stream`` is for other devices."""
         if self._large:
             self._args.update_threads()
         library.update(self._address)
@@ -142,7 +161,8 @@ class Table:
         if self._zeroing is None:
             self._zeroing = _Args(self._args.segments)
             self._zeroing.set(hypers=self._hypers.ctypes.data)
-            self._zeroing.put("options", layout.pack_options(StepOptions(zeroGrad=True, skip=_ALWAYS.ctypes.data)))
+            for group in range(self._zeroing.groups):
+                self._zeroing.set_options(group, StepOptions(zeroGrad=True, skip=_ALWAYS.ctypes.data))
         if self._large:
             self._zeroing.update_threads()
         library.update(self._zeroing.address)
@@ -178,7 +198,7 @@ class GradientStatistics:
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
         """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
         if (operations, policy) != self._told:
-            self._args.put("options", layout.pack_options(StepOptions(operations)))
+            self._args.set_options(0, StepOptions(operations))
             self._args.put("policy", layout.pack_policy(policy))
             self._told = operations, policy
         self._args.update_threads()
@@ -189,5 +209,5 @@ def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream
     """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
     args = _Args(layout.pack_segments([segment]))
     args.segments["wc"] = wc
-    args.put("options", layout.pack_options(StepOptions(tuple(operations))))
+    args.set_options(0, StepOptions(tuple(operations)))
     library.operate(args.address)

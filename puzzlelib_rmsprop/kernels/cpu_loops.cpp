@@ -71,6 +71,11 @@ T *at(u64 address, u64 index)
     return reinterpret_cast<T *>(address) + index;
 }
 
+const StepOptions &options_of(const KernelArgs &args, const Segment &segment)
+{
+    return *at<const StepOptions>(args.options, segment.group);
+}
+
 // ---- a tile --------------------------------------------------------------------------------------------------------
 
 template <class Stored, class Real>
@@ -216,11 +221,12 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
 {
     typedef typename Kind::State State;
     typedef typename Kind::Stored Stored;
-    const StepOptions &options = args.options;
+    typedef typename Kind::Real Real;
+    const StepOptions &options = options_of(args, segment);
     const bool skip = options.skip && *at<const u32>(options.skip, 0);
-    const Hyper &hyper = *at<const Hyper>(args.hypers, segment.hyper);
-    const Coefficients<typename Kind::Real> c(hyper, segment);
-    const auto decay = decay_of<typename Kind::Real>(options.decay, hyper, segment);
+    const Hyper &hyper = *at<const Hyper>(args.hypers, 2 * segment.group + (sizeof(Real) == sizeof(double)));
+    const Coefficients<Real> c(hyper, segment);
+    const auto decay = decay_of<Real>(options.decay, hyper, segment);
     Tile<Kind> tile;
     tile.prepare(options.operations, segment);
     for (u64 low = begin, count; low < end; low += count) {
@@ -249,7 +255,7 @@ void operate_segment(const KernelArgs &args, const Segment &segment, u64, u64)
 {
     typedef typename Kind::Stored Stored;
     Tile<Kind> tile;
-    tile.prepare(args.options.operations, segment);
+    tile.prepare(options_of(args, segment).operations, segment);
     for (u64 low = 0; low < segment.size; low += TILE) {
         const u64 count = segment.size - low < TILE ? segment.size - low : TILE;
         tile.load(segment, low, count);
@@ -291,7 +297,7 @@ void sum_chunk(const KernelArgs &args, const Segment &segment, u64 index, u64 nu
 {
     const u64 begin = index * CHUNK, end = segment.size - begin < u64(CHUNK) ? segment.size : begin + CHUNK;
     Tile<Kind> tile;
-    tile.prepare(args.options.operations, segment);
+    tile.prepare(options_of(args, segment).operations, segment);
     alignas(64) double sum[LANES] = {}, large[LANES] = {};
     alignas(64) u32 bad[LANES] = {};
     for (u64 low = begin; low < end; low += TILE) {

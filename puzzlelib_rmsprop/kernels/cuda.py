@@ -149,8 +149,17 @@ def _always() -> Any:
     return flag
 
 
+class _Group(NamedTuple):
+    """What a group of segments is updated with."""
+
+    hyper: Hyper
+    packed: dict[np.dtype, bytes]
+    options: StepOptions
+    plain: bool
+
+
 class _Uniform:
-    """Segments of the same dtypes, updated by one launch.
+    """Segments of the same dtypes and group, updated by one launch.
 
     A single one is the flat kernel; several are the kernel for many, whose table lies in device memory; and what comes
     besides the rule, master copies and bfloat16 state have a kernel that is that of many and all the rest.
@@ -159,6 +168,7 @@ class _Uniform:
     def __init__(self, segments: Sequence[Segment]) -> None:
         first = segments[0]
         self._segments = layout.pack_segments(segments)
+        self.group = first.group
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
         self._extended_only = bool(first.master) or first.state == "bfloat16"
@@ -180,6 +190,16 @@ class _Uniform:
 
     def follow(self, live: LiveHyper) -> None:
         self._live = live.address(self._real)
+
+    def set_gradients(self, addresses: np.ndarray, stream: Any) -> None:
+        if (self._segments["grad"] == addresses).all():
+            return
+        self._segments["grad"] = addresses
+        if self._on_device is not None:
+            # what the launches before read of the table they have read by then: they are in the same order
+            driver.memcpy_htod_async(int(self._on_device), self._segments, stream)
+        if len(self._segments) == 1:
+            self._plain = None  # it has the segment in its arguments
 
     def _tables(self) -> tuple[int, int, int]:
         """Addresses of the segments and the chunks in device memory, and how many chunks there are."""
@@ -210,15 +230,15 @@ class _Uniform:
         self._options = None
         return self._extended
 
-    def update(self, hyper: dict[np.dtype, bytes], plain: bool, options: StepOptions, stream: Any) -> None:
-        if plain and not self._extended_only:
+    def update(self, group: _Group, stream: Any) -> None:
+        if group.plain and not self._extended_only:
             launch = self._plain or self._pack_plain()
         else:
             launch = self._extended or self._pack_extended()
-            if options is not self._options:
-                launch.arguments[launch.at :] = layout.pack_options(options)
-                self._options = options
-        launch.arguments[: layout.HYPER.itemsize] = hyper[self._real]
+            if group.options is not self._options:
+                launch.arguments[launch.at :] = layout.pack_options(group.options)
+                self._options = group.options
+        launch.arguments[: layout.HYPER.itemsize] = group.packed[self._real]
         launch.queue(stream)
 
 
@@ -232,13 +252,13 @@ class Table:
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        groups: dict[tuple[str, str, bool], list[int]] = {}
+        alike: dict[tuple[int, str, str, bool], list[int]] = {}
         for number, segment in enumerate(segments):
             if segment.size:
-                groups.setdefault((segment.dtype, segment.state, bool(segment.master)), []).append(number)
-        self._groups = [(_Uniform([segments[n] for n in numbers]), numbers) for numbers in groups.values()]
-        self._hyper: Hyper | None = None
-        self._packed_hyper: dict[np.dtype, bytes] = {}
+                kind = segment.group, segment.dtype, segment.state, bool(segment.master)
+                alike.setdefault(kind, []).append(number)
+        self._launched = [(_Uniform([segments[n] for n in numbers]), numbers) for numbers in alike.values()]
+        self._groups: dict[int, _Group] = {}
         self._context = driver.Context.get_current()
         self._flag = _always()
         self._zeroing = StepOptions(zeroGrad=True, skip=int(self._flag))
@@ -246,36 +266,52 @@ class Table:
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
         """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
         all_rates = np.array(rates, np.float64).reshape(len(rates), 3)
-        for group, numbers in self._groups:
-            group.set_rates(all_rates[numbers])
+        for uniform, numbers in self._launched:
+            uniform.set_rates(all_rates[numbers])
+
+    def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
+        """Sets where each segment's gradient lies, in the order of ``stream``, without waiting."""
+        found = np.array(addresses, np.uint64)
+        for uniform, numbers in self._launched:
+            uniform.set_gradients(found[numbers], stream)
+
+    def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
+        """Sets what the segments of one group are updated with by :meth:`run`."""
+        known = self._groups.get(group)
+        if known is None or hyper != known.hyper or options is not known.options:
+            same = known is not None and hyper == known.hyper
+            packed = known.packed if same else {real: _packed_hyper(hyper, real) for real in _REALS}
+            self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
 
     def follow(self, live: LiveHyper) -> None:
         """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`update`.
 
         What a captured launch repeats of its options are the values that it was captured with.
         """
-        for group, _ in self._groups:
-            group.follow(live)
+        for uniform, _ in self._launched:
+            uniform.follow(live)
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        """Launches the rule over every segment, where all are of one group, on ``stream``; does not wait for it."""
+        self.set_group(0, hyper, options)
+        self.run(stream)
+
+    def run(self, stream: Any = None) -> None:
         """Launches the rule over every segment, on ``stream``; does not wait for it."""
-        if not self._groups:
+        if not self._launched:
             return
         _check_context(self._context)
-        if hyper != self._hyper:
-            self._packed_hyper = {real: _packed_hyper(hyper, real) for real in _REALS}
-            self._hyper = hyper
-        plain = options is PLAIN or options == PLAIN
         try:
-            for group, _ in self._groups:
-                group.update(self._packed_hyper, plain, options, stream)
+            for uniform, _ in self._launched:
+                uniform.update(self._groups[uniform.group], stream)
         except driver.Error as error:
             explain(error)
             raise
 
     def zero_gradients(self, stream: Any = None) -> None:
         """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
-        self.update(self._hyper or _NO_HYPER, stream, self._zeroing)
+        known = self._groups.get(0)
+        self.update(known.hyper if known else _NO_HYPER, stream, self._zeroing)
 
 
 class GradientStatistics:

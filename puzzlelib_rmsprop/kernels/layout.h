@@ -37,7 +37,7 @@ struct Segment {
     double wc;                             // the variable's factor on weight decay
     u32 key;                               // names the variable, for random rounding
     u32 kind;                              // its dtypes: an index to KINDS in layout.py
-    u64 hyper;                             // its hyper-parameters: an index
+    u64 group;                             // its hyper-parameters and options: an index
 };
 
 // Elements [index*CHUNK, (index + 1)*CHUNK) of a segment.
@@ -95,11 +95,11 @@ struct ScalingPolicy {
 
 // The arguments of the CPU's library. `partials` and what follows are for statistics.
 struct KernelArgs {
-    u64 segments, hypers;  // addresses
-    u64 count;             // segments
-    u64 size;              // elements of all segments
+    // addresses: of a group there are two Hyper, for arithmetic in float and in double, and one StepOptions
+    u64 segments, hypers, options;
+    u64 count;  // segments
+    u64 size;   // elements of all segments
     u64 threads;
-    StepOptions options;
     u64 chunks, partials, chunkCount, statistics;  // addresses and a number
     ScalingPolicy policy;
 };
@@ -112,7 +112,7 @@ struct KernelArgs {
             AT(Hyper, epsilon), sizeof(Segment), AT(Segment, param), AT(Segment, grad), AT(Segment, mg),                \
             AT(Segment, variance), AT(Segment, delta), AT(Segment, master), AT(Segment, size), AT(Segment, begin),      \
             AT(Segment, first), AT(Segment, learnRate), AT(Segment, momRate), AT(Segment, wc), AT(Segment, key),        \
-            AT(Segment, kind), AT(Segment, hyper), sizeof(Chunk), AT(Chunk, segment), AT(Chunk, index),                 \
+            AT(Segment, kind), AT(Segment, group), sizeof(Chunk), AT(Chunk, segment), AT(Chunk, index),                 \
             sizeof(Operation), AT(Operation, kind), AT(Operation, value), AT(Operation, other), AT(Operation, address), \
             sizeof(Operations), AT(Operations, count), AT(Operations, operation), sizeof(StepOptions),                  \
             AT(StepOptions, skip), AT(StepOptions, seed), AT(StepOptions, zeroGrad), AT(StepOptions, decay),            \
@@ -122,8 +122,8 @@ struct KernelArgs {
             AT(Statistics, bad), AT(Statistics, good), AT(Statistics, skipped), sizeof(ScalingPolicy),                  \
             AT(ScalingPolicy, limit), AT(ScalingPolicy, growth), AT(ScalingPolicy, backoff), AT(ScalingPolicy, least),  \
             AT(ScalingPolicy, most), AT(ScalingPolicy, interval), sizeof(KernelArgs), AT(KernelArgs, segments),         \
-            AT(KernelArgs, hypers), AT(KernelArgs, count), AT(KernelArgs, size), AT(KernelArgs, threads),               \
-            AT(KernelArgs, options), AT(KernelArgs, chunks), AT(KernelArgs, partials), AT(KernelArgs, chunkCount),      \
+            AT(KernelArgs, hypers), AT(KernelArgs, options), AT(KernelArgs, count), AT(KernelArgs, size),               \
+            AT(KernelArgs, threads), AT(KernelArgs, chunks), AT(KernelArgs, partials), AT(KernelArgs, chunkCount),      \
             AT(KernelArgs, statistics), AT(KernelArgs, policy), MAX_OPERATIONS, CHUNK                                   \
     }
 

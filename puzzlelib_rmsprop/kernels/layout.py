@@ -25,6 +25,7 @@ __all__ = [
     "MAX_OPERATIONS",
     "PARALLEL_FROM",
     "SEGMENT",
+    "STEP_OPTIONS",
     "SQUARE_SUM",
     "STATISTICS",
     "check_layout",
@@ -62,6 +63,7 @@ def _structs() -> dict[str, np.dtype]:
 _STRUCTS = _structs()
 HYPER, SEGMENT, CHUNKS, OPERATIONS = (_STRUCTS[name] for name in ("Hyper", "Segment", "Chunk", "Operations"))
 SQUARE_SUM, STATISTICS, KERNEL_ARGS = (_STRUCTS[name] for name in ("SquareSum", "Statistics", "KernelArgs"))
+STEP_OPTIONS = _STRUCTS["StepOptions"]
 
 # The dtypes of a segment that there are kernels for: of the parameter, of the state, and whether there is a master copy.
 KINDS = (
@@ -112,12 +114,11 @@ def pack_hyper(hyper: Hyper, real: np.dtype) -> tuple[float, ...]:
 
 
 def pack_segments(segments: Sequence[Segment]) -> np.ndarray:
-    """An array of ``SEGMENT``, rates 1, wc 0. ``hyper`` is 1 where the arithmetic is float64, else 0."""
+    """An array of ``SEGMENT``, rates 1, wc 0."""
     packed = np.zeros(len(segments), SEGMENT)
-    for name in ("param", "grad", "mg", "variance", "delta", "master", "size", "first", "key"):
+    for name in ("param", "grad", "mg", "variance", "delta", "master", "size", "first", "key", "group"):
         packed[name] = [getattr(segment, name) for segment in segments]
     packed["kind"] = [_KIND[segment.dtype, segment.state, bool(segment.master)] for segment in segments]
-    packed["hyper"] = [real_dtype(segment.dtype) == np.float64 for segment in segments]
     sizes = packed["size"].astype(np.int64)
     packed["begin"] = np.cumsum(sizes) - sizes
     packed["learnRate"] = packed["momRate"] = 1.0

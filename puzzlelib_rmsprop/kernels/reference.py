@@ -188,16 +188,31 @@ class Table:
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = list(segments)
         self._rates = [(1.0, 1.0, 0.0)] * len(self._segments)
+        self._groups: dict[int, tuple[Hyper, StepOptions]] = {}
+
+    def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
+        """Sets where each segment's gradient lies."""
+        self._segments = [s._replace(grad=int(a)) for s, a in zip(self._segments, addresses, strict=True)]
+
+    def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
+        """Sets what the segments of one group are updated with by :meth:`run`."""
+        self._groups[group] = hyper, options
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
         """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
         self._rates = [(float(learnRate), float(momRate), float(wc)) for learnRate, momRate, wc in rates]
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        """Runs the rule once over every segment, where all are of one group; ``stream`` is for other devices."""
+        self.set_group(0, hyper, options)
+        self.run(stream)
+
+    def run(self, stream: Any = None) -> None:
         """Runs the rule once over every segment; ``stream`` is for other devices."""
-        skip = options.skip and ctypes.c_uint32.from_address(options.skip).value
         with np.errstate(all="ignore"):
             for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
+                hyper, options = self._groups[segment.group]
+                skip = options.skip and ctypes.c_uint32.from_address(options.skip).value
                 real = real_dtype(segment.dtype)
                 c = Coefficients.of(hyper, real, learnRate, momRate)
                 decay = decay_of(options.decay, hyper, real, learnRate, wc)

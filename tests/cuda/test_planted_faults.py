@@ -31,7 +31,7 @@ OF_THE_RULE = {
         "learnRate(Real(hyper.learnRate * segment.learnRate))",
         "learnRate(Real(hyper.learnRate))",
     ),
-    "dtypes taken for one another": (LAUNCHES, "groups.setdefault((segment.dtype, ", 'groups.setdefault(("", '),
+    "dtypes taken for one another": (LAUNCHES, "kind = segment.group, segment.dtype, ", 'kind = segment.group, "", '),
     "a memset off its stream": ("cuda_family.py", "array.nbytes, stream)", "array.nbytes, None)"),
     "a launch off its stream": (
         LAUNCHES,
@@ -129,7 +129,7 @@ OF_EXTENDED = {
         "        if operations != self._operations:\n            packed",
         "        if not self._operations:\n            packed",
     ),
-    "options packed once": (LAUNCHES, "if options is not self._options:", "if self._options is None:"),
+    "options packed once": (LAUNCHES, "if group.options is not self._options:", "if self._options is None:"),
     "statistics off their stream": (
         LAUNCHES,
         "self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, stream)",

@@ -67,21 +67,23 @@ int main(int argc, char **argv)
         segment.master = kind >= 7 ? u64(master.data()) : 0;
         segment.size = size, segment.first = 0xFFFFFF00ull, segment.learnRate = 0.7, segment.momRate = 0.123;
         segment.wc = 0.5, segment.key = 7, segment.kind = kind;
+        const Hyper hypers[] = {hyper, hyper};
+        StepOptions options = {};
         KernelArgs args = {};
-        args.segments = u64(&segment), args.hypers = u64(&hyper), args.count = 1, args.size = size;
+        args.segments = u64(&segment), args.hypers = u64(hypers), args.options = u64(&options), args.count = 1, args.size = size;
         Chunk chunk = {0, 0};
         SquareSum partial = {};
         Statistics statistics = {0, 1, 1, 1, 0, 0, 0};
         args.chunks = u64(&chunk), args.partials = u64(&partial), args.chunkCount = 1, args.statistics = u64(&statistics);
         args.policy = {3.0, 1, 1, 0.0625, 16, 0};
-        Operations &operations = args.options.operations;
+        Operations &operations = options.operations;
         operations.count = 4;
         operations.operation[0] = {SCALE, 0.7, 0, 0}, operations.operation[1] = {CLIP, -0.4, 0.6, 0};
         operations.operation[2] = {DECAY, -0.1, 0, 0}, operations.operation[3] = {LASSO, 0.05, 0, 0};
         u64 h = 14695981039346656037ull;
         for (u32 step = 1; step < 6; ++step) {
             fill(grad, stored[kind], size, spread);
-            args.options.seed[0] = step * 77, args.options.seed[1] = step * 99;
+            options.seed[0] = step * 77, options.seed[1] = step * 99;
             operations.count = step % 2 ? 4 : 0;
             baseline::loops.sum(args, 0, 1);
             baseline::loops.conclude(args);

@@ -82,7 +82,7 @@ def test_indices_have_64_bits():
     # behind another one, so that elements are counted past 32 bits too
     table = cpu.Table([buffers.segment._replace(size=3 << 32), buffers.segment._replace(**moved, size=far + size)])
     for number, real in enumerate(("float32", "float64")):
-        table._hypers[number] = layout.pack_hyper(HYPER, np.dtype(real))
+        table._hypers[0, number] = layout.pack_hyper(HYPER, np.dtype(real))
     cpu.library.update_part(table._address, (3 << 32) + far, (3 << 32) + far + size)
     expected = Reference(param, dtype=np.float32)
     expected.step(grads[0], **keywords(HYPER))
