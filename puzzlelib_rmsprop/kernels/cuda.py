@@ -278,10 +278,13 @@ class Table:
     def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
         """Sets what the segments of one group are updated with by :meth:`run`."""
         known = self._groups.get(group)
-        if known is None or hyper != known.hyper or options is not known.options:
-            same = known is not None and hyper == known.hyper
-            packed = known.packed if same else {real: _packed_hyper(hyper, real) for real in _REALS}
-            self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
+        if known is None or hyper != known.hyper:
+            packed = {real: _packed_hyper(hyper, real) for real in _REALS}
+        elif options is not known.options:
+            packed = known.packed
+        else:
+            return
+        self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
 
     def follow(self, live: LiveHyper) -> None:
         """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`update`.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DependencyError, SetupError
-from . import Hyper, Operation, ScalingPolicy, Segment, StepOptions, real_dtype
+from . import Hyper, Operation, ScalingPolicy, Segment, StepOptions
 
 __all__ = [
     "CHUNK",
@@ -25,9 +25,9 @@ __all__ = [
     "MAX_OPERATIONS",
     "PARALLEL_FROM",
     "SEGMENT",
-    "STEP_OPTIONS",
     "SQUARE_SUM",
     "STATISTICS",
+    "STEP_OPTIONS",
     "check_layout",
     "pack_chunks",
     "pack_hyper",
