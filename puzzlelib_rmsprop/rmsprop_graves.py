@@ -12,7 +12,7 @@ from . import kernels
 from .arrays import Family, check, family_of, refuse_overlap
 from .checkpoint import MeanSquare
 from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, VariableError, warn
-from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
+from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype, seeds_of
 from .kernels.look import same_objects
 from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
@@ -251,14 +251,6 @@ class RMSPropGraves(Optimizer):
         # an element's random numbers are found by the name of its variable and its index there
         return self.stateDtype is not None
 
-    def _seeds(self) -> tuple[int, int]:
-        """Two 32-bit numbers of this step: the output of SplitMix64 number ``t`` from ``seed``."""
-        z = (self.seed + self.t * 0x9E3779B97F4A7C15) % 2**64
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-        z ^= z >> 31
-        return z & 0xFFFFFFFF, z >> 32
-
     def _zero_gradients(self, family: Family, stream: Any) -> None:
         # where a subclass does something before, the plan may be of other arrays
         plan, zeroed, self._zeroed = None if self._overridden else self._plan, self._zeroed, None
@@ -284,7 +276,7 @@ class RMSPropGraves(Optimizer):
         rates = rates_of(f"variable {name!r}", var)
         check_rates(f"variable {name!r}", *rates)
         segment = Segment(name, var, var.data, var.grad, state, rates)
-        options = StepOptions(seed=self._seeds()) if self._rounds_randomly(segment.dtype) else PLAIN
+        options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
         _, table = self._pack([segment], family_of(var.data))
         table.update(self._hyper(), stream, options)
 
@@ -297,7 +289,7 @@ class RMSPropGraves(Optimizer):
             super()._step(plan, stream, options)
         else:
             if self.stateDtype is not None:
-                options = options._replace(zeroGrad=self.fuseZeroGrad, seed=self._seeds())
+                options = options._replace(zeroGrad=self.fuseZeroGrad, seed=seeds_of(self.seed, self.t))
             elif self.fuseZeroGrad:
                 options = _ZERO if options is PLAIN else options._replace(zeroGrad=True)
             hyper = self._known_hyper or self._hyper()

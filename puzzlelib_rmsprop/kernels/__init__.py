@@ -25,6 +25,7 @@ __all__ = [
     "Segment",
     "StepOptions",
     "real_dtype",
+    "seeds_of",
 ]
 
 
@@ -122,3 +123,12 @@ LENIENT = ScalingPolicy()  # no limit, and the scale stays
 def real_dtype(dtype: np.dtype | str) -> np.dtype:
     """The dtype of the arithmetic for parameters of ``dtype``, and of the state by default."""
     return np.dtype(np.float64 if str(dtype) == "float64" else np.float32)
+
+
+def seeds_of(seed: int, t: int) -> tuple[int, int]:
+    """Two 32-bit numbers for the random rounding of step ``t``: the output of SplitMix64 number ``t`` from ``seed``."""
+    z = (seed + t * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    z ^= z >> 31
+    return z & 0xFFFFFFFF, z >> 32

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ..config import Config
@@ -30,6 +30,7 @@ __all__ = [
     "explain",
     "explained",
     "lacks_driver",
+    "primary_context",
     "pycuda_module",
     "refuse_after_fork",
 ]
@@ -257,6 +258,22 @@ def ensure_context() -> None:
 def _primary(index: int) -> Any:
     """The primary context of a device: one object for all threads, or PyCUDA could not free an array in another thread."""
     return pycuda_module("driver").Device(index).retain_primary_context()
+
+
+@contextlib.contextmanager
+def primary_context(index: int) -> Iterator[None]:
+    """Makes the primary context of a device current for a while, whichever was before.
+
+    Raises:
+        DependencyError, DeviceError: there is no PyCUDA, no driver, or no such device.
+    """
+    _driver()
+    context = _primary(index)
+    context.push()
+    try:
+        yield
+    finally:
+        context.pop()
 
 
 def default_stream_ended() -> None:

@@ -188,7 +188,7 @@ class _Uniform:
             self._former.append(self._on_device)  # a captured launch may be replayed on it
         self._plain = self._extended = self._on_device = None
 
-    def follow(self, live: LiveHyper) -> None:
+    def follow(self, live: Any) -> None:
         self._live = live.address(self._real)
 
     def set_gradients(self, addresses: np.ndarray, stream: Any) -> None:
@@ -286,13 +286,15 @@ class Table:
             return
         self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
 
-    def follow(self, live: LiveHyper) -> None:
-        """Makes launches read the hyper-parameters from device memory. To be called before the first :meth:`update`.
+    def follow(self, live: Any, group: int = 0) -> None:
+        """Makes launches of a group read the hyper-parameters from device memory, at ``live.address(dtype)``.
 
-        What a captured launch repeats of its options are the values that it was captured with.
+        To be called before the first :meth:`update`. What a captured launch repeats of its options are the values that it
+        was captured with.
         """
         for uniform, _ in self._launched:
-            uniform.follow(live)
+            if uniform.group == group:
+                uniform.follow(live)
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
         """Launches the rule over every segment, where all are of one group, on ``stream``; does not wait for it."""

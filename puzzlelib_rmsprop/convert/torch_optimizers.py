@@ -1,0 +1,87 @@
+"""The state_dict of another RMSprop of PyTorch's, in the form of :class:`puzzlelib_rmsprop.torch.RMSpropGraves`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import CheckpointError, CheckpointWarning, warn
+from ..validation import FLOAT32_TINY
+
+__all__ = ["own_form"]
+
+
+def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A state_dict in our form: one that is in it already as it is, another's turned into it, with a CheckpointWarning.
+
+    ``square_avg`` and ``grad_avg`` become ``grad_var = max(square_avg - grad_avg**2, 0)``, computed in float64. What the
+    step is multiplied by goes into ``momentum_buffer``, with its sign. PyTorch adds epsilon outside the root: its square
+    stands inside here, which is the same where the variance is 0.
+
+    Args:
+        given: a state_dict. Another's has ``square_avg`` in its states.
+        groups: the ``param_groups`` of the optimizer that is to load it: options that the other does not know.
+
+    Raises:
+        CheckpointError: it has no ``state`` and ``param_groups``, or an option for which there is nothing here.
+    """
+    state, theirs = given.get("state"), given.get("param_groups")
+    if not isinstance(state, Mapping) or not isinstance(theirs, list):
+        raise CheckpointError("this is no state_dict of an optimizer of PyTorch: it needs 'state' and 'param_groups'")
+    known = [group for group in theirs if "eps" in group and "initial_square_avg" not in group]
+    if not any("square_avg" in each for each in state.values() if isinstance(each, Mapping)) or not known:
+        return dict(given)
+    states, found, who = dict(state), [], "?"
+    for number, group in enumerate(theirs):
+        own = groups[number] if number < len(groups) else {}
+        who, options, factor = _options(number, group, own)
+        found.append(options)
+        for key in group["params"]:
+            if state.get(key):
+                states[key] = _state(key, state[key], factor)
+    warn(f"the state is that of {who}: it was turned into that of RMSpropGraves", CheckpointWarning)
+    return {**given, "state": states, "param_groups": found}
+
+
+def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
+    """Who has written a group, its options here, and what its momentum is multiplied by to be a step."""
+    options = {name: value for name, value in own.items() if name not in ("params", "param_names")}
+    for name in ("lr", "momentum", "alpha", "eps", "centered", "weight_decay", "initial_lr", "param_names", "params"):
+        if name in group:
+            options[name] = group[name]
+    options["maximize"] = group.get("maximize", False)
+    options["decoupled_weight_decay"] = group.get("decoupled_decay", False)
+    for name in ("caution", "corrected_weight_decay", "differentiable"):
+        if group.get(name):
+            raise CheckpointError(f"group {number} of the state_dict has {name}=True, which there is not here")
+    if "lr_in_momentum" in group:
+        return "timm's RMSpropTF", options, -1.0 if group["lr_in_momentum"] else -group["lr"]
+    if "foreach" not in group and "capturable" not in group:
+        return "Stable-Baselines3's RMSpropTFLike", options, -group["lr"]
+    options["eps"] = float(group["eps"]) ** 2
+    if options["eps"] < FLOAT32_TINY:
+        raise CheckpointError(
+            f"group {number} of the state_dict has eps={group['eps']!r}, the square of which is below float32"
+        )
+    options["capturable"] = group.get("capturable", False)
+    return "torch.optim.RMSprop", options, -group["lr"]
+
+
+def _state(key: Any, state: Mapping[str, Any], factor: Any) -> dict[str, Any]:
+    """The state of one parameter; the tensors of arithmetic are float64, or complex128."""
+    try:
+        square, step = state["square_avg"], state["step"]
+    except KeyError as error:
+        raise CheckpointError(f"parameter {key!r}: the state_dict has no {error.args[0]!r} for it") from None
+    wide = (lambda tensor: tensor.cdouble()) if square.is_complex() else (lambda tensor: tensor.double())
+    square = wide(square)
+    mean = wide(state["grad_avg"]) if "grad_avg" in state else square * 0
+    buffer = wide(state["momentum_buffer"]) * factor if "momentum_buffer" in state else square * 0
+    rest = {n: v for n, v in state.items() if n not in ("square_avg", "grad_avg", "momentum_buffer", "step")}
+    if square.is_complex():  # two reals each
+        variance = square.clone()
+        for part in ("real", "imag"):
+            getattr(variance, part).sub_(getattr(mean, part).square()).clamp_(min=0)
+    else:
+        variance = (square - mean.square()).clamp(min=0)
+    return {**rest, "step": step, "grad_avg": mean, "grad_var": variance, "momentum_buffer": buffer}

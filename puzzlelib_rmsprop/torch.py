@@ -1,0 +1,305 @@
+"""Graves' RMSProp as an optimizer of PyTorch, on the same kernels. Imports torch; nothing else in the package does."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .convert.torch_optimizers import own_form
+from .errors import CheckpointError, HyperParameterError
+from .kernels import Hyper
+from .torch_members import STATE, copied_state
+from .torch_plan import Plan, Settings
+from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
+
+__all__ = ["RMSpropGraves"]
+
+_NEAR_ONE = 1 - 2**-25
+_NEAR_ONE_HINT = " (float32 takes anything nearer to 1 for 1)"
+
+
+def _lr(name: str, value: Any) -> Any:
+    """A learning rate: a number, or a tensor of one element, which is read at each step."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise HyperParameterError(f"{name} must be a number or a tensor of one element; got shape {tuple(value.shape)}")
+        number(name, value.detach().reshape(()), 0, FLOAT32_MAX)
+        return value
+    return number(name, value, 0, FLOAT32_MAX)
+
+
+def _state_dtype(name: str, value: Any) -> torch.dtype | None:
+    if value in (None, torch.bfloat16, "bfloat16"):
+        return None if value is None else torch.bfloat16
+    raise HyperParameterError(f"{name} must be None or torch.bfloat16; got {value!r}")
+
+
+# what each option of a group has to be
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "lr": _lr,
+    "alpha": lambda name, value: number(name, value, 0, _NEAR_ONE, _NEAR_ONE_HINT),
+    "momentum": lambda name, value: number(name, value, 0, _NEAR_ONE, _NEAR_ONE_HINT),
+    "eps": lambda name, value: number(name, value, FLOAT32_TINY, FLOAT32_MAX),
+    "weight_decay": lambda name, value: number(name, value, 0, FLOAT32_MAX),
+    "decoupled_weight_decay": flag,
+    "centered": flag,
+    "maximize": flag,
+    "initial_square_avg": lambda name, value: number(name, value, 0, FLOAT32_MAX),
+    "state_dtype": _state_dtype,
+    "master_weights": flag,
+    "capturable": flag,
+}
+# what of it a step needs
+_STEP = ("lr", "alpha", "momentum", "eps", "centered", "weight_decay", "decoupled_weight_decay", "maximize")
+
+
+class RMSpropGraves(torch.optim.Optimizer):
+    r"""Graves' RMSProp: centered, with momentum, epsilon inside the root; one native call a step.
+
+    For every element of every parameter, in this order, where ``g`` is the gradient of the loss::
+
+        d               = g - grad_avg
+        grad_avg        = alpha*grad_avg + (1 - alpha)*g
+        grad_var        = alpha*grad_var + alpha*(1 - alpha)*d*d
+        momentum_buffer = momentum*momentum_buffer - lr*g / sqrt(grad_var + eps)
+        param           = param + momentum_buffer
+
+    in float32 for float16, bfloat16 and float32 parameters and in float64 for float64 ones, each operation rounded once;
+    complex parameters count as two reals. ``grad_var`` is the variance of the gradient, ``E[g*g] - E[g]*E[g]``, by a
+    recurrence that loses no digits and cannot go negative. The results are those of
+    :class:`puzzlelib_rmsprop.RMSPropGraves` with ``gradOfLoss=True``, bit for bit.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or dicts of groups, as for every optimizer of PyTorch. On the CPU, or
+            on CUDA devices, for which PyCUDA has to be installed.
+        lr: learning rate, at least 0; a float, or a tensor of one element, which is read at each step.
+        alpha: decay of the two averages, at least 0, below 1.
+        momentum: decay of the momentum, at least 0, below 1.
+        eps: added to the variance, inside the root; above 0.
+        weight_decay: ``weight_decay*param`` is added to the gradient; at least 0.
+        decoupled_weight_decay: take ``lr*weight_decay*param`` off the parameter instead, as AdamW does.
+        centered: False leaves the mean of the gradient out: ``grad_avg`` stays 0 and ``grad_var`` is ``E[g*g]``.
+        maximize: take steps up the gradient.
+        initial_square_avg: what ``grad_var`` starts at; TensorFlow 1 and its ports start at 1.
+        state_dtype: None: float32, or float64 for float64 parameters. ``torch.bfloat16``: half of that, rounded at random so
+            that small changes add up on average; float64 parameters keep float64.
+        master_weights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that. A
+            parameter that you write yourself counts, not its copy.
+        capturable: allow :meth:`step` to be captured in a CUDA graph; all parameters are then on CUDA devices.
+
+    Each is an option of parameter groups as well. The state of a parameter is made at its first step with a gradient:
+    ``step``, ``grad_avg``, ``grad_var``, ``momentum_buffer`` (and ``master``). :meth:`load_state_dict` keeps their dtypes.
+
+    Raises:
+        ValueError: an option is no number or out of range, here, in a group, or when it was changed, at the next step.
+
+    Example:
+        >>> import torch
+        >>> from puzzlelib_rmsprop.torch import RMSpropGraves
+        >>> model = torch.nn.Linear(4, 1)
+        >>> optimizer = RMSpropGraves(model.parameters(), lr=1e-3)
+        >>> loss = model(torch.ones(8, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> sorted(optimizer.state[model.weight])
+        ['grad_avg', 'grad_var', 'momentum_buffer', 'step']
+    """
+
+    # GradScaler leaves the gradients as they are, and says `grad_scale` and `found_inf`
+    _step_supports_amp_scaling = True
+    _plan: Plan | None
+    _known_settings: dict[int, tuple[list[Any], Settings]]  # by group: values, and what they were checked to be
+    _loading: dict[Any, tuple[torch.Tensor, Any]]
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-4,
+        alpha: float = 0.95,
+        momentum: float = 0.9,
+        eps: float = 1e-4,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        centered: bool = True,
+        maximize: bool = False,
+        initial_square_avg: float = 0.0,
+        state_dtype: torch.dtype | str | None = None,
+        master_weights: bool = False,
+        capturable: bool = False,
+    ) -> None:
+        given = locals()
+        super().__init__(params, {name: check(name, given[name]) for name, check in _CHECKS.items()})
+        self._forget()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters with options of their own. Raises ValueError for an option that is out of range."""
+        if isinstance(param_group, dict):
+            options = {n: check(n, param_group[n]) for n, check in _CHECKS.items() if n in param_group}
+            param_group = {**param_group, **options}
+        super().add_param_group(param_group)
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on every parameter that has a gradient.
+
+        Args:
+            closure: evaluates the model again and returns the loss.
+
+        Returns:
+            The closure's loss; None without one.
+
+        Raises:
+            ValueError: an option of a group is out of range, or a parameter's device or dtype has no kernel.
+            RuntimeError: a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        places, owners, grads = [], [], []
+        for place, param in enumerate(itertools.chain.from_iterable(group["params"] for group in self.param_groups)):
+            grad = param.grad
+            if grad is not None:
+                places.append(place)
+                owners.append(param)
+                grads.append(grad)
+        if torch.compiler.is_compiling():
+            torch.ops.puzzlelib_rmsprop.step(self._number, places, owners, grads)
+        else:
+            self._update(owners, owners, grads)
+        return loss
+
+    @torch.no_grad()
+    def _update(self, owners: list[torch.Tensor], tensors: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+        """The step on the parameters ``owners``, of which ``tensors`` may be copies, in the order of the groups."""
+        settings = [self._settings_of(number, group) for number, group in enumerate(self.param_groups)]
+        self._check_capture()
+        plan = self._plan
+        if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
+            self._plan = None
+            plan = Plan(self.param_groups, self.state, owners, tensors)
+        found_inf = getattr(self, "found_inf", None)
+        # on the CPU it is known, and nothing has to be done then
+        if found_inf is None or found_inf.is_cuda or not found_inf.item():
+            plan.step(grads, settings, getattr(self, "grad_scale", None), found_inf)
+        self._plan = plan
+
+    def _settings_of(self, number: int, group: dict[str, Any]) -> Settings:
+        """What the kernels take of a group's options; checked where they have changed."""
+        values = [group[name] for name in _STEP]
+        lr, live = values[0], None
+        if isinstance(lr, torch.Tensor):
+            if lr.is_cuda:
+                live = lr
+            values[0] = 1.0 if lr.is_cuda else float(lr)
+        known = self._known_settings.get(number)
+        if known is not None and known[0] == values and known[1].lr is live:
+            return known[1]
+        lr, alpha, momentum, eps, centered, weight_decay, decoupled, maximize = (
+            _CHECKS[name](name, value) for name, value in zip(_STEP, values, strict=True)
+        )
+        settings = Settings(Hyper(-lr, alpha, momentum, eps, centered), weight_decay, decoupled, maximize, live)
+        self._known_settings[number] = values, settings
+        return settings
+
+    def _check_capture(self) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            for number, group in enumerate(self.param_groups):
+                if not group["capturable"]:
+                    raise RuntimeError(f"step() is captured in a CUDA graph, but group {number} has capturable=False")
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads the state that :meth:`state_dict` of this class gave, or of another RMSprop.
+
+        The state of ``torch.optim.RMSprop``, timm's ``RMSpropTF`` and Stable-Baselines3's ``RMSpropTFLike`` is turned into
+        this one's, and a CheckpointWarning says so: :func:`puzzlelib_rmsprop.convert.fromTorch` has the rules.
+
+        Raises:
+            ValueError: it does not fit the parameters, or an option is out of range. Nothing was changed.
+        """
+
+        def take(_: Any, given: dict[str, Any]) -> dict[str, Any]:
+            given = own_form(given, self.param_groups)
+            self._loading = self._checked(given)
+            # PyTorch would cast the state to the parameters' dtypes: __setstate__ takes it from _loading
+            rest = {key: value for key, value in given["state"].items() if key not in self._loading}
+            return {**given, "state": rest}
+
+        # the last of those hooks, so that it sees what the others made of it
+        handle = self.register_load_state_dict_pre_hook(take)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self._loading = {}
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[Any, tuple[torch.Tensor, Any]]:
+        """The parameter and the state of each number in a state_dict of this class's form.
+
+        Raises:
+            ValueError: an option, or the state of a parameter, does not fit.
+        """
+        found = {}
+        for own, group in zip(self.param_groups, given["param_groups"], strict=False):
+            for name in _CHECKS.keys() & group.keys():
+                _CHECKS[name](name, group[name])
+            names = own.get("param_names") or group["params"]
+            for key, name, param in zip(group["params"], names, own["params"], strict=False):
+                state = given["state"].get(key)
+                if state is None:
+                    continue
+                found[key] = param, state
+                for entity in ("step", *STATE) if state else ():
+                    if entity not in state:
+                        raise CheckpointError(f"parameter {name!r}: the state_dict has no {entity!r} for it")
+                    shape = tuple(getattr(state[entity], "shape", ()))
+                    if entity != "step" and shape != tuple(param.shape):
+                        raise CheckpointError(
+                            f"parameter {name!r}: {entity!r} must be of shape {tuple(param.shape)}; got {shape}"
+                        )
+        return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+        for group in self.param_groups:
+            for name in _CHECKS:
+                group.setdefault(name, self.defaults[name])
+        options = {param: group for group in self.param_groups for param in group["params"]}
+        for param, own in self._loading.values():
+            self.state[param] = copied_state(param, own, options[param])
+
+    def _forget(self) -> None:
+        """Starts without what is kept from step to step."""
+        self._plan = None
+        self._known_settings = {}
+        self._loading = self.__dict__.get("_loading", {})
+        self._number = next(_NUMBERS)
+        _OPTIMIZERS[self._number] = self
+
+
+_NUMBERS = itertools.count()
+_OPTIMIZERS: weakref.WeakValueDictionary[int, RMSpropGraves] = weakref.WeakValueDictionary()
+
+
+def _compiled_step(optimizer: int, places: list[int], params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+    """The step as one operation of a compiled graph; what else it needs it reads from the optimizer when it runs."""
+    own = _OPTIMIZERS[optimizer]
+    every = [param for group in own.param_groups for param in group["params"]]
+    own._update([every[place] for place in places], params, grads)
+
+
+torch.library.custom_op(
+    "puzzlelib_rmsprop::step",
+    _compiled_step,
+    mutates_args=("params",),
+    schema="(int optimizer, int[] places, Tensor(a!)[] params, Tensor[] grads) -> ()",
+).register_fake(lambda optimizer, places, params, grads: None)

@@ -1,0 +1,250 @@
+"""What a step of PyTorch's does, prepared: tensors are checked and packed once, and updated by one call a step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .arrays import refuse_overlap
+from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
+from .kernels.layout import pack_hyper
+from .kernels.look import same_arrays, same_objects
+from .torch_members import Member, local_part, make_state
+
+__all__ = ["Plan", "Settings"]
+
+
+class Settings(NamedTuple):
+    """What a group of parameters is updated with. ``lr`` is a tensor on a GPU that the kernels are to read, or None."""
+
+    hyper: Hyper
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+    lr: torch.Tensor | None = None
+
+
+class _LiveHyper:
+    """Hyper-parameters in a GPU's memory, which follow a learning rate that lies there too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._values = torch.zeros(2, len(Hyper._fields), dtype=torch.float64, device=device)
+        self._hyper: Hyper | None = None
+
+    def address(self, real: np.dtype) -> int:
+        """Where those lie that arithmetic in ``real`` takes."""
+        return self._values[int(real == np.float64)].data_ptr()
+
+    def write(self, hyper: Hyper, lr: torch.Tensor) -> None:
+        """Queues the values on the current stream of PyTorch."""
+        if hyper != self._hyper:
+            packed = [pack_hyper(hyper, np.dtype(real)) for real in (np.float32, np.float64)]
+            self._values.copy_(torch.tensor(packed, dtype=torch.float64))
+            self._hyper = hyper
+        self._values[:, 0] = lr.detach().reshape(()).to(torch.float64).neg()
+
+
+class _Batch:
+    """The members on one device, updated by one call; on CUDA by one launch for each group and kind of dtypes."""
+
+    def __init__(self, device: torch.device, members: Sequence[tuple[int, Member]], keys: Sequence[str]) -> None:
+        self.device, self.members = device, members
+        self._is_cuda = device.type == "cuda"
+        self._copied = [member for _, member in members if member.is_copied]
+        segments = [member.segment(keys[number]) for number, member in members]
+        self._random = {segment.group for segment in segments if segment.state == "bfloat16"}
+        self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
+        self._lives: dict[int, _LiveHyper] = {}
+        # the states' numbers of steps in one tensor, so that one operation counts all of them
+        states = [member.own_state for _, member in members]
+        taken = [float(state["step"]) for state in states]
+        self.t = int(max(taken))
+        self._steps = torch.tensor(taken, dtype=torch.float32, device=device)
+        for state, step in zip(states, self._steps.unbind(), strict=True):
+            state["step"] = step
+        self._unscale = torch.ones((), dtype=torch.float64, device=device)
+        with self._launching():
+            self._table = self._kernels().Table(segments)
+
+    def _kernels(self) -> Any:
+        if self._is_cuda:
+            from .kernels import cuda
+
+            return cuda
+        from .kernels import cpu
+
+        return cpu.chosen()
+
+    @contextlib.contextmanager
+    def _launching(self) -> Iterator[Any]:
+        """Gives a stream for what the caller's is to do next, in the primary context of the device."""
+        if not self._is_cuda:
+            yield None
+            return
+        from .kernels.context import primary_context
+        from .kernels.foreign_stream import launching_on
+
+        handle = torch.cuda.current_stream(self.device).cuda_stream
+        with torch.cuda.device(self.device), primary_context(self.device.index), launching_on(handle) as stream:
+            yield stream
+
+    def fitted(self, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The members' gradients as the kernels take them. Raises before anything was changed."""
+        found, is_cuda = [], self._is_cuda
+        for number, member in self.members:
+            grad = grads[number]
+            if not (
+                member.is_plain
+                and grad.layout is torch.strided
+                and grad.is_contiguous()
+                and grad.dtype is member.dtype
+                and grad.numel() == member.numel
+                and grad.is_cuda is is_cuda
+                and not grad.is_neg()
+            ):
+                grad = member.fitted(grad)
+            found.append(grad)
+        return found
+
+    def step(self, grads: list[torch.Tensor], settings: Sequence[Settings], scale: Any, found_inf: Any) -> None:
+        """Updates the members; ``grads`` are what :meth:`fitted` gave."""
+        for member in self._copied:
+            member.work.copy_(local_part(member.tensor))
+        self.t += 1
+        unscale, skip = (1.0, 0), 0
+        if scale is not None:
+            unscale = self._unscaling(scale)
+        if found_inf is not None:
+            found_inf = found_inf.to(self.device, torch.float32)
+            skip = found_inf.data_ptr()
+        for group in self._known:
+            self._tell(group, settings[group], (*unscale, skip))
+        addresses = [grad.data_ptr() for grad in grads]
+        if self._is_cuda:
+            with self._launching() as stream:
+                self._table.set_gradients(addresses, stream)
+                self._table.run(stream)
+        else:
+            self._table.set_gradients(addresses)
+            self._table.run()
+        self._steps.add_(1 if found_inf is None else 1 - found_inf)
+        for member in self._copied:
+            local_part(member.tensor).copy_(member.work)
+
+    def _unscaling(self, scale: torch.Tensor) -> tuple[float, int]:
+        """What gradients are multiplied by to take off GradScaler's scale, and the address of what they are as well."""
+        if not self._is_cuda:
+            return 1.0 / float(scale), 0
+        torch.reciprocal(scale.to(self.device, torch.float64).reshape(()), out=self._unscale)
+        return 1.0, self._unscale.data_ptr()
+
+    def _tell(self, group: int, own: Settings, scaling: tuple[float, int, int]) -> None:
+        """Tells the table what a group is updated with, where that has changed."""
+        known, known_scaling = self._known[group]
+        if own.lr is not None:
+            live = self._lives.get(group)
+            if live is None:
+                live = self._lives[group] = _LiveHyper(self.device)
+                self._table.follow(live, group)
+            live.write(own.hyper, own.lr)
+        if own is known and scaling == known_scaling and group not in self._random:
+            return
+        factor, address, skip = scaling
+        factor = -factor if own.maximize else factor
+        operations = [Operation(SCALE, factor, 0.0, address)] if factor != 1.0 or address else []
+        if own.weight_decay and not own.decoupled:
+            operations.append(Operation(DECAY, 1.0))
+        decay = 1.0 if own.weight_decay and own.decoupled else 0.0
+        seed = seeds_of(0, self.t) if group in self._random else (0, 0)
+        options = StepOptions(tuple(operations), False, skip, seed, decay)
+        self._table.set_group(group, own.hyper, PLAIN if options == PLAIN else options)
+        if known is None or own.weight_decay != known.weight_decay:
+            decays = {**{g: s.weight_decay for g, (s, _) in self._known.items() if s}, group: own.weight_decay}
+            self._table.set_rates([(1.0, 1.0, decays.get(member.group, 0.0)) for _, member in self.members])
+        self._known[group] = own, scaling
+
+
+class Plan:
+    """The parameters that take part in a step, in one batch for each device.
+
+    Args:
+        groups: the optimizer's ``param_groups``.
+        state: the optimizer's state, where that of parameters without one is made.
+        owners: the parameters that have gradients, in the order of the groups.
+        tensors: what is updated: the owners, or tensors that stand for them.
+
+    Raises:
+        ValueError: a tensor is of a dtype or on a device without kernels, or shares memory with another.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        state: dict[torch.Tensor, dict[str, Any]],
+        owners: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+    ) -> None:
+        self._owners, self._kinds = list(owners), _kinds(groups)
+        places: dict[torch.Tensor, tuple[int, str, str]] = {}
+        for number, group in enumerate(groups):
+            names = group.get("param_names") or [None] * len(group["params"])
+            for name, param in zip(names, group["params"], strict=True):
+                places[param] = number, name or str(len(places)), "parameter " + repr(name or len(places))
+        for owner in owners:
+            if not state[owner]:
+                state[owner].update(make_state(owner, groups[places[owner][0]]))
+        self._members = []
+        for owner, tensor in zip(owners, tensors, strict=True):
+            number, _, label = places[owner]
+            self._members.append(Member(label, number, tensor, state[owner], groups[number]))
+        works = [(member.name, member.work.data_ptr(), member.work.nbytes) for member in self._members]
+        refuse_overlap(works)
+        batches: dict[torch.device, list[tuple[int, Member]]] = {}
+        for number, member in enumerate(self._members):
+            if member.numel:
+                batches.setdefault(member.device, []).append((number, member))
+        keys = [places[owner][1] for owner in owners]
+        self.batches = [_Batch(device, members, keys) for device, members in batches.items()]
+        self._empty = [member.own_state for member in self._members if not member.numel]
+        self._held = [value for own in state.values() for value in own.values()]
+
+    def holds(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        state: dict[torch.Tensor, dict[str, Any]],
+        owners: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+    ) -> bool:
+        """Whether it is one for these: the same objects, in the same memory."""
+        return (
+            same_objects(owners, self._owners)
+            and same_arrays(state, self._held)
+            and self._kinds == _kinds(groups)
+            and all(member.is_unchanged(tensor) for member, tensor in zip(self._members, tensors, strict=True))
+        )
+
+    def step(self, grads: Sequence[torch.Tensor], settings: Sequence[Settings], scale: Any, found_inf: Any) -> None:
+        """Updates every parameter.
+
+        Args:
+            grads: the gradients, in the parameters' order.
+            settings: of each group.
+            scale, found_inf: as GradScaler gives them, or None.
+
+        Raises:
+            ValueError, RuntimeError: a gradient does not fit. Nothing was changed.
+        """
+        fitted = [batch.fitted(grads) for batch in self.batches]
+        for batch, own in zip(self.batches, fitted, strict=True):
+            batch.step(own, settings, scale, found_inf)
+        for state in self._empty:
+            state["step"] += 1
+
+
+def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """What of the groups decides which kernels run."""
+    return [(len(group["params"]), group["state_dtype"], group["master_weights"]) for group in groups]
