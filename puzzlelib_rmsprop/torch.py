@@ -175,7 +175,6 @@ class RMSpropGraves(torch.optim.Optimizer):
             self._update(owners, owners, grads)
         return loss
 
-    @torch.no_grad()
     def _update(self, owners: list[torch.Tensor], tensors: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
         """The step on the parameters ``owners``, of which ``tensors`` may be copies, in the order of the groups."""
         settings = [self._settings_of(number, group) for number, group in enumerate(self.param_groups)]
@@ -183,7 +182,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         plan = self._plan
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
             self._plan = None
-            plan = Plan(self.param_groups, self.state, owners, tensors)
+            with torch.no_grad():
+                plan = Plan(self.param_groups, self.state, owners, tensors)
         found_inf = getattr(self, "found_inf", None)
         # on the CPU it is known, and nothing has to be done then
         if found_inf is None or found_inf.is_cuda or not found_inf.item():

@@ -163,7 +163,7 @@ class Member:
             if own != found:
                 raise VariableError(f"{self.name}: its gradient must be of {what} {own}, the parameter's; got {found}")
         if grad.is_neg() or grad.is_conj() or not _same_order(grad, self.work):
-            return torch.empty_like(self.work).copy_(grad)
+            return torch.empty_like(self.work).copy_(grad.detach())
         return grad
 
     def segment(self, key: str) -> Segment:

@@ -66,6 +66,7 @@ class _Batch:
         self._steps = torch.tensor(taken, dtype=torch.float32, device=device)
         for state, step in zip(states, self._steps.unbind(), strict=True):
             state["step"] = step
+        self._taken = None if self._is_cuda else self._steps.numpy()  # the same memory; faster
         self._unscale = torch.ones((), dtype=torch.float64, device=device)
         with self._launching():
             self._table = self._kernels().Table(segments)
@@ -113,7 +114,7 @@ class _Batch:
     def step(self, grads: list[torch.Tensor], settings: Sequence[Settings], scale: Any, found_inf: Any) -> None:
         """Updates the members; ``grads`` are what :meth:`fitted` gave."""
         for member in self._copied:
-            member.work.copy_(local_part(member.tensor))
+            member.work.copy_(local_part(member.tensor.detach()))
         self.t += 1
         unscale, skip = (1.0, 0), 0
         if scale is not None:
@@ -128,12 +129,13 @@ class _Batch:
             with self._launching() as stream:
                 self._table.set_gradients(addresses, stream)
                 self._table.run(stream)
+            self._steps.add_(1 if found_inf is None else 1 - found_inf)
         else:
             self._table.set_gradients(addresses)
             self._table.run()
-        self._steps.add_(1 if found_inf is None else 1 - found_inf)
+            self._taken += 1
         for member in self._copied:
-            local_part(member.tensor).copy_(member.work)
+            local_part(member.tensor.detach()).copy_(member.work)
 
     def _unscaling(self, scale: torch.Tensor) -> tuple[float, int]:
         """What gradients are multiplied by to take off GradScaler's scale, and the address of what they are as well."""
