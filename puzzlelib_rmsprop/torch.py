@@ -26,7 +26,9 @@ def _lr(name: str, value: Any) -> Any:
     """A learning rate: a number, or a tensor of one element, which is read at each step."""
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
-            raise HyperParameterError(f"{name} must be a number or a tensor of one element; got shape {tuple(value.shape)}")
+            raise HyperParameterError(
+                f"{name} must be a number, or one element: Tensor lr must be 1-element; got shape {tuple(value.shape)}"
+            )
         number(name, value.detach().reshape(()), 0, FLOAT32_MAX)
         return value
     return number(name, value, 0, FLOAT32_MAX)
@@ -183,7 +185,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
             self._plan = None
             with torch.no_grad():
-                plan = Plan(self.param_groups, self.state, owners, tensors)
+                plan = Plan(self.param_groups, self.state, owners, tensors, grads)
         found_inf = getattr(self, "found_inf", None)
         # on the CPU it is known, and nothing has to be done then
         if found_inf is None or found_inf.is_cuda or not found_inf.item():

@@ -73,68 +73,91 @@ def copied_state(param: torch.Tensor, given: Mapping[str, Any], options: Mapping
 
 
 class Member:
-    """One parameter of a batch.
+    """One parameter of a step.
 
     Args:
         name: what error messages call it.
         group: the number of its group.
         tensor: the parameter.
-        state: its state. What is missing is made, and what has another dtype or order of elements is made anew.
-        options: those of its group.
+
+    Raises:
+        ValueError: there are no kernels for it, or its elements share memory.
     """
 
-    def __init__(
-        self, name: str, group: int, tensor: torch.Tensor, state: dict[str, Any], options: Mapping[str, Any]
-    ) -> None:
-        self.name, self.group, self.tensor, self.own_state = name, group, tensor, state
+    def __init__(self, name: str, group: int, tensor: torch.Tensor) -> None:
+        self.name, self.group, self.tensor = name, group, tensor
         self.placements = getattr(tensor, "placements", None)
         local = local_part(tensor)
         self.dtype, self.device = local.dtype, local.device
-        self.address, self.numel, self.strides = local.data_ptr(), local.numel(), local.stride()
-        self.is_contiguous = local.is_contiguous()
         self.stored = _REAL.get(local.dtype, local.dtype)
         if self.device.type not in ("cpu", "cuda"):
             raise VariableError(f"{name}: its device must be a CPU or a CUDA device; got {self.device}")
         if self.stored not in _NAMES:
             raise VariableError(f"{name}: dtype must be {', '.join(_NAMES.values())}, or complex; got {local.dtype}")
+        if local.layout is not torch.strided:
+            raise VariableError(f"{name}: its layout must be torch.strided; got {local.layout}")
         if torch._debug_has_internal_overlap(local) == 1:
             raise VariableError(f"{name}: its elements share memory, as after expand(): use param.contiguous()")
+        self.numel, self.strides, self.is_contiguous = local.numel(), local.stride(), local.is_contiguous()
         # what is worked on in place, or a copy without gaps
         self.is_copied = not _is_dense(local) or local.is_neg() or local.is_conj()
         self.work = torch.empty_like(local) if self.is_copied else local.detach()
         # nothing about the gradient has to be looked at but the usual
         self.is_plain = self.is_contiguous and self.placements is None and not local.is_complex()
-        self.state = [self._own(state, entity, options) for entity in STATE]
-        self.master = None
-        if options["master_weights"] and self.stored.itemsize == 2:
-            if "master" not in state:
-                wide = torch.complex64 if local.is_complex() else torch.float32
-                state["master"] = tensor.detach().to(wide, memory_format=torch.preserve_format, copy=True)
-            self.master = self._own(state, "master", options)
 
-    def _own(self, state: dict[str, Any], entity: str, options: Mapping[str, Any]) -> torch.Tensor:
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError where a state that is there does not fit."""
+        for entity in ("step", *STATE) if state else ():
+            if entity not in state:
+                raise VariableError(f"{self.name}: its state lacks {entity!r}; it has {', '.join(map(repr, state))}")
+        for entity in (*STATE, "master"):
+            found = state.get(entity)
+            if entity in state and tuple(getattr(found, "shape", ())) != tuple(self.tensor.shape):
+                raise VariableError(
+                    f"{self.name}: {entity!r} must be a tensor of shape {tuple(self.tensor.shape)}; got "
+                    f"{tuple(found.shape) if isinstance(found, torch.Tensor) else found!r}"
+                )
+
+    def attach(self, state: dict[str, Any], options: Mapping[str, Any]) -> None:
+        """Takes a state: makes it, where there is none, and anew what has another dtype or order of elements.
+
+        Args:
+            state: that of the parameter.
+            options: those of its group.
+        """
+        if not state:
+            state.update(make_state(self.tensor, options))
+        if options["master_weights"] and self.stored.itemsize == 2 and "master" not in state:
+            wide = torch.complex64 if self.dtype.is_complex else torch.float32
+            state["master"] = self.tensor.detach().to(wide, memory_format=torch.preserve_format, copy=True)
+        self.own_state = state
+        self.buffers = [self._buffer(state, entity, options["state_dtype"]) for entity in STATE]
+        if options["master_weights"] and self.stored.itemsize == 2:
+            self.buffers.append(self._buffer(state, "master", None))
+        self.note_memory()
+
+    def _buffer(self, state: dict[str, Any], entity: str, wanted: torch.dtype | None) -> torch.Tensor:
         """The memory of one entity of the state."""
-        for needed in ("step", entity):
-            if needed not in state:
-                raise VariableError(f"{self.name}: its state lacks {needed!r}; it has {', '.join(map(repr, state))}")
-        found = state[entity]
-        dtype = _state_dtype_of(self.dtype, None if entity == "master" else options["state_dtype"])
-        local = local_part(found)
-        if local.shape != local_part(self.tensor).shape:
-            raise VariableError(
-                f"{self.name}: {entity!r} must be of shape {tuple(self.tensor.shape)}; got {tuple(found.shape)}"
-            )
+        local, dtype = local_part(state[entity]), _state_dtype_of(self.dtype, wanted)
         if local.dtype != dtype or local.device != self.device or not _same_order(local, self.work):
             like = torch.zeros_like(self.tensor, dtype=dtype, memory_format=torch.preserve_format)
-            state[entity] = like.copy_(found)
+            state[entity] = like.copy_(state[entity])
             local = local_part(state[entity])
         return local
 
+    def note_memory(self) -> None:
+        """Keeps where everything lies, for :meth:`is_unchanged`."""
+        self._addresses = [local_part(self.tensor).data_ptr(), self.own_state["step"].data_ptr()]
+        self._addresses += [buffer.data_ptr() for buffer in self.buffers]
+
     def is_unchanged(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is in the memory that this one was made for."""
+        """Whether a tensor is in the memory that this one was made for, and so is the state."""
         local = tensor if self.placements is None else local_part(tensor)
+        addresses = [local.data_ptr(), self.own_state["step"].data_ptr()]
+        for buffer in self.buffers:
+            addresses.append(buffer.data_ptr())
         return (
-            local.data_ptr() == self.address
+            addresses == self._addresses
             and local.numel() == self.numel
             and local.dtype is self.dtype
             and (local.is_contiguous() if self.is_contiguous else local.stride() == self.strides)
@@ -168,10 +191,10 @@ class Member:
 
     def segment(self, key: str) -> Segment:
         """The member for the kernels, without its gradient."""
-        grad_avg, grad_var, buffer = (entity.data_ptr() for entity in self.state)
+        grad_avg, grad_var, buffer, *master = (each.data_ptr() for each in self.buffers)
         size = self.numel * (2 if self.dtype.is_complex else 1)
-        state = _NAMES[_REAL.get(self.state[0].dtype, self.state[0].dtype)]
+        state = _NAMES[_REAL.get(self.buffers[0].dtype, self.buffers[0].dtype)]
         return Segment(
             _NAMES[self.stored], state, self.work.data_ptr(), 0, size, grad_avg, grad_var, buffer,
-            0 if self.master is None else self.master.data_ptr(), 0, zlib.crc32(key.encode()), self.group,
+            master[0] if master else 0, 0, zlib.crc32(key.encode()), self.group,
         )  # fmt: skip

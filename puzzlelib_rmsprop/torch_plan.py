@@ -13,7 +13,7 @@ from .arrays import refuse_overlap
 from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
 from .kernels.layout import pack_hyper
 from .kernels.look import same_arrays, same_objects
-from .torch_members import Member, local_part, make_state
+from .torch_members import Member, local_part
 
 __all__ = ["Plan", "Settings"]
 
@@ -59,14 +59,18 @@ class _Batch:
         self._random = {segment.group for segment in segments if segment.state == "bfloat16"}
         self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
         self._lives: dict[int, _LiveHyper] = {}
-        # the states' numbers of steps in one tensor, so that one operation counts all of them
+        # the numbers of steps in one tensor, so that one operation counts all; not those that other processes see
         states = [member.own_state for _, member in members]
         taken = [float(state["step"]) for state in states]
         self.t = int(max(taken))
-        self._steps = torch.tensor(taken, dtype=torch.float32, device=device)
-        for state, step in zip(states, self._steps.unbind(), strict=True):
-            state["step"] = step
-        self._taken = None if self._is_cuda else self._steps.numpy()  # the same memory; faster
+        if not self._is_cuda and any(isinstance(s["step"], torch.Tensor) and s["step"].is_shared() for s in states):
+            self._counts: list[Any] = [state["step"] for state in states]
+        else:
+            steps = torch.tensor(taken, dtype=torch.float32, device=device)
+            for (_, member), step in zip(members, steps.unbind(), strict=True):
+                member.own_state["step"] = step
+                member.note_memory()
+            self._counts = [steps if self._is_cuda else steps.numpy()]  # the same memory, and faster
         self._unscale = torch.ones((), dtype=torch.float64, device=device)
         with self._launching():
             self._table = self._kernels().Table(segments)
@@ -129,11 +133,12 @@ class _Batch:
             with self._launching() as stream:
                 self._table.set_gradients(addresses, stream)
                 self._table.run(stream)
-            self._steps.add_(1 if found_inf is None else 1 - found_inf)
+            self._counts[0] += 1 if found_inf is None else 1 - found_inf
         else:
             self._table.set_gradients(addresses)
             self._table.run()
-            self._taken += 1
+            for count in self._counts:
+                count += 1
         for member in self._copied:
             local_part(member.tensor.detach()).copy_(member.work)
 
@@ -178,9 +183,10 @@ class Plan:
         state: the optimizer's state, where that of parameters without one is made.
         owners: the parameters that have gradients, in the order of the groups.
         tensors: what is updated: the owners, or tensors that stand for them.
+        grads: their gradients.
 
     Raises:
-        ValueError: a tensor is of a dtype or on a device without kernels, or shares memory with another.
+        ValueError, RuntimeError: a tensor or its state does not fit, or shares memory with another. Nothing was changed.
     """
 
     def __init__(
@@ -189,29 +195,30 @@ class Plan:
         state: dict[torch.Tensor, dict[str, Any]],
         owners: Sequence[torch.Tensor],
         tensors: Sequence[torch.Tensor],
+        grads: Sequence[torch.Tensor],
     ) -> None:
         self._owners, self._kinds = list(owners), _kinds(groups)
-        places: dict[torch.Tensor, tuple[int, str, str]] = {}
+        places: dict[torch.Tensor, tuple[int, int, Any]] = {}
         for number, group in enumerate(groups):
             names = group.get("param_names") or [None] * len(group["params"])
             for name, param in zip(names, group["params"], strict=True):
-                places[param] = number, name or str(len(places)), "parameter " + repr(name or len(places))
-        for owner in owners:
-            if not state[owner]:
-                state[owner].update(make_state(owner, groups[places[owner][0]]))
+                places[param] = len(places), number, name
+        # all that can be refused comes before anything is changed
         self._members = []
-        for owner, tensor in zip(owners, tensors, strict=True):
-            number, _, label = places[owner]
-            self._members.append(Member(label, number, tensor, state[owner], groups[number]))
-        works = [(member.name, member.work.data_ptr(), member.work.nbytes) for member in self._members]
-        refuse_overlap(works)
+        for owner, tensor, grad in zip(owners, tensors, grads, strict=True):
+            place, number, name = places[owner]
+            member = Member(f"parameter {place if name is None else repr(name)}", number, tensor)
+            member.fitted(grad)
+            if owner in state:
+                member.check_state(state[owner])
+            self._members.append(member)
+        refuse_overlap([(member.name, member.work.data_ptr(), member.work.nbytes) for member in self._members])
         batches: dict[torch.device, list[tuple[int, Member]]] = {}
-        for number, member in enumerate(self._members):
-            if member.numel:
-                batches.setdefault(member.device, []).append((number, member))
-        keys = [places[owner][1] for owner in owners]
+        for number, (owner, member) in enumerate(zip(owners, self._members, strict=True)):
+            member.attach(state[owner], groups[member.group])
+            batches.setdefault(member.device, []).append((number, member))
+        keys = [str(places[owner][0]) for owner in owners]
         self.batches = [_Batch(device, members, keys) for device, members in batches.items()]
-        self._empty = [member.own_state for member in self._members if not member.numel]
         self._held = [value for own in state.values() for value in own.values()]
 
     def holds(
@@ -243,8 +250,6 @@ class Plan:
         fitted = [batch.fitted(grads) for batch in self.batches]
         for batch, own in zip(self.batches, fitted, strict=True):
             batch.step(own, settings, scale, found_inf)
-        for state in self._empty:
-            state["step"] += 1
 
 
 def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

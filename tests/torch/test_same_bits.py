@@ -1,0 +1,145 @@
+"""The optimizer of PyTorch gives the bits of RMSPropGraves, in one call of the compiled library."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from puzzlelib_rmsprop import RMSPropGraves, Variable, WeightDecay  # noqa: E402
+from puzzlelib_rmsprop.kernels import cpu  # noqa: E402
+from puzzlelib_rmsprop.torch import RMSpropGraves  # noqa: E402
+
+SHAPES = [(33, 7), (5,), (), (0, 3), (2049,), (2, 3, 4, 5)]
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+STEPS = 12
+
+
+def as_numpy(tensor):
+    """The content in NumPy's dtypes; bfloat16 as ml_dtypes has it."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
+
+
+class Pair:
+    """The same parameters in PyTorch and in NumPy, each with its optimizer."""
+
+    def __init__(self, dtypes, ours=None, torchs=None, decay=None):
+        self.random = np.random.default_rng(7)
+        self.params = [torch.nn.Parameter(self.normal(shape, dtype)) for dtype in dtypes for shape in SHAPES]
+        self.variables = [Variable(as_numpy(param)) for param in self.params]
+        self.ours = RMSPropGraves(gradOfLoss=True, **(ours or {}))
+        self.ours.setupOn(self.variables)
+        if decay is not None:
+            self.ours.addHook(decay)
+            for variable in self.variables:
+                variable.wc = 1.0
+        self.torchs = RMSpropGraves(self.params, **(torchs or {}))
+
+    def normal(self, shape, dtype):
+        # steady in part, so that the variance is small beside the mean
+        return torch.from_numpy(np.asarray(self.random.standard_normal(shape) + 3)).to(DTYPES[dtype])
+
+    def step(self):
+        for param, variable in zip(self.params, self.variables, strict=True):
+            param.grad = self.normal(param.shape, str(param.dtype)[6:])
+            variable.grad[...] = as_numpy(param.grad)
+        self.torchs.step()
+        self.ours.update()
+
+    def check(self, **entities):
+        for number, (param, variable) in enumerate(zip(self.params, self.variables, strict=True)):
+            assert as_numpy(param).tobytes() == np.asarray(variable.data).tobytes(), number
+            for theirs, own in {"grad_avg": "mg", "grad_var": "variance", "momentum_buffer": "delta", **entities}.items():
+                state = self.ours.states[str(number)]
+                assert as_numpy(self.torchs.state[param][theirs]).tobytes() == np.asarray(state[own]).tobytes(), (
+                    number,
+                    own,
+                )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+OPTIONS = {
+    "defaults": ({}, {}, None),
+    "no momentum": (
+        {"lr": 0.01, "alpha": 0.9, "momentum": 0.0, "eps": 1e-8},
+        {"learnRate": 0.01, "alpha": 0.9, "momRate": 0.0, "epsilon": 1e-8},
+        None,
+    ),
+    "weight decay": ({"lr": 0.01, "weight_decay": 0.1}, {"learnRate": 0.01}, {}),
+    "decoupled": ({"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}, {"learnRate": 0.01}, {"decoupled": True}),
+    "bfloat16 state": ({"lr": 0.01, "state_dtype": torch.bfloat16}, {"learnRate": 0.01, "stateDtype": "bfloat16"}, None),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_bits_of_the_other_optimizer(dtype, options):
+    torchs, ours, decay = OPTIONS[options]
+    pair = Pair([dtype], ours, torchs, None if decay is None else WeightDecay(0.1, **decay))
+    for _ in range(STEPS):
+        pair.step()
+    pair.check()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_master_weights(dtype):
+    pair = Pair([dtype], {"learnRate": 1e-5, "masterWeights": True}, {"lr": 1e-5, "master_weights": True})
+    for _ in range(STEPS):
+        pair.step()
+    pair.check(master="master")
+
+
+def test_all_dtypes_and_groups_in_one_call(monkeypatch, kernel_calls):
+    pair = Pair(list(DTYPES))
+    # of every third parameter a group, each with other options, which do not change the numbers
+    pair.torchs = RMSpropGraves([{"params": pair.params[i::3], "weight_decay": 0.0, "maximize": False} for i in range(3)])
+    pair.step()
+    kernel_calls.clear()
+    for _ in range(3):
+        pair.step()
+    assert kernel_calls == ["update"] * 3 + ["update"] * 3  # one of each optimizer
+    pair.check()
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """The names of the functions of the compiled library that are called."""
+    if cpu.library is None or cpu.chosen() is not cpu:
+        pytest.skip("asks which functions of the compiled library are called")
+    calls = []
+
+    class Library:
+        def __getattr__(self, name):
+            calls.append(name)
+            return getattr(library, name)
+
+    library = cpu.library
+    monkeypatch.setattr(cpu, "library", Library())
+    return calls
+
+
+def test_groups_have_options_of_their_own():
+    """Each group beside an optimizer of its own."""
+    options = [{"lr": 0.1}, {"lr": 0.01, "weight_decay": 0.3}, {"momentum": 0.0, "maximize": True, "weight_decay": 0.2},
+               {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"centered": False, "eps": 1e-3},
+               {"state_dtype": torch.bfloat16}, {"initial_square_avg": 1.0}]  # fmt: skip
+    random = np.random.default_rng(3)
+    content = [torch.from_numpy(random.standard_normal(50)).float() for _ in options]
+    together = [torch.nn.Parameter(c.clone()) for c in content]
+    alone = [torch.nn.Parameter(c.clone()) for c in content]
+    groups = [{"params": [("0", param)], **each} for param, each in zip(together, options, strict=True)]
+    optimizer = RMSpropGraves(groups)
+    others = [RMSpropGraves([("0", param)], **each) for param, each in zip(alone, options, strict=True)]
+    for _ in range(STEPS):
+        for first, second in zip(together, alone, strict=True):
+            first.grad = torch.from_numpy(random.standard_normal(50)).float()
+            second.grad = first.grad.clone()
+        optimizer.step()
+        for other in others:
+            other.step()
+    for first, second, start in zip(together, alone, content, strict=True):
+        assert torch.equal(first, second)
+        assert not torch.equal(first, start)
