@@ -61,7 +61,6 @@ class Pair:
                 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 OPTIONS = {
     "defaults": ({}, {}, None),
     "no momentum": (
@@ -70,11 +69,12 @@ OPTIONS = {
         None,
     ),
     "weight decay": ({"lr": 0.01, "weight_decay": 0.1}, {"learnRate": 0.01}, {}),
-    "decoupled": ({"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}, {"learnRate": 0.01}, {"decoupled": True}),
+    "decoupled": ({"weight_decay": 0.1, "decoupled_weight_decay": True}, {}, {"decoupled": True}),
     "bfloat16 state": ({"lr": 0.01, "state_dtype": torch.bfloat16}, {"learnRate": 0.01, "stateDtype": "bfloat16"}, None),
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_bits_of_the_other_optimizer(dtype, options):
     torchs, ours, decay = OPTIONS[options]
