@@ -124,9 +124,15 @@ def kernel_calls(monkeypatch):
 def test_groups_have_options_of_their_own():
     """Each group beside an optimizer of its own."""
     # the random rounding of bfloat16 goes by the place: the first
-    options = [{"state_dtype": torch.bfloat16}, {"lr": 0.1}, {"lr": 0.01, "weight_decay": 0.3}, {"momentum": 0.0, "maximize": True, "weight_decay": 0.2},
-               {"weight_decay": 0.1, "decoupled_weight_decay": True}, {"centered": False, "eps": 1e-3},
-               {"initial_square_avg": 1.0}]  # fmt: skip
+    options = [
+        {"state_dtype": torch.bfloat16},
+        {"lr": 0.1},
+        {"lr": 0.01, "weight_decay": 0.3},
+        {"momentum": 0.0, "maximize": True, "weight_decay": 0.2},
+        {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        {"centered": False, "eps": 1e-3},
+        {"initial_square_avg": 1.0},
+    ]
     random = np.random.default_rng(3)
     content = [torch.from_numpy(random.standard_normal(50)).float() for _ in options]
     together = [torch.nn.Parameter(c.clone()) for c in content]

@@ -1,0 +1,56 @@
+"""What the processes of test_sharded.py run: a net in parts (FSDP2), its optimizer on DTensors, beside the whole net."""
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from puzzlelib_rmsprop.torch import RMSpropGraves
+
+
+def net():
+    torch.manual_seed(3)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+
+
+def main(rank, size, file):
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", (size,))
+    whole, sharded = net(), net()
+    fully_shard(sharded, mesh=mesh)
+    options = {"lr": 1e-2, "weight_decay": 0.1, "initial_square_avg": 1.0}
+    first, second = RMSpropGraves(whole.parameters(), **options), RMSpropGraves(sharded.parameters(), **options)
+    for number in range(6):
+        for param, part in zip(whole.parameters(), sharded.parameters(), strict=True):
+            param.grad = torch.sin(torch.arange(param.numel()) + float(number)).reshape(param.shape)
+            part.grad = distribute_tensor(param.grad.clone(), mesh, part.placements)
+        first.step()
+        second.step()
+        if number == 2:  # through a checkpoint
+            again = RMSpropGraves(sharded.parameters())
+            again.load_state_dict(second.state_dict())
+            second = again
+    for param, part in zip(whole.parameters(), sharded.parameters(), strict=True):
+        assert torch.equal(param, part.full_tensor())
+        for entity in ("grad_avg", "grad_var", "momentum_buffer"):
+            assert isinstance(second.state[part][entity], DTensor), entity
+            assert second.state[part][entity].to_local().shape == part.to_local().shape
+            assert torch.equal(first.state[param][entity], second.state[part][entity].full_tensor()), entity
+    # a gradient that lies otherwise is refused
+    other = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, part.placements))
+    other.grad = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()])
+    optimizer = RMSpropGraves([other])
+    with pytest.raises(ValueError, match=r"parameter 0: its gradient must be placed as the parameter.*redistribute"):
+        optimizer.step()
+    assert not optimizer.state
+    dist.barrier()
+    dist.destroy_process_group()
+    print("as the whole")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
