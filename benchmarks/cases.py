@@ -7,11 +7,25 @@ from typing import Any, NamedTuple
 
 from . import contenders as who
 
-TIMED = ("main", "size", "dead", "dtype", "call", "look")
+TIMED = ("main", "size", "dead", "dtype", "call", "look", "torch")
 SUITES = (*TIMED, "first", "memory")
 SIZES = [1_000, 3_000, 10_000, 30_000, 65_536, 100_000, 262_144, 1_000_000, 4_194_304, 10_000_000, 50_000_000]
 NET = [64 * 100, 100, 100 * 30, 30, 15 * 30, 30]  # 10,010 parameters
 SMALL_NET = [300, 50, 1200, 20, 200, 25]  # 1,795
+MLP = [4 * 96, 96, 96 * 96, 96, 96 * 2, 2]  # a small DQN's
+
+
+def resnet18() -> list[int]:
+    """Sizes of the parameters of ResNet-18: 62, together 11,689,512."""
+    sizes = [64 * 3 * 49, 64, 64]
+    before = 64
+    for width in (64, 128, 256, 512):
+        for block in range(2):
+            sizes += [width * (before if block == 0 else width) * 9, width, width, width * width * 9, width, width]
+            if block == 0 and before != width:
+                sizes += [width * before, width, width]
+        before = width
+    return [*sizes, 1000 * 512, 1000]
 
 
 class Case(NamedTuple):
@@ -56,6 +70,11 @@ def cases(device: str, suites: Iterable[str], quick: bool, names: Iterable[str])
         Case("main", f"{many:,} variables of 1,000", [1_000] * many, tuple(of_many)),
         *(Case("size", f"{single} {n:,}", [n], one, rounds=7) for n in sizes),
         *(Case("dtype", f"{single} {large:,}, {each}", [large], types, each, rounds=7) for each in who.ALL),
+    ]
+    torch = (who.TORCH, who.OURS, who.LOOP, who.FOREACH, who.COMPILE, who.ADAM, who.COPY)
+    found += [
+        Case("torch", "a small DQN: 6 tensors, 9,986 parameters", MLP, torch, beside=who.TORCH, rounds=31),
+        Case("torch", "ResNet-18: 62 tensors", MLP * 10 if quick else resnet18(), torch, beside=who.TORCH),
     ]
     if device == "cpu":
         found += [

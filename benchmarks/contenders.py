@@ -56,6 +56,7 @@ FOREIGN, FOREIGN_LOCAL = f"{OURS}, foreign classes", f"{LOCAL}, foreign classes"
 CALL = "puzzlelib_rmsprop, the library's call alone"
 BFLOAT16, MASTER, FUSED = (f"{OURS}, {what}" for what in ("bfloat16 state", "master weights", "zeroed in the pass"))
 C_LOOP, COPY, LOOK = "PuzzleLib's C loop, one thread", "copy", "bare loop over the variables"
+TORCH, LOOP = "puzzlelib_rmsprop.torch", "PyTorch loop"
 FOREACH, COMPILE, ADAM = "PyTorch foreach", "PyTorch compile", "PyTorch fused Adam"
 TENSORFLOW, OPTAX, PADDLE = "TensorFlow", "Optax, jit", "Paddle"
 
@@ -78,7 +79,9 @@ CONTENDERS: dict[str, Contender] = {
     BFLOAT16: _ours(dtypes=("float16", "float32"), state=2, stateDtype="bfloat16"),
     FUSED: _ours(fuseZeroGrad=True),
     MASTER: _ours(dtypes=("float16",), master=4, masterWeights=True),
+    TORCH: Contender(torch_step("ours"), "ours", BOTH, ALL, state=lambda width: max(4, width)),
     C_LOOP: Contender(c_loop, "peer"),
+    LOOP: Contender(torch_step("loop"), "peer", BOTH, ALL, epsilon_outside),
     FOREACH: Contender(torch_step("foreach"), "peer", BOTH, ALL, epsilon_outside),
     COMPILE: Contender(torch_step("compile"), "peer", BOTH, ALL, epsilon_outside),
     TENSORFLOW: Contender(tensorflow, "peer", dtypes=ALL),

@@ -14,7 +14,7 @@ from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, 
 
 
 def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
-    """``kind``: "foreach" or "compile", its RMSprop; "Adam", another rule in one pass over memory."""
+    """``kind``: "ours", this library's; "loop", "foreach", "compile": its RMSprop; "Adam", another rule in one pass."""
 
     def make(params: Arrays, grads: Arrays, where: Where) -> Work:
         torch = importlib.import_module("torch")
@@ -26,11 +26,17 @@ def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
         tensors = [torch.nn.Parameter(torch.tensor(param, device=where.device)) for param in params]
         for tensor, grad in zip(tensors, grads, strict=True):
             tensor.grad = torch.tensor(grad, device=where.device)
-        if kind == "Adam":
+        if kind == "ours":
+            from puzzlelib_rmsprop import Config
+            from puzzlelib_rmsprop.torch import RMSpropGraves
+
+            Config.numThreads = where.threads
+            optimizer: Any = RMSpropGraves(tensors, LEARN_RATE, ALPHA, MOMENTUM, EPSILON)
+        elif kind == "Adam":
             optimizer = torch.optim.Adam(tensors, LEARN_RATE, fused=True)
         else:
             # its epsilon is added to the root
-            options = {"eps": math.sqrt(EPSILON), "momentum": MOMENTUM, "centered": True, "foreach": True}
+            options = {"eps": math.sqrt(EPSILON), "momentum": MOMENTUM, "centered": True, "foreach": kind != "loop"}
             optimizer = torch.optim.RMSprop(tensors, LEARN_RATE, ALPHA, capturable=gpu and kind == "compile", **options)
         step = optimizer.step
         if kind == "compile":

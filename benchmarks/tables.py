@@ -48,8 +48,9 @@ def micro(values: list[float]) -> list[str]:
 def case_table(case: Case) -> list[str]:
     """One case: each contender's median and quartiles, as a multiple of one's, and the bandwidth it uses."""
     beside = case.get("beside", OURS)
-    moved, gpu = case["elements"] >= 1000 and not case["zero"] and beside == OURS, "host_seconds" in case
-    heads = [case["title"], "median, us", "quartiles", "times ours" if beside == OURS else f"times the {beside}"]
+    ours = beside in CONTENDERS and CONTENDERS[beside].kind == "ours"
+    moved, gpu = case["elements"] >= 1000 and not case["zero"] and ours, "host_seconds" in case
+    heads = [case["title"], "median, us", "quartiles", "times ours" if ours else f"times the {beside}"]
     heads += ["GB/s", "of the copy's"] if moved else []
     heads += ["host, us: median", "quartiles"] if gpu else []
     base = median(case, beside) if beside in case["seconds"] else None
