@@ -96,6 +96,10 @@ class Member:
             raise VariableError(f"{name}: dtype must be {', '.join(_NAMES.values())}, or complex; got {local.dtype}")
         if local.layout is not torch.strided:
             raise VariableError(f"{name}: its layout must be torch.strided; got {local.layout}")
+        if local.numel() and not local.data_ptr():
+            raise VariableError(
+                f"{name}: it has no memory of its own, as tensors of some subclasses; got {type(local).__name__}"
+            )
         if torch._debug_has_internal_overlap(local) == 1:
             raise VariableError(f"{name}: its elements share memory, as after expand(): use param.contiguous()")
         self.numel, self.strides, self.is_contiguous = local.numel(), local.stride(), local.is_contiguous()
@@ -185,6 +189,8 @@ class Member:
         ):
             if own != found:
                 raise VariableError(f"{self.name}: its gradient must be of {what} {own}, the parameter's; got {found}")
+        if grad.numel() and not grad.data_ptr():
+            raise VariableError(f"{self.name}: its gradient has no memory of its own; got {type(grad).__name__}")
         if grad.is_neg() or grad.is_conj() or not _same_order(grad, self.work):
             return torch.empty_like(self.work).copy_(grad.detach())
         return grad

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .arrays import refuse_overlap
+from .errors import VariableError
 from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
 from .kernels.layout import pack_hyper
 from .kernels.look import same_arrays, same_objects
@@ -109,6 +110,7 @@ class _Batch:
                 and grad.dtype is member.dtype
                 and grad.numel() == member.numel
                 and grad.is_cuda is is_cuda
+                and type(grad) is torch.Tensor
                 and not grad.is_neg()
             ):
                 grad = member.fitted(grad)
@@ -136,7 +138,7 @@ class _Batch:
             self._counts[0] += 1 if found_inf is None else 1 - found_inf
         else:
             self._table.set_gradients(addresses)
-            self._table.run()
+            self._table.run(most_threads=torch.get_num_threads())
             for count in self._counts:
                 count += 1
         for member in self._copied:
@@ -209,6 +211,8 @@ class Plan:
             place, number, name = places[owner]
             member = Member(f"parameter {place if name is None else repr(name)}", number, tensor)
             member.fitted(grad)
+            if groups[number]["capturable"] and member.device.type != "cuda":
+                raise VariableError(f"{member.name}: capturable=True needs parameters on a GPU; it is on {member.device}")
             if owner in state:
                 member.check_state(state[owner])
             self._members.append(member)
@@ -250,6 +254,8 @@ class Plan:
         fitted = [batch.fitted(grads) for batch in self.batches]
         for batch, own in zip(self.batches, fitted, strict=True):
             batch.step(own, settings, scale, found_inf)
+        # as PyTorch's own operations do, so that a backward pass that needs the former values fails
+        torch.autograd.graph.increment_version(self._owners)
 
 
 def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

@@ -100,9 +100,9 @@ class _Args:
         begin = layout.KERNEL_ARGS.fields[field][1]  # type: ignore[index]
         self.bytes[begin : begin + len(content)] = content
 
-    def update_threads(self) -> None:
-        """Takes over ``Config.numThreads``, or what cores the process has, if those are fewer."""
-        threads = min(Config.numThreads, library.cores() or Config.numThreads)
+    def update_threads(self, most: int | None = None) -> None:
+        """Takes over ``Config.numThreads``, or what cores the process has, or ``most``, if those are fewer."""
+        threads = min(Config.numThreads, library.cores() or Config.numThreads, most or Config.numThreads)
         if threads != self._threads:
             self._threads = threads
             self.set(threads=threads)
@@ -150,10 +150,10 @@ class Table:
             self.set_group(0, hyper, options)
         self.run(stream)
 
-    def run(self, stream: Any = None) -> None:
+    def run(self, stream: Any = None, most_threads: int | None = None) -> None:
         """Runs the rule once over every segment; ``stream`` is for other devices."""
         if self._large:
-            self._args.update_threads()
+            self._args.update_threads(most_threads)
         library.update(self._address)
 
     def zero_gradients(self, stream: Any = None) -> None:

@@ -207,8 +207,8 @@ class Table:
         self.set_group(0, hyper, options)
         self.run(stream)
 
-    def run(self, stream: Any = None) -> None:
-        """Runs the rule once over every segment; ``stream`` is for other devices."""
+    def run(self, stream: Any = None, most_threads: int | None = None) -> None:
+        """Runs the rule once over every segment, in one thread; ``stream`` is for other devices."""
         with np.errstate(all="ignore"):
             for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
                 hyper, options = self._groups[segment.group]
