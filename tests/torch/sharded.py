@@ -1,5 +1,6 @@
 """What the processes of test_sharded.py run: a net in parts (FSDP2), its optimizer on DTensors, beside the whole net."""
 
+import faulthandler
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ def net():
 
 
 def main(rank, size, file):
+    faulthandler.enable()
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
     mesh = init_device_mesh("cpu", (size,))
     whole, sharded = net(), net()
@@ -49,7 +51,7 @@ def main(rank, size, file):
     assert not optimizer.state
     dist.barrier()
     dist.destroy_process_group()
-    print("as the whole")
+    print("as the whole", flush=True)
 
 
 if __name__ == "__main__":
