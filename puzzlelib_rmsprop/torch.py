@@ -7,14 +7,18 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from .convert.torch_optimizers import own_form
-from .errors import CheckpointError, HyperParameterError
+from .errors import CheckpointError, DependencyError, HyperParameterError
 from .kernels import Hyper
+from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
+
+try:
+    import torch
+except ImportError as error:
+    raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install torch") from error
+
 from .torch_members import STATE, copied_state
 from .torch_plan import Plan, Settings
-from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
 
 __all__ = ["RMSpropGraves"]
 

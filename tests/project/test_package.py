@@ -21,9 +21,12 @@ def modules():
     for info in pkgutil.walk_packages(puzzlelib_rmsprop.__path__, "puzzlelib_rmsprop."):
         try:
             yield importlib.import_module(info.name)
-        except puzzlelib_rmsprop.errors.DependencyError:
-            # the rooms that cannot be entered without PyCUDA
-            if info.name not in ("puzzlelib_rmsprop.kernels.cuda", "puzzlelib_rmsprop.nets.ops_cuda"):
+        except ImportError as error:
+            # what cannot be imported without PyCUDA, and without PyTorch
+            without = {"kernels.cuda": "pycuda", "nets.ops_cuda": "pycuda"}
+            without |= dict.fromkeys(("torch", "torch_members", "torch_plan"), "torch")
+            missing = without.get(info.name.removeprefix("puzzlelib_rmsprop."))
+            if missing is None or missing not in str(error).lower():
                 raise
 
 
@@ -37,6 +40,13 @@ def public():
             item = getattr(module, name)
             if (inspect.isclass(item) or inspect.isfunction(item)) and item.__module__ == module.__name__:
                 yield f"{module.__name__}.{name}", item
+
+
+def test_without_pytorch_the_error_names_the_remedy():
+    code = "import sys; sys.modules['torch'] = None; import puzzlelib_rmsprop.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "DependencyError: puzzlelib_rmsprop.torch needs PyTorch" in done.stderr
+    assert "pip install torch" in done.stderr
 
 
 def test_importing_loads_no_compiler_and_no_gpu():
