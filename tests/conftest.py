@@ -3,6 +3,8 @@
 import os
 import re
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ ARRAYS = {
 
 
 BACKENDS = ["cpu"]
+# what the tests of the optimizer for PyTorch need and is not here; expecttest: torch.testing's tables of optimizers import it
+MISSING_FOR_TORCH = [name for name in ("torch", "expecttest") if find_spec(name) is None]
 _in_child: list[str] = []
 
 
@@ -111,6 +115,8 @@ def pytest_configure(config):
 def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"CPU kernels: {os.environ.get(cpu.VARIABLE) or cpu.instruction_sets()[-1]}")
     terminalreporter.write_line(f"CUDA {config.cuda}")
+    missing = f"left out: {' and '.join(MISSING_FOR_TORCH)} not installed; pip install torch expecttest"
+    terminalreporter.write_line(f"PyTorch {missing if MISSING_FOR_TORCH else metadata.version('torch')}")
 
 
 def pytest_generate_tests(metafunc):

@@ -1,0 +1,176 @@
+"""What PyTorch's own tests want to know of an optimizer: an ``OptimizerInfo`` of RMSpropGraves.
+
+``inputs`` and ``errors`` are called as PyTorch's tests call them; docs/pytorch-tests.md says how to run those with ``INFO``.
+"""
+
+import math
+
+import torch
+from torch.optim import lr_scheduler
+from torch.testing._internal.common_optimizers import (
+    CUDA_CONFIG_GPUS,
+    ErrorOptimizerInput,
+    OptimizerErrorEnum,
+    OptimizerInfo,
+    OptimizerInput,
+    _get_device_type,
+    get_error_inputs_for_all_optims,
+)
+
+from puzzlelib_rmsprop.torch import RMSpropGraves
+
+# what state_dtype may be besides None
+STATE_DTYPE = torch.bfloat16
+
+
+def inputs(device, dtype=None):
+    """Arguments that the optimizer takes, but for the parameters; new objects in each call."""
+    table = {
+        "default": {},
+        "non-default lr": {"lr": 1e-3},
+        "Tensor lr": {"lr": torch.tensor(1e-3)},
+        "1-element Tensor lr": {"lr": torch.tensor([1e-3], dtype=torch.float64)},
+        "nonzero weight_decay": {"weight_decay": 0.1},
+        "decoupled weight_decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},
+        "maximize": {"maximize": True},
+        "maximize, weight_decay": {"maximize": True, "weight_decay": 0.1},
+        "maximize, decoupled weight_decay": {"maximize": True, "weight_decay": 0.1, "decoupled_weight_decay": True},
+        "not centered": {"centered": False},
+        "no momentum": {"momentum": 0.0},
+        "as TensorFlow 1 starts": {
+            "centered": False,
+            "momentum": 0.0,
+            "initial_square_avg": 1.0,
+            "alpha": 0.99,
+            "eps": 1e-5,
+        },
+        "centered, from 1": {"initial_square_avg": 1.0, "alpha": 0.9, "weight_decay": 0.1},
+        "alpha 0": {"alpha": 0.0, "eps": 1e-2},
+        "state_dtype": {"state_dtype": STATE_DTYPE},
+        "state_dtype, weight_decay": {"state_dtype": STATE_DTYPE, "weight_decay": 0.1},
+        "master_weights": {"master_weights": True},
+        "everything": {
+            "lr": 1e-3,
+            "alpha": 0.9,
+            "momentum": 0.5,
+            "eps": 1e-3,
+            "weight_decay": 0.1,
+            "decoupled_weight_decay": True,
+            "centered": False,
+            "maximize": True,
+            "initial_square_avg": 0.5,
+            "state_dtype": STATE_DTYPE,
+            "master_weights": True,
+        },
+    }
+    if _get_device_type(device) in CUDA_CONFIG_GPUS:
+        table |= {
+            "capturable": {"capturable": True},
+            "capturable, maximize": {"weight_decay": 0.1, "maximize": True, "capturable": True},
+            "Tensor lr with capturable": {"lr": torch.tensor(1e-3), "capturable": True},
+        }
+    return [OptimizerInput(params=None, kwargs=kwargs, desc=desc) for desc, kwargs in table.items()]
+
+
+# argument, value, and what the message says of it
+BAD_ARGUMENTS = [
+    ("lr", -1.0, "a finite number, at least 0"),
+    ("lr", math.nan, "a finite number, at least 0"),
+    ("lr", math.inf, "a finite number, at least 0"),
+    ("lr", "0.1", "a finite number, at least 0"),
+    ("lr", None, "a finite number, at least 0"),
+    ("lr", torch.tensor(-1.0), "a finite number, at least 0"),
+    ("alpha", -0.1, "a finite number"),
+    ("alpha", 1.0, "a finite number"),
+    ("alpha", math.nan, "a finite number"),
+    ("momentum", -1.0, "a finite number"),
+    ("momentum", 1.0, "a finite number"),
+    ("momentum", math.nan, "a finite number"),
+    ("eps", -1e-8, "a finite number"),
+    ("eps", 0.0, "a finite number"),
+    ("eps", math.inf, "a finite number"),
+    ("weight_decay", -0.1, "a finite number, at least 0"),
+    ("weight_decay", math.inf, "a finite number, at least 0"),
+    ("initial_square_avg", -1.0, "a finite number, at least 0"),
+    ("initial_square_avg", math.nan, "a finite number, at least 0"),
+    ("state_dtype", torch.float16, "None or torch.bfloat16"),
+    ("state_dtype", torch.int8, ""),
+    ("state_dtype", "int8", ""),
+    ("decoupled_weight_decay", 1, ""),
+    ("centered", None, ""),
+    ("maximize", "yes", ""),
+    ("master_weights", 1, ""),
+    ("capturable", 0.5, ""),
+]
+
+
+def value_pattern(value):
+    """How a message shows a value, as a pattern: tensors are shown as PyTorch shows them, or as their number."""
+    if isinstance(value, torch.Tensor):
+        return str(value.item()).replace(".", r"\.")
+    return str(value).replace(".", r"\.").replace("'", "")
+
+
+def errors(device, dtype):
+    """What the optimizer refuses, with the message: PyTorch's own for all optimizers, and each bad argument of ours."""
+    table = get_error_inputs_for_all_optims(device, dtype)
+    if _get_device_type(device) != "cpu":
+        return table
+    for name, value, rule in BAD_ARGUMENTS:
+        param = torch.nn.Parameter(torch.randn(2, device=device, dtype=dtype))
+        table.append(
+            ErrorOptimizerInput(
+                OptimizerInput(params=[param], kwargs={name: value}, desc=f"{name}={value!r}"),
+                error_type=ValueError,
+                error_regex=rf"^{name} must be .*{rule}.*; got .*{value_pattern(value)}",
+            )
+        )
+    sparse = torch.nn.Parameter(torch.randn(3, 2, device=device, dtype=dtype))
+    sparse.grad = torch.randn(3, 2, device=device, dtype=dtype).to_sparse()
+    table.append(
+        ErrorOptimizerInput(
+            OptimizerInput(params=[sparse], kwargs={}, desc="sparse gradient"),
+            error_on=OptimizerErrorEnum.STEP_ERROR,
+            error_type=RuntimeError,
+            error_regex="sparse",
+        )
+    )
+    return table
+
+
+SCHEDULERS = {
+    "StepLR and ReduceLROnPlateau": [
+        lambda optimizer: lr_scheduler.StepLR(optimizer, gamma=0.9, step_size=10),
+        lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer),
+    ],
+    "ExponentialLR and LinearLR": [
+        lambda optimizer: lr_scheduler.ExponentialLR(optimizer, gamma=0.99),
+        lambda optimizer: lr_scheduler.LinearLR(optimizer, start_factor=0.4, total_iters=4),
+    ],
+    "CosineAnnealingWarmRestarts": [lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=5, T_mult=2)],
+    "PolynomialLR": [lambda optimizer: lr_scheduler.PolynomialLR(optimizer, total_iters=30, power=0.9)],
+}
+SCHEDULER_NAMES = list(SCHEDULERS)
+
+
+INFO = OptimizerInfo(
+    RMSpropGraves,
+    optim_inputs_func=inputs,
+    optim_error_inputs_func=errors,
+    scheduler_inputs=tuple(SCHEDULERS.values()),
+    # one native call a step is all there is: no foreach, fused or differentiable to choose
+    supported_impls=(),
+    # a state written before these were there, or by torch.optim.RMSprop, is loaded
+    not_og_supported_flags=(
+        "decoupled_weight_decay",
+        "centered",
+        "maximize",
+        "initial_square_avg",
+        "state_dtype",
+        "master_weights",
+        "capturable",
+    ),
+    has_capturable_arg=True,
+    supports_complex=True,
+    supports_sparse=False,
+)
