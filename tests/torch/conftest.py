@@ -9,12 +9,25 @@ if MISSING_FOR_TORCH:
 else:
     from tests.torch import pytorch_info
 
-    @pytest.fixture(params=[example.desc for example in pytorch_info.inputs("cpu")])
-    def options(request):
-        """Arguments of RMSpropGraves, new ones for each test: a learning rate in a tensor may be written to."""
-        return next(example.kwargs for example in pytorch_info.inputs("cpu") if example.desc == request.param)
+    EXACT = [example.desc for example in pytorch_info.inputs("cpu")]
+    ROUNDED = [example.desc for example in pytorch_info.bfloat16_inputs("cpu")]
 
-    @pytest.fixture(params=range(len(pytorch_info.INFO.scheduler_inputs)), ids=pytorch_info.SCHEDULER_NAMES)
+    def arguments(desc):
+        """New ones for each test: a learning rate in a tensor may be written to."""
+        made = [*pytorch_info.inputs("cpu"), *pytorch_info.bfloat16_inputs("cpu")]
+        return next(example.kwargs for example in made if example.desc == desc)
+
+    @pytest.fixture(params=[*EXACT, *ROUNDED])
+    def options(request):
+        """Arguments of RMSpropGraves."""
+        return arguments(request.param)
+
+    @pytest.fixture(params=EXACT)
+    def exact_options(request):
+        """Arguments without a bfloat16 state, which is rounded at random: by the place of an element in the whole model."""
+        return arguments(request.param)
+
+    @pytest.fixture(params=range(len(pytorch_info.SCHEDULERS)), ids=[*pytorch_info.SCHEDULERS])
     def schedulers(request):
         """What makes the learning rate schedulers of one training, from its optimizer."""
         return pytorch_info.INFO.scheduler_inputs[request.param]

@@ -257,6 +257,39 @@ def test_model_made_of_another_dtype_between_steps():
     assert {s["grad_var"].dtype for s in lockstep.optimizer.state.values()} == {torch.float32}
 
 
+def new_data(tensor):
+    tensor.data = tensor.detach().clone()
+
+
+def new_storage(tensor):
+    tensor.set_(tensor.detach().clone())
+
+
+def shared(tensor):
+    """As actor-critic programs do with the state of an optimizer that several processes share."""
+    tensor.share_memory_()
+
+
+@pytest.mark.parametrize("entity", ["step", "grad_avg", "grad_var", "momentum_buffer", "master"])
+@pytest.mark.parametrize("move", [new_data, new_storage, shared], ids=lambda move: move.__name__)
+def test_state_in_other_memory(move, entity):
+    """A tensor of the state that is the same object, and lies elsewhere: read and written where it is now."""
+    p = torch.nn.Parameter(random(1000).bfloat16())
+    lockstep = Lockstep(RMSpropGraves([p], lr=1e-2, master_weights=True))
+    for step in range(4):
+        if step:
+            moved = lockstep.optimizer.state[p][entity]
+            before = moved.data_ptr()
+            old = moved.detach()  # keeps the memory: what is written there is lost, not another tensor's
+            move(moved)
+            # memory that is shared already stays where it is
+            assert moved.data_ptr() != before or (move is shared and step > 1) or entity == "step"
+            untouched = old.clone()
+        p.grad = random(1000, seed=step).bfloat16()
+        lockstep.step()
+        assert step == 0 or move is shared or torch.equal(old, untouched)
+
+
 def test_tied_parameters():
     """One parameter in two places of a model is one parameter."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))

@@ -102,13 +102,13 @@ def test_tensor_lr(options, shape, dtype):
     assert rate.item() == torch.full((), 1e-3, dtype=dtype).item()
 
 
-def test_complex(options):
+def test_complex(exact_options):
     """Complex parameters beside a real one: as two real numbers each, bit for bit."""
     shapes = [(10, 5), (10,), ()]
     complex_ones = [parameter(*shape, dtype=torch.complex64, seed=n) for n, shape in enumerate(shapes)] + [parameter(4, 3)]
     real_ones = [torch.nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_ones[:3]]
     real_ones.append(torch.nn.Parameter(complex_ones[3].detach().clone()))
-    optimizers = [INFO.optim_cls(params, **options) for params in (complex_ones, real_ones)]
+    optimizers = [INFO.optim_cls(params, **exact_options) for params in (complex_ones, real_ones)]
     for step in range(3):
         for n, (p, q) in enumerate(zip(complex_ones, real_ones, strict=True)):
             p.grad = random(*p.shape, dtype=p.dtype, seed=10 * step + n)
@@ -129,12 +129,12 @@ def test_complex_follows_the_oracle(options, dtype):
         lockstep.step()
 
 
-def test_complex_2d(options):
+def test_complex_2d(exact_options):
     """A complex parameter, and its two parts as parameters of their own, through the gradients of one loss."""
     case = PyTorchTestCase()
     whole = parameter(2, dtype=torch.complex64)
     parts = [torch.nn.Parameter(part.clone()) for part in (whole.detach().real, whole.detach().imag)]
-    of_whole, of_parts = INFO.optim_cls([whole], **options), INFO.optim_cls(parts, **options)
+    of_whole, of_parts = INFO.optim_cls([whole], **exact_options), INFO.optim_cls(parts, **exact_options)
     tracker = TensorTracker()
 
     def loss(z):
@@ -237,16 +237,16 @@ def test_param_groups_lr(options):
     assert torch.equal(still, start)
 
 
-def test_param_groups_are_as_several_optimizers(options):
+def test_param_groups_are_as_several_optimizers(exact_options):
     """And whatever is not said in a group is the default."""
     fits = [Fit(), Fit()]
     together = INFO.optim_cls(
-        [{"params": [fits[0].weight]}, {"params": [fits[0].bias], "lr": 0.5, "momentum": 0.25}], **options
+        [{"params": [fits[0].weight]}, {"params": [fits[0].bias], "lr": 0.5, "momentum": 0.25}], **exact_options
     )
     assert together.param_groups[0].keys() == together.param_groups[1].keys()
     apart = [
-        INFO.optim_cls([fits[1].weight], **options),
-        INFO.optim_cls([fits[1].bias], **options | {"lr": 0.5, "momentum": 0.25}),
+        INFO.optim_cls([fits[1].weight], **exact_options),
+        INFO.optim_cls([fits[1].bias], **exact_options | {"lr": 0.5, "momentum": 0.25}),
     ]
     for _ in range(5):
         for fit, optimizers in zip(fits, ([together], apart), strict=True):

@@ -150,10 +150,10 @@ def test_step_all_hooks(options):
     assert calls == 3 * order + order[1:3]
 
 
-def test_hooks_of_gradients_and_of_the_step_together(options):
+def test_hooks_of_gradients_and_of_the_step_together(exact_options):
     """A step of its own for each parameter, from a hook of autograd as soon as its gradient is there."""
     fit, plain = Fit(), Fit()
-    apart = {p: INFO.optim_cls([p], **options) for p in fit.parameters()}
+    apart = {p: INFO.optim_cls([p], **exact_options) for p in fit.parameters()}
 
     def step(p):
         apart[p].step()
@@ -161,7 +161,7 @@ def test_hooks_of_gradients_and_of_the_step_together(options):
 
     for p in fit.parameters():
         p.register_post_accumulate_grad_hook(step)
-    together = Lockstep(INFO.optim_cls(plain.parameters(), **options))
+    together = Lockstep(INFO.optim_cls(plain.parameters(), **exact_options))
     for _ in range(3):
         fit.loss().backward()
         together.step(plain.backward)
