@@ -24,6 +24,11 @@ def numbers(tensor):
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).to(torch.float64, copy=True).numpy()
 
 
+def plain(option):
+    """What a group has: a number, a flag, or a tensor of one number."""
+    return option.item() if isinstance(option, torch.Tensor) else option
+
+
 def real(dtype):
     return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
 
@@ -88,7 +93,7 @@ class Lockstep:
         self.before = snapshot(self.optimizer)
         self.stepped = set()
         for group in self.optimizer.param_groups:
-            options = {key: float(group[key]) if key in OPTIONS[:5] else group[key] for key in OPTIONS}
+            options = {key: plain(group[key]) for key in OPTIONS}
             for p in group["params"]:
                 if p.grad is None:
                     continue

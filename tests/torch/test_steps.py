@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from puzzlelib_rmsprop.torch import RMSpropGraves
-from tests.torch.case import Fit, Lockstep, assert_same, parameter, random, snapshot
+from tests.torch.case import Fit, Lockstep, assert_same, numbers, parameter, random, snapshot
+from tests.torch.oracle import BUFFERS
 
 
 def give(params, step):
@@ -110,7 +111,21 @@ def test_centered_may_be_switched_on():
         lockstep.step()
 
 
-@pytest.mark.parametrize("wrong", [("lr", -1.0), ("lr", float("nan")), ("lr", torch.tensor(-0.5)), ("alpha", 1.0)], ids=str)
+WRONG = [
+    ("lr", -1.0),
+    ("lr", float("nan")),
+    ("lr", torch.tensor(-0.5)),
+    ("alpha", 1.0),
+    ("eps", 0),
+    ("weight_decay", "0.1"),
+    ("centered", None),
+    ("initial_square_avg", -5.0),
+    ("state_dtype", torch.int8),
+    ("master_weights", "no"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_option_out_of_range_is_refused_at_the_step(wrong, number):
     """With nothing changed in any group; put right, the training goes on."""
@@ -124,7 +139,7 @@ def test_an_option_out_of_range_is_refused_at_the_step(wrong, number):
     good = optimizer.param_groups[number][name]
     optimizer.param_groups[number][name] = value
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+        with pytest.raises(ValueError, match=f"{name} must be "):
             optimizer.step()
         assert_same(before, snapshot(optimizer))
     optimizer.param_groups[number][name] = good
@@ -146,6 +161,55 @@ def test_lr_tensor_changed_in_place(shape):
     lockstep.optimizer.param_groups[0]["momentum"] = 0.0
     lockstep.step()
     assert torch.equal(params[0], before)
+
+
+def test_lr_tensor_with_a_gradient_of_its_own():
+    """As programs have it that learn the rate: the step takes its number."""
+    params, lr = [parameter(4)], torch.tensor(0.125, requires_grad=True)
+    lockstep = Lockstep(RMSpropGraves(params, lr=lr))
+    for step in range(3):
+        give(params, step)
+        lockstep.step()
+        with torch.no_grad():
+            lr.mul_(0.5)
+
+
+def test_a_parameter_is_replaced_in_its_group():
+    """By a longer one, with its state: as programs do that let a model grow."""
+    old, other = parameter(3), parameter(2)
+    lockstep = Lockstep(RMSpropGraves([old, other]))
+    optimizer = lockstep.optimizer
+    for step in range(3):
+        give([old, other], step)
+        lockstep.step()
+    new = torch.nn.Parameter(torch.cat([old.detach(), torch.ones(2)]))
+    state = optimizer.state.pop(old)
+    optimizer.param_groups[0]["params"][0] = new
+    optimizer.state[new] = {k: v if k == "step" else torch.cat([v, torch.zeros(2)]) for k, v in state.items()}
+    oracle = lockstep.oracles[new] = lockstep.oracles.pop(old)
+    for name in BUFFERS:
+        setattr(oracle, name, numbers(optimizer.state[new][name]))
+    for step in range(3, 6):
+        give([new, other], step)
+        lockstep.step()
+    assert optimizer.state[new]["step"].item() == 6
+
+
+@pytest.mark.parametrize("extra", [1, "text", None, torch.ones(2)], ids=str)
+def test_entries_of_others_in_the_state(extra):
+    """Beside the parameters, and beside a parameter's own: left alone, and saved and loaded."""
+    fit = Fit()
+    optimizer = RMSpropGraves(fit.parameters())
+    optimizer.step(fit.backward)
+    optimizer.state["mine"] = extra
+    optimizer.state[fit.weight]["also mine"] = extra
+    for _ in range(2):
+        optimizer.step(fit.backward)
+    fresh = RMSpropGraves(Fit().parameters())
+    fresh.load_state_dict(optimizer.state_dict())
+    found = [fresh.state["mine"], fresh.state[fresh.param_groups[0]["params"][0]]["also mine"]]
+    assert all(torch.equal(f, extra) if torch.is_tensor(extra) else f == extra for f in found)
+    fresh.step()
 
 
 def test_learning_rate_zero_gathers_statistics_alone():
