@@ -46,6 +46,16 @@ def test_state_dict_deterministic(options, named):
     assert_equal(*last)
 
 
+def test_load_state_dict_clones_tensor_state(options):
+    """A state that is loaded as ``state_dict`` gives it: of two optimizers, neither writes into the other's."""
+    fit, optimizer = trained(options)
+    other = build(twin(fit), copy.deepcopy(options))
+    other.load_state_dict(optimizer.state_dict())
+    for p, q in zip(parameters(optimizer), parameters(other), strict=True):
+        theirs = {value.untyped_storage().data_ptr() for value in other.state[q].values()}
+        assert not theirs & {value.untyped_storage().data_ptr() for value in optimizer.state[p].values()}
+
+
 @pytest.mark.parametrize("flag", INFO.not_og_supported_flags)
 def test_can_load_older_state_dict(options, flag):
     """A state whose groups lack what came later: the default stands in, and the next step is as with it."""
