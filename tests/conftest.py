@@ -51,7 +51,7 @@ ARRAYS = {
 
 
 BACKENDS = ["cpu"]
-# what the tests of the optimizer for PyTorch need and is not here; expecttest: torch.testing's tables of optimizers import it
+# what the tests of the optimizer for PyTorch need and is not here; its descriptions of optimizers import expecttest
 MISSING_FOR_TORCH = [name for name in ("torch", "expecttest") if find_spec(name) is None]
 _in_child: list[str] = []
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from puzzlelib_rmsprop.errors import CheckpointWarning
 from puzzlelib_rmsprop.torch import RMSpropGraves
 from tests.torch.case import Lockstep, assert_equal, assert_same, parameter, random, same_bits, saved, snapshot
 from tests.torch.oracle import BUFFERS
@@ -180,6 +181,17 @@ def test_state_dict_of_a_step_not_yet_taken():
     fresh.load_state_dict(state_dict)
     assert fresh.param_groups[0]["lr"] == 1e-4
     assert not fresh.state
+
+
+def test_an_rmsprop_that_has_taken_no_step_is_known_by_its_groups():
+    """Its epsilon is outside the root, with a state or without one."""
+    optimizer = RMSpropGraves(Model().parameters())
+    keys = optimizer.param_groups[0].keys()
+    with pytest.warns(CheckpointWarning, match="torch.optim.RMSprop"):
+        optimizer.load_state_dict(torch.optim.RMSprop(Model().parameters(), eps=1e-6).state_dict())
+    assert optimizer.param_groups[0]["eps"] == pytest.approx(1e-12)
+    assert optimizer.param_groups[0].keys() == keys
+    assert not optimizer.state
 
 
 def test_only_some_parameters_have_a_state():
