@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from puzzlelib_rmsprop.kernels.context import driver_library
+from puzzlelib_rmsprop.kernels.context import driver_library, uncaptured
 
 _aten = torch.ops.aten
 _HOST_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -57,7 +57,7 @@ class Stream:
     def submit(self, work):
         """Queues a function of Python's, which must not call CUDA."""
         number = next(_machine.numbers)
-        _machine.calls[number] = work
+        _machine.calls[number] = work, _machine.is_capturing()
         self._call("cuLaunchHostFunc", ctypes.c_void_p(self.cuda_stream), _machine.entry, ctypes.c_void_p(number))
 
     def poison(self, address, size):
@@ -79,18 +79,42 @@ class Stream:
         other._call("cuEventDestroy_v2", event)
 
 
+class Graph:
+    """A CUDA graph."""
+
+    @contextlib.contextmanager
+    def captured(self, stream):
+        """Inside, what the stream is given is captured."""
+        _machine.graphs += 1
+        handle, graph, self._executable = ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p(), ctypes.c_void_p()
+        with _machine.on_stream(stream):
+            stream._call("cuStreamBeginCapture_v2", handle, 0)  # what is unsafe in any thread fails, as PyTorch has it
+            try:
+                yield
+            finally:
+                stream._call("cuStreamEndCapture", handle, ctypes.byref(graph))
+        stream._call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
+
+    def replay(self):
+        """Queues what was captured on the current stream."""
+        stream = _machine.current_stream()
+        stream._call("cuGraphLaunch", self._executable, ctypes.c_void_p(stream.cuda_stream))
+
+
 class Storage:
     """Memory of a device, of the stream that is current. It goes back to that stream with the last tensor in it."""
 
     def __init__(self, device, size):
         self.stream = _machine.current_stream(device)
         self.size = max(-(-size // _UNIT), 1) * _UNIT
-        self._pool = _machine.pools.setdefault((device, self.stream.cuda_stream, self.size), [])
+        # what is made in a capture is of its graph alone
+        owner = self.stream.cuda_stream, _machine.graphs if _machine.is_capturing() else None
+        self._pool = _machine.pools.setdefault((device, owner, self.size), [])
         if self._pool:
             self.address = self._pool.pop()
         else:
             found = ctypes.c_uint64()
-            with _machine.context(device):
+            with _machine.context(device), uncaptured():
                 _driver("cuMemAlloc_v2", ctypes.byref(found), ctypes.c_size_t(self.size))
             self.address = found.value
         self.stream.poison(self.address, self.size)
@@ -144,6 +168,13 @@ def empty(shape, dtype, device=0, strides=None):
 def _index(device):
     device = torch.device(device)
     return _machine.device if device.index is None else device.index
+
+
+def _with_index(value):
+    """A device with its number, which the guard would not know."""
+    if (isinstance(value, str) and value == "cuda") or (isinstance(value, torch.device) and value.type == "cuda"):
+        return torch.device("cuda", _index(value))
+    return value
 
 
 def _is_cuda(device):
@@ -254,7 +285,9 @@ class _Functions(TorchFunctionMode):
     """What PyTorch does below the level of modes."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        args, kwargs = tree_map(_with_index, (args, kwargs or {}))
         if func is torch.tensor and _is_cuda(kwargs.get("device")):
             device = kwargs.pop("device")
             return torch.tensor(*args, **kwargs).to(device)
@@ -268,14 +301,17 @@ class Machine:
 
     def __init__(self):
         self.primaries, self.pools, self.calls, self.errors = {}, {}, {}, []
-        self.numbers = itertools.count(1)
+        self.numbers, self.graphs = itertools.count(1), 0
         self._local = threading.local()
         self.entry = _HOST_CALL(self._enter)
 
     def _enter(self, number):
         try:
             with torch._C._DisableTorchDispatch(), torch.no_grad():
-                self.calls.pop(number)()
+                work, again = self.calls[number]
+                work()
+                if not again:
+                    del self.calls[number]
         except BaseException as error:  # there is nobody to raise it to
             self.errors.append(error)
 
@@ -335,6 +371,13 @@ class Machine:
         finally:
             self.set_device(before)
 
+    def is_capturing(self):
+        """Whether the current stream of the current device is captured."""
+        status = ctypes.c_int()
+        stream = self.current_stream()
+        stream._call("cuStreamIsCapturing", ctypes.c_void_p(stream.cuda_stream), ctypes.byref(status))
+        return status.value != 0
+
     def synchronize(self):
         for device in self.primaries:
             with self.context(device):
@@ -368,7 +411,7 @@ def cuda_of_torch():
         "is_initialized": lambda: True,
         "is_available": lambda: True,
         "current_device": lambda: _machine.device,
-        "is_current_stream_capturing": lambda: False,
+        "is_current_stream_capturing": _machine.is_capturing,
         "synchronize": _machine.synchronize,
         "_lazy_init": lambda: None,
     }
