@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from puzzlelib_rmsprop.kernels.context import driver_library, uncaptured
+from tests.cudasim import control
 
 _aten = torch.ops.aten
 _HOST_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -117,6 +118,8 @@ class Storage:
             with _machine.context(device), uncaptured():
                 _driver("cuMemAlloc_v2", ctypes.byref(found), ctypes.c_size_t(self.size))
             self.address = found.value
+            with control.eager():  # what is read too early is NaN then, and no fault that ends everything
+                _machine.filler(device).poison(self.address, self.size)
         self.stream.poison(self.address, self.size)
         self.bytes = torch.frombuffer((ctypes.c_ubyte * self.size).from_address(self.address), dtype=torch.uint8)
 
@@ -300,6 +303,7 @@ class Machine:
     """What PyTorch keeps of the devices."""
 
     def __init__(self):
+        self.fillers = {}
         self.primaries, self.pools, self.calls, self.errors = {}, {}, {}, []
         self.numbers, self.graphs = itertools.count(1), 0
         self._local = threading.local()
@@ -319,6 +323,12 @@ class Machine:
         """Raises what an operation raised when it ran."""
         if self.errors:
             raise self.errors.pop()
+
+    def filler(self, device):
+        """A stream that nothing is ordered with."""
+        if device not in self.fillers:
+            self.fillers[device] = Stream(device)
+        return self.fillers[device]
 
     def primary(self, device):
         if device not in self.primaries:
