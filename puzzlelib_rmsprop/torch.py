@@ -184,9 +184,14 @@ class RMSpropGraves(torch.optim.Optimizer):
     def _update(self, owners: list[torch.Tensor], tensors: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
         """The step on the parameters ``owners``, of which ``tensors`` may be copies, in the order of the groups."""
         settings = [self._settings_of(number, group) for number, group in enumerate(self.param_groups)]
-        self._check_capture()
+        captured = self._check_capture()
         plan = self._plan
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
+            if captured:
+                raise RuntimeError(
+                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step with "
+                    "gradients for the same parameters first"
+                )
             self._plan = None
             with torch.no_grad():
                 plan = Plan(self.param_groups, self.state, owners, tensors, grads)
@@ -214,11 +219,14 @@ class RMSpropGraves(torch.optim.Optimizer):
         self._known_settings[number] = values, settings
         return settings
 
-    def _check_capture(self) -> None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+    def _check_capture(self) -> bool:
+        """Whether a CUDA graph captures the step. RuntimeError where a group does not allow it."""
+        captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+        if captured:
             for number, group in enumerate(self.param_groups):
                 if not group["capturable"]:
                     raise RuntimeError(f"step() is captured in a CUDA graph, but group {number} has capturable=False")
+        return captured
 
     # ---- state -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from .arrays import refuse_overlap
 from .errors import VariableError
 from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
-from .kernels.layout import pack_hyper
+from .kernels.layout import HYPER, pack_hyper
 from .kernels.look import same_arrays, same_objects
 from .torch_members import Member, local_part
 
@@ -33,8 +33,8 @@ class _LiveHyper:
     """Hyper-parameters in a GPU's memory, which follow a learning rate that lies there too."""
 
     def __init__(self, device: torch.device) -> None:
-        self._values = torch.zeros(2, len(Hyper._fields), dtype=torch.float64, device=device)
-        self._hyper: Hyper | None = None
+        self._values = torch.zeros(2, len(HYPER.names or ()), dtype=torch.float64, device=device)
+        self._written = [[0.0] * self._values.shape[1]] * 2
 
     def address(self, real: np.dtype) -> int:
         """Where those lie that arithmetic in ``real`` takes."""
@@ -42,11 +42,21 @@ class _LiveHyper:
 
     def write(self, hyper: Hyper, lr: torch.Tensor) -> None:
         """Queues the values on the current stream of PyTorch."""
-        if hyper != self._hyper:
-            packed = [pack_hyper(hyper, np.dtype(real)) for real in (np.float32, np.float64)]
-            self._values.copy_(torch.tensor(packed, dtype=torch.float64))
-            self._hyper = hyper
-        self._values[:, 0] = lr.detach().reshape(()).to(torch.float64).neg()
+        packed = [list(pack_hyper(hyper, np.dtype(real))) for real in (np.float32, np.float64)]
+        for row, (before, now) in enumerate(zip(self._written, packed, strict=True)):
+            for column, value in enumerate(now):
+                if value != before[column]:
+                    # a number of a launch: a copy from the host's memory would wait, or be read again by a CUDA graph
+                    self._values[row, column].fill_(value)
+        self._written = packed
+        self._values[:, 0].copy_(lr.detach().reshape(()).neg())
+
+
+def _together(steps: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Numbers of steps in one tensor. Waits for a GPU only where some of them are elsewhere."""
+    if device.type == "cuda" and all(isinstance(step, torch.Tensor) and step.device == device for step in steps):
+        return torch.stack([step.reshape(()).to(torch.float32) for step in steps])
+    return torch.tensor([float(step) for step in steps], dtype=torch.float32, device=device)
 
 
 class _Batch:
@@ -60,14 +70,16 @@ class _Batch:
         self._random = {segment.group for segment in segments if segment.state == "bfloat16"}
         self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
         self._lives: dict[int, _LiveHyper] = {}
+        self._former: list[_LiveHyper] = []  # captured launches may read them
         # the numbers of steps in one tensor, so that one operation counts all; not those that other processes see
         states = [member.own_state for _, member in members]
-        taken = [float(state["step"]) for state in states]
-        self.t = int(max(taken))
+        self.t = 0
+        if self._random or not self._is_cuda:
+            self.t = int(max(float(state["step"]) for state in states))
         if not self._is_cuda and any(isinstance(s["step"], torch.Tensor) and s["step"].is_shared() for s in states):
             self._counts: list[Any] = [state["step"] for state in states]
         else:
-            steps = torch.tensor(taken, dtype=torch.float32, device=device)
+            steps = _together([state["step"] for state in states], device)
             for (_, member), step in zip(members, steps.unbind(), strict=True):
                 member.own_state["step"] = step
                 member.note_memory()
@@ -95,7 +107,7 @@ class _Batch:
         from .kernels.foreign_stream import launching_on
 
         handle = torch.cuda.current_stream(self.device).cuda_stream
-        with torch.cuda.device(self.device), primary_context(self.device.index), launching_on(handle) as stream:
+        with primary_context(self.device.index), launching_on(handle) as stream:
             yield stream
 
     def fitted(self, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -119,6 +131,10 @@ class _Batch:
 
     def step(self, grads: list[torch.Tensor], settings: Sequence[Settings], scale: Any, found_inf: Any) -> None:
         """Updates the members; ``grads`` are what :meth:`fitted` gave."""
+        if not self._is_cuda and found_inf is not None:
+            if found_inf.item():
+                return
+            found_inf = None
         for member in self._copied:
             member.work.copy_(local_part(member.tensor.detach()))
         self.t += 1
@@ -126,16 +142,17 @@ class _Batch:
         if scale is not None:
             unscale = self._unscaling(scale)
         if found_inf is not None:
-            found_inf = found_inf.to(self.device, torch.float32)
+            found_inf = found_inf.to(self.device, torch.float32)  # above 1, where several devices have found one
             skip = found_inf.data_ptr()
         for group in self._known:
             self._tell(group, settings[group], (*unscale, skip))
         addresses = [grad.data_ptr() for grad in grads]
         if self._is_cuda:
+            captured = torch.cuda.is_current_stream_capturing()
             with self._launching() as stream:
-                self._table.set_gradients(addresses, stream)
-                self._table.run(stream)
-            self._counts[0] += 1 if found_inf is None else 1 - found_inf
+                self._table.set_gradients(addresses)
+                self._table.run(stream, captured)
+            self._counts[0].add_(1 if found_inf is None else found_inf == 0)
         else:
             self._table.set_gradients(addresses)
             self._table.run(most_threads=torch.get_num_threads())
@@ -154,12 +171,17 @@ class _Batch:
     def _tell(self, group: int, own: Settings, scaling: tuple[float, int, int]) -> None:
         """Tells the table what a group is updated with, where that has changed."""
         known, known_scaling = self._known[group]
+        if own.lr is not None and not self._is_cuda:
+            own = own._replace(hyper=own.hyper._replace(learnRate=-float(own.lr)), lr=None)
         if own.lr is not None:
             live = self._lives.get(group)
             if live is None:
                 live = self._lives[group] = _LiveHyper(self.device)
                 self._table.follow(live, group)
             live.write(own.hyper, own.lr)
+        elif group in self._lives:
+            self._table.follow(None, group)
+            self._former.append(self._lives.pop(group))
         if own is known and scaling == known_scaling and group not in self._random:
             return
         factor, address, skip = scaling
@@ -213,6 +235,11 @@ class Plan:
             member.fitted(grad)
             if groups[number]["capturable"] and member.device.type != "cuda":
                 raise VariableError(f"{member.name}: capturable=True needs parameters on a GPU; it is on {member.device}")
+            if groups[number]["capturable"] and groups[number]["state_dtype"] is not None:
+                raise VariableError(
+                    f"{member.name}: capturable=True does not go with state_dtype={groups[number]['state_dtype']}, whose "
+                    f"rounding follows the number of the step"
+                )
             if owner in state:
                 member.check_state(state[owner])
             self._members.append(member)

@@ -33,10 +33,12 @@ __all__ = [
     "primary_context",
     "pycuda_module",
     "refuse_after_fork",
+    "uncaptured",
 ]
 
 _ON_THE_CPU = "Config.backend = Config.Backend.cpu works without"
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 NO_CONTEXT = (
     "no CUDA context is current in this thread: push that of the arrays here (context = pycuda.driver.Context.get_current() "
     "in the thread that made them, context.push() in this one), and context.pop() before this thread ends"
@@ -274,6 +276,18 @@ def primary_context(index: int) -> Iterator[None]:
         yield
     finally:
         context.pop()
+
+
+@contextlib.contextmanager
+def uncaptured() -> Iterator[None]:
+    """Inside, this thread may allocate and wait, though a stream, which is not used here, is captured in a CUDA graph."""
+    mode = ctypes.c_int(_RELAXED)
+    exchange = driver_library().cuThreadExchangeStreamCaptureMode
+    exchange(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
 
 
 def default_stream_ended() -> None:

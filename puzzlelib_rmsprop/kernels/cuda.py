@@ -20,6 +20,7 @@ from ..errors import DependencyError, DeviceError
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
 from .context import NO_CONTEXT, default_stream_ended, explain, explained, pycuda_module, refuse_after_fork
 from .cuda_compile import compiled
+from .cuda_memory import device_copy, send
 from .cuda_source import shipped_ptx, sources
 
 driver = pycuda_module("driver")
@@ -144,9 +145,7 @@ class _Launch(NamedTuple):
 @context_dependent_memoize
 def _always() -> Any:
     """A flag in device memory that says to skip."""
-    flag = driver.to_device(np.ones(1, np.uint32))
-    default_stream_ended()
-    return flag
+    return device_copy(np.ones(1, np.uint32))
 
 
 class _Group(NamedTuple):
@@ -178,37 +177,46 @@ class _Uniform:
         self._options: StepOptions | None = None  # those that the latter has
         self._chunks: Any = None
         self._on_device: Any = None
+        self._stale = False  # what is on the device
+        self._captured = False  # a graph has a launch that reads it
         self._former: list[Any] = []
         self._live = 0
 
     def set_rates(self, rates: np.ndarray) -> None:
         segments = self._segments
         segments["learnRate"], segments["momRate"], segments["wc"] = rates.T
-        if self._live and self._on_device is not None:
-            self._former.append(self._on_device)  # a captured launch may be replayed on it
-        self._plain = self._extended = self._on_device = None
+        self._changed()
 
     def follow(self, live: Any) -> None:
-        self._live = live.address(self._real)
+        self._live = live.address(self._real) if live else 0
+        self._plain = self._extended = None
 
-    def set_gradients(self, addresses: np.ndarray, stream: Any) -> None:
-        if (self._segments["grad"] == addresses).all():
-            return
-        self._segments["grad"] = addresses
-        if self._on_device is not None:
-            # what the launches before read of the table they have read by then: they are in the same order
-            driver.memcpy_htod_async(int(self._on_device), self._segments, stream)
+    def set_gradients(self, addresses: np.ndarray) -> None:
+        if (self._segments["grad"] != addresses).any():
+            self._segments["grad"] = addresses
+            self._changed()
+
+    def _changed(self) -> None:
+        if self._captured:
+            self._begin_table()
+        self._stale = self._on_device is not None
         if len(self._segments) == 1:
             self._plain = None  # it has the segment in its arguments
+
+    def _begin_table(self) -> None:
+        """Leaves the table on the device as it is: what was launched, or is replayed, reads it."""
+        if self._on_device is not None:
+            self._former.append(self._on_device)
+        self._plain = self._extended = self._on_device = None
+        self._stale = self._captured = False
 
     def _tables(self) -> tuple[int, int, int]:
         """Addresses of the segments and the chunks in device memory, and how many chunks there are."""
         if self._chunks is None:
             chunks = layout.pack_chunks(self._segments)
-            self._chunks = driver.to_device(chunks), len(chunks)
+            self._chunks = device_copy(chunks), len(chunks)
         if self._on_device is None:
-            self._on_device = driver.to_device(self._segments)
-            default_stream_ended()  # the launch may come on any stream
+            self._on_device = device_copy(self._segments)
         return int(self._on_device), int(self._chunks[0]), self._chunks[1]
 
     def _packed(self, kernel: str, blocks: int, arguments: bytes) -> _Launch:
@@ -230,8 +238,17 @@ class _Uniform:
         self._options = None
         return self._extended
 
-    def update(self, group: _Group, stream: Any) -> None:
-        if group.plain and not self._extended_only:
+    def update(self, group: _Group, stream: Any, captured: bool | None) -> None:
+        if captured and self._stale:
+            self._begin_table()  # a captured copy would read the host's memory at each replay
+        if captured or (captured is None and self._live):
+            self._captured = True
+        is_plain = group.plain and not self._extended_only
+        if self._stale and not (is_plain and len(self._segments) == 1):
+            # what the launches before read of it they have read by then: they are in the same order
+            send(self._on_device, self._segments, stream)
+            self._stale = False
+        if is_plain:
             launch = self._plain or self._pack_plain()
         else:
             launch = self._extended or self._pack_extended()
@@ -269,11 +286,11 @@ class Table:
         for uniform, numbers in self._launched:
             uniform.set_rates(all_rates[numbers])
 
-    def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
-        """Sets where each segment's gradient lies, in the order of ``stream``, without waiting."""
+    def set_gradients(self, addresses: Sequence[int]) -> None:
+        """Sets where each segment's gradient lies, from the next launch on."""
         found = np.array(addresses, np.uint64)
         for uniform, numbers in self._launched:
-            uniform.set_gradients(found[numbers], stream)
+            uniform.set_gradients(found[numbers])
 
     def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
         """Sets what the segments of one group are updated with by :meth:`run`."""
@@ -287,10 +304,9 @@ class Table:
         self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
 
     def follow(self, live: Any, group: int = 0) -> None:
-        """Makes launches of a group read the hyper-parameters from device memory, at ``live.address(dtype)``.
+        """Makes a group's launches read the hyper-parameters in device memory, at ``live.address(dtype)``; None: no more.
 
-        To be called before the first :meth:`update`. What a captured launch repeats of its options are the values that it
-        was captured with.
+        What a captured launch repeats of its options are the values that it was captured with.
         """
         for uniform, _ in self._launched:
             if uniform.group == group:
@@ -301,14 +317,13 @@ class Table:
         self.set_group(0, hyper, options)
         self.run(stream)
 
-    def run(self, stream: Any = None) -> None:
-        """Launches the rule over every segment, on ``stream``; does not wait for it."""
-        if not self._launched:
-            return
+    def run(self, stream: Any = None, captured: bool | None = None) -> None:
+        """Launches the rule over every segment, on ``stream``; does not wait for it. ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper.
+        """
         _check_context(self._context)
         try:
             for uniform, _ in self._launched:
-                uniform.update(self._groups[uniform.group], stream)
+                uniform.update(self._groups[uniform.group], stream, captured)
         except driver.Error as error:
             explain(error)
             raise
@@ -335,7 +350,7 @@ class GradientStatistics:
         chunks = layout.pack_chunks(self._segments)
         self._dtypes = sorted({segment.dtype for segment in segments if segment.size})
         self._context = driver.Context.get_current()
-        self._chunks = driver.to_device(chunks) if len(chunks) else None
+        self._chunks = device_copy(chunks) if len(chunks) else None
         self._partials = driver.mem_alloc(max(len(chunks), 1) * layout.SQUARE_SUM.itemsize)
         self._count = len(chunks)
         self._conclude = function("statistics_conclude")
@@ -349,14 +364,13 @@ class GradientStatistics:
         self._launches = []
         if self._chunks is None:
             return
-        self._on_device = driver.to_device(self._segments)
+        self._on_device = device_copy(self._segments)
         for dtype in self._dtypes:
             kinds = sum(1 << number for number, kind in enumerate(layout.KINDS) if kind[0] == dtype)
             addresses = int(self._on_device), int(self._chunks), self._count, int(self._partials), kinds
             head = struct.pack("=5Q", *addresses)
             arguments = bytearray(head + layout.pack_operations(self._operations))
             self._launches.append(_Launch(function(f"statistics_{dtype}"), _grid(self._count), arguments, len(head)))
-        default_stream_ended()
 
     @explained
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:

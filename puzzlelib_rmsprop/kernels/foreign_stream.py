@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import DeviceError
-from .context import driver_library, ensure_context, explained, pycuda_module, refuse_after_fork
+from .context import driver_library, ensure_context, explained, pycuda_module, refuse_after_fork, uncaptured
 
 __all__ = ["launching_on"]
 
@@ -74,9 +74,10 @@ class _Joint:
 
     @explained
     def __init__(self) -> None:
-        self.stream = pycuda_module("driver").Stream(_NON_BLOCKING)
         self._event = ctypes.c_void_p()
-        _call("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_DISABLE_TIMING))
+        with uncaptured():
+            self.stream = pycuda_module("driver").Stream(_NON_BLOCKING)
+            _call("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_DISABLE_TIMING))
 
     def order(self, first: int, second: int) -> None:
         """Has the second stream wait for what the first was given so far."""

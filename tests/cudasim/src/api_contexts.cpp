@@ -172,6 +172,7 @@ API cuCtxGetApiVersion(CUcontext, unsigned *version) {
 }
 API cuCtxSynchronize() {
     CONTEXT;
+    if (CUresult bad = unsafe("cuCtxSynchronize")) return bad;
     blocks("cuCtxSynchronize");
     finish(context);
     return context->error;

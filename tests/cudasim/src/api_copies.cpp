@@ -36,13 +36,16 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
         if (CUresult bad = usable(side->context ? side->context : context, side->start, end - side->start, call))
             return bad;
     }
+    if (wait || (stream->legacy && !from.device))
+        if (CUresult bad = unsafe(call)) return bad;
     counters.copies++;
 
     // A copy from pageable host memory has read it when the call returns; one from pinned memory reads when it runs.
     // The call that waits, waits for what came before and for that reading: what it read may still be on its way to the
     // device then, which only a stream that is not ordered with the default one can see.
     auto staged = std::make_shared<std::vector<char>>();
-    if (!from.device && !is_page_locked(from.start, box.width)) {
+    // A captured one reads whenever it is replayed.
+    if (!from.device && !stream->graph && !is_page_locked(from.start, box.width)) {
         if (wait) {
             blocks(call);
             finish({submit(stream, call, nullptr)});

@@ -24,6 +24,7 @@ API cuGetErrorString(CUresult code, const char **text) {
         {CUDA_ERROR_MISALIGNED_ADDRESS, "misaligned address"},
         {CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure"},
         {CUDA_ERROR_NOT_SUPPORTED, "operation not supported"},
+        {CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
     };
     static std::string kept;
     auto known = texts.find(code);

@@ -6,6 +6,7 @@
 static CUresult allocate(CUdeviceptr *address, size_t size, Kind kind, unsigned flags) {
     CONTEXT;
     REQUIRE(address && size);
+    if (CUresult bad = unsafe("an allocation")) return bad;
     const bool on_device = kind == Kind::kDevice;
     if (on_device && size > settings.memory - std::min(settings.memory, used_memory(context->device)))
         return CUDA_ERROR_OUT_OF_MEMORY;
@@ -36,6 +37,7 @@ static CUresult free_memory(uintptr_t address, const char *call, bool host) {
     const bool known = a && a->base == address && a->kind != Kind::kGlobal && host == (a->kind == Kind::kPinned);
     if (!known)
         return fault(CUDA_ERROR_INVALID_VALUE, format("%s: 0x%zx is not the start of an allocation", call, address));
+    if (CUresult bad = unsafe(call)) return bad;
     Context *owner = a->context;
     blocks(call);  // freeing waits for the work that may use the memory
     finish(owner);

@@ -48,10 +48,6 @@ API cuStreamGetFlags(CUstream handle, unsigned *flags) {
     *flags = stream->flags;
     return CUDA_SUCCESS;
 }
-API cuStreamIsCapturing(CUstream, CUstreamCaptureStatus *status) {
-    *status = CU_STREAM_CAPTURE_STATUS_NONE;
-    return CUDA_SUCCESS;
-}
 API cuStreamQuery(CUstream handle) {
     CONTEXT;
     Stream *stream = find_stream(handle, context);
@@ -64,6 +60,10 @@ API cuStreamSynchronize(CUstream handle) {
     CONTEXT;
     Stream *stream = find_stream(handle, context);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    if (stream->graph) {
+        stream->graph->invalid = true;
+        return fault(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "cuStreamSynchronize on a stream that is captured");
+    }
     blocks("cuStreamSynchronize");
     finish(stream);
     return context->error;
@@ -136,6 +136,7 @@ API cuStreamWaitEvent(CUstream stream_handle, CUevent handle, unsigned) {
     EVENT;
     Stream *stream = find_stream(stream_handle, context);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+    if (CUresult bad = captured_wait(stream, event)) return bad;
     if (event->recorded) submit(stream, "cuStreamWaitEvent", nullptr, {event->recorded});
     return context->error;
 }

@@ -99,6 +99,7 @@ size_t static_shared(const Function *f) {
 CUresult load(CUmodule *handle, const void *image) {
     CONTEXT;
     if (!handle || !image) return CUDA_ERROR_INVALID_VALUE;
+    if (CUresult bad = unsafe("a module is loaded")) return bad;
     LoadedModule *module = nullptr;
     CUresult result = load_module(context, static_cast<const char *>(image), &module);
     if (result == CUDA_SUCCESS) *handle = reinterpret_cast<CUmodule>(module);

@@ -20,6 +20,7 @@ namespace cusim {
 
 struct Context;
 struct Stream;
+struct Graph;
 
 // ---- settings (environment) -------------------------------------------------------------------------------------
 struct Settings {
@@ -94,6 +95,7 @@ struct Work {
     Stream *stream;
     bool done = false;
     double finished_ms = 0;
+    Graph *graph = nullptr;  // that it was captured in
 };
 using WorkPtr = std::shared_ptr<Work>;
 
@@ -103,7 +105,9 @@ struct Stream {
     bool legacy;
     std::deque<WorkPtr> queue;
     WorkPtr last;
-    bool destroyed = false;  // by the user, with work still queued
+    bool destroyed = false;   // by the user, with work still queued
+    Graph *graph = nullptr;   // that it is captured in
+    WorkPtr captured{};       // what that was given last
 };
 
 struct Event {
@@ -111,6 +115,17 @@ struct Event {
     unsigned flags;
     WorkPtr recorded;
 };
+
+struct Graph {
+    Stream *origin;
+    CUstreamCaptureMode mode;
+    bool invalid;
+    std::vector<WorkPtr> nodes;
+    std::set<Stream *> streams;  // that are captured in it
+};
+WorkPtr capture(Stream *stream, const char *name, std::function<CUresult()> run, const std::vector<WorkPtr> &after);
+CUresult unsafe(const char *call);                      // CUDA_SUCCESS, unless a capture forbids the call
+CUresult captured_wait(Stream *stream, Event *event);  // what a wait means to captures
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after = {});
 double now_ms();

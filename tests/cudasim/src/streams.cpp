@@ -79,6 +79,7 @@ double now_ms() {
 }
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after) {
+    if (stream->graph) return capture(stream, name, std::move(run), after);
     static uint64_t number = 0;
     auto work = std::make_shared<Work>();
     work->name = name;
