@@ -59,8 +59,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "master_weights": flag,
     "capturable": flag,
 }
-# what of it a step needs
-_STEP = ("lr", "alpha", "momentum", "eps", "centered", "weight_decay", "decoupled_weight_decay", "maximize")
 
 
 class RMSpropGraves(torch.optim.Optimizer):
@@ -203,19 +201,19 @@ class RMSpropGraves(torch.optim.Optimizer):
 
     def _settings_of(self, number: int, group: dict[str, Any]) -> Settings:
         """What the kernels take of a group's options; checked where they have changed."""
-        values = [group[name] for name in _STEP]
+        values = [group[name] for name in _CHECKS]
         lr, live = values[0], None
         if isinstance(lr, torch.Tensor):
             if lr.is_cuda:
                 live = lr
-            values[0] = 1.0 if lr.is_cuda else float(lr)
+            values[0] = 1.0 if lr.is_cuda else float(lr.detach())
         known = self._known_settings.get(number)
         if known is not None and known[0] == values and known[1].lr is live:
             return known[1]
-        lr, alpha, momentum, eps, centered, weight_decay, decoupled, maximize = (
-            _CHECKS[name](name, value) for name, value in zip(_STEP, values, strict=True)
-        )
-        settings = Settings(Hyper(-lr, alpha, momentum, eps, centered), weight_decay, decoupled, maximize, live)
+        of = {name: check(name, value) for (name, check), value in zip(_CHECKS.items(), values, strict=True)}
+        group["state_dtype"] = of["state_dtype"]  # which may be given as text
+        hyper = Hyper(-of["lr"], of["alpha"], of["momentum"], of["eps"], of["centered"])
+        settings = Settings(hyper, of["weight_decay"], of["decoupled_weight_decay"], of["maximize"], live)
         self._known_settings[number] = values, settings
         return settings
 

@@ -250,7 +250,8 @@ class Plan:
             batches.setdefault(member.device, []).append((number, member))
         keys = [str(places[owner][0]) for owner in owners]
         self.batches = [_Batch(device, members, keys) for device, members in batches.items()]
-        self._held = [value for own in state.values() for value in own.values()]
+        self._has_others = not all(isinstance(own, dict) for own in state.values())
+        self._held = [value for own in _of_parameters(state).values() for value in own.values()]
 
     def holds(
         self,
@@ -262,7 +263,7 @@ class Plan:
         """Whether it is one for these: the same objects, in the same memory."""
         return (
             same_objects(owners, self._owners)
-            and same_arrays(state, self._held)
+            and same_arrays(_of_parameters(state) if self._has_others else state, self._held)
             and self._kinds == _kinds(groups)
             and all(member.is_unchanged(tensor) for member, tensor in zip(self._members, tensors, strict=True))
         )
@@ -283,6 +284,11 @@ class Plan:
             batch.step(own, settings, scale, found_inf)
         # as PyTorch's own operations do, so that a backward pass that needs the former values fails
         torch.autograd.graph.increment_version(self._owners)
+
+
+def _of_parameters(state: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
+    """The state without entries of the user's own, which are not for a parameter."""
+    return {key: own for key, own in state.items() if isinstance(own, dict)}
 
 
 def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

@@ -28,8 +28,10 @@ def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> d
     state, theirs = given.get("state"), given.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(theirs, list):
         raise CheckpointError("this is no state_dict of an optimizer of PyTorch: it needs 'state' and 'param_groups'")
-    known = [group for group in theirs if "eps" in group and "initial_square_avg" not in group]
-    if not any("square_avg" in each for each in state.values() if isinstance(each, Mapping)) or not known:
+    # before its first step, too, which its groups tell
+    is_own = any("initial_square_avg" in group for group in theirs)
+    is_own |= any("grad_var" in each for each in state.values() if isinstance(each, Mapping))
+    if is_own or not all("alpha" in group and "eps" in group for group in theirs):
         return dict(given)
     states, found, who = dict(state), [], "?"
     for number, group in enumerate(theirs):

@@ -318,8 +318,7 @@ class Table:
         self.run(stream)
 
     def run(self, stream: Any = None, captured: bool | None = None) -> None:
-        """Launches the rule over every segment, on ``stream``; does not wait for it. ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper.
-        """
+        """Launches the rule over every segment, on ``stream``; does not wait for it. ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper."""
         _check_context(self._context)
         try:
             for uniform, _ in self._launched:

@@ -65,7 +65,13 @@ def test_one_launch_for_each_group_and_kind(simulator, torch_cuda):  # noqa: F81
 
 def test_options_that_change(late):  # noqa: F811
     pair = Pair(torch.float32, torch.bfloat16, groups=groups, lr=0.01)
-    for change in ({"lr": 0.1}, {"weight_decay": 0.2}, {"weight_decay": 0.0, "alpha": 0.5}, {"momentum": 0.1, "eps": 0.1}, {}):
+    for change in (
+        {"lr": 0.1},
+        {"weight_decay": 0.2},
+        {"weight_decay": 0.0, "alpha": 0.5},
+        {"momentum": 0.1, "eps": 0.1},
+        {},
+    ):
         pair.step()
         for optimizer in (pair.on_host, pair.on_cuda):
             optimizer.param_groups[0].update(change)
