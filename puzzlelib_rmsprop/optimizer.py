@@ -277,7 +277,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         self._stream = None if stream is None else self._stream_of_step(False, stream)
         zero = self.zeroGradGlobalParams if self.globalState else self.zeroGradLocalParams
         self._overridden = getattr(zero, "__func__", None) not in _ITS_OWN
-        zero()
+        self._in_order(zero, ()) if getattr(self.family, "joins", False) else zero()
         self._overridden = True
 
     def zeroGradLocalParams(self) -> None:
@@ -332,7 +332,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             self._stream = stream
             step = self.updateGlobalState if self.globalState else self.updateLocalStates
             self._overridden = getattr(step, "__func__", None) not in _ITS_OWN
-            step() if self.globalState else step(useStreams, sync)  # type: ignore[call-arg]
+            arguments = () if self.globalState else (useStreams, sync)
+            self._in_order(step, arguments) if getattr(self.family, "joins", False) else step(*arguments)
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
             # in the microsecond before the kernel begins.)

@@ -10,14 +10,27 @@ import numpy as np
 from ..errors import ArrayError, VariableError
 from ..validation import is_masked
 from .cpu_array import CPUArray, CPUArrayFamily
-from .family import Family
+from .family import Family, other_memory, same_memory
 from .flat import SharedArray
 from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
 from .puzzlelib_cuda import PuzzleLibCUDAFamily
 from .pycuda_array import PyCUDAFamily
 
-__all__ = ["FAMILIES", "CPUArray", "Family", "SharedArray", "check", "family_of", "refuse_overlap"]
+__all__ = [
+    "FAMILIES",
+    "CPUArray",
+    "Family",
+    "SharedArray",
+    "check",
+    "check_dtype",
+    "dtype_of",
+    "family_of",
+    "other_memory",
+    "refuse_overlap",
+    "same_memory",
+    "shape_of",
+]
 
 FAMILIES: tuple[type[Family], ...] = (
     CPUArrayFamily,
@@ -49,6 +62,18 @@ def family_of(array: Any) -> Family:
     )
 
 
+def dtype_of(array: Any) -> np.dtype:
+    """NumPy's dtype for the elements of an array of any family."""
+    dtype = getattr(array, "dtype", None)
+    return dtype if isinstance(dtype, np.dtype) else family_of(array).dtype(array)
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of an array of any family."""
+    shape = getattr(array, "shape", None)
+    return shape if type(shape) is tuple else family_of(array).shape(array)
+
+
 def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
     """Checks that no two arrays share memory; each is (what to call it, address, number of bytes).
 
@@ -62,6 +87,15 @@ def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
         last_name, last_end = name, address + nbytes
 
 
+def check_dtype(name: str, family: Family, dtype: np.dtype) -> None:
+    """Raises VariableError where parameters of the variable ``name`` cannot be of ``dtype``."""
+    if dtype.name in family.dtypes:
+        return
+    how = family.as_real if dtype.kind == "c" else family.cast if dtype.kind in "iub" else None
+    remedy = "" if how is None else f": use {how.format('float32')}"
+    raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}{remedy}")
+
+
 def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Checks that the kernels can work on one array of the variable ``name`` in place.
 
@@ -73,13 +107,14 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
         own = family_of(array)
     except ArrayError as error:
         raise ArrayError(f"variable {name!r}: its {what}: {error}") from None
-    if own != family:
+    if not family.takes(own):
         raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
-    if array.dtype != dtype:
-        remedy = f": use array.astype({dtype.name!r})" if isinstance(array, np.ndarray) else ""
-        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}{remedy}")
-    if tuple(array.shape) != shape:
-        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {tuple(array.shape)}")
+    found = own.dtype(array)
+    if found != dtype:
+        remedy = f": use {own.cast.format(dtype.name)}" if own.cast is not None else ""
+        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {found}{remedy}")
+    if own.shape(array) != shape:
+        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {own.shape(array)}")
     fault = own.fault(array)
     if fault is not None:
         raise ArrayError(f"variable {name!r}: its {what} {fault}")
