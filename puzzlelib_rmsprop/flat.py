@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Family, SharedArray, family_of, shape_of
 from .arrays.flat import ByDtype
-from .errors import SetupError, VariableError
+from .errors import ArrayError, SetupError, VariableError
 from .net import TrackedVariable
 from .variable import Variable
 
@@ -135,6 +135,10 @@ def check_views(variables: Sequence[TrackedVariable]) -> None:
 
 def part_of(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
     """A variable's part of a flat array of ``total`` elements; any other array is one for all variables, and given whole."""
-    if getattr(array, "shape", None) != (total,):
+    try:
+        shape_of_array = shape_of(array)
+    except ArrayError:
+        return array
+    if shape_of_array != (total,):
         return array
     return family_of(array).view(array, offset, shape)

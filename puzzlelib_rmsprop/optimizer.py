@@ -277,7 +277,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         self._stream = None if stream is None else self._stream_of_step(False, stream)
         zero = self.zeroGradGlobalParams if self.globalState else self.zeroGradLocalParams
         self._overridden = getattr(zero, "__func__", None) not in _ITS_OWN
-        self._in_order(zero, ()) if getattr(self.family, "joins", False) else zero()
+        zero()
         self._overridden = True
 
     def zeroGradLocalParams(self) -> None:
@@ -333,7 +333,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             step = self.updateGlobalState if self.globalState else self.updateLocalStates
             self._overridden = getattr(step, "__func__", None) not in _ITS_OWN
             arguments = () if self.globalState else (useStreams, sync)
-            self._in_order(step, arguments) if getattr(self.family, "joins", False) else step(*arguments)
+            self._in_order(step, arguments) if useStreams and self.family is not None else step(*arguments)
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
             # in the microsecond before the kernel begins.)

@@ -192,12 +192,9 @@ class PlanMethods:
         return stream
 
     def _in_order(self: Any, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """Calls what queues work, in the order of the streams that the user works on, where none was given."""
-        if self._stream is not None and self._stream is not self._own_stream:
-            call(*arguments)
-            return
+        """Calls what queues work on the optimizer's own stream, in the order of those that users work on."""
         arrays = [array for v in self._variables for array in (v.data, v.grad) if array is not None]
-        with self.family.joined(arrays, self._stream) as self._stream:
+        with self.family.joined(arrays, self._stream):
             call(*arguments)
 
     def _fuses(self) -> bool:
@@ -314,7 +311,7 @@ def _statistics(
         found[hook] = (known or {}).get(hook, (None, None))
         if found[hook][0] is not hook._record:
             segments = [optimizer._gradient_segment(v) for v in updated]
-            statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
+            statistics = family.statistics(segments, hook._field("norm"), [v.grad for v in updated])
             statistics.set_decays([v.rates[2] for v in updated])
             found[hook] = hook._record, statistics
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import kernels
-from .arrays import Family, check, check_dtype, dtype_of, family_of, refuse_overlap, same_memory, shape_of
+from .arrays import Family, check, check_dtype, common_family, dtype_of, family_of, refuse_overlap, same_memory, shape_of
 from .checkpoint import MeanSquare
 from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, VariableError, warn
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype
@@ -284,7 +284,7 @@ class RMSPropGraves(Optimizer):
         check_rates(f"variable {name!r}", *rates)
         segment = Segment(name, var, var.data, var.grad, state, rates)
         options = StepOptions(seed=self._seeds()) if self._rounds_randomly(segment.dtype) else PLAIN
-        _, table = self._pack([segment], family_of(var.data))
+        _, table = self._pack([segment], common_family(var.data, var.grad))
         table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
@@ -335,7 +335,8 @@ class RMSPropGraves(Optimizer):
             for what, array in _arrays(segment):
                 extents.append((f"variable {segment.name!r}: its {what}", family.address(array), family.nbytes(array)))
         refuse_overlap(extents)
-        table = family.kernels().Table([_kernel_segment(segment, family) for segment in segments])
+        arrays = [array for segment in segments for array in (segment.data, segment.grad)]
+        table = family.table([_kernel_segment(segment, family) for segment in segments], arrays)
         _tell_rates(table, rates)
         if self.capturable:
             if self._live is None:

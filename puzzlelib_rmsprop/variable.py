@@ -60,6 +60,7 @@ class Variable:
     ) -> None:
         try:
             family = family_of(data)
+            shape, dtype = family.shape(data), family.dtype(data)
         except ArrayError as error:
             raise ArrayError(f"{'a variable' if name is None else f'variable {name!r}'}: its data: {error}") from None
         for what, function in (("updater", updater), ("postUpdater", postUpdater)):
@@ -74,7 +75,7 @@ class Variable:
         self.updater = updater
         self.postUpdater = postUpdater
         if grad is None and withgrad and updater is None and not Config.globalEvalMode:
-            grad = family.zeros(family.shape(data), family.dtype(data))
+            grad = family.zeros(shape, dtype)
         self.grad = grad
         self.learnRate, self.momRate = 1.0, 1.0
         self.wc = 0.0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
 from puzzlelib_rmsprop.kernels import cpu
-from tests import cudasim, standins
+from tests import cudasim, standins, standins_cuda, standins_dlpack, tensors
 from tests.cudasim import control
 from tests.kernels.kernel_modules import kernels, threads  # noqa: F401 (fixtures)
 
@@ -36,16 +37,54 @@ class Arrays:
         return array.get() if hasattr(array, "get") else np.array(array)
 
     @staticmethod
+    def shape(array):
+        return tuple(array.shape)
+
+    @staticmethod
+    def dtype(array):
+        return np.dtype(array.dtype)
+
+    @staticmethod
+    def made(array):
+        """The type of the arrays that the library makes beside one of the user's."""
+        return type(array)
+
+    @staticmethod
     def put(array, content):
         host = array.data if isinstance(array, standins.CPUArray) else array
         host[...] = content
+
+
+class HostArrays(Arrays):
+    """Arrays of other libraries in the host's memory, of which ``host`` gives NumPy's view."""
+
+    def __init__(self, name, make, host, made=None):
+        super().__init__(name, make, Variable)
+        self.host, self._made = host, made
+
+    def get(self, array):
+        return np.array(array if isinstance(array, np.ndarray) else self.host(array))
+
+    def shape(self, array):
+        return self.get(array).shape
+
+    def dtype(self, array):
+        return self.get(array).dtype
+
+    def made(self, array):
+        return self._made or type(array)
+
+    def put(self, array, content):
+        (array if isinstance(array, np.ndarray) else self.host(array))[...] = content
 
 
 ARRAYS = {
     "own": Arrays("own", gpuarray.to_gpu, Variable),
     "numpy": Arrays("numpy", np.array, Variable),
     "puzzlelib": Arrays("puzzlelib", standins.CPUArray.toDevice, standins.PuzzleVariable),
+    "dlpack": HostArrays("dlpack", standins_dlpack.Exporter.of, lambda array: array.content, np.ndarray),
 }
+TORCH = tensors.add_to(ARRAYS, HostArrays)
 
 
 BACKENDS = ["cpu"]
@@ -105,11 +144,13 @@ def pytest_configure(config):
     config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
     ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
     ARRAYS["puzzlelib-cuda"] = CUDAArrays("puzzlelib-cuda", standins.GPUArray.toGpu, standins.PuzzleVariable)
+    standins_cuda.add_to(ARRAYS, CUDAArrays, Variable)
     BACKENDS.append("cuda")
 
 
 def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"CPU kernels: {os.environ.get(cpu.VARIABLE) or cpu.instruction_sets()[-1]}")
+    terminalreporter.write_line(f"PyTorch's tensors {TORCH}")
     terminalreporter.write_line(f"CUDA {config.cuda}")
 
 
@@ -121,8 +162,11 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture
-def arrays(request):
-    return ARRAYS[request.param]
+def arrays(request, monkeypatch):
+    found = ARRAYS[request.param]
+    for name, module in getattr(found, "modules", {}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
 
 
 # fixtures of tests that use CUDA, in this process or in others that they start

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError, VariableError
-from ..validation import is_masked
+from ..validation import immutable, is_masked
 from .cpu_array import CPUArray, CPUArrayFamily
+from .cuda_interface import CUDAInterfaceFamily
+from .cupy_array import CuPyFamily
+from .dlpack import DLPackFamily
 from .family import Family, other_memory, same_memory
 from .flat import SharedArray
 from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
 from .puzzlelib_cuda import PuzzleLibCUDAFamily
 from .pycuda_array import PyCUDAFamily
+from .torch_tensor import TorchFamily
 
 __all__ = [
     "FAMILIES",
@@ -24,6 +28,7 @@ __all__ = [
     "SharedArray",
     "check",
     "check_dtype",
+    "common_family",
     "dtype_of",
     "family_of",
     "other_memory",
@@ -38,6 +43,11 @@ FAMILIES: tuple[type[Family], ...] = (
     PyCUDAFamily,
     PuzzleLibCPUFamily,
     PuzzleLibCUDAFamily,
+    TorchFamily,
+    CuPyFamily,
+    # what only follows a protocol, after those that are known
+    CUDAInterfaceFamily,
+    DLPackFamily,
 )
 
 
@@ -51,15 +61,28 @@ def family_of(array: Any) -> Family:
         family = kind.of(array)
         if family is not None:
             return family
+    what = immutable(array)
+    if what is not None:
+        raise ArrayError(
+            f"{what} are immutable, and a step writes into its arrays: keep the parameters in NumPy's (numpy.array(array)) "
+            f"or PyTorch's, and hand copies of those on"
+        )
     remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
     if is_masked(array):
         remedy = "Use array.filled(0), without the mask"
     elif isinstance(array, np.ndarray):
         remedy = "Use numpy.asarray(array)"
     raise ArrayError(
-        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got {type(array).__module__}."
-        f"{type(array).__qualname__}. {remedy}"
+        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyTorch's, CuPy's, PyCUDA's or PuzzleLib's, or have "
+        f"__cuda_array_interface__, or __dlpack__ on the CPU; got {type(array).__module__}.{type(array).__qualname__}. "
+        f"{remedy}"
     )
+
+
+def common_family(*arrays: Any) -> Family:
+    """The family of arrays that belong together: the one that takes the others. ArrayError where one is of none."""
+    families = [family_of(array) for array in arrays]
+    return next((each for each in families if all(map(each.takes, families))), families[0])
 
 
 def dtype_of(array: Any) -> np.dtype:

@@ -26,7 +26,6 @@ class Family:
         cast: how a user converts an array, with the name of a dtype in its place; None where that is not told.
         as_real: how a user makes of complex numbers two real ones each; likewise.
         keeps_arrays: whether the net keeps its arrays in global mode, as :meth:`rebind` gives them other memory.
-        joins: whether users queue work on streams of another library, which a step has to be ordered with.
         alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
     """
 
@@ -37,7 +36,6 @@ class Family:
     cast: str | None = None
     as_real: str | None = None
     keeps_arrays = False
-    joins = False
 
     def stream(self) -> Any:
         """A new queue of device work, ordered with the default one; None where there are none: all is done at once."""
@@ -52,6 +50,18 @@ class Family:
         ``stream``, where it is given, is the one to put in that order.
         """
         return nullcontext(stream)
+
+    def in_order(self, stream: Any, *arrays: Any) -> AbstractContextManager[Any]:
+        """What a call that works on ``arrays`` is queued on: the stream that it got, or one in the order of the users'."""
+        return self.joined(arrays) if stream is None else nullcontext(stream)
+
+    def table(self, segments: Sequence[Segment], arrays: Sequence[Any]) -> Any:
+        """The kernels' table of segments of ``arrays``."""
+        return self.kernels().Table(segments)
+
+    def statistics(self, segments: Sequence[Segment], record: int, arrays: Sequence[Any]) -> Any:
+        """The kernels' statistics of the gradients of segments, which are those in ``arrays``."""
+        return self.kernels().GradientStatistics(segments, record)
 
     def check_stream(self, stream: Any) -> None:
         """Raises HyperParameterError for what is no stream here. The CPU has none, and takes whatever comes."""
@@ -167,7 +177,9 @@ class Family:
 
 def other_memory(now: Any, before: Any) -> bool:
     """Whether what :meth:`Family.memory` gave twice is not of the same memory: not one object, nor tuples that are equal."""
-    return now is not before and (type(now) is not tuple or now != before)
+    if type(now) is tuple and type(before) is tuple:
+        return now != before
+    return now is not before
 
 
 def same_memory(now: Sequence[Any], before: Sequence[Any]) -> bool:

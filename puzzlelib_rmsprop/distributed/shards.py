@@ -90,12 +90,14 @@ class Shards:
     def reduce(self, stream: Any) -> None:
         """The mean gradients, each process its part."""
         for var in self._flat.values():
-            on_stream(self.nodeinfo.reduceScatter, "grad", var.grad, stream)
+            with self._family.in_order(stream, var.grad) as own:
+                on_stream(self.nodeinfo.reduceScatter, "grad", var.grad, own)
 
     def gather(self, stream: Any) -> None:
         """Everybody's parameters, from those that have updated them."""
         for var in self._flat.values():
-            on_stream(self.nodeinfo.allGather, "data", var.data, stream)
+            with self._family.in_order(stream, var.data) as own:
+                on_stream(self.nodeinfo.allGather, "data", var.data, own)
 
     def room(self, size: int, dtype: np.dtype) -> np.ndarray | None:
         """For parts of ``size`` elements put together, on process 0."""
