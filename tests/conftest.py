@@ -1,5 +1,6 @@
 """Fixtures: the kinds of arrays that a net can be made of, so that one test body serves all of them."""
 
+import importlib
 import os
 import re
 import sys
@@ -183,7 +184,9 @@ def uses_cuda(item):
 def pytest_collection_modifyitems(config, items):
     def runs(item):
         # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
-        here = "cuda" in BACKENDS or "cuda" not in item.fixturenames
+        here = ("cuda" in BACKENDS or "cuda" not in item.fixturenames) and (
+            "torch" in ARRAYS or "torch" not in item.fixturenames
+        )
         return here and (not config.getoption("--cuda-only") or uses_cuda(item))
 
     left_out = [item for item in items if not runs(item)]
@@ -197,6 +200,12 @@ def cuda(_settings_as_they_were):
     """Lets ``gpuarray`` make CUDA arrays; gives PyCUDA's as a family for tests."""
     Config.backend = Config.Backend.cuda
     return ARRAYS["pycuda"]
+
+
+@pytest.fixture
+def torch():
+    """PyTorch; tests with it are left out where it is not installed, and the summary says so."""
+    return importlib.import_module("torch")
 
 
 @pytest.fixture

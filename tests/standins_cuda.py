@@ -77,9 +77,9 @@ class Version3:
 
     _stream = None
 
-    def __init__(self, content, stream=None, **said):
+    def __init__(self, content, on=None, **said):
         content = np.asarray(content)
-        self.stream = self._own() if stream is None else stream
+        self.stream = self._own() if on is None else on
         self.memory, self.said = Memory(content.shape, content.dtype), said
         self.memory.write(content, self.stream)
 

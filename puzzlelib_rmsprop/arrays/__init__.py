@@ -114,7 +114,7 @@ def check_dtype(name: str, family: Family, dtype: np.dtype) -> None:
     """Raises VariableError where parameters of the variable ``name`` cannot be of ``dtype``."""
     if dtype.name in family.dtypes:
         return
-    how = family.as_real if dtype.kind == "c" else family.cast if dtype.kind in "iub" else None
+    how = family.as_real if dtype.kind == "c" else family.cast
     remedy = "" if how is None else f": use {how.format('float32')}"
     raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}{remedy}")
 
@@ -128,16 +128,16 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
     """
     try:
         own = family_of(array)
+        found, found_shape = own.dtype(array), own.shape(array)
     except ArrayError as error:
         raise ArrayError(f"variable {name!r}: its {what}: {error}") from None
     if not family.takes(own):
         raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
-    found = own.dtype(array)
     if found != dtype:
         remedy = f": use {own.cast.format(dtype.name)}" if own.cast is not None else ""
         raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {found}{remedy}")
-    if own.shape(array) != shape:
-        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {own.shape(array)}")
+    if found_shape != shape:
+        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {found_shape}")
     fault = own.fault(array)
     if fault is not None:
         raise ArrayError(f"variable {name!r}: its {what} {fault}")

@@ -153,7 +153,7 @@ def _dtype(dtype: Any) -> np.dtype:
     try:
         return np.dtype(name)
     except TypeError:
-        raise ArrayError(f"a tensor of {dtype}, for which NumPy has no dtype: use array.float()") from None
+        raise ArrayError(f"a tensor of {dtype}, for which NumPy has no dtype: use a tensor of torch.float32") from None
 
 
 def _torch_dtype(torch: Any, dtype: np.dtype) -> Any:
