@@ -148,7 +148,7 @@ def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream
     param = optimizer._gradient_segment(replace(segment, grad=segment.data))
     # with a copy, that counts, unless the parameter was written since: then its new value is not the copy's either
     operations = (loss,) if not param.master else (Operation(SCALE, 0.0), Operation(DECAY, 1.0), loss)
-    with family.in_order(stream, segment.data) as own:
+    with family.in_order(stream, segment.data, *([segment.state["master"]] if param.master else ())) as own:
         family.kernels().operate(param, 1.0, operations, own)
     if not param.master:
         return

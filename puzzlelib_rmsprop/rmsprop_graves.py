@@ -335,7 +335,7 @@ class RMSPropGraves(Optimizer):
             for what, array in _arrays(segment):
                 extents.append((f"variable {segment.name!r}: its {what}", family.address(array), family.nbytes(array)))
         refuse_overlap(extents)
-        arrays = [array for segment in segments for array in (segment.data, segment.grad)]
+        arrays = [array for segment in segments for _, array in _arrays(segment)]
         table = family.table([_kernel_segment(segment, family) for segment in segments], arrays)
         _tell_rates(table, rates)
         if self.capturable:

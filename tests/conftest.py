@@ -85,6 +85,14 @@ ARRAYS = {
     "puzzlelib": Arrays("puzzlelib", standins.CPUArray.toDevice, standins.PuzzleVariable),
     "dlpack": HostArrays("dlpack", standins_dlpack.Exporter.of, lambda array: array.content, np.ndarray),
 }
+# of many steps, in which families do nothing that they do not do in other tests: seconds each, so on the first ones only
+FEW = ("own", "numpy", "puzzlelib", "pycuda", "puzzlelib-cuda")
+ON_FEW = {
+    "test_hooks_that_are_replaced_leave_nothing_behind",
+    "test_a_guard_that_skips_every_step",
+    "test_a_loss_scale_at_its_floor",
+    "test_what_is_less_than_the_last_digit_adds_up",
+}
 TORCH = tensors.add_to(ARRAYS, HostArrays)
 
 
@@ -157,7 +165,9 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_generate_tests(metafunc):
     if "arrays" in metafunc.fixturenames:
-        metafunc.parametrize("arrays", list(ARRAYS), indirect=True)
+        left_out = metafunc.function.__name__ in ON_FEW
+        names = [name for name in ARRAYS if name in FEW or not left_out]
+        metafunc.parametrize("arrays", names, indirect=True)
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", BACKENDS, indirect=True)
 

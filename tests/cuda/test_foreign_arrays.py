@@ -254,6 +254,47 @@ def test_streams_by_their_numbers(cuda):
     assert set(family.handles([standins_cuda.Version2(np.ones(1, np.float32)), cuda.make(np.ones(1, np.float32))])) == {0}
 
 
+def test_gradients_of_pycudas_beside_them(cuda, seed):
+    # they are written by way of the default stream, which those of the others are not ordered with
+    from pycuda import driver
+
+    theirs = ARRAYS["cuda-interface3"]
+    net, expected = net_of(theirs)
+    for name, shape in SHAPES.items():
+        net.getVar(name).grad = cuda.make(np.zeros(shape, np.float32))
+    ones = {name: cuda.make(np.ones(shape, np.float32)) for name, shape in SHAPES.items()}
+    optimizer = RMSPropGraves(**HYPER)
+    optimizer.setupOn(net)
+    for _ in range(4):
+        for name, var in net.vars.items():
+            driver.memcpy_dtod_async(var.grad.gpudata, ones[name].gpudata, var.grad.nbytes, None)
+            expected[name].step(np.ones(SHAPES[name], np.float32), **HYPER)
+        optimizer.update()
+        for var in net.vars.values():
+            driver.memset_d8_async(int(var.grad.gpudata), 0xFF, var.grad.nbytes, None)  # NaN
+    check(theirs, net, expected)
+
+
+def test_decay_of_copies_on_another_stream(cuda, seed):
+    # the copies are PyCUDA's, of the default stream
+    class Own(RMSPropGraves):
+        def updateVar(self, var, state, stream=None):
+            super().updateVar(var, state, stream)
+
+    theirs, found = ARRAYS["cuda-interface3"], []
+    for kind in (RMSPropGraves, Own):
+        content = np.random.default_rng(0).standard_normal(3000).astype(np.float16)
+        variable = Variable(theirs.make(content), grad=theirs.make(content))
+        variable.wc = 1.0
+        optimizer = kind(**HYPER, masterWeights=True)
+        optimizer.addHook(WeightDecay(0.5, decoupled=True))
+        optimizer.setupOn({"w": variable})
+        for _ in range(4):
+            optimizer.update()
+        found.append(theirs.get(variable.data))
+    assert np.array_equal(*found)
+
+
 def test_strides_and_empty_arrays(cuda):
     for shape, strides in (((2, 3), (12, 4)), ((2, 1, 3), (12, 99, 4)), ((0, 3), (1, 1)), ((), ())):
         array = standins_cuda.Version3(np.zeros(shape, np.float32), strides=strides)
