@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Family, SharedArray, family_of
+from .arrays import Family, SharedArray, family_of, shape_of
 from .arrays.flat import ByDtype
-from .errors import SetupError, VariableError
+from .errors import ArrayError, SetupError, VariableError
 from .net import TrackedVariable
 from .variable import Variable
 
@@ -44,7 +44,8 @@ def flatten(net: Any, variables: Sequence[TrackedVariable], family: Family, part
         data, grad = params[variable.dtype][name], grads[variable.dtype][name]
         family.copy(data, variable.data)
         family.copy(grad, variable.grad)
-        var.data, var.grad = data, grad
+        if not family.keeps_arrays:
+            var.data, var.grad = data, grad
         try:
             for each in variable.names:
                 net.setVar(each, var)
@@ -52,7 +53,11 @@ def flatten(net: Any, variables: Sequence[TrackedVariable], family: Family, part
             # what was moved before is whole where it is; this one goes back
             var.data, var.grad = variable.data, variable.grad
             raise
-        variable.data, variable.grad, variable.offset = data, grad, params[variable.dtype].offsets[name]
+        if family.keeps_arrays:
+            for own, buffers in ((variable.data, params), (variable.grad, grads)):
+                family.rebind(own, buffers[variable.dtype][name])
+                buffers[variable.dtype].blocks[name] = own
+        variable.data, variable.grad, variable.offset = var.data, var.grad, params[variable.dtype].offsets[name]
     flat = ByDtype({dtype: Variable(params[dtype].ary, name=str(dtype), grad=grads[dtype].ary) for dtype in params})
     for var in flat.values():
         var.wc = 1.0  # a factor, as its other rates
@@ -102,7 +107,7 @@ def share_states(
         if not globalVar:
             variable.state = state  # type: ignore[assignment]
         elif is_whole:
-            _share(variable, state, int(globalVar[variable.dtype].data.size))  # type: ignore[arg-type]
+            _share(variable, state, shape_of(globalVar[variable.dtype].data)[0])  # type: ignore[arg-type]
 
 
 def _share(variable: TrackedVariable, state: dict[str, Any], total: int) -> None:
@@ -130,6 +135,10 @@ def check_views(variables: Sequence[TrackedVariable]) -> None:
 
 def part_of(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
     """A variable's part of a flat array of ``total`` elements; any other array is one for all variables, and given whole."""
-    if getattr(array, "shape", None) != (total,):
+    try:
+        shape_of_array = shape_of(array)
+    except ArrayError:
+        return array
+    if shape_of_array != (total,):
         return array
     return family_of(array).view(array, offset, shape)

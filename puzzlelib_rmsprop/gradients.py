@@ -143,16 +143,17 @@ def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream
     own, _, wc = segment.rates
     if optimizer.family is None or not wc > 0.0:
         return
-    operate = optimizer.family.kernels().operate
+    family = optimizer.family
     loss = Operation(DECAY, -(abs(optimizer.learnRate) * own * decay * wc))
     param = optimizer._gradient_segment(replace(segment, grad=segment.data))
+    # with a copy, that counts, unless the parameter was written since: then its new value is not the copy's either
+    operations = (loss,) if not param.master else (Operation(SCALE, 0.0), Operation(DECAY, 1.0), loss)
+    with family.in_order(stream, segment.data, *([segment.state["master"]] if param.master else ())) as own:
+        family.kernels().operate(param, 1.0, operations, own)
     if not param.master:
-        operate(param, 1.0, (loss,), stream)
         return
-    # what counts is the copy, unless the parameter was written since: then its new value is not the copy's either
-    operate(param, 1.0, (Operation(SCALE, 0.0), Operation(DECAY, 1.0), loss), stream)
     copy = segment.state["master"]
-    optimizer.family.operate(copy, copy, 1.0, (loss,), stream)
+    family.operate(copy, copy, 1.0, (loss,), stream)
 
 
 def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
@@ -161,7 +162,8 @@ def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
         optimizer._shards.reduce(stream)
         return
     for var in optimizer.globalVar.values():
-        on_stream(optimizer.nodeinfo.sumTensor, "grad", var.grad, stream)  # type: ignore[union-attr]
+        with optimizer.family.in_order(stream, var.grad) as own:  # type: ignore[union-attr]
+            on_stream(optimizer.nodeinfo.sumTensor, "grad", var.grad, own)  # type: ignore[union-attr]
 
 
 def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) -> Plan:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .arrays import Family, check, family_of, refuse_overlap
+from .arrays import Family, check, check_dtype, dtype_of, family_of, other_memory, refuse_overlap, shape_of
 from .checkpoint import encodable
 from .errors import ArrayError, HyperParameterError, SetupError, SetupWarning, VariableError, warn
 from .validation import FLOAT32_MAX, plain_number, shown, text_hint
@@ -69,17 +68,17 @@ class TrackedVariable:
     @property
     def dtype(self) -> np.dtype:
         """Of data and gradient."""
-        return np.dtype(self.data.dtype)
+        return dtype_of(self.data)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of data and gradient."""
-        return tuple(self.data.shape)
+        return shape_of(self.data)
 
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(self.data.size)
+        return math.prod(self.shape)
 
     def kept(self) -> dict[str, Any]:
         """What hooks keep in the state, besides what the optimizer made."""
@@ -87,13 +86,14 @@ class TrackedVariable:
 
     def memory_now(self, family: Family | None) -> tuple[Any, Any] | None:
         """What holds the memory of data and gradient at present; None where the arrays are no wrappers."""
-        if family is None or family.memory is None:
+        if family is None:
             return None
-        return getattr(self.data, family.memory), getattr(self.grad, family.memory, None)
+        found = family.memory(self.data), None if self.grad is None else family.memory(self.grad)
+        return None if all(memory is None for memory in found) else found
 
     def has_other_memory(self, family: Family | None) -> bool:
         """Whether a wrapper holds other memory than at the last look."""
-        return any(map(operator.is_not, self.memory_now(family) or (), self.memory or ()))
+        return any(map(other_memory, self.memory_now(family) or (), self.memory or ()))
 
 
 # ----------------------------------------------------------------------------------------- reading a net
@@ -141,7 +141,7 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
             raise VariableError(
                 f"variable {variable.name!r} has no gradient; make it with withgrad=True, set one, or give it an updater"
             )
-        family = _check_arrays(variable, family)
+        family = _check_arrays(variable, _wider(family, variable.data))
         twin = twins.setdefault((id(variable.data), id(variable.grad)), variable)
         if twin is variable:
             variables.append(variable)
@@ -189,26 +189,33 @@ def _tie(variable: TrackedVariable, other: TrackedVariable) -> None:
 def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
     """Checks one variable's data and gradient against the net's family, if it is known yet; returns it."""
     name = variable.name
-    if family is None:
-        try:
-            family = family_of(variable.data)
-        except ArrayError as error:
-            raise ArrayError(f"variable {name!r}: its data: {error}") from None
-    dtype = np.dtype(variable.data.dtype) if hasattr(variable.data, "dtype") else None
-    if dtype is not None and dtype.name not in family.dtypes:
-        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}")
-    shape = tuple(getattr(variable.data, "shape", ()))
+    try:
+        own = family_of(variable.data)
+        dtype, shape = own.dtype(variable.data), own.shape(variable.data)
+    except ArrayError as error:
+        raise ArrayError(f"variable {name!r}: its data: {error}") from None
+    family = own if family is None else family
+    check_dtype(name, family, dtype)
     for what, array in (("data", variable.data), ("gradient", variable.grad)):
         if array is not None or what == "data":
-            check(name, what, array, family, dtype or np.dtype(np.float32), shape)
+            check(name, what, array, family, dtype, shape)
     return family
+
+
+def _wider(family: Family | None, array: Any) -> Family | None:
+    """The net's family so far, or that of a further array, where that one takes both."""
+    try:
+        own = family_of(array)
+    except ArrayError:  # said where it is checked
+        return family
+    return own if family is not None and own.takes(family) and not family.takes(own) else family
 
 
 def _extents(variables: Sequence[TrackedVariable], family: Family) -> Iterator[tuple[str, int, int]]:
     for variable in variables:
-        yield f"variable {variable.name!r}: its data", family.address(variable.data), int(variable.data.nbytes)
+        yield f"variable {variable.name!r}: its data", family.address(variable.data), family.nbytes(variable.data)
         if variable.grad is not None:
-            yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), int(variable.grad.nbytes)
+            yield f"variable {variable.name!r}: its gradient", family.address(variable.grad), family.nbytes(variable.grad)
 
 
 # ------------------------------------------------------------------------------- following it, step by step
@@ -253,7 +260,7 @@ def _refuse(variable: TrackedVariable, var: Any, family: Family | None) -> None:
         )
     now = variable.memory_now(family)
     if now is not None and variable.memory is not None:
-        data = data or now[0] is not variable.memory[0]
+        data = data or other_memory(now[0], variable.memory[0])
     what = "variable" if var is not variable.var else "data" if data else "gradient"
     raise VariableError(
         f"variable {variable.name!r}: its {what} was replaced after setupOn, so it no longer lies in the flat buffer; "

@@ -332,7 +332,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             self._stream = stream
             step = self.updateGlobalState if self.globalState else self.updateLocalStates
             self._overridden = getattr(step, "__func__", None) not in _ITS_OWN
-            step() if self.globalState else step(useStreams, sync)  # type: ignore[call-arg]
+            arguments = () if self.globalState else (useStreams, sync)
+            self._in_order(step, arguments) if useStreams and self.family is not None else step(*arguments)
         except BaseException as error:
             # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
             # in the microsecond before the kernel begins.)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import kernels
-from .arrays import Family
+from .arrays import Family, other_memory
 from .errors import SetupError
 from .flat import FlatBuffers, check_buffers, share_states
 from .hooks import LossScaling, StatisticsHook, WeightDecay, check_hooks
@@ -31,8 +31,8 @@ class Found:
         variables: of each the name, the Variable, its arrays and its rates.
         further_names: the other names of tied variables, with the Variable.
         factors: of each flat buffer the dtype, the Variable in ``globalVar``, its arrays and its rates.
-        memory: every array with the object that holds its memory, where arrays are wrappers.
-        attribute: of a wrapper, which is that object.
+        memory: every array that may get other memory, with what stands for what it has.
+        memory_of: what gives that of an array.
         state: every array in ``states``.
     """
 
@@ -40,7 +40,7 @@ class Found:
     further_names: list[tuple[str, Any]]
     factors: list[tuple[Any, ...]]
     memory: list[tuple[Any, Any]]
-    attribute: str
+    memory_of: Callable[[Any], Any] | None
     state: list[Any]
 
     def is_there(
@@ -76,9 +76,9 @@ class Found:
                 or found.wc != wc
             ):
                 return False
-        attribute = self.attribute
+        memory_of = self.memory_of
         for array, memory in self.memory:
-            if getattr(array, attribute) is not memory:
+            if other_memory(memory_of(array), memory):  # type: ignore[misc]
                 return False
         return same_arrays(states, self.state)
 
@@ -191,6 +191,12 @@ class PlanMethods:
             self.family.check_stream(stream)
         return stream
 
+    def _in_order(self: Any, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Calls what queues work on the optimizer's own stream, in the order of those that users work on."""
+        arrays = [array for v in self._variables for array in (v.data, v.grad) if array is not None]
+        with self.family.joined(arrays, self._stream):
+            call(*arguments)
+
     def _fuses(self) -> bool:
         """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
         return False
@@ -204,7 +210,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
     """
     variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
     globalVar, states = optimizer.globalVar, optimizer.states
-    attribute = (family.memory if family is not None else None) or ""
+    memory_of = None if family is None else family.memory
     check_hooks(hooks)
     own, factors = _read_rates(variables, globalVar)
     segments: list[Segment] = []
@@ -219,8 +225,13 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         [(v.name, v.var, v.data, v.grad, *rates) for v, rates in zip(variables, own, strict=True)],
         [(name, v.var) for v in variables for name in v.names[1:]],
         [(dtype, var, var.data, var.grad, *factors[dtype]) for dtype, var in globalVar.items()],
-        [(array, getattr(array, attribute)) for v in present for array in (v.data, v.grad)] if attribute else [],
-        attribute,
+        [
+            (array, memory)
+            for v in present
+            for array in (v.data, v.grad)
+            if memory_of is not None and (memory := memory_of(array)) is not None
+        ],
+        memory_of,
         [array for state in states.values() for array in state.values()],
     )
     largest_rate, largest_wc = (max((variable.rates[i] for variable in variables), default=0.0) for i in (0, 2))
@@ -300,7 +311,7 @@ def _statistics(
         found[hook] = (known or {}).get(hook, (None, None))
         if found[hook][0] is not hook._record:
             segments = [optimizer._gradient_segment(v) for v in updated]
-            statistics = family.kernels().GradientStatistics(segments, hook._field("norm"))
+            statistics = family.statistics(segments, hook._field("norm"), [v.grad for v in updated])
             statistics.set_decays([v.rates[2] for v in updated])
             found[hook] = hook._record, statistics
     return found

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import kernels
-from .arrays import Family, check, family_of, refuse_overlap
+from .arrays import Family, check, check_dtype, common_family, dtype_of, family_of, refuse_overlap, same_memory, shape_of
 from .checkpoint import MeanSquare
 from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, VariableError, warn
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype, seeds_of
-from .kernels.look import same_objects
 from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
 from .plan import Plan
@@ -194,8 +193,8 @@ class RMSPropGraves(Optimizer):
 
     def setupState(self, var: Any) -> dict[str, Any]:
         """Zeros for ``mg``, ``variance`` and ``delta``, arrays of ``var.data``'s family; with masterWeights a ``master``."""
-        family, own = family_of(var.data), np.dtype(var.data.dtype)
-        shape, dtype = tuple(var.data.shape), self._dtype_of_state(own)
+        family, own = family_of(var.data), dtype_of(var.data)
+        shape, dtype = shape_of(var.data), self._dtype_of_state(own)
         state = GravesState({entity: family.zeros(shape, dtype) for entity in STATE})
         if self._has_master(own):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
@@ -277,7 +276,7 @@ class RMSPropGraves(Optimizer):
         check_rates(f"variable {name!r}", *rates)
         segment = Segment(name, var, var.data, var.grad, state, rates)
         options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
-        _, table = self._pack([segment], family_of(var.data))
+        _, table = self._pack([segment], common_family(var.data, var.grad))
         table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
@@ -316,9 +315,9 @@ class RMSPropGraves(Optimizer):
         for segment in segments:
             _check_state(segment, self._dtypes(segment.dtype))
         # by identity: then nothing else has to be checked, or packed, again
-        held = [getattr(array, family.memory or "", array) for segment in segments for _, array in _arrays(segment)]
+        held = [family.held(array) for segment in segments for _, array in _arrays(segment)]
         rates = [segment.rates for segment in segments]
-        if former is not None and former.table is not None and same_objects(held, former.held):
+        if former is not None and former.table is not None and same_memory(held, former.held):
             if rates != former.table.rates:
                 _tell_rates(former.table, rates)
             return held, former.table
@@ -326,9 +325,10 @@ class RMSPropGraves(Optimizer):
         for segment in segments:
             _check(segment, family, self._dtypes(segment.dtype))
             for what, array in _arrays(segment):
-                extents.append((f"variable {segment.name!r}: its {what}", family.address(array), int(array.nbytes)))
+                extents.append((f"variable {segment.name!r}: its {what}", family.address(array), family.nbytes(array)))
         refuse_overlap(extents)
-        table = family.kernels().Table([_kernel_segment(segment, family) for segment in segments])
+        arrays = [array for segment in segments for _, array in _arrays(segment)]
+        table = family.table([_kernel_segment(segment, family) for segment in segments], arrays)
         _tell_rates(table, rates)
         if self.capturable:
             if self._live is None:
@@ -368,9 +368,9 @@ def _arrays(segment: Segment) -> list[tuple[str, Any]]:
 
 def _kernel_segment(segment: Segment, family: Family) -> kernels.Segment:
     param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _arrays(segment))
-    state = np.dtype(segment.state["mg"].dtype).name
+    state = dtype_of(segment.state["mg"]).name
     key, master = zlib.crc32(segment.name.encode()), rest[0] if rest else 0
-    size = int(segment.data.size)
+    size = family.size(segment.data)
     return kernels.Segment(segment.dtype.name, state, param, grad, size, mg, variance, delta, master, segment.first, key)
 
 
@@ -386,7 +386,6 @@ def _check_state(segment: Segment, dtypes: dict[str, np.dtype]) -> None:
 def _check(segment: Segment, family: Family, dtypes: dict[str, np.dtype]) -> None:
     """Every array of a segment: its family, dtype, shape, and whether the kernel can work on it in place."""
     name = segment.name
-    if segment.dtype.name not in family.dtypes:
-        raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {segment.dtype}")
+    check_dtype(name, family, segment.dtype)
     for what, array in _arrays(segment):
-        check(name, what, array, family, dtypes.get(what, segment.dtype), tuple(segment.data.shape))
+        check(name, what, array, family, dtypes.get(what, segment.dtype), shape_of(segment.data))

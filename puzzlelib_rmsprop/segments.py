@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .arrays import dtype_of, shape_of
 from .distributed.shards import Shards
 from .flat import part_of
 from .net import Rates, TrackedVariable
@@ -42,7 +44,7 @@ class Segment:
     @property
     def dtype(self) -> np.dtype:
         """Of data and gradient."""
-        return np.dtype(self.data.dtype)
+        return dtype_of(self.data)
 
     @property
     def frozen(self) -> bool:
@@ -83,7 +85,7 @@ def _of_buffer(
     states: Mapping[Any, dict[str, Any]],
     shards: Shards | None,
 ) -> Iterator[Segment]:
-    size = int(flat.data.size)
+    size = shape_of(flat.data)[0]
     starts = [i for i, variable in enumerate(members) if i == 0 or variable.rates != members[i - 1].rates]
     for start, end in zip(starts, [*starts[1:], len(members)], strict=True):
         low, rates = members[start].offset, members[start].rates
@@ -100,7 +102,7 @@ def _of_buffer(
 
 def _own_part(segment: Segment, shards: Shards, states: Mapping[Any, dict[str, Any]]) -> Segment | None:
     dtype = segment.dtype
-    found = shards.cut(dtype, segment.offset, int(segment.data.size))
+    found = shards.cut(dtype, segment.offset, math.prod(shape_of(segment.data)))
     if found is None:
         return None
     (begin, end), (low, high) = found, shards.bounds(dtype)

@@ -18,7 +18,9 @@ __all__ = [
     "Checked",
     "HyperParameter",
     "Misnamed",
+    "bfloat16",
     "flag",
+    "immutable",
     "is_masked",
     "learn_rate",
     "misnamed",
@@ -46,6 +48,18 @@ def is_masked(value: Any) -> bool:
     """Whether it is an array with a mask; numpy.ma, which takes a megabyte, is not imported for that."""
     module = sys.modules.get("numpy.ma")
     return module is not None and isinstance(value, module.MaskedArray)
+
+
+_IMMUTABLE = (("jax", "Array", "JAX arrays"), ("tensorflow", "Tensor", "TensorFlow's tensors"))
+
+
+def immutable(value: Any) -> str | None:
+    """What arrays of this kind are called, where nobody may write into them; their libraries are not imported for that."""
+    for name, kind, what in _IMMUTABLE:
+        found = getattr(sys.modules.get(name), kind, None)
+        if found is not None and isinstance(value, found):
+            return what
+    return None
 
 
 def plain_number(value: Any) -> Any:
@@ -137,11 +151,16 @@ def state_dtype(dtype: Any) -> np.dtype:
     """NumPy's bfloat16, which ml_dtypes brings. Raises HyperParameterError, DependencyError."""
     if str(dtype) != "bfloat16" and getattr(dtype, "__name__", "") != "bfloat16":
         raise HyperParameterError(f"stateDtype must be None or 'bfloat16'; got {shown(dtype)}")
+    return bfloat16("stateDtype='bfloat16'")
+
+
+def bfloat16(what: str) -> np.dtype:
+    """NumPy's bfloat16, for ``what`` needs it. DependencyError where ml_dtypes is missing."""
     try:
         import ml_dtypes
     except ImportError as error:
         raise DependencyError(
-            "stateDtype='bfloat16' needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
+            f"{what} needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
         ) from error
     return np.dtype(ml_dtypes.bfloat16)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from .arrays import family_of
+from .arrays import dtype_of, family_of, shape_of
 from .config import Config
 from .errors import ArrayError, SetupError, VariableError
 from .validation import misnamed
@@ -62,6 +60,7 @@ class Variable:
     ) -> None:
         try:
             family = family_of(data)
+            shape, dtype = family.shape(data), family.dtype(data)
         except ArrayError as error:
             raise ArrayError(f"{'a variable' if name is None else f'variable {name!r}'}: its data: {error}") from None
         for what, function in (("updater", updater), ("postUpdater", postUpdater)):
@@ -76,7 +75,7 @@ class Variable:
         self.updater = updater
         self.postUpdater = postUpdater
         if grad is None and withgrad and updater is None and not Config.globalEvalMode:
-            grad = family.zeros(data.shape, np.dtype(data.dtype))
+            grad = family.zeros(shape, dtype)
         self.grad = grad
         self.learnRate, self.momRate = 1.0, 1.0
         self.wc = 0.0
@@ -123,14 +122,14 @@ class Variable:
                 raise ArrayError(f"variable {self.name!r}: set(): its {what}: {error}") from None
             if fault is not None:
                 raise ArrayError(f"variable {self.name!r}: set(): its {what} {fault}")
-            if np.dtype(source.dtype).kind not in "fV" or np.dtype(target.dtype).kind not in "fV":  # V: bfloat16
-                raise VariableError(f"variable {self.name!r}: set() needs a {what} of floats; got {source.dtype}")
-            if tuple(target.shape) != tuple(source.shape):
+            if dtype_of(source).kind not in "fV" or dtype_of(target).kind not in "fV":  # V: bfloat16
+                raise VariableError(f"variable {self.name!r}: set() needs a {what} of floats; got {dtype_of(source)}")
+            if shape_of(target) != shape_of(source):
                 raise VariableError(
-                    f"variable {self.name!r}: set() needs a {what} of shape {tuple(target.shape)}; got {tuple(source.shape)}"
+                    f"variable {self.name!r}: set() needs a {what} of shape {shape_of(target)}; got {shape_of(source)}"
                 )
         for target, source in pairs:
             family_of(target).set(target, family_of(source).get(source))
 
     def __repr__(self) -> str:
-        return f"Variable({self.name!r}, shape={tuple(self.data.shape)}, dtype={np.dtype(self.data.dtype)})"
+        return f"Variable({self.name!r}, shape={shape_of(self.data)}, dtype={dtype_of(self.data)})"

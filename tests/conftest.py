@@ -1,7 +1,9 @@
 """Fixtures: the kinds of arrays that a net can be made of, so that one test body serves all of them."""
 
+import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -14,7 +16,7 @@ import pytest
 
 from puzzlelib_rmsprop import Config, Variable, gpuarray
 from puzzlelib_rmsprop.kernels import cpu
-from tests import cudasim, standins
+from tests import cudasim, standins, standins_cuda, standins_dlpack, tensors
 from tests.cudasim import control
 from tests.kernels.kernel_modules import kernels, threads  # noqa: F401 (fixtures)
 
@@ -38,16 +40,62 @@ class Arrays:
         return array.get() if hasattr(array, "get") else np.array(array)
 
     @staticmethod
+    def shape(array):
+        return tuple(array.shape)
+
+    @staticmethod
+    def dtype(array):
+        return np.dtype(array.dtype)
+
+    @staticmethod
+    def made(array):
+        """The type of the arrays that the library makes beside one of the user's."""
+        return type(array)
+
+    @staticmethod
     def put(array, content):
         host = array.data if isinstance(array, standins.CPUArray) else array
         host[...] = content
+
+
+class HostArrays(Arrays):
+    """Arrays of other libraries in the host's memory, of which ``host`` gives NumPy's view."""
+
+    def __init__(self, name, make, host, made=None):
+        super().__init__(name, make, Variable)
+        self.host, self._made = host, made
+
+    def get(self, array):
+        return np.array(array if isinstance(array, np.ndarray) else self.host(array))
+
+    def shape(self, array):
+        return self.get(array).shape
+
+    def dtype(self, array):
+        return self.get(array).dtype
+
+    def made(self, array):
+        return self._made or type(array)
+
+    def put(self, array, content):
+        (array if isinstance(array, np.ndarray) else self.host(array))[...] = content
 
 
 ARRAYS = {
     "own": Arrays("own", gpuarray.to_gpu, Variable),
     "numpy": Arrays("numpy", np.array, Variable),
     "puzzlelib": Arrays("puzzlelib", standins.CPUArray.toDevice, standins.PuzzleVariable),
+    "dlpack": HostArrays("dlpack", standins_dlpack.Exporter.of, lambda array: array.content, np.ndarray),
 }
+# of many steps, in which families do nothing that they do not do in other tests: seconds each, so on the first ones only
+FEW = ("own", "numpy", "puzzlelib", "pycuda", "puzzlelib-cuda")
+ON_FEW = {
+    "test_hooks_that_are_replaced_leave_nothing_behind",
+    "test_a_guard_that_skips_every_step",
+    "test_a_loss_scale_at_its_floor",
+    "test_what_is_less_than_the_last_digit_adds_up",
+}
+TORCH = tensors.add_to(ARRAYS, HostArrays)
 
 
 BACKENDS = ["cpu"]
@@ -109,11 +157,13 @@ def pytest_configure(config):
     config.cuda = f"on {pycuda.autoprimaryctx.device.name()}"
     ARRAYS["pycuda"] = CUDAArrays("pycuda", pycuda.gpuarray.to_gpu, Variable)
     ARRAYS["puzzlelib-cuda"] = CUDAArrays("puzzlelib-cuda", standins.GPUArray.toGpu, standins.PuzzleVariable)
+    standins_cuda.add_to(ARRAYS, CUDAArrays, Variable)
     BACKENDS.append("cuda")
 
 
 def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"CPU kernels: {os.environ.get(cpu.VARIABLE) or cpu.instruction_sets()[-1]}")
+    terminalreporter.write_line(f"PyTorch's tensors {TORCH}")
     terminalreporter.write_line(f"CUDA {config.cuda}")
     missing = f"left out: {' and '.join(MISSING_FOR_TORCH)} not installed; pip install torch expecttest"
     terminalreporter.write_line(f"PyTorch {missing if MISSING_FOR_TORCH else metadata.version('torch')}")
@@ -121,14 +171,19 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def pytest_generate_tests(metafunc):
     if "arrays" in metafunc.fixturenames:
-        metafunc.parametrize("arrays", list(ARRAYS), indirect=True)
+        left_out = metafunc.function.__name__ in ON_FEW
+        names = [name for name in ARRAYS if name in FEW or not left_out]
+        metafunc.parametrize("arrays", names, indirect=True)
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", BACKENDS, indirect=True)
 
 
 @pytest.fixture
-def arrays(request):
-    return ARRAYS[request.param]
+def arrays(request, monkeypatch):
+    found = ARRAYS[request.param]
+    for name, module in getattr(found, "modules", {}).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
 
 
 # fixtures of tests that use CUDA, in this process or in others that they start
@@ -145,7 +200,9 @@ def uses_cuda(item):
 def pytest_collection_modifyitems(config, items):
     def runs(item):
         # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
-        here = "cuda" in BACKENDS or "cuda" not in item.fixturenames
+        here = ("cuda" in BACKENDS or "cuda" not in item.fixturenames) and (
+            "torch" in ARRAYS or "torch" not in item.fixturenames
+        )
         return here and (not config.getoption("--cuda-only") or uses_cuda(item))
 
     left_out = [item for item in items if not runs(item)]
@@ -159,6 +216,12 @@ def cuda(_settings_as_they_were):
     """Lets ``gpuarray`` make CUDA arrays; gives PyCUDA's as a family for tests."""
     Config.backend = Config.Backend.cuda
     return ARRAYS["pycuda"]
+
+
+@pytest.fixture
+def torch():
+    """PyTorch; tests with it are left out where it is not installed, and the summary says so."""
+    return importlib.import_module("torch")
 
 
 @pytest.fixture

@@ -8,16 +8,34 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArrayError, VariableError
-from ..validation import is_masked
+from ..validation import immutable, is_masked
 from .cpu_array import CPUArray, CPUArrayFamily
-from .family import Family
+from .cuda_interface import CUDAInterfaceFamily
+from .cupy_array import CuPyFamily
+from .dlpack import DLPackFamily
+from .family import Family, other_memory, same_memory
 from .flat import SharedArray
 from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
 from .puzzlelib_cuda import PuzzleLibCUDAFamily
 from .pycuda_array import PyCUDAFamily
+from .torch_tensor import TorchFamily
 
-__all__ = ["FAMILIES", "CPUArray", "Family", "SharedArray", "check", "family_of", "refuse_overlap"]
+__all__ = [
+    "FAMILIES",
+    "CPUArray",
+    "Family",
+    "SharedArray",
+    "check",
+    "check_dtype",
+    "common_family",
+    "dtype_of",
+    "family_of",
+    "other_memory",
+    "refuse_overlap",
+    "same_memory",
+    "shape_of",
+]
 
 FAMILIES: tuple[type[Family], ...] = (
     CPUArrayFamily,
@@ -25,6 +43,11 @@ FAMILIES: tuple[type[Family], ...] = (
     PyCUDAFamily,
     PuzzleLibCPUFamily,
     PuzzleLibCUDAFamily,
+    TorchFamily,
+    CuPyFamily,
+    # what only follows a protocol, after those that are known
+    CUDAInterfaceFamily,
+    DLPackFamily,
 )
 
 
@@ -38,15 +61,40 @@ def family_of(array: Any) -> Family:
         family = kind.of(array)
         if family is not None:
             return family
+    what = immutable(array)
+    if what is not None:
+        raise ArrayError(
+            f"{what} are immutable, and a step writes into its arrays: keep the parameters in NumPy's (numpy.array(array)) "
+            f"or PyTorch's, and hand copies of those on"
+        )
     remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
     if is_masked(array):
         remedy = "Use array.filled(0), without the mask"
     elif isinstance(array, np.ndarray):
         remedy = "Use numpy.asarray(array)"
     raise ArrayError(
-        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got {type(array).__module__}."
-        f"{type(array).__qualname__}. {remedy}"
+        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyTorch's, CuPy's, PyCUDA's or PuzzleLib's, or have "
+        f"__cuda_array_interface__, or __dlpack__ on the CPU; got {type(array).__module__}.{type(array).__qualname__}. "
+        f"{remedy}"
     )
+
+
+def common_family(*arrays: Any) -> Family:
+    """The family of arrays that belong together: the one that takes the others. ArrayError where one is of none."""
+    families = [family_of(array) for array in arrays]
+    return next((each for each in families if all(map(each.takes, families))), families[0])
+
+
+def dtype_of(array: Any) -> np.dtype:
+    """NumPy's dtype for the elements of an array of any family."""
+    dtype = getattr(array, "dtype", None)
+    return dtype if isinstance(dtype, np.dtype) else family_of(array).dtype(array)
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of an array of any family."""
+    shape = getattr(array, "shape", None)
+    return shape if type(shape) is tuple else family_of(array).shape(array)
 
 
 def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
@@ -62,6 +110,15 @@ def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
         last_name, last_end = name, address + nbytes
 
 
+def check_dtype(name: str, family: Family, dtype: np.dtype) -> None:
+    """Raises VariableError where parameters of the variable ``name`` cannot be of ``dtype``."""
+    if dtype.name in family.dtypes:
+        return
+    how = family.as_real if dtype.kind == "c" else family.cast
+    remedy = "" if how is None else f": use {how.format('float32')}"
+    raise VariableError(f"variable {name!r}: dtype must be {', '.join(family.dtypes)}; got {dtype}{remedy}")
+
+
 def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, shape: tuple[int, ...]) -> None:
     """Checks that the kernels can work on one array of the variable ``name`` in place.
 
@@ -71,15 +128,16 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
     """
     try:
         own = family_of(array)
+        found, found_shape = own.dtype(array), own.shape(array)
     except ArrayError as error:
         raise ArrayError(f"variable {name!r}: its {what}: {error}") from None
-    if own != family:
+    if not family.takes(own):
         raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
-    if array.dtype != dtype:
-        remedy = f": use array.astype({dtype.name!r})" if isinstance(array, np.ndarray) else ""
-        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {array.dtype}{remedy}")
-    if tuple(array.shape) != shape:
-        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {tuple(array.shape)}")
+    if found != dtype:
+        remedy = f": use {own.cast.format(dtype.name)}" if own.cast is not None else ""
+        raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {found}{remedy}")
+    if found_shape != shape:
+        raise VariableError(f"variable {name!r}: its {what} must be of shape {shape}; got {found_shape}")
     fault = own.fault(array)
     if fault is not None:
         raise ArrayError(f"variable {name!r}: its {what} {fault}")

@@ -54,6 +54,7 @@ class CPUArrayFamily(HostFamily):
     """:class:`CPUArray`."""
 
     name = "puzzlelib_rmsprop.CPUArray"
+    cast, as_real = "array.astype({!r})", "array.view(array.real.dtype)"
 
     @classmethod
     def of(cls, array: Any) -> CPUArrayFamily | None:

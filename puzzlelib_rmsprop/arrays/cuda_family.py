@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..errors import ArrayError, HyperParameterError
+from ..kernels import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions
 from ..kernels.context import NO_CONTEXT, default_stream_ended, driver_library, explained, refuse_after_fork
+from ..kernels.foreign_stream import launching_on
 from .family import Family
 
-__all__ = ["CUDAFamily"]
+__all__ = ["CUDAFamily", "ForeignCUDAFamily"]
 
 
 class CUDAFamily(Family):
@@ -22,6 +27,7 @@ class CUDAFamily(Family):
 
     device = "cuda"
     alignment = 16  # as PuzzleLib's CUDA backend, so that flat state is laid out alike
+    contiguous_copy = "make it from numpy.ascontiguousarray(array.get())"
 
     @explained
     def stream(self) -> Any:
@@ -53,16 +59,20 @@ class CUDAFamily(Family):
         """Whether the elements lie one after the other, last index fastest."""
         raise NotImplementedError
 
+    def strides(self, array: Any) -> tuple[int, ...] | None:
+        """In bytes; only for what a user is told."""
+        return tuple(array.strides)
+
     def fault(self, array: Any) -> str | None:
         if not self.contiguous(array):
             return (
-                f"must be C-contiguous; its strides are {array.strides} for shape {tuple(array.shape)}: make it from "
-                f"numpy.ascontiguousarray(array.get())"
+                f"must be C-contiguous; its strides are {self.strides(array)} for shape {self.shape(array)}: "
+                f"{self.contiguous_copy}"
             )
-        dtype = np.dtype(array.dtype)
+        dtype = self.dtype(array)
         if not dtype.isnative:
             return f"must be in the machine's byte order; its dtype is {dtype.str}"
-        if array.size == 0:
+        if self.size(array) == 0:
             return None
         try:
             address = self.address(array)
@@ -84,8 +94,9 @@ class CUDAFamily(Family):
         from pycuda import driver
 
         # bytes, because PyCUDA's own fill compiles a kernel and refuses float16
-        if array.size:
-            driver.memset_d8_async(self.address(array), 0, array.nbytes, stream)
+        nbytes = self.nbytes(array)
+        if nbytes:
+            driver.memset_d8_async(self.address(array), 0, nbytes, stream)
 
     @explained
     def copy(self, target: Any, source: Any) -> None:
@@ -105,6 +116,108 @@ class CUDAFamily(Family):
         if array.size:
             array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
             default_stream_ended()  # what works on it may come on any stream
+
+
+class ForeignCUDAFamily(CUDAFamily):
+    """Arrays of another library: the user works on them on its streams. Only their addresses are used.
+
+    A subclass adds :meth:`handles` to what :class:`CUDAFamily` asks for.
+    """
+
+    def handles(self, arrays: Iterable[Any]) -> Iterable[int]:
+        """The streams on which the user works on ``arrays``, as numbers; 0 and 1 are the default one."""
+        raise NotImplementedError
+
+    def joined(self, arrays: Iterable[Any], stream: Any = None) -> AbstractContextManager[Any]:
+        return launching_on(*self.handles(arrays), stream=stream)
+
+    def table(self, segments: Sequence[Segment], arrays: Sequence[Any]) -> Any:
+        return _Joined(super().table(segments, arrays), functools.partial(self.joined, arrays))
+
+    def statistics(self, segments: Sequence[Segment], record: int, arrays: Sequence[Any]) -> Any:
+        return _Joined(super().statistics(segments, record, arrays), functools.partial(self.joined, arrays))
+
+    def check_stream(self, stream: Any) -> None:
+        try:
+            super().check_stream(stream)
+        except HyperParameterError as error:
+            raise HyperParameterError(f"{error}. Without it, the stream that the arrays' library uses now is used") from None
+
+    @explained
+    def fill_zero(self, array: Any, stream: Any = None) -> None:
+        with self.in_order(stream, array) as own:
+            super().fill_zero(array, own)
+
+    def operate(self, grad: Any, param: Any, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
+        with self.in_order(stream, grad, param) as own:
+            super().operate(grad, param, wc, operations, own)
+
+    @explained
+    def copy(self, target: Any, source: Any) -> None:
+        from pycuda import driver
+
+        nbytes = self.nbytes(target)
+        if nbytes:
+            with self.joined((target, source)) as own:
+                driver.memcpy_dtod_async(self.address(target), self.address(source), nbytes, own)
+
+    @explained
+    def get(self, array: Any) -> np.ndarray:
+        from pycuda import driver
+
+        content = np.empty(self.shape(array), self.dtype(array))
+        if content.size:
+            with self.joined((array,)) as own:
+                # as bytes: PyCUDA's buffers know no bfloat16
+                driver.memcpy_dtoh_async(content.reshape(-1).view(np.uint8), self.address(array), own)
+                _wait(own)
+        return content
+
+    @explained
+    def set(self, array: Any, content: np.ndarray) -> None:
+        from pycuda import driver
+
+        if content.shape != self.shape(array):
+            raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {self.shape(array)}")
+        if not content.size:
+            return
+        # NumPy takes bfloat16 for a kind of its own
+        dtype = self.dtype(array)
+        casting: Any = "unsafe" if dtype.name == "bfloat16" else "same_kind"
+        content = content.astype(dtype, order="C", casting=casting, copy=False)
+        with self.joined((array,)) as own:
+            driver.memcpy_htod_async(self.address(array), content.reshape(-1).view(np.uint8), own)
+            _wait(own)
+
+
+class _Joined:
+    """The kernels' table, or statistics: what gets no stream is queued in the order of those that users work on."""
+
+    def __init__(self, made: Any, joined: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._made, self._joined = made, joined
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+    def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
+        with self._joined() if stream is None else nullcontext(stream) as own:
+            self._made.update(hyper, own, options)
+
+    def zero_gradients(self, stream: Any = None) -> None:
+        with self._joined() if stream is None else nullcontext(stream) as own:
+            self._made.zero_gradients(own)
+
+    def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
+        with self._joined() if stream is None else nullcontext(stream) as own:
+            self._made.run(operations, policy, own)
+
+
+def _wait(stream: Any) -> None:
+    """For a copy from or to the host, which may be late, and whose memory has to stay until then."""
+    if stream is None:
+        default_stream_ended()
+    else:
+        stream.synchronize()
 
 
 _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL

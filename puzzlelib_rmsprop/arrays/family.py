@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ..errors import ArrayError
 from ..kernels import Operation, Segment, real_dtype
 
-__all__ = ["FLOATS", "Family", "HostFamily"]
+__all__ = ["FLOATS", "Family", "HostFamily", "other_memory", "same_memory"]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -22,15 +23,19 @@ class Family:
         name: what error messages call it.
         dtypes: names of the dtypes that parameters may have.
         device: ``"cpu"`` or ``"cuda"``.
-        memory: the attribute of an array that holds its memory, where arrays are wrappers, which may get other memory.
+        cast: how a user converts an array, with the name of a dtype in its place; None where that is not told.
+        as_real: how a user makes of complex numbers two real ones each; likewise.
+        keeps_arrays: whether the net keeps its arrays in global mode, as :meth:`rebind` gives them other memory.
         alignment: bytes to which each variable is aligned in a flat buffer; 1 packs them without gaps.
     """
 
     name: str
     dtypes: tuple[str, ...]
     device: str
-    memory: str | None = None
     alignment: int
+    cast: str | None = None
+    as_real: str | None = None
+    keeps_arrays = False
 
     def stream(self) -> Any:
         """A new queue of device work, ordered with the default one; None where there are none: all is done at once."""
@@ -38,6 +43,25 @@ class Family:
 
     def synchronize(self) -> None:
         """Waits for everything queued on the device."""
+
+    def joined(self, arrays: Iterable[Any], stream: Any = None) -> AbstractContextManager[Any]:
+        """A stream in the order of those on which users work on ``arrays``: after what was queued, before what will be.
+
+        ``stream``, where it is given, is the one to put in that order.
+        """
+        return nullcontext(stream)
+
+    def in_order(self, stream: Any, *arrays: Any) -> AbstractContextManager[Any]:
+        """What a call that works on ``arrays`` is queued on: the stream that it got, or one in the order of the users'."""
+        return self.joined(arrays) if stream is None else nullcontext(stream)
+
+    def table(self, segments: Sequence[Segment], arrays: Sequence[Any]) -> Any:
+        """The kernels' table of segments of ``arrays``."""
+        return self.kernels().Table(segments)
+
+    def statistics(self, segments: Sequence[Segment], record: int, arrays: Sequence[Any]) -> Any:
+        """The kernels' statistics of the gradients of segments, which are those in ``arrays``."""
+        return self.kernels().GradientStatistics(segments, record)
 
     def check_stream(self, stream: Any) -> None:
         """Raises HyperParameterError for what is no stream here. The CPU has none, and takes whatever comes."""
@@ -49,6 +73,42 @@ class Family:
     @classmethod
     def of(cls, array: Any) -> Family | None:
         """The family that ``array`` belongs to, or None where it is not of this kind."""
+        raise NotImplementedError
+
+    def takes(self, other: Family) -> bool:
+        """Whether a net of this family may hold arrays of the other as well."""
+        return self == other
+
+    def dtype(self, array: Any) -> np.dtype:
+        """NumPy's dtype for the elements. ArrayError where it has none."""
+        return np.dtype(array.dtype)
+
+    def shape(self, array: Any) -> tuple[int, ...]:
+        """The shape."""
+        return tuple(array.shape)
+
+    def size(self, array: Any) -> int:
+        """The number of elements."""
+        return int(array.size)
+
+    def nbytes(self, array: Any) -> int:
+        """The number of bytes."""
+        return int(array.nbytes)
+
+    def memory(self, array: Any) -> Any:
+        """What stands for the memory of an array that may get other memory; None for one that keeps what it has.
+
+        An object that is the memory, or a tuple that describes it: see :func:`other_memory`.
+        """
+        return None
+
+    def held(self, array: Any) -> Any:
+        """What :meth:`memory` gives, or the array itself: the same again where the memory is the same."""
+        memory = self.memory(array)
+        return array if memory is None else memory
+
+    def rebind(self, array: Any, view: Any) -> None:
+        """Gives ``array`` the memory of ``view``, where the family :attr:`keeps_arrays`."""
         raise NotImplementedError
 
     def fault(self, array: Any) -> str | None:
@@ -89,17 +149,18 @@ class Family:
             fault = self.fault(array)
             if fault is not None:
                 raise ArrayError(f"gradient operations: the array {fault}")
-        if tuple(grad.shape) != tuple(param.shape) or grad.dtype != param.dtype:
+        shapes, dtypes = [self.shape(array) for array in (grad, param)], [self.dtype(array) for array in (grad, param)]
+        if shapes[0] != shapes[1] or dtypes[0] != dtypes[1]:
             raise ArrayError(
-                f"gradient operations need a gradient and a parameter of one shape and dtype; got {tuple(grad.shape)}, "
-                f"{grad.dtype} and {tuple(param.shape)}, {param.dtype}"
+                f"gradient operations need a gradient and a parameter of one shape and dtype; got {shapes[0]}, "
+                f"{dtypes[0]} and {shapes[1]}, {dtypes[1]}"
             )
         self.kernels().operate(self.gradient_segment(param, grad), wc, operations, stream)
 
     def gradient_segment(self, param: Any, grad: Any) -> Segment:
         """A variable without its state, for what reads or changes gradients alone."""
-        dtype = np.dtype(grad.dtype)
-        return Segment(dtype.name, real_dtype(dtype).name, self.address(param), self.address(grad), int(grad.size))
+        dtype = self.dtype(grad)
+        return Segment(dtype.name, real_dtype(dtype).name, self.address(param), self.address(grad), self.size(grad))
 
     def buffer(self, array: Any) -> Any:
         """What a nodeinfo's ``broadcastBuffer`` gets: the array itself, where PuzzleLib has nothing else for it."""
@@ -112,6 +173,18 @@ class Family:
     def set(self, array: Any, content: np.ndarray) -> None:
         """Copies a NumPy array of the same shape into ``array``, converting to its dtype."""
         raise NotImplementedError
+
+
+def other_memory(now: Any, before: Any) -> bool:
+    """Whether what :meth:`Family.memory` gave twice is not of the same memory: not one object, nor tuples that are equal."""
+    if type(now) is tuple and type(before) is tuple:
+        return now != before
+    return now is not before
+
+
+def same_memory(now: Sequence[Any], before: Sequence[Any]) -> bool:
+    """Whether what :meth:`Family.held` gave of many arrays twice is of the same memory."""
+    return len(now) == len(before) and not any(map(other_memory, now, before))
 
 
 class HostFamily(Family):

@@ -15,6 +15,8 @@ class NumpyFamily(HostFamily):
     """``numpy.ndarray`` itself; a subclass (a masked array, a matrix) means something else by its memory."""
 
     name = "numpy.ndarray"
+    cast: str | None = "array.astype({!r})"
+    as_real: str | None = "array.view(array.real.dtype)"
 
     @classmethod
     def of(cls, array: Any) -> NumpyFamily | None:

@@ -15,7 +15,6 @@ class PuzzleLibCPUFamily(HostFamily):
     """PuzzleLib's ``CPU.CPUArray.CPUArray``, or a subclass, known by the name of the class and what it holds."""
 
     dtypes = ("float16", "float32", "float64")
-    memory = "data"
 
     def __init__(self, array_type: type) -> None:
         self._type = array_type
@@ -27,6 +26,9 @@ class PuzzleLibCPUFamily(HostFamily):
         if kind is None or isinstance(array, np.ndarray) or type(getattr(array, "data", None)) is not np.ndarray:
             return None
         return cls(kind)
+
+    def memory(self, array: Any) -> np.ndarray:
+        return array.data  # the wrapper may be given another
 
     def fault(self, array: Any) -> str | None:
         # the wrapper says what it was made with, whatever array was put into it since

@@ -46,5 +46,6 @@ class PyCUDAFamily(CUDAFamily):
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
         from pycuda import gpuarray
 
-        address = self.address(flat) + offset * flat.dtype.itemsize
-        return gpuarray.GPUArray(shape, flat.dtype, base=flat, gpudata=address)
+        dtype = self.dtype(flat)
+        address = self.address(flat) + offset * dtype.itemsize
+        return gpuarray.GPUArray(shape, dtype, base=flat, gpudata=address)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import dtype_of
 from ..kernels import real_dtype
 
 __all__ = ["MeanSquare"]
@@ -31,7 +32,7 @@ class MeanSquare:
 
     def dtype(self, state: Mapping[str, Any]) -> np.dtype:
         """Of ``ms``: that of the arithmetic, as in PuzzleLib; for 16-bit state float32."""
-        return real_dtype(np.dtype(state[self.entity].dtype))
+        return real_dtype(dtype_of(state[self.entity]))
 
     def of(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
         """``ms``; infinite where the dtype ends."""

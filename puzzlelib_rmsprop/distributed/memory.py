@@ -83,7 +83,7 @@ def memory_of(buffer: Any, stream: Any = None) -> Memory:
     if isinstance(family, HostFamily):
         host = np.asarray(family.host(buffer)).reshape(-1)
         return Memory(host.ctypes.data, host.size, host.dtype, host)
-    return DeviceMemory(family.address(buffer), int(buffer.size), np.dtype(buffer.dtype), stream)
+    return DeviceMemory(family.address(buffer), family.size(buffer), family.dtype(buffer), stream)
 
 
 def averaged(memory: Memory) -> Memory:

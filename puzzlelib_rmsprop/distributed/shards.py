@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Family, family_of
+from ..arrays import Family, dtype_of, family_of, shape_of
 from ..checkpoint.mean_square import PIECE, MeanSquare
 from ..errors import SetupError
 from ..variable import Variable
@@ -59,15 +59,15 @@ class Shards:
     def check_state(state: Mapping[str, Any], own: Variable) -> None:
         """Raises SetupError for state that cannot be put together again: of the whole, and each process has one."""
         for entity, array in state.items():
-            if tuple(array.shape) != tuple(own.data.shape):
+            if shape_of(array) != shape_of(own.data):
                 raise SetupError(
                     f"shardState=True needs state with an element for each parameter; {entity!r} is of shape "
-                    f"{tuple(array.shape)} for {own.data.size} parameters"
+                    f"{shape_of(array)} for {shape_of(own.data)[0]} parameters"
                 )
 
     def bounds(self, dtype: np.dtype) -> tuple[int, int]:
         """Where this process's part begins and ends, in elements."""
-        part = int(self._flat[dtype].data.size) // self.nodeinfo.gridsize
+        part = shape_of(self._flat[dtype].data)[0] // self.nodeinfo.gridsize
         return self.nodeinfo.index * part, (self.nodeinfo.index + 1) * part
 
     def variable(self, dtype: np.dtype, begin: int, end: int, name: str) -> Variable:
@@ -90,12 +90,14 @@ class Shards:
     def reduce(self, stream: Any) -> None:
         """The mean gradients, each process its part."""
         for var in self._flat.values():
-            on_stream(self.nodeinfo.reduceScatter, "grad", var.grad, stream)
+            with self._family.in_order(stream, var.grad) as own:
+                on_stream(self.nodeinfo.reduceScatter, "grad", var.grad, own)
 
     def gather(self, stream: Any) -> None:
         """Everybody's parameters, from those that have updated them."""
         for var in self._flat.values():
-            on_stream(self.nodeinfo.allGather, "data", var.data, stream)
+            with self._family.in_order(stream, var.data) as own:
+                on_stream(self.nodeinfo.allGather, "data", var.data, own)
 
     def room(self, size: int, dtype: np.dtype) -> np.ndarray | None:
         """For parts of ``size`` elements put together, on process 0."""
@@ -152,7 +154,7 @@ class GatheredState(Mapping):
 
     def _dtype(self, entity: str) -> np.dtype:
         form = self._forms.get(entity)
-        return np.dtype(self._state[entity].dtype) if form is None else form.dtype(self._state)
+        return dtype_of(self._state[entity]) if form is None else form.dtype(self._state)
 
     def _gather(self, found: np.ndarray | None) -> None:
         entity = self._left.pop(0)
@@ -166,12 +168,13 @@ class GatheredState(Mapping):
 
     def _copy(self, entity: str, into: Any, begin: int) -> None:
         family = family_of(into)
-        family.copy(into, family.view(self._state[entity], begin, into.shape))
+        family.copy(into, family.view(self._state[entity], begin, family.shape(into)))
 
     def _compute(self, entity: str, into: Any, begin: int) -> None:
         form, family = self._forms[entity], family_of(into)
-        for first in range(0, into.size, PIECE):
-            shape = (min(PIECE, into.size - first),)
+        size = family.size(into)
+        for first in range(0, size, PIECE):
+            shape = (min(PIECE, size - first),)
             pieces = {
                 each: family.get(family.view(self._state[each], begin + first, shape)) for each in (form.beside, form.entity)
             }

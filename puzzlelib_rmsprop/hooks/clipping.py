@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import family_of
+from ..arrays import common_family
 from ..errors import VariableError
 from ..kernels import SCALE, Operation, ScalingPolicy
 from ..validation import HyperParameter
@@ -56,10 +56,10 @@ class GradientClipping(StatisticsHook):
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         if var.grad is None:
             raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
-        family, alone = family_of(var.grad), GradientClipping(self.threshold)
+        family, alone = common_family(var.grad, var.data), GradientClipping(self.threshold)
         alone._bind(family)
         segments = [family.gradient_segment(var.data, var.grad)]
-        statistics = family.kernels().GradientStatistics(segments, alone._field("norm"))
+        statistics = family.statistics(segments, alone._field("norm"), [var.grad])
         statistics.run((), alone._scaling_policy(), stream)
         family.operate(var.grad, var.data, 0.0, alone._ops(), stream)
         if stream is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..arrays import family_of
+from ..arrays import common_family
 from ..errors import HyperParameterError, SetupError, VariableError
 from ..kernels import CLIP, DECAY, LASSO, SCALE, Operation
 from ..validation import FLOAT32_MAX, Checked, HyperParameter, flag
@@ -23,7 +23,7 @@ class ElementwiseHook(Hook):
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         if var.grad is None:
             raise VariableError(f"variable {var.name!r}: {type(self).__name__} needs a gradient, and it has none")
-        family_of(var.grad).operate(var.grad, var.data, var.wc, self._ops(), stream)
+        common_family(var.grad, var.data).operate(var.grad, var.data, var.wc, self._ops(), stream)
 
 
 class WeightDecay(ElementwiseHook):

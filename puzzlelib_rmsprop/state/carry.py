@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..arrays import family_of
+from ..arrays import family_of, shape_of
 from ..arrays.flat import in_use
 from ..errors import ArrayError, CheckpointWarning, SetupError, warn
 from ..net import RATES, Rates, TrackedVariable, rates_of, read_net
@@ -98,7 +98,7 @@ def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
                 entity: content
                 for entity, content in found.state.items()
                 # not what is one for all variables, where these are others now
-                if entity not in variable.made or tuple(variable.state[entity].shape) == content.shape
+                if entity not in variable.made or shape_of(variable.state[entity]) == content.shape
             }
             set_state(optimizer, variable, fits, False)
     for dtype, var in optimizer.globalVar.items():

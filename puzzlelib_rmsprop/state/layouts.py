@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..arrays import family_of
+from ..arrays import dtype_of, family_of, shape_of
 from ..arrays.flat import layout
 from ..checkpoint import VariableLayout
 from ..distributed.shards import Shards
@@ -36,12 +36,12 @@ def layouts(optimizer: Optimizer) -> list[VariableLayout]:
             of_hooks = variable.kept()
             for entity, array in variable.state.items():
                 if entity not in of_hooks:
-                    state[entity] = tuple(array.shape), np.dtype(array.dtype)
+                    state[entity] = shape_of(array), dtype_of(array)
         else:
             for entity, array in optimizer.states[variable.dtype].items():
-                state[entity] = variable.shape, np.dtype(array.dtype)
+                state[entity] = variable.shape, dtype_of(array)
         forms = [form for form in optimizer._forms if form.applies(state)]
-        kept = {entity: (tuple(array.shape), np.dtype(array.dtype)) for entity, array in of_hooks.items()}
+        kept = {entity: (shape_of(array), dtype_of(array)) for entity, array in of_hooks.items()}
         span = None if optimizer._shards is None else span_of(optimizer._shards, variable)
         found.append(
             VariableLayout(
@@ -75,10 +75,10 @@ def make_ready(optimizer: Optimizer) -> None:
                 raise ArrayError(f"variable {str(key)!r}: its {entity!r}: {error}") from None
     for key, state in optimizer.states.items():
         for form in optimizer._forms:
-            if form.applies(state) and tuple(state[form.beside].shape) != tuple(state[form.entity].shape):
+            if form.applies(state) and shape_of(state[form.beside]) != shape_of(state[form.entity]):
                 raise ArrayError(
                     f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
-                    f"{tuple(state[form.beside].shape)} and {tuple(state[form.entity].shape)}"
+                    f"{shape_of(state[form.beside])} and {shape_of(state[form.entity])}"
                 )
     # an update may be queued on a stream that the default one, which copies states, is not ordered with
     if optimizer.family is not None:

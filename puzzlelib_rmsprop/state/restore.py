@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import checkpoint
-from ..arrays import family_of
+from ..arrays import family_of, shape_of
 from ..checkpoint import OptimizerState, VariableLayout
 from ..distributed.agreement import together
 from ..errors import ArrayError, CheckpointError, CheckpointWarning, warn
@@ -159,7 +159,7 @@ def set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[st
         return
     for entity, content in state.items():
         array = variable.state.get(entity)
-        if array is not None and (entity in variable.made or tuple(array.shape) == content.shape):
+        if array is not None and (entity in variable.made or shape_of(array) == content.shape):
             family_of(array).set(array, content)
         else:  # of a hook, which has not made it yet
             family: Family = optimizer.family  # type: ignore[assignment]

@@ -84,11 +84,13 @@ def test_every_family(arrays):
     assert np.array_equal(family.get(array), host), "get copies"
 
     zeros = family.zeros((2, 2), np.dtype(np.float64))
-    assert type(zeros) is type(array)
-    assert (zeros.shape, zeros.dtype) == ((2, 2), np.float64)
+    assert type(zeros) is arrays.made(array)
+    assert (arrays.shape(zeros), arrays.dtype(zeros)) == ((2, 2), np.float64)
+    assert (family.shape(array), family.dtype(array)) == ((3, 4), np.float32)
+    assert (family.size(array), family.nbytes(array)) == (12, 48)
     flat = family.zeros((12,), np.dtype(np.float32))
     part = family.view(flat, 5, (2, 3))
-    assert type(part) is type(array)
+    assert type(part) is arrays.made(array)
     family.set(part, np.ones((2, 3), np.float32))
     assert family.get(flat).tolist() == [0] * 5 + [1] * 6 + [0]
     assert family.address(part) == family.address(flat) + 20

@@ -23,7 +23,7 @@ class OwnRule(Optimizer):
     def updateVar(self, var, state, stream=None):
         family = family_of(var.data)
         step = (-1 if self.gradOfLoss else 1) * np.float32(0.1) * family.get(var.grad)
-        family.set(var.data, family.get(var.data) + step.astype(var.data.dtype))
+        family.set(var.data, family.get(var.data) + step.astype(family.dtype(var.data)))
 
 
 class NotFused(RMSPropGraves):

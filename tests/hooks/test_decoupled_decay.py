@@ -81,7 +81,7 @@ def test_it_is_its_formula(arrays, globalState, dtype, gradOfLoss):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_to_the_bit(arrays, globalState, dtype, options):
     if "stateDtype" in options and not takes_bfloat16(arrays):
-        pytest.skip("PuzzleLib has no bfloat16")
+        pytest.skip(f"{arrays.name} has no bfloat16")
     decays = [WeightDecay(2.0, decoupled=True), WeightDecay(0.1), WeightDecay(0.5, decoupled=True)]
     net, optimizer = train(arrays, decays, globalState, dtype, steps=4, **options)
     if "stateDtype" in options and dtype != "float64":

@@ -23,7 +23,7 @@ def set_grads(arrays, net, seed, scale=1.0):
     rng = np.random.default_rng(seed)
     for name in sorted(net.vars):
         grad = net.getVar(name).grad
-        arrays.put(grad, (rng.standard_normal(tuple(grad.shape)) * scale).astype(grad.dtype))
+        arrays.put(grad, (rng.standard_normal(arrays.shape(grad)) * scale).astype(arrays.dtype(grad)))
 
 
 def contents(arrays, net, optimizer):

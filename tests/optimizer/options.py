@@ -17,7 +17,7 @@ def set_grads(arrays, net, seed, scale=1.0):
     rng = np.random.default_rng(seed)
     for name in sorted(net.vars):
         grad = net.getVar(name).grad
-        arrays.put(grad, (rng.standard_normal(tuple(grad.shape)) * scale).astype(grad.dtype))
+        arrays.put(grad, (rng.standard_normal(arrays.shape(grad)) * scale).astype(arrays.dtype(grad)))
 
 
 def states_of(arrays, optimizer):
@@ -37,8 +37,10 @@ def assert_same_nets(arrays, a, b, *optimizers):
 # ------------------------------------------------------------------------------------ bfloat16 state
 
 
-def takes_bfloat16(arrays):
-    return arrays.name not in ("puzzlelib", "puzzlelib-cuda")
+def takes_bfloat16(arrays, dtype="float32"):
+    """Whether state can be of bfloat16, for parameters of ``dtype``."""
+    protocols = ("dlpack", "cuda-interface2", "cuda-interface3")  # which do not have it
+    return arrays.name not in ("puzzlelib", "puzzlelib-cuda") and (arrays.name not in protocols or dtype != "bfloat16")
 
 
 def seeds(seed, t):

@@ -55,7 +55,10 @@ TABLE = [
                 np.ma.zeros(3),
             )
         ],
-        (lambda: Variable([1.0]), "arrays must be puzzlelib_rmsprop's, NumPy's, PyCUDA's or PuzzleLib's; got builtins.list"),
+        (
+            lambda: Variable([1.0]),
+            r"arrays must be puzzlelib_rmsprop's, NumPy's, .*__dlpack__ on the CPU; got builtins.list",
+        ),
     ),
 ]
 

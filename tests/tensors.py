@@ -1,0 +1,36 @@
+"""PyTorch's tensors as arrays for tests, where it is installed."""
+
+import importlib.util
+
+import numpy as np
+
+
+def add_to(arrays, kind):
+    """Adds them to the families of arrays; returns what the summary says of it."""
+    if importlib.util.find_spec("torch") is None:
+        return "left out: PyTorch is not installed"
+    import torch
+
+    arrays["torch"] = kind("torch", make, host, torch.Tensor)
+    return f"of version {torch.__version__}"
+
+
+def make(content):
+    """A tensor with a copy of a NumPy array's content."""
+    import torch
+
+    content = np.array(content)
+    if content.dtype.name == "bfloat16":
+        return torch.from_numpy(content.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(content)
+
+
+def host(tensor):
+    """NumPy's view of its memory."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.detach().numpy()
