@@ -95,7 +95,7 @@ ON_FEW = {
     "test_a_loss_scale_at_its_floor",
     "test_what_is_less_than_the_last_digit_adds_up",
 }
-TORCH = tensors.add_to(ARRAYS, HostArrays)
+tensors.add_to(ARRAYS, HostArrays)
 
 
 BACKENDS = ["cpu"]
@@ -163,9 +163,8 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(f"CPU kernels: {os.environ.get(cpu.VARIABLE) or cpu.instruction_sets()[-1]}")
-    terminalreporter.write_line(f"PyTorch's tensors {TORCH}")
     terminalreporter.write_line(f"CUDA {config.cuda}")
-    missing = f"left out: {' and '.join(MISSING_FOR_TORCH)} not installed; pip install torch expecttest"
+    missing = f"left out: not installed: {', '.join(MISSING_FOR_TORCH)}; pip install -e '.[torch-test]' runs its tests too"
     terminalreporter.write_line(f"PyTorch {missing if MISSING_FOR_TORCH else metadata.version('torch')}")
 
 
