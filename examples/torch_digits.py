@@ -92,6 +92,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the split, the net and the batches (default: 0)")
     parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
     args = parser.parse_args()
+    if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):
+        parser.error(f"--plot {args.plot}: there is no folder {folder}")
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         parser.exit(1, "matplotlib is missing, which --plot needs: pip install matplotlib\n")
     return args

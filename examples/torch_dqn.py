@@ -5,9 +5,9 @@
     python examples/torch_dqn.py --grid                      # how the three learning rates were chosen
 
 The DQN paper (Mnih et al., Nature 2015) trains with Graves' rule: centered, epsilon 0.01 inside the root. PyTorch's RMSprop
-adds epsilon outside it. Needs torch and numpy, matplotlib for --plot, and gymnasium for --gymnasium alone: the pole on a cart
-is written down here. What is compared is the mean return of the episodes in the last quarter of a training: every step with
-the pole up counts 1, and an episode ends after 500.
+adds epsilon outside it. Needs torch and numpy, matplotlib for --plot, and gymnasium for --gymnasium alone: the cart with the
+pole is written down here. What counts is the mean return of the episodes in the last quarter of a training: every step with
+the pole up is worth 1, and an episode ends after 500.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ Episodes = list[tuple[int, float]]  # of a training: the step at which each ende
 
 # --------------------------------------------------------------------------------------- the optimizers
 
-# The DQN paper's numbers where it has them: alpha 0.95, epsilon 0.01, no momentum in the step (its "gradient momentum" 0.95 is
-# the average that centers the variance). MinAtar passes the same to PyTorch's RMSprop, so epsilon stands outside the root.
+# The DQN paper's numbers where it has them: alpha 0.95, epsilon 0.01, no momentum in the step; its "gradient momentum", 0.95,
+# is the average that centers the variance. MinAtar passes the same to PyTorch's RMSprop: there epsilon is outside the root.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "graves": functools.partial(RMSpropGraves, alpha=0.95, eps=0.01, momentum=0.0),
     "rmsprop": functools.partial(torch.optim.RMSprop, alpha=0.95, eps=0.01, momentum=0.0, centered=True),
@@ -54,7 +54,7 @@ LABELS = {
     "rmsprop": "torch.optim.RMSprop (centered, epsilon outside)",
     "adam": "torch.optim.Adam",
 }
-GRID = (2.5e-4, 5e-4, 1e-3, 2e-3)
+GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 BEST = {"graves": 1e-3, "rmsprop": 1e-3, "adam": 1e-3}  # of GRID by --grid
 GRID_SEEDS = range(100, 105)  # not those of --compare
 
@@ -66,7 +66,7 @@ class CartPole:
     """A pole on a cart: push it left (0) or right (1) 50 times a second, and keep the pole up. gymnasium's interface.
 
     The equations and numbers are those of Barto, Sutton and Anderson, 1983, without friction, in steps of Euler's method;
-    the limits and 500 steps are those of CartPole-v1. The state is the cart's place and speed, the pole's angle and its speed.
+    the limits and 500 steps are those of CartPole-v1. The state: the cart's place and speed, the pole's angle and its speed.
     """
 
     GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
@@ -80,7 +80,7 @@ class CartPole:
         return np.array(self.state, np.float32), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        place, speed, angle, turning = self.state
+        _, speed, angle, turning = self.state
         force = self.FORCE if action == 1 else -self.FORCE
         sine, cosine, mass = math.sin(angle), math.cos(angle), self.CART + self.POLE
         pushed = (force + self.POLE * self.HALF_LENGTH * turning**2 * sine) / mass
@@ -114,7 +114,6 @@ class Settings:
     batch: int = 64
     memory: int = 10_000
     first: int = 1_000  # steps before the net is trained
-    train_every: int = 1  # steps
     target_every: int = 500  # steps
     discount: float = 0.99
     explored: int = 5_000  # steps over which epsilon falls from 1 to the next number
@@ -167,7 +166,7 @@ def train(name: str, lr: float, seed: int, settings: Settings, told: bool = Fals
         if fallen or over:
             episodes.append((step, total))
             state, total = env.reset()[0], 0.0
-        if step > settings.first and step % settings.train_every == 0:
+        if step > settings.first:
             states, actions, rewards, followings, goes_on = memory.draw(settings.batch)
             with torch.no_grad():
                 wanted = rewards + settings.discount * goes_on * target(followings).amax(1)
@@ -192,8 +191,7 @@ def train(name: str, lr: float, seed: int, settings: Settings, told: bool = Fals
 
 def score(episodes: Episodes, steps: int) -> float:
     """Mean return of the episodes that ended in the last quarter of the training."""
-    late = [value for step, value in episodes if step > steps * 3 / 4]
-    return statistics.mean(late) if late else episodes[-1][1]
+    return statistics.mean([value for step, value in episodes if step > steps * 3 / 4])
 
 
 def curve(episodes: Episodes, at: np.ndarray) -> np.ndarray:
@@ -258,10 +256,8 @@ def compare(settings: Settings, seeds: int) -> dict[str, list[Episodes]]:
     print(f"{'optimizer':<48} {'lr':>7}   mean return in the last quarter")
     for name, trainings in runs.items():
         scores = [score(episodes, settings.steps) for episodes in trainings]
-        mean, error = spread(scores)
-        print(
-            f"{LABELS[name]:<48} {BEST[name]:>7g}   {mean:5.1f} +- {error:4.1f}   each: {' '.join(f'{x:.0f}' for x in scores)}"
-        )
+        each = " ".join(f"{value:.0f}" for value in scores)
+        print(f"{LABELS[name]:<48} {BEST[name]:>7g}   {'%5.1f +- %4.1f' % spread(scores)}   each: {each}")
     return runs
 
 
@@ -290,24 +286,24 @@ def arguments() -> argparse.Namespace:
     what.add_argument(
         "--optimizer", choices=list(OPTIMIZERS), default="graves", help="of the one training (default: graves)"
     )
-    what.add_argument(
-        "--compare", action="store_true", help="train with all three, each at its best learning rate of the grid"
-    )
-    what.add_argument("--grid", action="store_true", help="train with all three at four learning rates, on other seeds")
-    parser.add_argument("--lr", type=float, help="learning rate of the one training (default: the best of the grid)")
-    parser.add_argument("--seed", type=int, default=0, help="of the one training (default: 0)")
+    what.add_argument("--compare", action="store_true", help="train with all three, each at its best rate of the grid")
+    what.add_argument("--grid", action="store_true", help="train with all three at five learning rates, on other seeds")
+    parser.add_argument("--lr", type=float, help="learning rate of one training (default: the best of the grid)")
+    parser.add_argument("--seed", type=int, default=0, help="of one training (default: 0)")
     parser.add_argument("--seeds", type=positive, default=5, help="trainings of each in --compare (default: 5)")
-    parser.add_argument(
-        "--steps", type=positive, default=Settings.steps, help=f"of a training (default: {Settings.steps:,})"
-    )
+    parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"of each (default: {Settings.steps:,})")
     parser.add_argument("--gymnasium", action="store_true", help="gymnasium's CartPole-v1 in place of the one in this file")
     parser.add_argument("--plot", metavar="PATH", help="draw the return as a PNG")
     args = parser.parse_args()
-    for wanted, package in ((args.plot, "matplotlib"), (args.gymnasium, "gymnasium")):
-        if wanted and importlib.util.find_spec(package) is None:
-            parser.exit(
-                1, f"{package} is missing, which --{'plot' if args.plot else 'gymnasium'} needs: pip install {package}\n"
-            )
+    if args.lr is not None and (args.compare or args.grid):
+        parser.error("--lr is for one training; --compare and --grid have their own rates")
+    if args.plot and args.grid:
+        parser.error("--grid prints a table and draws nothing; --plot goes with one training or --compare")
+    if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):
+        parser.error(f"--plot {args.plot}: there is no folder {folder}")
+    for option, package in (("plot", "matplotlib"), ("gymnasium", "gymnasium")):
+        if getattr(args, option) and importlib.util.find_spec(package) is None:
+            parser.exit(1, f"{package} is missing, which --{option} needs: pip install {package}\n")
     return args
 
 
@@ -323,7 +319,7 @@ def main() -> None:
         runs = compare(settings, args.seeds)
     else:
         one_thread()
-        rates[args.optimizer] = args.lr or BEST[args.optimizer]
+        rates[args.optimizer] = BEST[args.optimizer] if args.lr is None else args.lr
         print(f"{LABELS[args.optimizer]}, lr {rates[args.optimizer]:g}, seed {args.seed}")
         runs = {args.optimizer: [train(args.optimizer, rates[args.optimizer], args.seed, settings, told=True)]}
     if args.plot:

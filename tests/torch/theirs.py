@@ -1,4 +1,4 @@
-"""The rule of TensorFlow 1 and its copies, in float64 with two averages, as their documentation has it; and trainings to try it on.
+"""The rule of TensorFlow 1 and its copies in float64, with two averages, as they document it; and trainings to try it on.
 
     square = alpha*square + (1 - alpha)*g*g          it starts at 1
     mean = alpha*mean + (1 - alpha)*g                centered
@@ -6,21 +6,31 @@
     buffer = momentum*buffer + lr*g/root; p = p - buffer            lr in the momentum: TensorFlow, timm
     buffer = momentum*buffer + g/root;    p = p - lr*buffer         lr outside: Stable-Baselines3, PyTorch
 
-It imports NumPy and PyTorch's nets, and no optimizer.
+No optimizer is imported here.
 """
 
 import functools
 
 import numpy as np
+import pytest
 import torch
 
 # the numbers that each uses: the class's own defaults, and those of a recipe
 SETTINGS = {
-    "sb3": dict(lr=1e-2, alpha=0.99, eps=1e-8),
-    "sb3-a2c": dict(lr=7e-4, alpha=0.99, eps=1e-5),
-    "timm": dict(lr=1e-2, alpha=0.9, eps=1e-10),
-    "timm-efficientnet": dict(lr=0.048, alpha=0.9, eps=1e-3),
+    "sb3": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8},
+    "sb3-a2c": {"lr": 7e-4, "alpha": 0.99, "eps": 1e-5},
+    "timm": {"lr": 1e-2, "alpha": 0.9, "eps": 1e-10},
+    "timm-efficientnet": {"lr": 0.048, "alpha": 0.9, "eps": 1e-3},
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nothing in these trainings is large enough for more; and the order of additions is then everywhere the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Theirs:
@@ -51,7 +61,6 @@ class Theirs:
 def digits():
     from sklearn.datasets import load_digits
 
-    torch.set_num_threads(1)  # nothing here is large enough for more
     images, labels = load_digits(return_X_y=True)
     return torch.from_numpy(images / 16), torch.from_numpy(labels)
 
