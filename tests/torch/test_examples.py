@@ -1,0 +1,169 @@
+"""The examples in PyTorch run, each in a process of its own, from a folder of its own: short trainings."""
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# a process of its own does not take the threads of the others: tests run side by side
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(tmp_path, script, *options, code=0, before=""):
+    """Runs a script as ``python script options`` does, after some code."""
+    path = str(EXAMPLES / script)
+    text = f"{before}\nimport runpy, sys; sys.argv[0] = {path!r}; runpy.run_path({path!r}, run_name='__main__')"
+    command = [sys.executable, "-c", text, *map(str, options)] if before else [sys.executable, path, *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def assert_png(path):
+    png = path.read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 10_000
+
+
+def last_number(done, pattern):
+    found = re.fullmatch(pattern, done.stdout.splitlines()[-1])
+    assert found, done.stdout
+    return float(found[1])
+
+
+# ------------------------------------------------------------------------------------------------- digits
+
+
+def test_digits_with_the_defaults(tmp_path):
+    done = run(tmp_path, "torch_digits.py", "--plot", "curves.png")
+    assert last_number(done, r"test accuracy: (0\.\d{4})") >= 0.97
+    assert_png(tmp_path / "curves.png")
+    assert os.listdir(tmp_path) == ["curves.png"]
+
+
+def test_digits_are_those_of_the_other_example():
+    """The same split, and the same sizes of layers."""
+    ours, other = (runpy.run_path(str(EXAMPLES / name)) for name in ("torch_digits.py", "train_digits.py"))
+    digits = other["load"](3)
+    for (images, labels), expected in zip(ours["load"](3), (digits.test, digits.validation, digits.train), strict=True):
+        assert np.array_equal(images.numpy(), expected[0])
+        assert np.array_equal(labels.numpy(), expected[1])
+        assert images.dtype == torch.float32
+    calls = [node for node in ast.walk(ast.parse((EXAMPLES / "torch_digits.py").read_text())) if isinstance(node, ast.Call)]
+    layers = [[arg.value for arg in call.args] for call in calls if getattr(call.func, "attr", "") == "Linear"]
+    assert [layers[0][0], *(size for _, size in layers)] == list(other["LAYERS"])
+
+
+def test_digits_depend_on_the_seed_alone(tmp_path):
+    first, again, other = (run(tmp_path, "torch_digits.py", "--epochs", 2, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# ---------------------------------------------------------------------------------------------------- DQN
+
+RETURN = r"mean return in the last quarter: (\d+\.\d)"
+
+
+@pytest.mark.parametrize("optimizer", ["graves", "rmsprop", "adam"])
+def test_dqn(optimizer, tmp_path):
+    """Long enough to be better than chance, which keeps the pole up for some 22 steps."""
+    done = run(tmp_path, "torch_dqn.py", "--optimizer", optimizer, "--steps", 6000, "--plot", "curve.png")
+    assert last_number(done, RETURN) > 35
+    assert_png(tmp_path / "curve.png")
+    assert os.listdir(tmp_path) == ["curve.png"]
+
+
+def test_dqn_compares(tmp_path):
+    done = run(tmp_path, "torch_dqn.py", "--compare", "--seeds", 2, "--steps", 1500, "--plot", "curves.png")
+    rows = [line for line in done.stdout.splitlines() if "+-" in line]
+    assert [row.split()[0] for row in rows] == ["RMSpropGraves", "torch.optim.RMSprop", "torch.optim.Adam"]
+    for row in rows:
+        found = re.search(r"(\d+\.\d) \+- +(\d+\.\d)   each: (\d+) (\d+)$", row)
+        mean, error, first, second = map(float, found.groups())
+        # two seeds: their mean, and half of their difference
+        assert abs(mean - (first + second) / 2) <= 1.1
+        assert abs(error - abs(first - second) / 2) <= 1.1
+    assert_png(tmp_path / "curves.png")
+
+
+def test_dqn_with_gymnasium(tmp_path):
+    pytest.importorskip("gymnasium")
+    done = run(tmp_path, "torch_dqn.py", "--gymnasium", "--steps", 1500)
+    assert last_number(done, RETURN) > 5
+
+
+def test_the_cart_and_the_pole_are_those_of_gymnasium():
+    library = pytest.importorskip("gymnasium")
+    theirs, ours = library.make("CartPole-v1"), runpy.run_path(str(EXAMPLES / "torch_dqn.py"))["CartPole"]()
+    rng = np.random.default_rng(0)
+    lengths = []
+    for episode in range(40):
+        theirs.reset(seed=episode)
+        ours.reset(seed=episode)
+        ours.state = [float(value) for value in theirs.unwrapped.state]
+        over = False
+        while not over:
+            # every fourth episode keeps the pole up for a while
+            sign = ours.state[2] + 0.5 * ours.state[3] > 0
+            action = int(sign if episode % 4 == 0 else rng.integers(2))
+            expected, found = theirs.step(action), ours.step(action)
+            # from the same numbers at each step: the pole is unstable, and differences grow
+            assert np.allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+            assert found[1:4] == expected[1:4]
+            ours.state = [float(value) for value in theirs.unwrapped.state]
+            over = found[2] or found[3]
+        lengths.append(ours.steps)
+    assert max(lengths) == 500 or max(lengths) > 100
+    assert min(lengths) < 20
+
+
+# ------------------------------------------------------------------------------------------------- both
+
+
+@pytest.mark.parametrize("script", ["torch_digits.py", "torch_dqn.py"])
+def test_help(script, tmp_path):
+    done = run(tmp_path, script, "--help")
+    for option in ("--seed", "--plot"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize("script", ["torch_digits.py", "torch_dqn.py"])
+@pytest.mark.parametrize(
+    ("absent", "options", "message"),
+    [
+        ("torch", [], r"torch is missing; install what this example needs: pip install torch .*matplotlib\n"),
+        ("matplotlib", ["--plot", "x.png"], r"matplotlib is missing, which --plot needs: pip install matplotlib\n"),
+    ],
+)
+def test_what_is_missing_is_named_at_once(script, absent, options, message, tmp_path):
+    before = f"import sys; sys.modules[{absent!r}] = None"
+    done = run(tmp_path, script, *options, code=1, before=before)
+    assert re.fullmatch(message, done.stderr)
+    assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("torch_digits.py", ["--epochs", "0"], "must be at least 1, not 0"),
+        ("torch_digits.py", ["--plot", "absent/x.png"], "there is no folder absent"),
+        ("torch_dqn.py", ["--plot", "absent/x.png"], "there is no folder absent"),
+        ("torch_dqn.py", ["--steps", "0"], "must be at least 1, not 0"),
+        ("torch_dqn.py", ["--optimizer", "sgd"], "choose from"),
+        ("torch_dqn.py", ["--optimizer", "adam", "--compare"], "not allowed with"),
+        ("torch_dqn.py", ["--compare", "--lr", "0.1"], "--lr is for one training"),
+    ],
+)
+def test_bad_options(script, options, message, tmp_path):
+    done = run(tmp_path, script, *options, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
