@@ -37,6 +37,15 @@ def rows(pattern):
 TORCH, TENSORFLOW, AGENTS, TIMM = r"torch\.optim", r"tf\.|optax\.", r"A2C|DQN", r"create_optimizer_v2"
 
 
+def test_the_readme_has_recipes_of_the_table():
+    readme = (TABLE.parents[1] / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("| in place of | write |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    lines = [line.split("`")[-2] for line in table.split("\n")]
+    assert len(lines) >= 4
+    for line in lines:
+        assert any(line in new for _, new, _ in RECIPES.values()), line
+
+
 def test_every_row_is_run():
     run = [name for name, (old, _, _) in RECIPES.items() if re.match("|".join((TORCH, TENSORFLOW, AGENTS, TIMM)), old)]
     assert run == list(RECIPES)
