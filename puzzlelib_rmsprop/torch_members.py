@@ -149,6 +149,12 @@ class Member:
             local = local_part(state[entity])
         return local
 
+    def uncenter(self) -> None:
+        """Makes the state that of RMSProp that is not centered: no mean, and the mean square in the variance's place."""
+        mean, variance = (torch.view_as_real(b) if b.is_complex() else b for b in self.buffers[:2])
+        variance.addcmul_(mean, mean)
+        mean.zero_()
+
     def note_memory(self) -> None:
         """Keeps where everything lies, for :meth:`is_unchanged`."""
         self._addresses = [local_part(self.tensor).data_ptr(), self.own_state["step"].data_ptr()]

@@ -184,6 +184,10 @@ class _Batch:
             self._former.append(self._lives.pop(group))
         if own is known and scaling == known_scaling and group not in self._random:
             return
+        if not own.hyper.centered and (known is None or known.hyper.centered):
+            for _, member in self.members:
+                if member.group == group:
+                    member.uncenter()
         factor, address, skip = scaling
         factor = -factor if own.maximize else factor
         operations = [Operation(SCALE, factor, 0.0, address)] if factor != 1.0 or address else []

@@ -29,7 +29,7 @@ def threads(monkeypatch):
     """``threads(n)``: large updates run in n threads from now on, also where there are fewer cores."""
 
     def use(count):
-        monkeypatch.setattr(cpu._Args, "update_threads", lambda args: args.set(threads=count))
+        monkeypatch.setattr(cpu._Args, "update_threads", lambda args, most=None: args.set(threads=count))
 
     return use
 

@@ -52,7 +52,7 @@ HERE = [
     LOOK,
     pytest.param(C_LOOP, marks=needs_cc),
     pytest.param(CALL, marks=needs_library),
-    *(pytest.param(name, marks=needs_torch) for name in CONTENDERS if name.startswith("PyTorch")),
+    *(pytest.param(name, marks=needs_torch) for name in CONTENDERS if name.startswith(("PyTorch", contenders.TORCH))),
 ]
 
 
@@ -253,7 +253,7 @@ def test_cases_have_only_those_who_can_take_part():
     assert of_foreign == [6, 1000]
     assert [(len(case.sizes), sum(case.sizes)) for case in planned if case.suite == "look"] == [(1000, 1000), (6, 1795)]
     on_gpu = cases.cases("cuda", cases.SUITES, True, CONTENDERS)
-    assert {case.suite for case in on_gpu} == {"main", "size", "dtype"}
+    assert {case.suite for case in on_gpu} == {"main", "size", "dtype", "torch"}
     assert all("cuda" in CONTENDERS[name].devices for case in on_gpu for name in case.names)
 
 

@@ -23,7 +23,7 @@ def modules():
             yield importlib.import_module(info.name)
         except ImportError as error:
             # what cannot be imported without PyCUDA, and without PyTorch
-            without = {"kernels.cuda": "pycuda", "nets.ops_cuda": "pycuda"}
+            without = dict.fromkeys(("kernels.cuda", "kernels.cuda_memory", "nets.ops_cuda"), "pycuda")
             without |= dict.fromkeys(("torch", "torch_members", "torch_plan"), "torch")
             missing = without.get(info.name.removeprefix("puzzlelib_rmsprop."))
             if missing is None or missing not in str(error).lower():

@@ -29,7 +29,7 @@ def as_on_another_processor():
     cpu._compiled = name != "numpy"
     if cpu._compiled:
         cpu.library.use(name)
-    cpu._Args.update_threads = lambda args: args.set(threads=SIZE - RANK)  # also where there are fewer cores
+    cpu._Args.update_threads = lambda args, most=None: args.set(threads=SIZE - RANK)  # also where there are fewer cores
     try:
         yield name
     finally:
