@@ -32,7 +32,7 @@ OF_THE_RULE = {
         "learnRate(Real(hyper.learnRate))",
     ),
     "dtypes taken for one another": (LAUNCHES, "kind = segment.group, segment.dtype, ", 'kind = segment.group, "", '),
-    "a memset off its stream": ("cuda_family.py", "array.nbytes, stream)", "array.nbytes, None)"),
+    "a memset off its stream": ("cuda_family.py", "0, nbytes, stream)", "0, nbytes, None)"),
     "a launch off its stream": (
         LAUNCHES,
         "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)",
