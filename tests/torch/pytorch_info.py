@@ -25,7 +25,7 @@ def inputs(device, dtype=None):
         "default": {},
         "non-default lr": {"lr": 1e-3},
         "Tensor lr": {"lr": torch.tensor(1e-3)},
-        "1-element Tensor lr": {"lr": torch.tensor([1e-3], dtype=torch.float64)},
+        "float64 Tensor lr": {"lr": torch.tensor(1e-3, dtype=torch.float64)},
         "nonzero weight_decay": {"weight_decay": 0.1},
         "decoupled weight_decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},
         "maximize": {"maximize": True},
