@@ -9,12 +9,10 @@ import re
 import torch
 from torch.optim import lr_scheduler
 from torch.testing._internal.common_optimizers import (
-    CUDA_CONFIG_GPUS,
     ErrorOptimizerInput,
     OptimizerErrorEnum,
     OptimizerInfo,
     OptimizerInput,
-    _get_device_type,
     get_error_inputs_for_all_optims,
 )
 
@@ -27,7 +25,7 @@ def inputs(device, dtype=None):
         "default": {},
         "non-default lr": {"lr": 1e-3},
         "Tensor lr": {"lr": torch.tensor(1e-3)},
-        "1-element Tensor lr": {"lr": torch.tensor([1e-3], dtype=torch.float64)},
+        "float64 Tensor lr": {"lr": torch.tensor(1e-3, dtype=torch.float64)},
         "nonzero weight_decay": {"weight_decay": 0.1},
         "decoupled weight_decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},
         "maximize": {"maximize": True},
@@ -58,7 +56,7 @@ def inputs(device, dtype=None):
             "master_weights": True,
         },
     }
-    if _get_device_type(device) in CUDA_CONFIG_GPUS:
+    if torch.device(device).type == "cuda":
         table |= {
             "capturable": {"capturable": True},
             "capturable, maximize": {"weight_decay": 0.1, "maximize": True, "capturable": True},
@@ -112,7 +110,7 @@ BAD_ARGUMENTS = [
 def errors(device, dtype):
     """What the optimizer refuses, with the message: PyTorch's own for all optimizers, and each bad argument of ours."""
     table = get_error_inputs_for_all_optims(device, dtype)
-    if _get_device_type(device) != "cpu":
+    if torch.device(device).type != "cpu":
         return table
     for name, value, rule in BAD_ARGUMENTS:
         # a number in a tensor is shown as that number

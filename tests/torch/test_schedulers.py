@@ -32,6 +32,8 @@ SCHEDULERS = {
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
 }
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
+# what SequentialLR of PyTorch 2.6 says of its own calls
+pytestmark = pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 LR = pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["number", "tensor"])
 
 
@@ -65,7 +67,7 @@ def test_rates(name, lr):
         seen.append(rates[0])
     assert len({rate for rate, _ in seen}) > 1
     assert (len({momentum for _, momentum in seen}) > 1) == (name in ("CyclicLR", "OneCycleLR"))
-    assert isinstance(optimizer.param_groups[0]["lr"], type(lr))
+    assert type(optimizer.param_groups[0]["lr"]) is type(peer.param_groups[0]["lr"])
 
 
 @EVERY
@@ -89,11 +91,7 @@ def test_resume(name):
         p.data.copy_(q.data)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     other_scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
-    assert (
-        other.param_groups[0]["initial_lr"] == optimizer.param_groups[0]["initial_lr"]
-        if name != "ReduceLROnPlateau"
-        else True
-    )
+    assert other.param_groups[0].get("initial_lr") == optimizer.param_groups[0].get("initial_lr")
     walk(fit, optimizer, scheduler, 5, 10)
     walk(other_fit, other, other_scheduler, 5, 10)
     assert_same(snapshot(optimizer), snapshot(other))
