@@ -148,6 +148,9 @@ class CudaTensor(torch.Tensor):
     def data_ptr(self):
         return self.inner.data_ptr() if self.inner.numel() else 0
 
+    def __deepcopy__(self, memo):
+        return memo.setdefault(id(self), self.detach().clone().requires_grad_(self.requires_grad))
+
     def is_shared(self):
         return True  # as PyTorch says of every CUDA tensor
 
@@ -311,7 +314,7 @@ class Machine:
 
     def _enter(self, number):
         try:
-            with torch._C._DisableTorchDispatch(), torch.no_grad():
+            with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction(), torch.no_grad():
                 work, again = self.calls[number]
                 work()
                 if not again:
@@ -323,6 +326,14 @@ class Machine:
         """Raises what an operation raised when it ran."""
         if self.errors:
             raise self.errors.pop()
+
+    def start(self):
+        """As the runtime does it: the primary context of the first device is current, where none is."""
+        current = ctypes.c_void_p()
+        _driver("cuInit", ctypes.c_uint(0))
+        _driver("cuCtxGetCurrent", ctypes.byref(current))
+        if not current.value:
+            _driver("cuCtxSetCurrent", self.primary(0))
 
     def filler(self, device):
         """A stream that nothing is ordered with."""
@@ -425,6 +436,7 @@ def cuda_of_torch():
         "synchronize": _machine.synchronize,
         "_lazy_init": lambda: None,
     }
+    _machine.start()
     with contextlib.ExitStack() as stack:
         for name, stand_in in names.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
