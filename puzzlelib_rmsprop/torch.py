@@ -188,8 +188,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
             if captured:
                 raise RuntimeError(
-                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step with "
-                    "gradients for the same parameters first"
+                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step "
+                    "with gradients for the same parameters first"
                 )
             self._plan = None
             with torch.no_grad():
