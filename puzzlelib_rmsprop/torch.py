@@ -118,6 +118,7 @@ class RMSpropGraves(torch.optim.Optimizer):
     _plan: Plan | None
     _known_settings: dict[int, tuple[list[Any], Settings]]  # by group: values, and what they were checked to be
     _loading: dict[Any, tuple[torch.Tensor, Any]]
+    _captured: list[Plan]  # graphs read their tables at each replay
 
     def __init__(
         self,
@@ -187,8 +188,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
             if captured:
                 raise RuntimeError(
-                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step with "
-                    "gradients for the same parameters first"
+                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step "
+                    "with gradients for the same parameters first"
                 )
             self._plan = None
             with torch.no_grad():
@@ -198,6 +199,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         if found_inf is None or found_inf.is_cuda or not found_inf.item():
             plan.step(grads, settings, getattr(self, "grad_scale", None), found_inf)
         self._plan = plan
+        if captured and plan not in self._captured:
+            self._captured.append(plan)
 
     def _settings_of(self, number: int, group: dict[str, Any]) -> Settings:
         """What the kernels take of a group's options; checked where they have changed."""
@@ -294,6 +297,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         self._plan = None
         self._known_settings = {}
         self._loading = self.__dict__.get("_loading", {})
+        self._captured = self.__dict__.get("_captured", [])
         self._number = next(_NUMBERS)
         _OPTIMIZERS[self._number] = self
 

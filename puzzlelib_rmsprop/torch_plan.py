@@ -52,13 +52,6 @@ class _LiveHyper:
         self._values[:, 0].copy_(lr.detach().reshape(()).neg())
 
 
-def _together(steps: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Numbers of steps in one tensor. Waits for a GPU only where some of them are elsewhere."""
-    if device.type == "cuda" and all(isinstance(step, torch.Tensor) and step.device == device for step in steps):
-        return torch.stack([step.reshape(()).to(torch.float32) for step in steps])
-    return torch.tensor([float(step) for step in steps], dtype=torch.float32, device=device)
-
-
 class _Batch:
     """The members on one device, updated by one call; on CUDA by one launch for each group and kind of dtypes."""
 
@@ -76,14 +69,17 @@ class _Batch:
         self.t = 0
         if self._random or not self._is_cuda:
             self.t = int(max(float(state["step"]) for state in states))
-        if not self._is_cuda and any(isinstance(s["step"], torch.Tensor) and s["step"].is_shared() for s in states):
-            self._counts: list[Any] = [state["step"] for state in states]
+        steps = [state["step"] for state in states]
+        # what lies on the GPU is not read, for which it would have to wait, and stays: a CUDA graph may count it as well
+        stay = [isinstance(step, torch.Tensor) and step.device == device and step.is_shared() for step in steps]
+        if all(stay) if self._is_cuda else any(stay):
+            self._counts: list[Any] = steps
         else:
-            steps = _together([state["step"] for state in states], device)
-            for (_, member), step in zip(members, steps.unbind(), strict=True):
+            together = torch.tensor([float(step) for step in steps], dtype=torch.float32, device=device)
+            for (_, member), step in zip(members, together.unbind(), strict=True):
                 member.own_state["step"] = step
                 member.note_memory()
-            self._counts = [steps if self._is_cuda else steps.numpy()]  # the same memory, and faster
+            self._counts = [together if self._is_cuda else together.numpy()]  # the same memory, and faster
         self._unscale = torch.ones((), dtype=torch.float64, device=device)
         with self._launching():
             self._table = self._kernels().Table(segments)
@@ -152,7 +148,10 @@ class _Batch:
             with self._launching() as stream:
                 self._table.set_gradients(addresses)
                 self._table.run(stream, captured)
-            self._counts[0].add_(1 if found_inf is None else found_inf == 0)
+            taken: Any = 1
+            if found_inf is not None:
+                taken = [(found_inf == 0).to(torch.float32).reshape(())] * len(self._counts)
+            torch._foreach_add_(self._counts, taken)
         else:
             self._table.set_gradients(addresses)
             self._table.run(most_threads=torch.get_num_threads())

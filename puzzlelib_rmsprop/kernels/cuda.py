@@ -18,9 +18,9 @@ import numpy as np
 
 from ..errors import DependencyError, DeviceError
 from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
-from .context import NO_CONTEXT, default_stream_ended, explain, explained, pycuda_module, refuse_after_fork
+from .context import default_stream_ended, explain, explained, pycuda_module
 from .cuda_compile import compiled
-from .cuda_memory import device_copy, send
+from .cuda_memory import check_context, device_copy, send
 from .cuda_source import shipped_ptx, sources
 
 driver = pycuda_module("driver")
@@ -103,15 +103,6 @@ def _packed_hyper(hyper: Hyper, real: np.dtype) -> bytes:
     return struct.pack("=6d", *layout.pack_hyper(hyper, real))
 
 
-def _check_context(own: Any) -> None:
-    current = driver.Context.get_current()
-    if current != own:
-        if current is None:
-            refuse_after_fork()
-            raise DeviceError(NO_CONTEXT)
-        raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
-
-
 class LiveHyper:
     """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
 
@@ -177,8 +168,7 @@ class _Uniform:
         self._options: StepOptions | None = None  # those that the latter has
         self._chunks: Any = None
         self._on_device: Any = None
-        self._stale = False  # what is on the device
-        self._captured = False  # a graph has a launch that reads it
+        self._stale = self._captured = False  # of what is on the device: it is old; a graph has a launch that reads it
         self._former: list[Any] = []
         self._live = 0
 
@@ -318,8 +308,13 @@ class Table:
         self.run(stream)
 
     def run(self, stream: Any = None, captured: bool | None = None) -> None:
-        """Launches the rule over every segment, on ``stream``; does not wait for it. ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper."""
-        _check_context(self._context)
+        """Launches the rule over every segment, on ``stream``; does not wait for it.
+
+        ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper.
+        """
+        if not self._launched:
+            return
+        check_context(self._context)
         try:
             for uniform, _ in self._launched:
                 uniform.update(self._groups[uniform.group], stream, captured)
@@ -377,7 +372,7 @@ class GradientStatistics:
 
         Queued on ``stream``; does not wait for it, and allocates nothing.
         """
-        _check_context(self._context)
+        check_context(self._context)
         if operations != self._operations:
             packed = layout.pack_operations(operations)
             for launch in self._launches:

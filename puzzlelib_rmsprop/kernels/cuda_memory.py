@@ -6,14 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from .context import explained, pycuda_module, uncaptured
+from ..errors import DeviceError
+from .context import NO_CONTEXT, explained, pycuda_module, refuse_after_fork, uncaptured
 
 driver = pycuda_module("driver")
 
-__all__ = ["device_copy", "send"]
+__all__ = ["check_context", "device_copy", "send"]
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 _STAGED = 2**15  # bytes; the driver takes so many from the host's memory at once, whatever the device is doing
+
+
+def check_context(own: Any) -> None:
+    """Raises DeviceError where another CUDA context is current, or none."""
+    current = driver.Context.get_current()
+    if current != own:
+        if current is None:
+            refuse_after_fork()
+            raise DeviceError(NO_CONTEXT)
+        raise DeviceError("the CUDA context that is current is not the one the arrays lie in; push that one first")
 
 
 @pycuda_module("tools").context_dependent_memoize

@@ -62,6 +62,7 @@ def test_on_a_side_stream(late):  # noqa: F811
 
 def test_streams_that_take_turns(late):  # noqa: F811
     pair, streams = Pair(*DTYPES, lr=0.01), [Stream(), Stream(), Stream(0, 0)]
+    late.synchronize()
     for number in range(6):
         own, former = streams[number % 3], streams[number % 3 - 1]
         own.wait_stream(former)
@@ -117,7 +118,8 @@ def test_a_table_out_of_order_is_seen(simulator, torch_cuda, monkeypatch):  # no
 def test_tensors_freed_while_queued(late):  # noqa: F811
     """Gradients, optimizers and their tables go while the step waits; what comes next gets their memory."""
     pair = Pair(*DTYPES, lr=0.01, weight_decay=0.1)
-    with torch.cuda.stream(Stream()) as _:
+    late.synchronize()
+    with torch.cuda.stream(Stream()):
         for _ in range(3):
             pair.step()
             for param in pair.cuda:
