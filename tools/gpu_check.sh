@@ -14,12 +14,12 @@ limit=${GPU_CHECK_SECONDS:-460} # of everything; a step gets what is left, and a
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 work=$(mktemp -d)
 mkdir "$work/logs"
-dry='' epochs=10 kept=benchmarks/results cuda=(--require-gpu) quick=() rehearse=() tests=(tests)
+dry='' epochs=10 kept=benchmarks/results cuda=(--require-gpu) quick=() rehearse=() dry_run=() tests=(tests)
 case ${1:-} in
   --dry-run)
     dry=1 epochs=1 kept='a temporary folder'
     simulator=${CUSIM_DIR:?--dry-run needs CUSIM_DIR, the folder that tests/cudasim/build.sh filled}
-    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse)
+    cuda=(--cuda=sim) quick=(--quick) rehearse=(--rehearse) dry_run=(--dry-run)
     tests=(tests/optimizer/test_{setup,update,rates,hook_calls,subclasses,nodeinfo,variable}.py -k pycuda)
     out=${OUT:-$work}
     ;;
@@ -113,6 +113,14 @@ step doctor 60 on_gpu "$python" -m puzzlelib_rmsprop doctor --require-gpu
 step benchmark 150 on_gpu "$python" -m benchmarks --device cuda "${quick[@]}" --suite main dtype size memory \
   --peers foreach --json "$out/$stem.json" --markdown "$out/$stem.md"
 step "graph and shared memory" 60 on_gpu "$python" tools/graph_check.py "${rehearse[@]}"
+# checks, then timings beside PyTorch's optimizers; the dry run has stand-ins for its tensors
+if ! "$python" -c 'import torch' 2> /dev/null; then
+  leave_out "tensors of PyTorch" "PyTorch is not here"
+elif [ -z "$dry" ] && ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2> /dev/null; then
+  leave_out "tensors of PyTorch" "this PyTorch sees no GPU"
+else
+  step "tensors of PyTorch" 120 on_gpu "$python" tools/torch_check.py "${dry_run[@]}"
+fi
 if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   tests+=(--ignore=tests/project/test_examples.py)
   leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"

@@ -3,7 +3,7 @@
 # pytest: PyCUDA's source and what it imports, scikit-cuda, hypothesis. There, then: source DIR/setup.sh && tools/gpu_check.sh
 # usage: tools/pack_for_gpu.sh DIR [more packages as NAME==VERSION, with all that they import]
 #   scikit-learn's example: add scikit-learn scipy joblib threadpoolctl
-# GPU_PYTHON: the machine's version of Python, 3.12 by default.
+# GPU_PYTHON: the machine's version of Python, 3.12 by default. WITHOUT_TORCH=1: leave out PyTorch, which is some gigabytes.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: tools/pack_for_gpu.sh DIR [NAME==VERSION ...]" >&2; exit 2; }
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -21,6 +21,12 @@ find "$dir" -maxdepth 1 -name '*.whl' ! -name 'pycuda-*' -delete
 "${pip[@]}" download -q --no-deps --only-binary=:all: --implementation cp --python-version "${GPU_PYTHON:-3.12}" "${platforms[@]}" \
   -d "$dir" pytools siphash24 mako platformdirs typing-extensions markupsafe scikit-cuda==0.5.3 "setuptools<81" \
   hypothesis sortedcontainers ml_dtypes tqdm "$@"
+if [ -z "${WITHOUT_TORCH:-}" ]; then
+  # with all that it imports, in the versions that are here
+  echo "setuptools<81" > "$work/constraints"
+  "${pip[@]}" download -q --only-binary=:all: --implementation cp --python-version "${GPU_PYTHON:-3.12}" "${platforms[@]}" \
+    -c "$work/constraints" -d "$dir" torch
+fi
 if ! compgen -G "$dir/pycuda-*.tar.gz" > /dev/null; then
   # pip asks a source archive for its metadata, which takes setuptools and NumPy, but neither a compiler nor CUDA
   "${pip[@]}" install -q "setuptools<81" wheel "numpy>=2"
