@@ -18,7 +18,7 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     optimizer.update()
     eager.update()
-    plain = [group._plain for group, _ in optimizer._plan.table._groups]
+    plain = [group._plain for group, _ in optimizer._plan.table._launched]
     launches = [(launch.function, launch.grid, bytes(launch.arguments)) for launch in plain]
     for change in ({}, {"learnRate": 0.5}, {"alpha": 0.5, "momRate": 0.1, "epsilon": 1e-2}):
         for name, value in change.items():
@@ -67,7 +67,7 @@ def test_a_captured_launch_keeps_its_rows(kernels):
     table.set_rates([(0.5, 0.5, 0.0)])
     variable.new_grad()
     table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5),)))
-    captured = table._groups[0][0]._extended
+    captured = table._launched[0][0]._extended
     table.set_rates([(0.0, 0.0, 0.0)])
     table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(SCALE, 0.5),)))
     captured.function._launch_kernel(captured.grid, (kernels.THREADS, 1, 1), captured.arguments, 0, None)

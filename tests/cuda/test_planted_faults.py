@@ -38,11 +38,7 @@ OF_THE_RULE = {
         "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, stream)",
         "self.function._launch_kernel(self.grid, _BLOCK, self.arguments, 0, None)",
     ),
-    "tables that are not waited for": (
-        LAUNCHES,
-        "            default_stream_ended()  # the launch may come on any stream\n",
-        "            pass\n",
-    ),
+    "tables that are not waited for": ("cuda_memory.py", "        _stream().synchronize()\n", ""),
     "a set-up that is not waited for": ("optimizer.py", "            family.synchronize()\n", "            pass\n"),
 }
 
