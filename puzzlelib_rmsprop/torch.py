@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .convert.torch_optimizers import own_form
-from .errors import CheckpointError, DependencyError, HyperParameterError
+from .errors import DependencyError, HyperParameterError
 from .kernels import Hyper
 from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
 
@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install torch") from error
 
-from .torch_members import STATE, copied_state
+from .torch_members import copied_state
 from .torch_plan import Plan, Settings
 
 __all__ = ["RMSpropGraves"]
@@ -192,8 +192,9 @@ class RMSpropGraves(torch.optim.Optimizer):
                     "with gradients for the same parameters first"
                 )
             self._plan = None
-            with torch.no_grad():
-                plan = Plan(self.param_groups, self.state, owners, tensors, grads)
+            # state is made for later steps, too, which may be outside of an inference mode
+            with torch.inference_mode(False), torch.no_grad():
+                plan = Plan(self.param_groups, self.state, owners, tensors, grads, plan)
         found_inf = getattr(self, "found_inf", None)
         # on the CPU it is known, and nothing has to be done then
         if found_inf is None or found_inf.is_cuda or not found_inf.item():
@@ -207,6 +208,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         values = [group[name] for name in _CHECKS]
         lr, live = values[0], None
         if isinstance(lr, torch.Tensor):
+            if lr.numel() != 1 or lr.is_complex():
+                _lr("lr", lr)
             if lr.is_cuda:
                 live = lr
             values[0] = 1.0 if lr.is_cuda else float(lr.detach())
@@ -214,7 +217,10 @@ class RMSpropGraves(torch.optim.Optimizer):
         if known is not None and known[0] == values and known[1].lr is live:
             return known[1]
         of = {name: check(name, value) for (name, check), value in zip(_CHECKS.items(), values, strict=True)}
-        group["state_dtype"] = of["state_dtype"]  # which may be given as text
+        # as plain numbers: what they were given as may change in place
+        group.update(
+            {name: value for name, value in of.items() if not isinstance(group[name], torch.Tensor) or name != "lr"}
+        )
         hyper = Hyper(-of["lr"], of["alpha"], of["momentum"], of["eps"], of["centered"])
         settings = Settings(hyper, of["weight_decay"], of["decoupled_weight_decay"], of["maximize"], live)
         self._known_settings[number] = values, settings
@@ -257,7 +263,7 @@ class RMSpropGraves(torch.optim.Optimizer):
             self._loading = {}
 
     def _checked(self, given: Mapping[str, Any]) -> dict[Any, tuple[torch.Tensor, Any]]:
-        """The parameter and the state of each number in a state_dict of this class's form.
+        """The parameter and a copy of the state of each number in a state_dict of this class's form.
 
         Raises:
             ValueError: an option, or the state of a parameter, does not fit.
@@ -268,18 +274,9 @@ class RMSpropGraves(torch.optim.Optimizer):
                 _CHECKS[name](name, group[name])
             names = own.get("param_names") or group["params"]
             for key, name, param in zip(group["params"], names, own["params"], strict=False):
-                state = given["state"].get(key)
-                if state is None:
-                    continue
-                found[key] = param, state
-                for entity in ("step", *STATE) if state else ():
-                    if entity not in state:
-                        raise CheckpointError(f"parameter {name!r}: the state_dict has no {entity!r} for it")
-                    shape = tuple(getattr(state[entity], "shape", ()))
-                    if entity != "step" and shape != tuple(param.shape):
-                        raise CheckpointError(
-                            f"parameter {name!r}: {entity!r} must be of shape {tuple(param.shape)}; got {shape}"
-                        )
+                if key in given["state"]:
+                    state = copied_state(f"parameter {name!r}", param, given["state"][key], {**self.defaults, **group})
+                    found[key] = param, state
         return found
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -288,9 +285,8 @@ class RMSpropGraves(torch.optim.Optimizer):
         for group in self.param_groups:
             for name in _CHECKS:
                 group.setdefault(name, self.defaults[name])
-        options = {param: group for group in self.param_groups for param in group["params"]}
         for param, own in self._loading.values():
-            self.state[param] = copied_state(param, own, options[param])
+            self.state[param] = own
 
     def _forget(self) -> None:
         """Starts without what is kept from step to step."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .errors import VariableError
+from .arrays import refuse_overlap
+from .errors import ArrayError, CheckpointError, VariableError
 from .kernels import Segment
+from .validation import plain_number
 
-__all__ = ["STATE", "Member", "copied_state", "local_part", "make_state"]
+__all__ = ["STATE", "Member", "check_state", "copied_state", "local_part", "make_state"]
 
 STATE = ("grad_avg", "grad_var", "momentum_buffer")  # in the kernels' order
 _REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -57,19 +60,54 @@ def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any
     return {"step": torch.zeros((), dtype=torch.float32), **state}
 
 
-def copied_state(param: torch.Tensor, given: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the state of a parameter, in the dtypes that it has here."""
+def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the state of a parameter, in the dtypes that it has here.
+
+    Args:
+        name: what error messages call the parameter.
+        param: the parameter.
+        given: its state in a state_dict.
+        options: those of its group.
+
+    Raises:
+        ValueError: the state does not fit the parameter.
+    """
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{name}: its state must be a dict; got {given!r}")
+    check_state(name, param, given)
     found = {}
-    for name, value in given.items():
-        if name == "step":
-            value = torch.as_tensor(value, dtype=torch.float32).clone()
-        elif name in (*STATE, "master"):
-            dtype = _state_dtype_of(param.dtype, None if name == "master" else options["state_dtype"])
-            value = value.to(device=param.device, dtype=dtype, copy=True)
+    for key, value in given.items():
+        if key == "step":
+            value = torch.as_tensor(value, dtype=torch.float32).reshape(()).clone()
+        elif key in (*STATE, "master"):
+            dtype = _state_dtype_of(param.dtype, None if key == "master" else options["state_dtype"])
+            value = value.detach().to(device=param.device, dtype=dtype, copy=True)
         elif isinstance(value, torch.Tensor):
             value = value.to(device=param.device, copy=True)
-        found[name] = value
+        found[key] = value
     return found
+
+
+def check_state(name: str, param: torch.Tensor, state: Mapping[str, Any]) -> None:
+    """Raises ValueError where the state of a parameter, if there is any, does not fit it."""
+    for key in ("step", *STATE) if state else ():
+        if key not in state:
+            raise CheckpointError(f"{name}: its state lacks {key!r}; it has {', '.join(map(repr, state))}")
+    for key in (*STATE, "master"):
+        value = state.get(key)
+        if key not in state:
+            continue
+        if not isinstance(value, torch.Tensor) or value.shape != param.shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else repr(value)
+            raise CheckpointError(f"{name}: {key!r} must be a tensor of shape {tuple(param.shape)}; got {got}")
+        if value.layout is not torch.strided or value.is_meta or value.is_complex() != param.is_complex():
+            raise CheckpointError(
+                f"{name}: {key!r} must be a dense tensor, {'' if param.is_complex() else 'not '}complex; got one of "
+                f"{value.dtype} and {value.layout} on {value.device}"
+            )
+    step = plain_number(state.get("step", 0.0))
+    if isinstance(step, torch.Tensor) or not isinstance(step, int | float) or not 0 <= step < math.inf:
+        raise CheckpointError(f"{name}: 'step' must be a number of steps, at least 0; got {state['step']!r}")
 
 
 class Member:
@@ -100,27 +138,21 @@ class Member:
             raise VariableError(
                 f"{name}: it has no memory of its own, as tensors of some subclasses; got {type(local).__name__}"
             )
-        if torch._debug_has_internal_overlap(local) == 1:
+        if not _is_dense(local) and local.numel() and len(_addresses(local).unique()) < local.numel():
             raise VariableError(f"{name}: its elements share memory, as after expand(): use param.contiguous()")
-        self.numel, self.strides, self.is_contiguous = local.numel(), local.stride(), local.is_contiguous()
+        self.numel, self.shape, self.strides, self.is_contiguous = (
+            local.numel(),
+            local.shape,
+            local.stride(),
+            local.is_contiguous(),
+        )
+        self._is_neg, self._is_conj = local.is_neg(), local.is_conj()
         # what is worked on in place, or a copy without gaps
-        self.is_copied = not _is_dense(local) or local.is_neg() or local.is_conj()
+        self.is_copied = not _is_dense(local) or self._is_neg or self._is_conj
         self.work = torch.empty_like(local) if self.is_copied else local.detach()
+        self.own_state: dict[str, Any] = {}  # until one is attached
         # nothing about the gradient has to be looked at but the usual
         self.is_plain = self.is_contiguous and self.placements is None and not local.is_complex()
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError where a state that is there does not fit."""
-        for entity in ("step", *STATE) if state else ():
-            if entity not in state:
-                raise VariableError(f"{self.name}: its state lacks {entity!r}; it has {', '.join(map(repr, state))}")
-        for entity in (*STATE, "master"):
-            found = state.get(entity)
-            if entity in state and tuple(getattr(found, "shape", ())) != tuple(self.tensor.shape):
-                raise VariableError(
-                    f"{self.name}: {entity!r} must be a tensor of shape {tuple(self.tensor.shape)}; got "
-                    f"{tuple(found.shape) if isinstance(found, torch.Tensor) else found!r}"
-                )
 
     def attach(self, state: dict[str, Any], options: Mapping[str, Any]) -> None:
         """Takes a state: makes it, where there is none, and anew what has another dtype or order of elements.
@@ -131,10 +163,13 @@ class Member:
         """
         if not state:
             state.update(make_state(self.tensor, options))
+        if not isinstance(state["step"], torch.Tensor):
+            state["step"] = torch.tensor(float(state["step"]))
         if options["master_weights"] and self.stored.itemsize == 2 and "master" not in state:
             wide = torch.complex64 if self.dtype.is_complex else torch.float32
             state["master"] = self.tensor.detach().to(wide, memory_format=torch.preserve_format, copy=True)
         self.own_state = state
+        self._options = options["state_dtype"], options["master_weights"]
         self.buffers = [self._buffer(state, entity, options["state_dtype"]) for entity in STATE]
         if options["master_weights"] and self.stored.itemsize == 2:
             self.buffers.append(self._buffer(state, "master", None))
@@ -143,7 +178,8 @@ class Member:
     def _buffer(self, state: dict[str, Any], entity: str, wanted: torch.dtype | None) -> torch.Tensor:
         """The memory of one entity of the state."""
         local, dtype = local_part(state[entity]), _state_dtype_of(self.dtype, wanted)
-        if local.dtype != dtype or local.device != self.device or not _same_order(local, self.work):
+        is_lazy = local.is_neg() or local.is_conj()
+        if local.dtype != dtype or local.device != self.device or is_lazy or not _same_order(local, self.work):
             like = torch.zeros_like(self.tensor, dtype=dtype, memory_format=torch.preserve_format)
             state[entity] = like.copy_(state[entity])
             local = local_part(state[entity])
@@ -154,6 +190,18 @@ class Member:
         mean, variance = (torch.view_as_real(b) if b.is_complex() else b for b in self.buffers[:2])
         variance.addcmul_(mean, mean)
         mean.zero_()
+
+    def is_for(self, group: int, tensor: torch.Tensor, state: Any, options: Mapping[str, Any]) -> bool:
+        """Whether it is one for these, and can be kept in another plan."""
+        return (
+            group == self.group
+            and tensor is self.tensor
+            and state is self.own_state
+            and self._options == (options["state_dtype"], options["master_weights"])
+            and all(local_part(state.get(e, tensor)) is b for e, b in zip((*STATE, "master"), self.buffers, strict=False))
+            and isinstance(state.get("step"), torch.Tensor)
+            and self.is_unchanged(tensor)
+        )
 
     def note_memory(self) -> None:
         """Keeps where everything lies, for :meth:`is_unchanged`."""
@@ -168,8 +216,10 @@ class Member:
             addresses.append(buffer.data_ptr())
         return (
             addresses == self._addresses
-            and local.numel() == self.numel
+            and local.shape == self.shape
             and local.dtype is self.dtype
+            and local.is_neg() is self._is_neg
+            and local.is_conj() is self._is_conj
             and (local.is_contiguous() if self.is_contiguous else local.stride() == self.strides)
         )
 
@@ -210,3 +260,32 @@ class Member:
             _NAMES[self.stored], state, self.work.data_ptr(), 0, size, grad_avg, grad_var, buffer,
             master[0] if master else 0, 0, zlib.crc32(key.encode()), self.group,
         )  # fmt: skip
+
+
+def _addresses(tensor: torch.Tensor) -> torch.Tensor:
+    """Of every element, in bytes."""
+    found = torch.tensor(tensor.data_ptr())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        found = found.unsqueeze(-1) + torch.arange(size) * (stride * tensor.element_size())
+    return found.reshape(-1)
+
+
+def refuse_shared_memory(members: Sequence[Member], states: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where parameters, or their states, share memory: each would be written by two steps."""
+    tensors = [(member.name, local_part(member.tensor)) for member in members]
+    for member, state in zip(members, states, strict=True):
+        tensors += [(f"{member.name}: {e!r}", local_part(state[e])) for e in (*STATE, "master") if e in state]
+    tensors = [(name, tensor) for name, tensor in tensors if tensor.numel()]
+    dense = [(name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors if _is_dense(tensor)]
+    refuse_overlap(dense)
+    # between the elements of one that has gaps, those of others may lie
+    for number, (name, tensor) in enumerate(tensors):
+        if _is_dense(tensor):
+            continue
+        own = _addresses(tensor)
+        begin, end = int(own.min()), int(own.max())
+        for other_name, other in tensors[:number] + tensors[number + 1 :]:
+            reach = sum((size - 1) * abs(stride) for size, stride in zip(other.shape, other.stride(), strict=True))
+            is_near = other.data_ptr() <= end and begin <= other.data_ptr() + reach * other.element_size()
+            if is_near and torch.isin(own, _addresses(other)).any():
+                raise ArrayError(f"{name} shares memory with {other_name}")

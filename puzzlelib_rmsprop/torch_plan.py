@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .arrays import refuse_overlap
 from .errors import VariableError
 from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
 from .kernels.layout import HYPER, pack_hyper
 from .kernels.look import same_arrays, same_objects
-from .torch_members import Member, local_part
+from .torch_members import Member, check_state, local_part, refuse_shared_memory
 
 __all__ = ["Plan", "Settings"]
 
@@ -211,6 +210,7 @@ class Plan:
         owners: the parameters that have gradients, in the order of the groups.
         tensors: what is updated: the owners, or tensors that stand for them.
         grads: their gradients.
+        former: the plan of a step before, of which is kept what is unchanged.
 
     Raises:
         ValueError, RuntimeError: a tensor or its state does not fit, or shares memory with another. Nothing was changed.
@@ -223,6 +223,7 @@ class Plan:
         owners: Sequence[torch.Tensor],
         tensors: Sequence[torch.Tensor],
         grads: Sequence[torch.Tensor],
+        former: Plan | None = None,
     ) -> None:
         self._owners, self._kinds = list(owners), _kinds(groups)
         places: dict[torch.Tensor, tuple[int, int, Any]] = {}
@@ -231,25 +232,22 @@ class Plan:
             for name, param in zip(names, group["params"], strict=True):
                 places[param] = len(places), number, name
         # all that can be refused comes before anything is changed
-        self._members = []
+        self._members: list[Member] = []
+        known = {} if former is None else {id(member.tensor): member for member in former._members}
         for owner, tensor, grad in zip(owners, tensors, grads, strict=True):
             place, number, name = places[owner]
-            member = Member(f"parameter {place if name is None else repr(name)}", number, tensor)
+            member = known.get(id(tensor))
+            if member is None or not member.is_for(number, tensor, state.get(owner), groups[number]):
+                member = Member(f"parameter {place if name is None else repr(name)}", number, tensor)
+                check_state(member.name, tensor, state.get(owner, {}))
             member.fitted(grad)
-            if groups[number]["capturable"] and member.device.type != "cuda":
-                raise VariableError(f"{member.name}: capturable=True needs parameters on a GPU; it is on {member.device}")
-            if groups[number]["capturable"] and groups[number]["state_dtype"] is not None:
-                raise VariableError(
-                    f"{member.name}: capturable=True does not go with state_dtype={groups[number]['state_dtype']}, whose "
-                    f"rounding follows the number of the step"
-                )
-            if owner in state:
-                member.check_state(state[owner])
+            _check_capturable(member, groups[number])
             self._members.append(member)
-        refuse_overlap([(member.name, member.work.data_ptr(), member.work.nbytes) for member in self._members])
+        refuse_shared_memory(self._members, [state.get(owner, {}) for owner in owners])
         batches: dict[torch.device, list[tuple[int, Member]]] = {}
         for number, (owner, member) in enumerate(zip(owners, self._members, strict=True)):
-            member.attach(state[owner], groups[member.group])
+            if not member.own_state:
+                member.attach(state[owner], groups[member.group])
             batches.setdefault(member.device, []).append((number, member))
         keys = [str(places[owner][0]) for owner in owners]
         self.batches = [_Batch(device, members, keys) for device, members in batches.items()]
@@ -294,6 +292,20 @@ def _of_parameters(state: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
     return {key: own for key, own in state.items() if isinstance(own, dict)}
 
 
+def _check_capturable(member: Member, options: Mapping[str, Any]) -> None:
+    """Raises ValueError where ``capturable=True`` does not go with the parameter or the other options."""
+    if not options["capturable"]:
+        return
+    if member.device.type != "cuda":
+        raise VariableError(f"{member.name}: capturable=True needs parameters on a GPU; it is on {member.device}")
+    if options["state_dtype"] is not None:
+        raise VariableError(
+            f"{member.name}: capturable=True does not go with state_dtype={options['state_dtype']}, whose rounding follows "
+            f"the number of the step"
+        )
+
+
 def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """What of the groups decides which kernels run."""
-    return [(len(group["params"]), group["state_dtype"], group["master_weights"]) for group in groups]
+    """What of the groups a plan is made for."""
+    names = ("state_dtype", "master_weights", "capturable")
+    return [(len(group["params"]), *map(group.__getitem__, names)) for group in groups]

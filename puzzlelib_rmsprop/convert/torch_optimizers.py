@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import CheckpointError, CheckpointWarning, warn
 from ..validation import FLOAT32_TINY
+from ..validation import number as number_of
+from .common import reading
 
 __all__ = ["own_form"]
 
@@ -31,16 +33,23 @@ def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> d
     # before its first step, too, which its groups tell
     is_own = any("initial_square_avg" in group for group in theirs)
     is_own |= any("grad_var" in each for each in state.values() if isinstance(each, Mapping))
-    if is_own or not all("alpha" in group and "eps" in group for group in theirs):
+    if is_own:
         return dict(given)
-    states, found, who = dict(state), [], "?"
     for number, group in enumerate(theirs):
-        own = groups[number] if number < len(groups) else {}
-        who, options, factor = _options(number, group, own)
-        found.append(options)
-        for key in group["params"]:
-            if state.get(key):
-                states[key] = _state(key, state[key], factor)
+        if not {"lr", "alpha", "eps", "params"} <= group.keys():
+            raise CheckpointError(
+                f"group {number} of the state_dict has {', '.join(map(repr, group))}: that is no RMSprop's. The state of "
+                f"RMSpropGraves, torch.optim.RMSprop, timm's RMSpropTF and Stable-Baselines3's RMSpropTFLike is taken"
+            )
+    states, found, who = dict(state), [], "?"
+    with reading("the state_dict"):
+        for number, group in enumerate(theirs):
+            own = groups[number] if number < len(groups) else {}
+            who, options, factor = _options(number, group, own)
+            found.append(options)
+            for key in group["params"]:
+                if state.get(key):
+                    states[key] = _state(key, state[key], factor)
     warn(f"the state is that of {who}: it was turned into that of RMSpropGraves", CheckpointWarning)
     return {**given, "state": states, "param_groups": found}
 
@@ -51,6 +60,8 @@ def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> t
     for name in ("lr", "momentum", "alpha", "eps", "centered", "weight_decay", "initial_lr", "param_names", "params"):
         if name in group:
             options[name] = group[name]
+    # what older versions of theirs did not have
+    options |= {"momentum": group.get("momentum", 0.0), "centered": group.get("centered", False)}
     options["maximize"] = group.get("maximize", False)
     options["decoupled_weight_decay"] = group.get("decoupled_decay", False)
     for name in ("caution", "corrected_weight_decay", "differentiable"):
@@ -60,7 +71,7 @@ def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> t
         return "timm's RMSpropTF", options, -1.0 if group["lr_in_momentum"] else -group["lr"]
     if "foreach" not in group and "capturable" not in group:
         return "Stable-Baselines3's RMSpropTFLike", options, -group["lr"]
-    options["eps"] = float(group["eps"]) ** 2
+    options["eps"] = number_of("eps", group["eps"], 0) ** 2
     if options["eps"] < FLOAT32_TINY:
         raise CheckpointError(
             f"group {number} of the state_dict has eps={group['eps']!r}, the square of which is below float32"
