@@ -88,8 +88,13 @@ def arguments() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
         return value
 
+    def natural(text: str) -> int:
+        if int(text) < 0:
+            raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+        return int(text)
+
     parser.add_argument("--epochs", type=positive, default=30, help="passes over the training digits (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of the split, the net and the batches (default: 0)")
     parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
     args = parser.parse_args()
     if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):

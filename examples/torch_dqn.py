@@ -282,6 +282,11 @@ def arguments() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
         return value
 
+    def natural(text: str) -> int:
+        if int(text) < 0:
+            raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
+        return int(text)
+
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--optimizer", choices=list(OPTIMIZERS), default="graves", help="of the one training (default: graves)"
@@ -289,7 +294,7 @@ def arguments() -> argparse.Namespace:
     what.add_argument("--compare", action="store_true", help="train with all three, each at its best rate of the grid")
     what.add_argument("--grid", action="store_true", help="train with all three at five learning rates, on other seeds")
     parser.add_argument("--lr", type=float, help="learning rate of one training (default: the best of the grid)")
-    parser.add_argument("--seed", type=int, default=0, help="of one training (default: 0)")
+    parser.add_argument("--seed", type=natural, default=0, help="of one training (default: 0)")
     parser.add_argument("--seeds", type=positive, default=5, help="trainings of each in --compare (default: 5)")
     parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"of each (default: {Settings.steps:,})")
     parser.add_argument("--gymnasium", action="store_true", help="gymnasium's CartPole-v1 in place of the one in this file")
@@ -297,6 +302,12 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.lr is not None and (args.compare or args.grid):
         parser.error("--lr is for one training; --compare and --grid have their own rates")
+    if args.lr is not None and args.lr < 0:
+        parser.error(f"argument --lr: must be at least 0, not {args.lr}")
+    if args.seed and (args.compare or args.grid):
+        parser.error("--seed is for one training; --compare takes seeds 0, 1, ... (--seeds says how many)")
+    if args.steps < 1000:
+        parser.error(f"argument --steps: must be at least 1000, or no episode may end in the last quarter, not {args.steps}")
     if args.plot and args.grid:
         parser.error("--grid prints a table and draws nothing; --plot goes with one training or --compare")
     if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):

@@ -52,6 +52,11 @@ def as_net(given: Any) -> Any:
     Raises:
         SetupError, VariableError: what is in it is no variable with a name of its own.
     """
+    if hasattr(given, "named_parameters"):
+        raise SetupError(
+            f"setupOn takes a net with getVarTable(); a {type(given).__qualname__} is PyTorch's: use "
+            f"puzzlelib_rmsprop.torch.RMSpropGraves(module.parameters())"
+        )
     if isinstance(given, Mapping):
         if not isinstance(given, dict):
             raise SetupError(f"setupOn takes a dict of names to variables; got a {type(given).__qualname__}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .convert.torch_optimizers import own_form
-from .errors import DependencyError, HyperParameterError
+from .errors import CheckpointError, DependencyError, HyperParameterError
 from .kernels import Hyper
 from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
 
@@ -254,6 +254,8 @@ class RMSpropGraves(torch.optim.Optimizer):
             rest = {key: value for key, value in given["state"].items() if key not in self._loading}
             return {**given, "state": rest}
 
+        if not isinstance(state_dict, Mapping):
+            raise CheckpointError(f"load_state_dict takes what state_dict() gave, a dict; got {type(state_dict).__name__}")
         # the last of those hooks, so that it sees what the others made of it
         handle = self.register_load_state_dict_pre_hook(take)
         try:

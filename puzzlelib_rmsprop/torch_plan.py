@@ -231,6 +231,9 @@ class Plan:
             names = group.get("param_names") or [None] * len(group["params"])
             for name, param in zip(names, group["params"], strict=True):
                 places[param] = len(places), number, name
+        for number, group in enumerate(groups):
+            if len({*group["params"]}) < len(group["params"]):
+                raise VariableError(f"a parameter is in group {number} twice: give each once (dict.fromkeys(params))")
         # all that can be refused comes before anything is changed
         self._members: list[Member] = []
         known = {} if former is None else {id(member.tensor): member for member in former._members}

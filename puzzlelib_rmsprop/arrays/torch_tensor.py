@@ -38,7 +38,7 @@ class _TensorFamily(Family):
 
     def memory(self, array: Any) -> tuple[Any, ...]:
         # module.to(), and whoever assigns .data, leave the tensor and give it other memory
-        return array.data_ptr(), array.dtype, array.shape
+        return array.data_ptr(), array.dtype, array.shape, array.is_neg()
 
     def rebind(self, array: Any, view: Any) -> None:
         array.data = view

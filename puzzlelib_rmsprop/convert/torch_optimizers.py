@@ -12,6 +12,8 @@ from .common import reading
 
 __all__ = ["own_form"]
 
+PYTORCH = "torch.optim.RMSprop"
+
 
 def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A state_dict in our form: one that is in it already as it is, another's turned into it, with a CheckpointWarning.
@@ -50,7 +52,9 @@ def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> d
             for key in group["params"]:
                 if state.get(key):
                     states[key] = _state(key, state[key], factor)
-    warn(f"the state is that of {who}: it was turned into that of RMSpropGraves", CheckpointWarning)
+    squared = "; eps, outside the root there, is squared" if who == PYTORCH else ""
+    text = f"the state is that of {who}: it was turned into that of RMSpropGraves, and its options were taken over{squared}"
+    warn(text, CheckpointWarning)
     return {**given, "state": states, "param_groups": found}
 
 
@@ -74,10 +78,10 @@ def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> t
     options["eps"] = number_of("eps", group["eps"], 0) ** 2
     if options["eps"] < FLOAT32_TINY:
         raise CheckpointError(
-            f"group {number} of the state_dict has eps={group['eps']!r}, the square of which is below float32"
+            f"group {number} of the state_dict has eps={group['eps']!r}, whose square is 0 in float32: set it to 1e-15, say"
         )
     options["capturable"] = group.get("capturable", False)
-    return "torch.optim.RMSprop", options, -group["lr"]
+    return PYTORCH, options, -group["lr"]
 
 
 def _state(key: Any, state: Mapping[str, Any], factor: Any) -> dict[str, Any]:
