@@ -28,6 +28,8 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 
 def _is_dense(tensor: torch.Tensor) -> bool:
     """Whether its elements fill their memory without gaps, in whatever order."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -146,7 +148,7 @@ class Member:
             local.stride(),
             local.is_contiguous(),
         )
-        self._is_neg, self._is_conj = local.is_neg(), local.is_conj()
+        self._is_complex, self._is_neg, self._is_conj = local.is_complex(), local.is_neg(), local.is_conj()
         # what is worked on in place, or a copy without gaps
         self.is_copied = not _is_dense(local) or self._is_neg or self._is_conj
         self.work = torch.empty_like(local) if self.is_copied else local.detach()
@@ -199,28 +201,28 @@ class Member:
             and state is self.own_state
             and self._options == (options["state_dtype"], options["master_weights"])
             and all(local_part(state.get(e, tensor)) is b for e, b in zip((*STATE, "master"), self.buffers, strict=False))
-            and isinstance(state.get("step"), torch.Tensor)
+            and state.get("step") is self._kept[0][0]
             and self.is_unchanged(tensor)
         )
 
     def note_memory(self) -> None:
         """Keeps where everything lies, for :meth:`is_unchanged`."""
-        self._addresses = [local_part(self.tensor).data_ptr(), self.own_state["step"].data_ptr()]
-        self._addresses += [buffer.data_ptr() for buffer in self.buffers]
+        self._address = local_part(self.tensor).data_ptr()
+        self._kept = [(kept, kept.data_ptr()) for kept in (self.own_state["step"], *self.buffers)]
 
     def is_unchanged(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is in the memory that this one was made for, and so is the state."""
+        for kept, address in self._kept:
+            if kept.data_ptr() != address:
+                return False
         local = tensor if self.placements is None else local_part(tensor)
-        addresses = [local.data_ptr(), self.own_state["step"].data_ptr()]
-        for buffer in self.buffers:
-            addresses.append(buffer.data_ptr())
         return (
-            addresses == self._addresses
+            local.data_ptr() == self._address
             and local.shape == self.shape
             and local.dtype is self.dtype
             and local.is_neg() is self._is_neg
-            and local.is_conj() is self._is_conj
             and (local.is_contiguous() if self.is_contiguous else local.stride() == self.strides)
+            and (not self._is_complex or local.is_conj() is self._is_conj)
         )
 
     def fitted(self, grad: torch.Tensor) -> torch.Tensor:

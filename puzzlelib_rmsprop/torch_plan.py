@@ -246,7 +246,8 @@ class Plan:
             member.fitted(grad)
             _check_capturable(member, groups[number])
             self._members.append(member)
-        refuse_shared_memory(self._members, [state.get(owner, {}) for owner in owners])
+        if not all(member.own_state for member in self._members):  # those of the former plan were looked at there
+            refuse_shared_memory(self._members, [state.get(owner, {}) for owner in owners])
         batches: dict[torch.device, list[tuple[int, Member]]] = {}
         for number, (owner, member) in enumerate(zip(owners, self._members, strict=True)):
             if not member.own_state:
