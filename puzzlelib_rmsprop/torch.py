@@ -1,4 +1,4 @@
-"""Graves' RMSProp as an optimizer of PyTorch, on the same kernels. Imports torch; nothing else in the package does."""
+"""Graves' RMSProp as an optimizer of PyTorch, on the same kernels. Only this and torch_*.py import torch."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> t
     options["decoupled_weight_decay"] = group.get("decoupled_decay", False)
     for name in ("caution", "corrected_weight_decay", "differentiable"):
         if group.get(name):
-            raise CheckpointError(f"group {number} of the state_dict has {name}=True, which there is not here")
+            raise CheckpointError(f"group {number} of the state_dict has {name}=True, which RMSpropGraves does not support")
     if "lr_in_momentum" in group:
         return "timm's RMSpropTF", options, -1.0 if group["lr_in_momentum"] else -group["lr"]
     if "foreach" not in group and "capturable" not in group:
