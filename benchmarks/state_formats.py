@@ -1,22 +1,29 @@
-"""Formats of the state in 8 bits, tried before kernels were written: python -m benchmarks.state_formats steps|digits|...
+"""Formats of an 8-bit state, emulated, to choose between them: python -m benchmarks.state_formats steps|characters|digits
 
-Emulated in PyTorch: a number is stored as the nearest codes' values below or above it. docs/int8-state.md has what came out.
+A number is stored as the value of the code below or above it. `steps`: the rule beside float64 with many kinds of gradients,
+the library's own state with them. The others: examples trained with such a state. docs/int8-state.md has what came out.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import importlib
 import io
 import math
+import re
 import sys
 import unittest.mock
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from puzzlelib_rmsprop.torch import RMSpropGraves
+
+from .accuracy import EXAMPLES
 
 LEARN_RATE, ALPHA, MOM_RATE, EPSILON = 1e-4, 0.95, 0.9, 1e-4
 
@@ -67,26 +74,13 @@ class Format:
         return (table[code] * scale).copysign(blocks).view(-1)[: len(x)]
 
 
-class Float32:
-    def stored(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return x
-
-
-class BFloat16:
-    """Rounded at random, as the library does."""
-
-    def stored(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randint(0, 1 << 16, x.shape, generator=generator, dtype=torch.int32)
-        return ((x.view(torch.int32) + noise) & -65536).view(torch.float32)
-
-
 @dataclass(frozen=True)
 class State:
-    """The formats of the three entities."""
+    """The formats of the three entities; None: as it is."""
 
-    mg: Format | Float32 | BFloat16
-    variance: Format | Float32 | BFloat16
-    delta: Format | Float32 | BFloat16
+    mg: Format | None = None
+    variance: Format | None = None
+    delta: Format | None = None
 
 
 def in_8_bits(signed: str, unsigned: str, block: int = 32, **options: bool) -> State:
@@ -94,28 +88,43 @@ def in_8_bits(signed: str, unsigned: str, block: int = 32, **options: bool) -> S
     return State(both, Format(unsigned, block, signed=False, **options), both)
 
 
-FLOAT32, BFLOAT16 = State(*3 * [Float32()]), State(*3 * [BFloat16()])
+E3M4, E2M5, E4M4 = Format("E3M4"), Format("E2M5"), Format("E4M4", signed=False)
+NEAREST = {"exact": True, "random": False, "never_zero": False}
+CANDIDATES = {
+    "float32": State(),
+    "E3M4, E2M5 / E4M4": State(E3M4, E4M4, E2M5),  # what the library has
+    **{f"{signed} / E4M4": in_8_bits(signed, "E4M4") for signed in ("E3M4", "E2M5", "E1M6", "linear", "square", "softsign")},
+    **{f"E3M4 / {unsigned}": in_8_bits("E3M4", unsigned) for unsigned in ("E2M6", "E3M5", "E5M3", "square", "linear")},
+    **{f"E3M4 / E4M4, blocks of {block}": in_8_bits("E3M4", "E4M4", block) for block in (16, 64, 128, 256)},
+    "E3M4 / E4M4, float32 scale": in_8_bits("E3M4", "E4M4", exact=True),
+    "E3M4 / E4M4, to nearest": in_8_bits("E3M4", "E4M4", random=False),
+    "E3M4 / E4M4, variance may be 0": in_8_bits("E3M4", "E4M4", never_zero=False),
+    "softsign / square, float32 scale, to nearest, variance may be 0": in_8_bits("softsign", "square", **NEAREST),
+    "mg alone E3M4": State(mg=E3M4),
+    "mg alone E2M5": State(mg=E2M5),
+    "variance alone E4M4": State(variance=E4M4),
+    "delta alone E3M4": State(delta=E3M4),
+    "delta alone E2M5": State(delta=E2M5),
+}
 
 
 def step(
     g: Tensor,
-    mg: Tensor,
-    variance: Tensor,
-    delta: Tensor,
-    state: State | None,
+    kept: Sequence[Tensor],
+    state: State,
     generator: torch.Generator,
     rate: float = LEARN_RATE,
     epsilon: float = EPSILON,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rule; returns the step and what is stored. Without a state nothing is rounded but by the tensors' dtype."""
+) -> tuple[Tensor, list[Tensor]]:
+    """The rule; returns the step, and mg, variance and delta as they are stored. Rounded as the tensors' dtype is."""
+    mg, variance, delta = kept
     d = g - mg
     mg = ALPHA * mg + (1 - ALPHA) * g
     variance = ALPHA * variance + ALPHA * (1 - ALPHA) * d * d
-    taken = delta = MOM_RATE * delta + rate * g / (variance + epsilon).sqrt()
-    if state:
-        mg, variance = state.mg.stored(mg, generator), state.variance.stored(variance, generator)
-        delta = state.delta.stored(delta, generator)
-    return taken, mg, variance, delta
+    delta = MOM_RATE * delta + rate * g / (variance + epsilon).sqrt()
+    formats = (state.mg, state.variance, state.delta)
+    stored = zip((mg, variance, delta), formats, strict=True)
+    return delta, [format.stored(x, generator) if format else x for x, format in stored]
 
 
 # ---- steps beside float64 --------------------------------------------------------------------------------------------
@@ -134,11 +143,11 @@ class Gradients:
     alive: float = 1.0  # of elements whose gradient is ever not 0
 
     def __str__(self) -> str:
-        words = [f"spread {self.spread:g}", f"mean/sd {self.ratio:g}"]
-        words += [] if self.largest is None else [f"largest {self.largest:g}"]
-        words += [] if self.share == 1 else [f"{self.share:.0%} not 0"]
-        words += [] if self.alive == 1 else [f"{1 - self.alive:.0%} dead"]
-        return ", ".join(words)
+        words = [f"{self.spread:g}".replace("e+0", "e"), f"{self.ratio:g}"]
+        words += [] if self.largest is None else ["small"]
+        words += [] if self.share == 1 else ["sparse"]
+        words += [] if self.alive == 1 else ["dead"]
+        return " ".join(words)
 
     def sizes(self, generator: torch.Generator) -> Tensor:
         exponents = torch.rand(PER_CASE, generator=generator, dtype=torch.float64)
@@ -162,55 +171,65 @@ class Found:
     """Of one case: steps beside float64's."""
 
     error: float  # root mean square of the difference, over that of float64's steps
-    path: float  # the same of all steps' sum
     length: float  # mean over elements of the steps' length along float64's
-    shortest: float  # the least element's
+    shortest: float  # of the hundredth part of elements that has the shortest
     largest: float  # in learning rates
-    finite: bool
 
 
-def compared(state: State, steps: int, seed: int = 0) -> tuple[list[Found], list[float]]:
-    """What the state makes of each case, and the largest step of float64."""
-    draw = torch.Generator().manual_seed(seed)
-    rounding = torch.Generator().manual_seed(seed + 1)
+Take = Callable[[Tensor], Tensor]  # gives the step for gradients
+
+
+def emulated(state: State, dtype: torch.dtype = torch.float32) -> Take:
+    generator = torch.Generator().manual_seed(1)
+    kept = [torch.zeros(len(CASES) * PER_CASE, dtype=dtype) for _ in range(3)]
+
+    def take(g: Tensor) -> Tensor:
+        taken, kept[:] = step(g.to(dtype), kept, state, generator)
+        return taken
+
+    return take
+
+
+def of_the_library(state_dtype: str | None) -> Take:
+    p = torch.zeros(len(CASES) * PER_CASE)
+    optimizer = RMSpropGraves([p], maximize=True, state_dtype=state_dtype)
+
+    def take(g: Tensor) -> Tensor:
+        p.zero_()  # so that it is the step afterwards
+        p.grad = g
+        optimizer.step()
+        return p
+
+    return take
+
+
+def compared(takers: Sequence[Take], steps: int) -> list[list[Found]]:
+    """What each makes of each case; the first is compared with as well."""
+    draw = torch.Generator().manual_seed(0)
     sd = torch.cat([case.sizes(draw) for case in CASES])
     each = functools.partial(torch.repeat_interleave, repeats=PER_CASE)
     mean = sd * each(torch.tensor([case.ratio for case in CASES], dtype=torch.float64))
     mean = mean * torch.randint(0, 2, mean.shape, generator=draw).mul(2).sub(1)
     share = each(torch.tensor([case.share for case in CASES]))
-    exact = [torch.zeros_like(sd) for _ in range(3)]
-    rough = [torch.zeros_like(sd, dtype=torch.float32) for _ in range(3)]
-    along, square, error = torch.zeros_like(sd), torch.zeros_like(sd), torch.zeros_like(sd)
-    way, apart = torch.zeros_like(sd), torch.zeros_like(sd)
-    largest, largest_exact = torch.zeros_like(sd), torch.zeros_like(sd)
+    along, square, largest = (torch.zeros(len(takers), len(sd), dtype=torch.float64) for _ in range(3))
     for _ in range(steps):
         g = (mean + sd * torch.randn(sd.shape, generator=draw)).float()
         g = g * (torch.rand(sd.shape, generator=draw) < share)
-        right, *exact = step(g.double(), *exact, None, rounding)
-        taken, *rough = step(g, *rough, state, rounding)
-        along += taken * right
-        square += right * right
-        error += (taken - right) ** 2
-        way += right
-        apart += taken - right
-        largest = torch.maximum(largest, taken.abs().double().nan_to_num(math.inf))
-        largest_exact = torch.maximum(largest_exact, right.abs())
-    found = []
-    for case in range(len(CASES)):
-        part = slice(case * PER_CASE, (case + 1) * PER_CASE)
-        alive = square[part] > 0
-        length = along[part][alive] / square[part][alive]
-        found.append(
-            Found(
-                (error[part].sum() / square[part].sum()).sqrt().item(),
-                (apart[part].norm() / way[part].norm()).item(),
-                length.mean().item(),
-                length.quantile(0.01).item(),
-                largest[part].max().item() / LEARN_RATE,
-                bool(error[part].isfinite().all()),
-            )
-        )
-    return found, (largest_exact.view(len(CASES), -1).amax(1) / LEARN_RATE).tolist()
+        right = takers[0](g).clone()
+        for number, take in enumerate(takers):
+            taken = take(g).double() if number else right
+            along[number] += taken * right
+            square[number] += taken * taken
+            largest[number] = torch.maximum(largest[number], taken.abs().nan_to_num(math.inf))
+    cases = range(len(CASES))
+    return [[of_a_case(case, along[n], square[n], square[0], largest[n]) for case in cases] for n in range(len(takers))]
+
+
+def of_a_case(case: int, along: Tensor, square: Tensor, exact: Tensor, largest: Tensor) -> Found:
+    along, square, exact, largest = (x[case * PER_CASE : (case + 1) * PER_CASE] for x in (along, square, exact, largest))
+    length = along[exact > 0] / exact[exact > 0]
+    error = (square.sum() - 2 * along.sum() + exact.sum()).clamp(min=0) / exact.sum()
+    return Found(error.sqrt().item(), length.mean().item(), length.quantile(0.01).item(), largest.max().item() / LEARN_RATE)
 
 
 # ---- trainings -------------------------------------------------------------------------------------------------------
@@ -228,15 +247,81 @@ class Emulated(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 kept = self.state[p].setdefault("kept", [torch.zeros(p.numel()) for _ in range(3)])
-                taken, *kept[:] = step(p.grad.view(-1), *kept, self.formats, self.generator, -group["lr"], group["eps"])
+                taken, kept[:] = step(p.grad.view(-1), kept, self.formats, self.generator, -group["lr"], group["eps"])
                 p.view(-1).add_(taken)
 
 
-def printed(example: str, options: Sequence[str], state: State, seed: int) -> str:
-    """What an example prints whose optimizer keeps such a state."""
+def trained(example: str, options: Sequence[str], state: State, seed: int) -> float:
+    """The number in the last line that an example prints whose optimizer keeps such a state."""
     module = importlib.import_module(example)
     module.RMSpropGraves = lambda params, state_dtype=None, **options: Emulated(params, state, seed, **options)
     text = io.StringIO()
     with unittest.mock.patch.object(sys, "argv", [example, "--seed", str(seed), *options]), contextlib.redirect_stdout(text):
         module.main()
-    return text.getvalue()
+    return float(re.search(r": ([\d.]+)", text.getvalue().splitlines()[-1])[1])
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+# what the tables show of the cases
+ERRORS = [
+    "1 0",
+    "100 0",
+    "1000 0",
+    "1e6 0",
+    "1 1",
+    "1000 1",
+    "1 10",
+    "1000 10",
+    "1 100",
+    "1000 100",
+    "1000 0 small",
+    "1000 0 sparse",
+]
+LARGEST = ["1 0", "1000 0", "1e6 0", "1000 0 small", "1000 0 sparse", "1000 0 dead", "1000 1", "1000 10", "1000 100"]
+
+
+def table(heading: str, columns: Sequence[str], rows: dict[str, list[float]], digits: int) -> None:
+    print(f"\n{heading}\n\n| mg, delta / variance | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
+    for name, values in rows.items():
+        print(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in values)} |", flush=True)
+
+
+def steps(count: int) -> None:
+    ours = {f"{dtype or 'float32'} state, the library's": of_the_library(dtype) for dtype in (None, "bfloat16")}
+    takers = {"float64": emulated(State(), torch.float64), **ours}
+    takers |= {name: emulated(state) for name, state in CANDIDATES.items()}
+    found = dict(zip(takers, compared(list(takers.values()), count), strict=True))
+    place = {str(case): number for number, case in enumerate(CASES)}
+
+    def rows(columns: Sequence[str], what: Callable[[Found], float]) -> dict[str, list[float]]:
+        return {name: [what(each[place[column]]) for column in columns] for name, each in found.items()}
+
+    table("error of a step in %", ERRORS, rows(ERRORS, lambda of: 100 * of.error), 1)
+    table("length of the steps", ERRORS, rows(ERRORS, lambda of: of.length), 3)
+    table("length of the shortest steps", ERRORS, rows(ERRORS, lambda of: of.shortest), 3)
+    table("largest step in learning rates", LARGEST, rows(LARGEST, lambda of: of.largest), 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=["steps", "characters", "digits"])
+    parser.add_argument("--steps", type=int, help="of the optimizer (default: 1000; characters: the example's)")
+    parser.add_argument("--seeds", type=int, default=3, help="of trainings (default: 3)")
+    parser.add_argument("--formats", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES), help="to train with")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.what == "steps":
+        steps(args.steps or 1000)
+        return
+    sys.path.insert(0, str(EXAMPLES))
+    options = ["--steps", str(args.steps)] if args.steps else []
+    seeds = range(args.seeds)
+    rows = {
+        name: [trained(f"torch_{args.what}", options, CANDIDATES[name], seed) for seed in seeds] for name in args.formats
+    }
+    table(f"torch_{args.what}", [f"seed {seed}" for seed in seeds], rows, 4)
+
+
+if __name__ == "__main__":
+    main()
