@@ -51,7 +51,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("training", choices=list(TRAININGS))
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...: so many (default: 5)")
     parser.add_argument("--states", nargs="+", choices=STATES, default=STATES, help="float32 first (default: all)")

@@ -163,7 +163,9 @@ def test_help(script, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["bfloat16", "int8"])
-@pytest.mark.parametrize(("script", "options"), [("torch_digits.py", ["--epochs", 1]), ("torch_dqn.py", ["--steps", 4000])])
+@pytest.mark.parametrize(
+    ("script", "options"), [("torch_digits.py", ["--epochs", 1]), ("torch_dqn.py", ["--steps", 2000, "--eps", 1e-8])]
+)
 def test_another_state_gives_another_training(script, options, state, tmp_path):
     """The option reaches the optimizer."""
     plain, other = (run(tmp_path, script, *options, *chosen).stdout for chosen in ([], ["--state-dtype", state]))
@@ -203,12 +205,13 @@ def test_what_is_missing_is_named_at_once(script, absent, options, message, tmp_
         (
             "torch_dqn.py",
             ["--optimizer", "adam", "--state-dtype", "int8"],
-            "--state-dtype is for RMSpropGraves; adam has none",
+            "are for RMSpropGraves, not adam",
         ),
         *((script, ["--state-dtype", "float16"], "choose from") for script in SCRIPTS),
         ("torch_digits.py", ["--epochs", "0"], "must be at least 1, not 0"),
         ("torch_digits.py", ["--plot", "absent/x.png"], "there is no folder absent"),
         ("torch_dqn.py", ["--plot", "absent/x.png"], "there is no folder absent"),
+        ("torch_dqn.py", ["--eps", "0"], "must be above 0, not 0.0"),
         ("torch_dqn.py", ["--steps", "0"], "must be at least 1, not 0"),
         ("torch_dqn.py", ["--optimizer", "sgd"], "choose from"),
         ("torch_dqn.py", ["--optimizer", "adam", "--compare"], "not allowed with"),
