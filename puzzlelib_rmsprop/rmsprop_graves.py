@@ -278,8 +278,8 @@ class RMSPropGraves(Optimizer):
         options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
         known = {} if self._plan is None else self._plan.alone
         packed = self._pack([segment], common_family(var.data, var.grad), known.get(id(var)))
-        if id(var) in known:  # a table in device memory is not made anew at each step, for which the host would wait
-            known[id(var)] = packed
+        if id(var) in known:
+            known[id(var)] = packed  # to make it anew at each step, the host would have to wait for the device
         packed.table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
@@ -345,9 +345,7 @@ class RMSPropGraves(Optimizer):
 
 
 class _Packed(NamedTuple):
-    """Arrays, or what holds their memory, and the kernels' table of them."""
-
-    held: list[Any]
+    held: list[Any]  # arrays, or what holds their memory
     table: Any
 
 

@@ -118,8 +118,10 @@ def test_nvcc_lays_structs_out_as_python_packs_them(tmp_path):
     command = ["nvcc", "-ptx", "-std=c++17", "-I", KERNELS, "-o", tmp_path / "numbers.ptx", source]
     subprocess.run(command, check=True, env={**os.environ, "PATH": PATH})
     text = (tmp_path / "numbers.ptx").read_text()
-    ((width, found),) = re.findall(r"\.[bu](8|64) numbers\[\d+\] = \{(.*?)\};", text)
-    stored = np.array([int(number) for number in found.split(",")], f"u{int(width) // 8}")
+    ((bits, size, found),) = re.findall(r"\.[bu](8|64) numbers\[(\d+)\] = \{(.*?)\};", text)
+    stored = np.zeros(int(size), f"u{int(bits) // 8}")
+    given = found.split(",")  # less the zeros at the end
+    stored[: len(given)] = [int(number) for number in given]
     assert stored.view(np.uint64).tolist() == layout._numbers()
 
 
