@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -276,8 +276,11 @@ class RMSPropGraves(Optimizer):
         check_rates(f"variable {name!r}", *rates)
         segment = Segment(name, var, var.data, var.grad, state, rates)
         options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
-        _, table = self._pack([segment], common_family(var.data, var.grad))
-        table.update(self._hyper(), stream, options)
+        known = {} if self._plan is None else self._plan.alone
+        packed = self._pack([segment], common_family(var.data, var.grad), known.get(id(var)))
+        if id(var) in known:
+            known[id(var)] = packed  # to make it anew at each step, the host would have to wait for the device
+        packed.table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
         # a subclass, or an instance, has a rule, or something around the rule, of its own
@@ -310,7 +313,7 @@ class RMSPropGraves(Optimizer):
     def _make_table(self, segments: Sequence[Segment], family: Family, former: Plan | None) -> tuple[list[Any], Any]:
         return self._pack(segments, family, former) if self._fuses() else ([], None)
 
-    def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | None = None) -> tuple[list[Any], Any]:
+    def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | _Packed | None = None) -> _Packed:
         """Checks the segments and packs them; where their memory is that of a former table, it is told the rates."""
         for segment in segments:
             _check_state(segment, self._dtypes(segment.dtype))
@@ -320,7 +323,7 @@ class RMSPropGraves(Optimizer):
         if former is not None and former.table is not None and same_memory(held, former.held):
             if rates != former.table.rates:
                 _tell_rates(former.table, rates)
-            return held, former.table
+            return _Packed(held, former.table)
         extents = []
         for segment in segments:
             _check(segment, family, self._dtypes(segment.dtype))
@@ -338,7 +341,12 @@ class RMSPropGraves(Optimizer):
             table.former = None if former is None else former.table  # a graph may still replay on its memory
             if table.former is not None:
                 table.former.former = None
-        return held, table
+        return _Packed(held, table)
+
+
+class _Packed(NamedTuple):
+    held: list[Any]  # arrays, or what holds their memory
+    table: Any
 
 
 def _tell_rates(table: Any, rates: list[Rates]) -> None:

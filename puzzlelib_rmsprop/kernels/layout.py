@@ -97,7 +97,7 @@ def _numbers() -> list[int]:
 
 
 def check_layout(numbers: Sequence[int], what: str) -> None:
-    """Raises DependencyError where ``what``, a library or module, was compiled from another layout.h."""
+    """Raises DependencyError where ``what``, a library, was compiled from another layout.h."""
     if list(numbers) != _numbers():
         raise DependencyError(f"{what} was compiled from other sources than this package's: install the package again")
 
