@@ -159,6 +159,10 @@ class PlanMethods:
             self._plan, self._former = plan, None
         return plan
 
+    def _state_block(self) -> int:
+        """So many elements of a variable, a power of two, have state that only goes together."""
+        return 1
+
     def _updates_one_by_one(self) -> bool:
         """Whether each variable is a segment of its own in global mode as well."""
         return False

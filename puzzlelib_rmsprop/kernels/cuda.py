@@ -139,7 +139,7 @@ class _Group(NamedTuple):
 class _Uniform:
     """Segments of the same dtypes and group, updated by one launch.
 
-    Their table lies in device memory. What comes besides the rule, master copies and bfloat16 state have a kernel of
+    Their table lies in device memory. What comes besides the rule, master copies and state in 16 or 8 bits have a kernel of
     their own.
     """
 
@@ -149,7 +149,7 @@ class _Uniform:
         self.group = first.group
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
-        self._extended_only = bool(first.master) or first.state == "bfloat16"
+        self._extended_only = bool(first.master) or first.state in ("bfloat16", "int8")
         # packed at their first use after a change of the rates, because most tables need one of the two
         self._plain: _Launch | None = None
         self._extended: _Launch | None = None

@@ -7,7 +7,7 @@
 //
 // Entry points, by the dtypes of parameter and gradient, and of the state:
 //   graves_many_*    any number of segments in one launch: a table of them, and a list of chunks for the blocks to take
-//   graves_extended_*  the same with everything that a step does besides the rule, bfloat16 state, and, in *_master, a float32
+//   graves_extended_*  the same with everything that a step does besides the rule, state in 16 and 8 bits, and, in *_master, a float32
 //                    copy of the parameters. Apart until a GPU says what one kernel would cost: registers do not (float32,
 //                    nvcc 13.0: sm_75 54 for 59 of many, sm_80 48/51, sm_90 48/54, sm_100 60/58, sm_120 48/44).
 //   statistics_*     sums of squares of gradients, a chunk each; statistics_conclude adds them
@@ -17,6 +17,7 @@
 
 #define ON_CUDA
 #include "gradients.cuh"
+#include "int8_update.cuh"
 
 // named, because what lies in an unnamed one is called after the compiler's process
 namespace puzzlelib_rmsprop {
@@ -175,10 +176,13 @@ __device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, 
                 lost = decay_of<Real>(options.decay, hyper, segment);
             __syncthreads();
         }
-        const Update<Kind, Extended<Real>> update(
-            segment, part.begin, hyper,
-            {options, operating, Random(options.seed, segment.key, segment.first + part.begin), lost});
-        share<VECTOR<Kind>>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        const Extended<Real> more{options, operating, Random(options.seed, segment.key, segment.first + part.begin), lost};
+        if constexpr (sizeof(typename Kind::State) == 1) {
+            Int8Update<Kind, Extended<Real>>(segment, part.begin, hyper, more).all(part.size);
+        } else {
+            const Update<Kind, Extended<Real>> update(segment, part.begin, hyper, more);
+            share<VECTOR<Kind>>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        }
     }
 }
 
@@ -217,6 +221,11 @@ EXTENDED(float16_float32_master, float16, float, float, true)
 EXTENDED(bfloat16_float32_master, bfloat16, float, float, true)
 EXTENDED(float16_bfloat16_master, float16, bfloat16, float, true)
 EXTENDED(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
+EXTENDED(float32_int8, float, int8, float, false)
+EXTENDED(float16_int8, float16, int8, float, false)
+EXTENDED(bfloat16_int8, bfloat16, int8, float, false)
+EXTENDED(float16_int8_master, float16, int8, float, true)
+EXTENDED(bfloat16_int8_master, bfloat16, int8, float, true)
 
 #define FOR_GRADIENTS(NAME, STORED, REAL)                                                                             \
     __global__ void __launch_bounds__(THREADS) statistics_##NAME(                                                     \
