@@ -117,10 +117,10 @@ def table_of(kernels, entry, buffers, factors):
     return table
 
 
-def make(cuda, shapes, globalState, dtype="float32", **options):
+def make(cuda, shapes, globalState, dtype="float32", kind=RMSPropGraves, **options):
     rng = np.random.default_rng(0)
     net = Net({f"v{i:04}": cuda.var(rng.standard_normal(shape).astype(dtype)) for i, shape in enumerate(shapes)})
-    optimizer = RMSPropGraves(**(HYPER | options))
+    optimizer = kind(**(HYPER | options))
     optimizer.setupOn(net, globalState)
     for var in net.vars.values():
         cuda.put(var.grad, rng.standard_normal(var.grad.shape))
