@@ -17,6 +17,7 @@ import sys
 import unittest.mock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Format:
     """One entity's: E3M4, linear, square (a code is the number's root) or softsign; with what scale, and how rounded."""
 
     companding: str
-    block: int = 32
+    block: int = 64
     signed: bool = True
     exact: bool = False  # a block's scale is its largest magnitude as a float32, else that one's power of two
     random: bool = True  # else to nearest
@@ -83,28 +84,32 @@ class State:
     delta: Format | None = None
 
 
-def in_8_bits(signed: str, unsigned: str, block: int = 32, **options: bool) -> State:
-    both = Format(signed, block, **options)
-    return State(both, Format(unsigned, block, signed=False, **options), both)
+def in_8_bits(mg: str, variance: str, delta: str, **options: Any) -> State:
+    signed = (Format(mg, **options), Format(delta, **options))
+    return State(signed[0], Format(variance, signed=False, **options), signed[1])
 
 
+CHOSEN = ("E3M4", "E4M4", "E2M5")  # what the library has
 E3M4, E2M5, E4M4 = Format("E3M4"), Format("E2M5"), Format("E4M4", signed=False)
-NEAREST = {"exact": True, "random": False, "never_zero": False}
 CANDIDATES = {
     "float32": State(),
-    "E3M4, E2M5 / E4M4": State(E3M4, E4M4, E2M5),  # what the library has
-    **{f"{signed} / E4M4": in_8_bits(signed, "E4M4") for signed in ("E3M4", "E2M5", "E1M6", "linear", "square", "softsign")},
-    **{f"E3M4 / {unsigned}": in_8_bits("E3M4", unsigned) for unsigned in ("E2M6", "E3M5", "E5M3", "square", "linear")},
-    **{f"E3M4 / E4M4, blocks of {block}": in_8_bits("E3M4", "E4M4", block) for block in (16, 64, 128, 256)},
-    "E3M4 / E4M4, float32 scale": in_8_bits("E3M4", "E4M4", exact=True),
-    "E3M4 / E4M4, to nearest": in_8_bits("E3M4", "E4M4", random=False),
-    "E3M4 / E4M4, variance may be 0": in_8_bits("E3M4", "E4M4", never_zero=False),
-    "softsign / square, float32 scale, to nearest, variance may be 0": in_8_bits("softsign", "square", **NEAREST),
-    "mg alone E3M4": State(mg=E3M4),
-    "mg alone E2M5": State(mg=E2M5),
-    "variance alone E4M4": State(variance=E4M4),
-    "delta alone E3M4": State(delta=E3M4),
-    "delta alone E2M5": State(delta=E2M5),
+    "E3M4, E4M4, E2M5": in_8_bits(*CHOSEN),
+    **{f"{form}, E4M4, {form}": in_8_bits(form, "E4M4", form) for form in ("E3M4", "E2M5", "E1M6")},
+    **{f"{form}, E4M4, {form}": in_8_bits(form, "E4M4", form) for form in ("linear", "square", "softsign")},
+    **{f"E3M4, {form}, E2M5": in_8_bits("E3M4", form, "E2M5") for form in ("E2M6", "E3M5", "E5M3", "square", "linear")},
+    **{f"E3M4, E4M4, E2M5, blocks of {block}": in_8_bits(*CHOSEN, block=block) for block in (16, 32, 128, 256)},
+    "E3M4, E4M4, E2M5, float32 scale": in_8_bits(*CHOSEN, exact=True),
+    "E3M4, E4M4, E2M5, to nearest": in_8_bits(*CHOSEN, random=False),
+    "E3M4, E4M4, E2M5, variance may be 0": in_8_bits(*CHOSEN, never_zero=False),
+    # FlashOptim's
+    "softsign, square, softsign, blocks of 32, float32 scale, to nearest, variance may be 0": in_8_bits(
+        "softsign", "square", "softsign", block=32, exact=True, random=False, never_zero=False
+    ),
+    "E3M4, float32, float32": State(mg=E3M4),
+    "E2M5, float32, float32": State(mg=E2M5),
+    "float32, E4M4, float32": State(variance=E4M4),
+    "float32, float32, E3M4": State(delta=E3M4),
+    "float32, float32, E2M5": State(delta=E2M5),
 }
 
 
@@ -282,13 +287,13 @@ LARGEST = ["1 0", "1000 0", "1e6 0", "1000 0 small", "1000 0 sparse", "1000 0 de
 
 
 def table(heading: str, columns: Sequence[str], rows: dict[str, list[float]], digits: int) -> None:
-    print(f"\n{heading}\n\n| mg, delta / variance | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
+    print(f"\n{heading}\n\n| mg, variance, delta | {' | '.join(columns)} |\n| --- |{' ---: |' * len(columns)}")
     for name, values in rows.items():
         print(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in values)} |", flush=True)
 
 
 def steps(count: int) -> None:
-    ours = {f"{dtype or 'float32'} state, the library's": of_the_library(dtype) for dtype in (None, "bfloat16")}
+    ours = {f"{dtype or 'float32'} state, the library's": of_the_library(dtype) for dtype in (None, "bfloat16", "int8")}
     takers = {"float64": emulated(State(), torch.float64), **ours}
     takers |= {name: emulated(state) for name, state in CANDIDATES.items()}
     found = dict(zip(takers, compared(list(takers.values()), count), strict=True))
