@@ -232,7 +232,7 @@ INLINE void encode_block(const float *RESTRICT from, int8 *RESTRICT codes, u32 s
 {
     const float steps = Coding::steps_of(scale);
     for (u32 i = 0; i < BLOCK; ++i)
-        codes[i] = Coding::encoded(from[i], steps, bits ^ own_bits.of[i]);
+        codes[i] = Coding::encoded(from[i], steps, Coding::mixed(bits, own_bits.of[i]));
     if (scale == NAN_SCALE)
         memset(codes, 0, BLOCK);
 }
