@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs")
     quick = parser.parse_args().quick
+    warnings.simplefilter("ignore")  # they would stand among the tables
     import pycuda.autoprimaryctx
 
     most = 0.0 if quick else SECONDS
