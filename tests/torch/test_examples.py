@@ -173,6 +173,27 @@ def test_another_state_gives_another_training(script, options, state, tmp_path):
     assert lines[0] != lines[1]
 
 
+def test_accuracy_of_an_example(tmp_path):
+    """The table of benchmarks/accuracy.py has what the example printed."""
+    command = [sys.executable, "-m", "benchmarks.accuracy", "torch-digits", "--seeds", "2", "--states", "float32", "int8"]
+    done = subprocess.run(
+        [*command, "--epochs", "1"], capture_output=True, text=True, timeout=300, cwd=EXAMPLES.parent, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| \d \| (0\.\d{4}) \| (0\.\d{4}) \|$", done.stdout, re.MULTILINE)
+    (a, b), (c, d) = (map(float, row) for row in rows)
+    printed = run(tmp_path, "torch_digits.py", "--epochs", 1, "--seed", 1, "--state-dtype", "int8")
+    assert d == last_number(printed, r"test accuracy: (0\.\d{4})")
+    means = f"| mean | {(a + c) / 2:.4f} ± {abs(a - c) / 2:.4f} | {(b + d) / 2:.4f} ± {abs(b - d) / 2:.4f} |"
+    difference = f"int8 less float32: {(b + d - a - c) / 2:+.4f} ± {abs(b - a - d + c) / 2:.4f}"
+    # a half in the last place is rounded either way
+    for line in (means, difference):
+        words = next(each for each in done.stdout.splitlines() if each.split()[:2] == line.split()[:2]).split()
+        for found, expected in zip(words, line.split(), strict=True):
+            same = found == expected or abs(float(found) - float(expected)) < 1.5e-4
+            assert same, (found, expected)
+
+
 @pytest.mark.parametrize(
     ("script", "absent", "options", "message"),
     [
