@@ -20,14 +20,6 @@ SHAPES = {"a.W": (37, 29), "a.b": (5,), "c": (64,), "none": (0, 3), "z": ()}
 OWN = ARRAYS["own"]
 
 
-@pytest.fixture
-def in_bytes(arrays):
-    """Arrays that state in 8 bits can be made of."""
-    if arrays.name in ("puzzlelib", "puzzlelib-cuda"):
-        pytest.skip(f"{arrays.name} has no uint8")
-    return arrays
-
-
 def made(arrays, globalState=False, dtype="float32", shapes=SHAPES, kind=RMSPropGraves, hooks=(), **options):
     net = make_net(arrays, dtype, shapes=shapes)
     optimizer = kind(**HYPER | {"stateDtype": "int8", "seed": 12345} | options)
@@ -54,9 +46,8 @@ def bytes_of(arrays, optimizer):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_every_bit_is_the_formulas(in_bytes, globalState, dtype):
-    arrays = in_bytes
-    if not takes_bfloat16(arrays, dtype):
+def test_every_bit_is_the_formulas(arrays, globalState, dtype):
+    if dtype == "bfloat16" and not takes_bfloat16(arrays, dtype):
         pytest.skip(f"{arrays.name} has no bfloat16")
     pytest.importorskip("ml_dtypes")
     net, optimizer = made(arrays, globalState, dtype, hooks=[GradientScaling(0.5)])
@@ -76,30 +67,30 @@ def test_every_bit_is_the_formulas(in_bytes, globalState, dtype):
         assert found == {entity: content.tobytes() for entity, content in right.items()}, name
 
 
-def test_the_state_takes_three_bytes_and_a_bit_a_parameter(in_bytes, globalState):
+def test_the_state_takes_three_bytes_and_a_bit_a_parameter(arrays, globalState):
     shapes = {"W": (300, 200), "b": (200,), "V": (77, 64)}
-    _, optimizer = made(in_bytes, globalState, shapes=shapes)
+    _, optimizer = made(arrays, globalState, shapes=shapes)
     size = sum(np.prod(shape) for shape in shapes.values())
     total, scales = 0, set()
     for variable in optimizer._variables:
-        total += sum(in_bytes.get(variable.state[entity].codes).nbytes for entity in STATE)
-        total += in_bytes.get(variable.state["mg"].scales).nbytes
+        total += sum(arrays.get(variable.state[entity].codes).nbytes for entity in STATE)
+        total += arrays.get(variable.state["mg"].scales).nbytes
         assert sum(variable.state[entity].nbytes for entity in STATE) == 3 * (variable.size + -(-variable.size // 64))
         scales.add(variable.name)
     assert total <= 3.05 * size
     assert scales == set(shapes)
 
 
-def test_neither_mode_nor_threads_nor_what_is_around_change_a_bit(in_bytes):
+def test_neither_mode_nor_threads_nor_what_is_around_change_a_bit(arrays):
     def run(globalState, threads=1, names=tuple(SHAPES), seed=3):
         Config.numThreads = threads
-        net, optimizer = made(in_bytes, globalState, shapes={name: SHAPES[name] for name in names}, seed=seed)
+        net, optimizer = made(arrays, globalState, shapes={name: SHAPES[name] for name in names}, seed=seed)
         for step in range(3):
             for name in names:
                 grad = np.random.default_rng([step, len(name)]).standard_normal(SHAPES[name]).astype(np.float32)
-                in_bytes.put(net.getVar(name).grad, grad)
+                arrays.put(net.getVar(name).grad, grad)
             optimizer.update()
-        return bytes_of(in_bytes, optimizer)
+        return bytes_of(arrays, optimizer)
 
     first = run(False)
     for other in (run(True), run(False, threads=2), run(True, names=("c", "a.W"))):
@@ -107,14 +98,14 @@ def test_neither_mode_nor_threads_nor_what_is_around_change_a_bit(in_bytes):
     assert first["a.W"]["mg"] != run(False, seed=4)["a.W"]["mg"]
 
 
-def test_dtypes_of_their_own_in_one_net(in_bytes, globalState):
+def test_dtypes_of_their_own_in_one_net(arrays, globalState):
     dtypes = {"a": "float32", "b": "float16", "c": "float64", "d": "float32"}
-    net = Net({name: in_bytes.var(np.ones(70, dtype)) for name, dtype in dtypes.items()})
+    net = Net({name: arrays.var(np.ones(70, dtype)) for name, dtype in dtypes.items()})
     optimizer = RMSPropGraves(**HYPER, stateDtype="int8", masterWeights=True)
     optimizer.setupOn(net, globalState)
-    train(in_bytes, net, optimizer, 2)
+    train(arrays, net, optimizer, 2)
     for variable in optimizer._variables:
-        found = read(in_bytes, variable.state["variance"])
+        found = read(arrays, variable.state["variance"])
         assert found.dtype == (np.float64 if variable.name == "c" else np.float32)
         assert (found > 0).all()
         assert (type(variable.state["mg"]).__name__ == "QuantizedArray") == (variable.name != "c")
@@ -136,22 +127,22 @@ class Looked:
         self.calls.append((before.shape, before.dtype, float(state["mg"].get().sum()) / max(before.size, 1)))
 
 
-def test_a_hook_reads_and_writes_the_state(in_bytes):
+def test_a_hook_reads_and_writes_the_state(arrays):
     hook = Looked()
-    net, optimizer = made(in_bytes, hooks=[hook], learnRate=0.0, alpha=0.5)
-    train(in_bytes, net, optimizer, 1)
+    net, optimizer = made(arrays, hooks=[hook], learnRate=0.0, alpha=0.5)
+    train(arrays, net, optimizer, 1)
     assert hook.calls == [(shape, np.float32, 0.25 * (0 not in shape)) for _, shape in sorted(SHAPES.items())]
-    mg, grad = optimizer.states["a.W"]["mg"].get(), in_bytes.get(net.getVar("a.W").grad)
+    mg, grad = optimizer.states["a.W"]["mg"].get(), arrays.get(net.getVar("a.W").grad)
     assert np.abs(mg - (0.125 + 0.5 * grad)).max() < np.abs(mg).max() / 10
 
 
-def test_the_librarys_hooks(in_bytes, globalState):
+def test_the_librarys_hooks(arrays, globalState):
     def run(state_dtype, hooks):
-        net, optimizer = made(in_bytes, globalState, hooks=hooks, stateDtype=state_dtype)
+        net, optimizer = made(arrays, globalState, hooks=hooks, stateDtype=state_dtype)
         for var in net.vars.values():
             var.wc = 0.5
-        train(in_bytes, net, optimizer, 3)
-        return np.concatenate([in_bytes.get(net.getVar(name).data).ravel() for name in sorted(SHAPES)])
+        train(arrays, net, optimizer, 3)
+        return np.concatenate([arrays.get(net.getVar(name).data).ravel() for name in sorted(SHAPES)])
 
     plain = run("int8", [])
     for hooks in (
@@ -164,69 +155,69 @@ def test_the_librarys_hooks(in_bytes, globalState):
         assert (found != plain).any()
 
 
-def test_a_guard_keeps_a_step_with_nan_out_of_the_state(in_bytes, globalState):
+def test_a_guard_keeps_a_step_with_nan_out_of_the_state(arrays, globalState):
     for action in ("skip", "raise"):
-        net, optimizer = made(in_bytes, globalState, hooks=[NonFiniteGuard(action)])
-        train(in_bytes, net, optimizer, 2)
-        before = bytes_of(in_bytes, optimizer)
+        net, optimizer = made(arrays, globalState, hooks=[NonFiniteGuard(action)])
+        train(arrays, net, optimizer, 2)
+        before = bytes_of(arrays, optimizer)
         grad = np.ones(SHAPES["a.W"], np.float32)
         grad[3, 4] = np.nan
-        in_bytes.put(net.getVar("a.W").grad, grad)
+        arrays.put(net.getVar("a.W").grad, grad)
         if action == "raise":
             with pytest.raises(NonFiniteError):
                 optimizer.update()
         else:
             optimizer.update()
-        assert bytes_of(in_bytes, optimizer) == before
+        assert bytes_of(arrays, optimizer) == before
 
 
-def test_without_a_guard_nan_is_its_blocks_alone(in_bytes, globalState):
-    net, optimizer = made(in_bytes, globalState)
-    train(in_bytes, net, optimizer, 2)
+def test_without_a_guard_nan_is_its_blocks_alone(arrays, globalState):
+    net, optimizer = made(arrays, globalState)
+    train(arrays, net, optimizer, 2)
     grad = np.ones(SHAPES["a.W"], np.float32)
     grad.ravel()[200] = np.nan
-    in_bytes.put(net.getVar("a.W").grad, grad)
+    arrays.put(net.getVar("a.W").grad, grad)
     optimizer.update()
-    for entity, content in states_of(in_bytes, optimizer)["a.W"].items():
+    for entity, content in states_of(arrays, optimizer)["a.W"].items():
         assert np.flatnonzero(np.isnan(content.ravel())).tolist() == list(range(192, 256)), entity
-    assert np.isfinite(in_bytes.get(net.getVar("c").data)).all()
+    assert np.isfinite(arrays.get(net.getVar("c").data)).all()
 
 
 # ------------------------------------------------------------------------------- frozen, replaced, changed
 
 
-def test_frozen_variables_and_changed_rates(in_bytes, globalState):
-    net, optimizer = made(in_bytes, globalState)
-    train(in_bytes, net, optimizer, 2)
-    before = bytes_of(in_bytes, optimizer)
+def test_frozen_variables_and_changed_rates(arrays, globalState):
+    net, optimizer = made(arrays, globalState)
+    train(arrays, net, optimizer, 2)
+    before = bytes_of(arrays, optimizer)
     net.getVar("a.W").learnRate = 0.0
     net.getVar("c").learnRate, net.getVar("c").momRate = 0.5, 0.1
-    train(in_bytes, net, optimizer, 1, first=3)
-    after = bytes_of(in_bytes, optimizer)
+    train(arrays, net, optimizer, 1, first=3)
+    after = bytes_of(arrays, optimizer)
     assert after["a.W"] == before["a.W"]
     assert after["c"] != before["c"]
-    other, same = made(in_bytes, not globalState)
-    train(in_bytes, other, same, 2)
+    other, same = made(arrays, not globalState)
+    train(arrays, other, same, 2)
     other.getVar("a.W").learnRate = 0.0
     other.getVar("c").learnRate, other.getVar("c").momRate = 0.5, 0.1
-    train(in_bytes, other, same, 1, first=3)
-    assert bytes_of(in_bytes, same) == after
+    train(arrays, other, same, 1, first=3)
+    assert bytes_of(arrays, same) == after
 
 
-def test_replaced_arrays_are_followed(in_bytes):
+def test_replaced_arrays_are_followed(arrays):
     ends = []
     for replace in (False, True):
-        net, optimizer = made(in_bytes)
-        train(in_bytes, net, optimizer, 2)
+        net, optimizer = made(arrays)
+        train(arrays, net, optimizer, 2)
         if replace:
-            var, fresh = net.getVar("a.W"), in_bytes.var(in_bytes.get(net.getVar("a.W").data))
+            var, fresh = net.getVar("a.W"), arrays.var(arrays.get(net.getVar("a.W").data))
             var.data, var.grad = fresh.data, fresh.grad
             old = optimizer.states["c"]
             optimizer.states["c"] = optimizer.setupState(net.getVar("c"))
             for entity in STATE:
                 optimizer.states["c"][entity].set(old[entity].get())
-        train(in_bytes, net, optimizer, 2, first=3)
-        ends.append(bytes_of(in_bytes, optimizer))
+        train(arrays, net, optimizer, 2, first=3)
+        ends.append(bytes_of(arrays, optimizer))
     assert ends[0] == ends[1]
 
 
@@ -238,39 +229,41 @@ class OneByOne(RMSPropGraves):
         super().updateVar(var, state, stream)
 
 
-def test_a_subclass_that_overrides_the_update_of_a_variable(in_bytes):
-    net, optimizer = made(in_bytes, kind=OneByOne)
-    other, plain = made(in_bytes)
-    train(in_bytes, net, optimizer)
-    train(in_bytes, other, plain)
+def test_a_subclass_that_overrides_the_update_of_a_variable(arrays):
+    net, optimizer = made(arrays, kind=OneByOne)
+    other, plain = made(arrays)
+    train(arrays, net, optimizer)
+    train(arrays, other, plain)
     assert set(optimizer.seen) == {*SHAPES.values()}
-    assert bytes_of(in_bytes, optimizer) == bytes_of(in_bytes, plain)
-    assert_same_nets(in_bytes, net, other, optimizer, plain)
+    assert bytes_of(arrays, optimizer) == bytes_of(arrays, plain)
+    assert_same_nets(arrays, net, other, optimizer, plain)
 
 
 @pytest.mark.parametrize("other", [False, True])
-def test_set_up_again_with_the_state_that_was(in_bytes, globalState, other):
-    net, optimizer = made(in_bytes, globalState)
-    train(in_bytes, net, optimizer, 2)
-    before = bytes_of(in_bytes, optimizer)
+def test_set_up_again_with_the_state_that_was(arrays, globalState, other):
+    net, optimizer = made(arrays, globalState)
+    train(arrays, net, optimizer, 2)
+    before = bytes_of(arrays, optimizer)
     optimizer.setupOn(net, other, keepState=True)
-    assert bytes_of(in_bytes, optimizer) == before
+    assert bytes_of(arrays, optimizer) == before
     optimizer.setupOn(net, other)
-    assert not any(any(each) for state in bytes_of(in_bytes, optimizer).values() for each in state.values())
+    assert not any(any(each) for state in bytes_of(arrays, optimizer).values() for each in state.values())
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["copy", "pickle"])
-def test_a_copy_goes_on_by_itself(in_bytes, globalState, how):
-    net, optimizer = made(in_bytes, globalState)
-    train(in_bytes, net, optimizer, 2)
+def test_a_copy_goes_on_by_itself(arrays, globalState, how):
+    if arrays.name == "puzzlelib-cuda":
+        pytest.skip("a net of these arrays cannot be copied or pickled by itself")
+    net, optimizer = made(arrays, globalState)
+    train(arrays, net, optimizer, 2)
     other = how(optimizer)
     other.exportState()  # which finds the state of the copied net
-    assert bytes_of(in_bytes, other) == bytes_of(in_bytes, optimizer)
-    before = bytes_of(in_bytes, other)
-    train(in_bytes, net, optimizer, 2, first=3)
-    assert bytes_of(in_bytes, other) == before
-    train(in_bytes, other.module, other, 2, first=3)
-    assert bytes_of(in_bytes, other) == bytes_of(in_bytes, optimizer)
+    assert bytes_of(arrays, other) == bytes_of(arrays, optimizer)
+    before = bytes_of(arrays, other)
+    train(arrays, net, optimizer, 2, first=3)
+    assert bytes_of(arrays, other) == before
+    train(arrays, other.module, other, 2, first=3)
+    assert bytes_of(arrays, other) == bytes_of(arrays, optimizer)
 
 
 # ------------------------------------------------------------------------------------------------ refused
