@@ -17,8 +17,8 @@ try:
 except ImportError as error:
     raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install torch") from error
 
-from .torch_members import copied_state
 from .torch_plan import Plan, Settings
+from .torch_state import copied_state
 
 __all__ = ["RMSpropGraves"]
 
@@ -39,9 +39,12 @@ def _lr(name: str, value: Any) -> Any:
 
 
 def _state_dtype(name: str, value: Any) -> torch.dtype | None:
-    if value in (None, torch.bfloat16, "bfloat16"):
-        return None if value is None else torch.bfloat16
-    raise HyperParameterError(f"{name} must be None or torch.bfloat16; got {value!r}")
+    for known in (torch.bfloat16, torch.int8):
+        if value in (known, str(known).removeprefix("torch.")):
+            return known
+    if value is None:
+        return None
+    raise HyperParameterError(f"{name} must be None, torch.bfloat16 or torch.int8; got {value!r}")
 
 
 # what each option of a group has to be
