@@ -20,18 +20,7 @@ if version.isdecimal() and int(version) < 77:
 
 KERNELS = Path("puzzlelib_rmsprop", "kernels")
 SOURCES = [
-    KERNELS / name
-    for name in (
-        "cpu.cpp",
-        "look.cpp",
-        "cpu_loops.cpp",
-        "cpu_loops.h",
-        "cpu_tiles.h",
-        "int8_state.h",
-        "rule.h",
-        "numbers.h",
-        "layout.h",
-    )
+    KERNELS / name for name in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "cpu_tiles.h", "int8_state.h", "rule.h", "numbers.h", "layout.h")
 ]
 MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
