@@ -63,7 +63,9 @@ class RMSPropGraves(Optimizer):
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
         gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
         stateDtype: dtype of the state; None is that of the arithmetic. ``"bfloat16"`` takes 6 bytes a parameter in place of
-            12 (float64 parameters keep theirs); it is rounded at random, so that small changes add up on average.
+            12, ``"int8"`` 3.05: 8 bits for each number and a scale for each block of 64 elements (see
+            :class:`~puzzlelib_rmsprop.arrays.QuantizedArray`). Both are rounded at random, so that small changes add up on
+            average. float64 parameters keep float64 state.
         masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that,
             so that steps too small for 16 bits are not lost. A parameter that you write yourself counts, not its copy.
         fuseZeroGrad: zero each gradient while the update reads it. The first ``zeroGradParams()`` after that costs
@@ -74,7 +76,7 @@ class RMSPropGraves(Optimizer):
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
             (SetupError). Take one update before the capture: the first allocates, which a capture forbids. ``t`` does not
             count replays, and after a variable's own rates or arrays, or a hook, were changed the graph has to be captured
-            anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``, and not in a group of processes
+            anew. Not with ``stateDtype``, as the rounding follows ``t``, and not in a group of processes
             (SetupError).
         shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
             averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.

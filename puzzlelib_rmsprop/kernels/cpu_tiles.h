@@ -216,23 +216,23 @@ INLINE void graves_block(float *RESTRICT param, const float *RESTRICT grad, cons
     }
 }
 
-// What each element of a block mixes in.
-struct Mixed {
+// What each element of a block mixes into its random bits.
+struct OwnBits {
     alignas(64) u32 of[BLOCK];
-    constexpr Mixed() : of()
+    constexpr OwnBits() : of()
     {
         for (u32 i = 0; i < BLOCK; ++i)
             of[i] = RandomBits::own(i);
     }
 };
-constexpr Mixed mixed_in;
+constexpr OwnBits own_bits;
 
 template <class Coding>
 INLINE void encode_block(const float *RESTRICT from, int8 *RESTRICT codes, u32 scale, u32 bits)
 {
     const float steps = Coding::steps_of(scale);
     for (u32 i = 0; i < BLOCK; ++i)
-        codes[i] = Coding::encoded(from[i], steps, bits ^ mixed_in.of[i]);
+        codes[i] = Coding::encoded(from[i], steps, Coding::mixed(bits, own_bits.of[i]));
     if (scale == NAN_SCALE)
         memset(codes, 0, BLOCK);
 }

@@ -40,6 +40,9 @@ struct Codes {
     KERNEL static float step_of(u32 scale) { return float_of(scale << 23) * (1.0f / RANGE); }
     KERNEL static float steps_of(u32 scale) { return float_of((254u - scale) << 23) * RANGE; }
 
+    // The bits that round an element: those of its block with the first CUT bits of its own number.
+    KERNEL static u32 mixed(u32 random, u32 own) { return random ^ own >> (32 - CUT); }
+
     KERNEL static float widened(u32 code, float step) { return (float_of(code << CUT | TWO) - 2.0f) * step; }
     // Rounded up or down by CUT random bits: rounded to nearest, a small change would be lost step after step.
     KERNEL static u32 rounded(float magnitude, float steps, u32 random)
@@ -94,9 +97,8 @@ struct RandomBits {
           delta(random >> 7 & ((1u << DeltaCodes::CUT) - 1))
     {
     }
-    KERNEL static constexpr u32 own(u32 i) { return i * 0x9E3779B9u >> 14; }
+    KERNEL static constexpr u32 own(u32 i) { return i * 0x9E3779B9u; }
 };
-static_assert(MgCodes::CUT >= 18 && VarianceCodes::CUT >= 18 && DeltaCodes::CUT >= 18, "18 bits are mixed in");
 
 }  // namespace KERNEL_NAMESPACE
 }  // namespace puzzlelib_rmsprop

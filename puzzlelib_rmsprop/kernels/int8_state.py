@@ -53,7 +53,7 @@ def random_bits(numbers: np.ndarray, entity: str) -> np.ndarray:
     codes = CODES[entity]
     bits = numbers >> np.uint32(codes.shift) & np.uint32((1 << codes.cut) - 1)
     with np.errstate(over="ignore"):
-        own = np.arange(BLOCK, dtype=np.uint32) * np.uint32(0x9E3779B9) >> np.uint32(14)
+        own = np.arange(BLOCK, dtype=np.uint32) * np.uint32(0x9E3779B9) >> np.uint32(32 - codes.cut)
     return (bits[:, None] ^ own).reshape(-1)
 
 

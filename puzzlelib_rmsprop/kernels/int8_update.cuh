@@ -103,9 +103,9 @@ struct Int8Update {
 #pragma unroll
         for (u32 k = 0; k < EACH; ++k) {
             const u32 own = RandomBits::own(i % BLOCK + k);
-            m[k] = m_scale == NAN_SCALE ? int8{} : MgCodes::encoded(rm[k], m_steps, bits.mg ^ own);
-            v[k] = v_scale == NAN_SCALE ? int8{} : VarianceCodes::encoded(rv[k], v_steps, bits.variance ^ own);
-            d[k] = d_scale == NAN_SCALE ? int8{} : DeltaCodes::encoded(rd[k], d_steps, bits.delta ^ own);
+            m[k] = m_scale == NAN_SCALE ? int8{} : MgCodes::encoded(rm[k], m_steps, MgCodes::mixed(bits.mg, own));
+            v[k] = v_scale == NAN_SCALE ? int8{} : VarianceCodes::encoded(rv[k], v_steps, VarianceCodes::mixed(bits.variance, own));
+            d[k] = d_scale == NAN_SCALE ? int8{} : DeltaCodes::encoded(rd[k], d_steps, DeltaCodes::mixed(bits.delta, own));
         }
         m.store(mg + i, count, vectors);
         v.store(variance + i, count, vectors);

@@ -8,7 +8,7 @@ from puzzlelib_rmsprop.errors import NonFiniteError, SetupError
 from puzzlelib_rmsprop.kernels import SCALE, Hyper, Operation, ScalingPolicy, StepOptions, layout
 from tests.cuda import extended
 from tests.cuda.extended import Measured, check_record, plain
-from tests.cuda.variables import HYPER, make
+from tests.cuda.variables import HYPER, OneByOne, make
 from tests.reference import Reference
 from tests.reference_extended import Statistics
 from tests.standins import Net
@@ -33,11 +33,7 @@ def test_one_launch_a_step_and_no_wait(cuda, globalState, simulator):
 
 
 def test_an_overridden_update_var_does_not_wait(cuda, globalState, simulator):
-    class Own(RMSPropGraves):
-        def updateVar(self, var, state, stream=None):
-            super().updateVar(var, state, stream)
-
-    net, optimizer = make(cuda, [(300,), (77,)], globalState, kind=Own, masterWeights=True)
+    net, optimizer = make(cuda, [(300,), (77,)], globalState, kind=OneByOne, masterWeights=True)
     expected_net, expected = make(cuda, [(300,), (77,)], globalState, masterWeights=True)
     optimizer.update()
     simulator.reset()

@@ -117,6 +117,13 @@ def table_of(kernels, entry, buffers, factors):
     return table
 
 
+class OneByOne(RMSPropGraves):
+    """Its step is a call for each variable."""
+
+    def updateVar(self, var, state, stream=None):
+        super().updateVar(var, state, stream)
+
+
 def make(cuda, shapes, globalState, dtype="float32", kind=RMSPropGraves, **options):
     rng = np.random.default_rng(0)
     net = Net({f"v{i:04}": cuda.var(rng.standard_normal(shape).astype(dtype)) for i, shape in enumerate(shapes)})

@@ -217,7 +217,15 @@ def test_gpu_check_goes_on_after_a_failure(tmp_path, fake_python):
     status, results, lines = gpu_check(tmp_path, fake_python("graph_check"))
     assert status == 1
     assert "FAIL graph and shared memory" in results
-    assert {"PASS versions", "PASS doctor", "PASS benchmark", "PASS test suite"} <= results
+    assert {
+        "PASS versions",
+        "PASS doctor",
+        "PASS plain kernels",
+        "PASS speed",
+        "PASS dtypes",
+        "PASS benchmark",
+        "PASS test suite",
+    } <= results
     assert "     | broken" in lines
     assert lines[-1].startswith("1 failed")
     logs = list((tmp_path / "out").glob("*-logs.tar.gz"))
@@ -230,6 +238,16 @@ def test_gpu_check_passes_where_every_step_does(tmp_path, fake_python):
     assert status == 0
     assert not any(line.startswith("FAIL") for line in results)
     assert any(line.startswith("LEFT OUT memcheck: compute-sanitizer is not here") for line in results)
+
+
+def test_gpu_check_does_first_what_its_head_says(tmp_path, fake_python):
+    head = re.findall(r"^# +\d+\. (.+?): ", (TOOLS / "gpu_check.sh").read_text(), re.MULTILINE)
+    _, _, lines = gpu_check(tmp_path, fake_python("there_is_no_such_word"))
+    done = [re.sub(r"^(PASS|LEFT OUT) |( \(|:).*", "", line) for line in lines if line.startswith(("PASS", "LEFT OUT"))]
+    done = done[: len(done) // 2]  # they stand there once more at the end
+    named = [name for line in head for name in line.split(", ")]
+    assert len(named) > 10
+    assert [name for name in done if name in named] == named
 
 
 def test_gpu_check_has_no_time_left(tmp_path, fake_python):
@@ -276,3 +294,21 @@ def test_replays_are_compared(tool, globalState):
 
     with pytest.raises(AssertionError, match="differs"):
         check.check_capture(runs_at_once, "float32", globalState)
+
+
+def test_kernels_of_other_bits_are_a_fault(tool, monkeypatch, capsys):
+    from puzzlelib_rmsprop.kernels import PLAIN, cuda, layout
+
+    check, update = tool("speed_check"), cuda.Table.update
+    assert check.kinds_table(64, 0.0) == 0
+    capsys.readouterr()
+
+    def without_options(table, hyper, stream=None, options=PLAIN):
+        if options == PLAIN:
+            update(table, hyper, stream, options)
+
+    monkeypatch.setattr(cuda.Table, "update", without_options)
+    assert check.kinds_table(64, 0.0) == len(layout.KINDS)
+    monkeypatch.setattr(cuda.Table, "update", lambda table, hyper, stream=None, options=PLAIN: None)
+    assert check.kinds_table(64, 0.0) == len(layout.KINDS)
+    assert capsys.readouterr().out.count("FAULT") == 2 * len(layout.KINDS)
