@@ -12,7 +12,17 @@ from .arrays import refuse_overlap
 from .errors import ArrayError, VariableError
 from .kernels import Segment
 from .torch_state import (
-    ENTITIES, REAL, STATE, decoded, encode, fit_master, fit_state, is_dense, local_part, make_state, same_order,
+    ENTITIES,
+    REAL,
+    STATE,
+    decoded,
+    encode,
+    fit_master,
+    fit_state,
+    is_dense,
+    local_part,
+    make_state,
+    same_order,
 )  # fmt: skip
 
 __all__ = ["Member", "refuse_shared_memory"]
