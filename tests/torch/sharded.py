@@ -19,6 +19,42 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
 
 
+def in_8_bits(mesh):
+    """Codes and scales are DTensors, cut where the parameter is, and of each part those of an optimizer of it alone."""
+    sharded = torch.nn.Sequential(torch.nn.Linear(50, 7), torch.nn.Linear(7, 130))
+    fully_shard(sharded, mesh=mesh)
+    alone = [torch.nn.Parameter(part.to_local().detach().clone()) for part in sharded.parameters()]
+    options = {"lr": 1e-2, "state_dtype": torch.int8, "initial_square_avg": 1.0, "centered": False}
+    first, second = RMSpropGraves(alone, **options), RMSpropGraves(sharded.parameters(), **options)
+    for number in range(6):
+        for param, part in zip(alone, sharded.parameters(), strict=True):
+            whole = torch.sin(torch.arange(part.numel()) + float(number)).reshape(part.shape)
+            part.grad = distribute_tensor(whole, mesh, part.placements)
+            param.grad = part.grad.to_local().clone()
+        first.step()
+        second.step()
+        if number == 2:  # through a checkpoint, to floats and back too
+            for state_dtype in (torch.int8, None, torch.int8):
+                again, given = RMSpropGraves(sharded.parameters()), second.state_dict()
+                given["param_groups"][0]["state_dtype"] = state_dtype
+                again.load_state_dict(given)
+                second = again
+    for param, part in zip(alone, sharded.parameters(), strict=True):
+        assert torch.equal(param, part.to_local())
+        for entity in ("grad_avg", "grad_var", "momentum_buffer", "scales"):
+            own, theirs = first.state[param][entity], second.state[part][entity]
+            assert isinstance(theirs, DTensor), entity
+            # of scales all processes have as many as the one with the largest part
+            assert torch.equal(own, theirs.to_local()[: len(own)]), entity
+        rows = -(-part.shape[0] // mesh.size())
+        blocks = -(-rows * (part.numel() // part.shape[0]) // 64)
+        assert second.state[part]["scales"].shape == (3 * blocks * mesh.size(),)
+    given = second.state_dict()
+    given["state"][0]["scales"] = given["state"][0]["scales"].full_tensor()
+    with pytest.raises(ValueError, match="parameter 0: 'scales' must be"):
+        second.load_state_dict(given)
+
+
 def main(rank, size, file):
     faulthandler.enable()
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=size)
@@ -43,6 +79,7 @@ def main(rank, size, file):
             assert isinstance(second.state[part][entity], DTensor), entity
             assert second.state[part][entity].to_local().shape == part.to_local().shape
             assert torch.equal(first.state[param][entity], second.state[part][entity].full_tensor()), entity
+    in_8_bits(mesh)
     # a gradient that lies otherwise is refused
     other = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, part.placements))
     other.grad = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()])
