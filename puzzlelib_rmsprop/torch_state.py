@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +70,7 @@ def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any
     if square and dtype == torch.uint8:
         code, scale = int8_state.encoded(np.array([square], np.float32), "variance")
         state["grad_var"].fill_(int(code[0]))
-        _scales_of(state, "grad_var").fill_(int(scale[0]))
+        _scales_of(state, "grad_var")[: int8_state.blocks_of(local_part(param).numel())].fill_(int(scale[0]))
     elif square:
         variance = state["grad_var"]
         (torch.view_as_real(variance) if dtype.is_complex else variance).fill_(square)
@@ -80,15 +81,23 @@ def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def _scales_size(param: torch.Tensor) -> int:
-    """How many scales a process has for a parameter: of a DTensor all have as many as the one with the largest part."""
-    size = local_part(param).numel()
+    """How many scales a process has for a parameter: of a DTensor all have as many as the largest part, and a mark."""
+    size, more = local_part(param).numel(), 0
     if hasattr(param, "placements"):
-        shape = list(param.shape)
+        shape, more = list(param.shape), len(STATE)
         for parts, placement in zip(param.device_mesh.shape, param.placements, strict=True):
             if placement.is_shard():
                 shape[placement.dim] = -(-shape[placement.dim] // parts)
         size = max(size, math.prod(shape))
-    return int8_state.blocks_of(size) * len(STATE)
+    return int8_state.blocks_of(size) * len(STATE) + more
+
+
+def _mark(param: torch.Tensor) -> torch.Tensor:
+    """What follows the scales of a DTensor: cut in another way, the blocks are of other elements."""
+    cut = [(parts, getattr(each, "dim", -1)) for parts, each in zip(param.device_mesh.shape, param.placements, strict=True)]
+    return torch.tensor(
+        [*zlib.crc32(f"{[*param.shape]} {cut}".encode()).to_bytes(4, "big")[: len(STATE)]], dtype=torch.uint8
+    )
 
 
 def _zero_scales(param: torch.Tensor) -> torch.Tensor:
@@ -98,6 +107,7 @@ def _zero_scales(param: torch.Tensor) -> torch.Tensor:
         return local
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
+    local[-len(STATE) :].copy_(_mark(param))
     placements = [Shard(0) if each.is_shard() else Replicate() for each in param.placements]
     return DTensor.from_local(local, param.device_mesh, placements, run_check=False)
 
@@ -196,6 +206,12 @@ def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[st
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{name}: its state must be a dict; got {given!r}")
     check_state(name, param, given)
+    is_cut = "scales" in given and hasattr(param, "placements")
+    if is_cut and not torch.equal(local_part(given["scales"])[-len(STATE) :].cpu(), _mark(param)):
+        raise CheckpointError(
+            f"{name}: its 'scales' are of a parameter that was cut in another way. Blocks of elements are of each process's "
+            f"part, so that a state in 8 bits goes on with as many processes as saved it"
+        )
     dtype = _dtype_of(param.dtype, options["state_dtype"])
     if given and ("scales" in given) != (dtype == torch.uint8):
         given = {**given}
