@@ -121,8 +121,8 @@ class Operands:
                 raise self.error(f"'{text}' read as .{kind}")
             return f"{c_type(kind)}({SPECIAL[text]})"
         if kind == "pred":
-            if text in ("0", "1"):
-                return ("false", "true")[int(text)]
+            if number(text) is not None:
+                return "true" if number(text) else "false"
             raise self.error(f"'{text}' is no predicate")
         whole = number(text)
         if whole is not None and not is_float(kind):
