@@ -1,4 +1,4 @@
-"""Makes a module of PTX text that the driver stand-in loads: a unit for each kernel, compiled once, kept by what it is made of."""
+"""Makes what the driver stand-in loads of PTX text: a unit for each kernel, compiled once and kept."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from .text import SCALAR_TYPES, Entry, Instruction, Label, Module, PTXError, Reg
 
 FAMILIES = arithmetic.FAMILIES | conversions.FAMILIES | memory.FAMILIES | threads.FAMILIES
 # registers that nothing was written to hold what no test can take for right
-POISON = {"bool": "true", "float": "__builtin_nanf(\"\")", "double": "__builtin_nan(\"\")"}
+POISON = {"bool": "true", "float": '__builtin_nanf("")', "double": '__builtin_nan("")'}
 VISIBLE = 'extern "C" __attribute__((visibility("default")))'
 
 
@@ -152,7 +152,8 @@ class Kernel:
 
     def _lines(self) -> list[str]:
         lines, count = [], 0
-        for self._at, statement in enumerate(self.entry.body):
+        for at, statement in enumerate(self.entry.body):
+            self._at = at
             if isinstance(statement, Scope):
                 count += statement.opens
                 self._scopes = [*self._scopes, count] if statement.opens else self._scopes[:-1]
@@ -172,9 +173,14 @@ class Kernel:
             f"    {c_type(kind)} {register} = {POISON.get(c_type(kind), f'{c_type(kind)}(0xCDCDCDCDCDCDCDCDull)')};"
             for register, kind in sorted(self._used.items())
         ]
-        shared = f"shared" if self._shared else "nullptr"
+        shared = "shared" if self._shared else "nullptr"
         whole = f'{{"{name}", arguments, {self._total}, {shared}, {self._shared}, {self._dynamic_at}}}'
-        parts = ['#include "ptx_integers.h"', '#include "ptx_memory.h"', '#include "ptx_numbers.h"', '#include "ptx_threads.h"']
+        parts = [
+            '#include "ptx_integers.h"',
+            '#include "ptx_memory.h"',
+            '#include "ptx_numbers.h"',
+            '#include "ptx_threads.h"',
+        ]
         for variable in self.globals:
             parts.append(f'extern "C" unsigned char v_{_identifier(variable.name)}[] __asm__("{variable.name}");')
         if self._shared:
@@ -193,9 +199,12 @@ class Kernel:
             "static void run(void *, const char *arguments) { kernel(arguments); }",
             f"static const size_t sizes[] = {{{', '.join(map(str, [*self._sizes, 0]))}}};",
             f"static const size_t offsets[] = {{{', '.join(map(str, [*self._offsets, 0]))}}};",
-            f'static cusim::Kernel description = {{"{name}", reinterpret_cast<void *>(kernel), run, {len(self._sizes)}, sizes, '
-            f"offsets, {self._total}, false, {self.entry.most_threads}, {str(self.entry.exactly).lower()}, nullptr}};",
-            "__attribute__((constructor)) static void join() { description.next = cusim_kernels; cusim_kernels = &description; }",
+            "static cusim::Kernel description = {",
+            f'    "{name}", reinterpret_cast<void *>(kernel), run, {len(self._sizes)}, sizes, offsets, {self._total}, false,',
+            f"    {self.entry.most_threads}, {str(self.entry.exactly).lower()}, nullptr}};",
+            "__attribute__((constructor)) static void join() {",
+            "    description.next = cusim_kernels, cusim_kernels = &description;",
+            "}",
         ]
         return "\n".join(parts) + "\n"
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from .arithmetic import Write
 from .operands import Operands, c_type, width
 
-TYPES = tuple(f"{k}{w}" for k in "bus" for w in (8, 16, 32, 64)) + ("f32", "f64")
+TYPES = (*(f"{k}{w}" for k in "bus" for w in (8, 16, 32, 64)), "f32", "f64")
 SPACES = {"": "GENERIC", "global": "GLOBAL", "shared": "SHARED", "local": "LOCAL", "param": "PARAM", "const": "CONSTANT"}
 SCOPES = ("cta", "cluster", "gpu", "sys")
 LOAD_HINTS = ("ca", "cg", "cs", "lu", "cv")
 STORE_HINTS = ("wb", "cg", "cs", "wt")
 PREFETCHES = ("L2::64B", "L2::128B", "L2::256B")
-EVICTIONS = tuple(f"L{n}::{what}" for n in (1, 2) for what in (
-    "evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate"))
+EVICTIONS = tuple(
+    f"L{n}::{what}"
+    for n in (1, 2)
+    for what in ("evict_normal", "evict_unchanged", "evict_first", "evict_last", "no_allocate")
+)
 VECTORS = {"": 1, "v2": 2, "v4": 4}
 
 
@@ -136,5 +139,12 @@ def prefetch(o: Operands) -> str:
 
 
 FAMILIES: dict[str, Write] = {
-    **{"ld": ld, "ldu": ld, "st": st, "atom": atom, "red": atom, "membar": fence, "fence": fence, "prefetch": prefetch},
+    "ld": ld,
+    "ldu": ld,
+    "st": st,
+    "atom": atom,
+    "red": atom,
+    "membar": fence,
+    "fence": fence,
+    "prefetch": prefetch,
 }

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from .kernel import Kernel
 
 NUMBER = r"[+-]?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|0[0-7]*|[1-9]\d*)U?"
-SPECIAL = {f"%{name}.{axis}": f"{array}[{i}]" for i, axis in enumerate("xyz") for name, array in [
-    ("tid", "threadIdx"), ("ctaid", "blockIdx"), ("ntid", "blockDim"), ("nctaid", "gridDim")]}
+SPECIAL = {
+    f"%{name}.{axis}": f"{array}[{i}]"
+    for i, axis in enumerate("xyz")
+    for name, array in [("tid", "threadIdx"), ("ctaid", "blockIdx"), ("ntid", "blockDim"), ("nctaid", "gridDim")]
+}
 SPECIAL |= {
     "%laneid": "ptx::lane()",
     "%warpid": "ptx::thread_number() / 32",
@@ -126,7 +129,7 @@ class Operands:
             raise self.error(f"'{text}' is no predicate")
         whole = number(text)
         if whole is not None and not is_float(kind):
-            return f"{c_type(kind)}({whole % 2 ** 64:#x}ull)"
+            return f"{c_type(kind)}({whole % 2**64:#x}ull)"
         bits = float_bits(text)
         if bits and bits[0] == kind:
             return f"ptx::bits<{c_type(kind)}>({c_type('b' + kind[1:])}({bits[1]:#x}ull))"
@@ -157,7 +160,7 @@ class Operands:
         return self.assign(self.given[index], kind, expression, loose)
 
     def assign(self, text: str, kind: str, expression: str, loose: bool = False) -> str:
-        """A statement that gives a register a value of the C++ type of ``kind``; a wider one is extended as its sign says."""
+        """Gives a register a value of the C++ type of ``kind``. ``loose``: a wider one too, extended as its sign says."""
         if text == "_":
             return f"(void)({expression});"
         found = self.kernel.register(text)

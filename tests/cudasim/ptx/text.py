@@ -168,9 +168,7 @@ def _variable(reader: _Reader, line: int, text: str) -> Variable:
         size *= int(length or 0)
     values = split(initial.strip("{}")) if initial else []
     extern = found["link"].strip() == ".extern"
-    return Variable(
-        line, found["name"], found["space"], found["type"], int(found["align"] or element), size, values, extern
-    )
+    return Variable(line, found["name"], found["space"], found["type"], int(found["align"] or element), size, values, extern)
 
 
 def _registers(line: int, text: str) -> Registers:

@@ -124,6 +124,17 @@ def nanosleep(o: Operands) -> str:
 
 
 FAMILIES: dict[str, Write] = {
-    **{"bar": bar, "barrier": bar, "shfl": shfl, "vote": vote, "match": match, "redux": redux, "activemask": activemask},
-    **{"bra": bra, "brx": brx, "ret": ret, "exit": ret, "trap": trap, "nanosleep": nanosleep},
+    "bar": bar,
+    "barrier": bar,
+    "shfl": shfl,
+    "vote": vote,
+    "match": match,
+    "redux": redux,
+    "activemask": activemask,
+    "bra": bra,
+    "brx": brx,
+    "ret": ret,
+    "exit": ret,
+    "trap": trap,
+    "nanosleep": nanosleep,
 }

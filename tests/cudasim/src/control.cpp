@@ -111,6 +111,12 @@ CONTROL(void) cusim_eager(int on) {
         for (Context *context : contexts) finish(context);
     settings.eager = on != 0;
 }
+CONTROL(int) cusim_ptx(int on) {
+    LOCKED;
+    const int before = settings.ptx;
+    settings.ptx = on != 0;
+    return before;
+}
 CONTROL(void) cusim_reset() {
     LOCKED;
     counters = Counters{};
