@@ -13,7 +13,11 @@ FLOATS = ("f32", "f64")
 BITS = ("b16", "b32", "b64")
 COMPARISONS = {
     **{name: name.upper() for name in ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num")},
-    "nan": "NAN_", "lo": "LT", "ls": "LE", "hi": "GT", "hs": "GE",
+    "nan": "NAN_",
+    "lo": "LT",
+    "ls": "LE",
+    "hi": "GT",
+    "hs": "GE",
 }
 
 
@@ -203,7 +207,8 @@ def logic(o: Operands) -> str:
         (a,) = values(o, kind, 1)
         return o.write(0, kind, f"!{a}" if kind == "pred" or o.name == "cnot" else f"{c_type(kind)}(~{a})")
     a, b = values(o, kind, 2)
-    return o.write(0, kind, f"{c_type(kind)}({a} {{'and': '&', 'or': '|', 'xor': '^'}[o.name]} {b})")
+    sign = {"and": "&", "or": "|", "xor": "^"}[o.name]
+    return o.write(0, kind, f"{c_type(kind)}({a} {sign} {b})")
 
 
 def shift(o: Operands) -> str:
@@ -324,12 +329,41 @@ def slct(o: Operands) -> str:
 
 
 FAMILIES: dict[str, Write] = {
-    "add": add, "sub": add, "addc": add_with_carry, "subc": add_with_carry, "mul": mul, "mad": mad, "madc": mad,
-    "fma": lambda o: floating(o, 3), "mul24": mul24, "mad24": mul24, "div": div, "rem": rem, "sad": sad, "dp4a": dp4a,
-    "rcp": root, "sqrt": root, "rsqrt": root, "neg": sign, "abs": sign, "min": extreme, "max": extreme,
+    "add": add,
+    "sub": add,
+    "addc": add_with_carry,
+    "subc": add_with_carry,
+    "mul": mul,
+    "mad": mad,
+    "madc": mad,
+    "fma": lambda o: floating(o, 3),
+    "mul24": mul24,
+    "mad24": mul24,
+    "div": div,
+    "rem": rem,
+    "sad": sad,
+    "dp4a": dp4a,
+    "rcp": root,
+    "sqrt": root,
+    "rsqrt": root,
+    "neg": sign,
+    "abs": sign,
+    "min": extreme,
+    "max": extreme,
     **dict.fromkeys(("ex2", "lg2", "sin", "cos", "tanh"), approximate),
     **dict.fromkeys(("and", "or", "xor", "not", "cnot"), logic),
-    "shl": shift, "shr": shift, "shf": funnel, "bfe": field, "bfi": field, "lop3": lop3, "prmt": prmt,
+    "shl": shift,
+    "shr": shift,
+    "shf": funnel,
+    "bfe": field,
+    "bfi": field,
+    "lop3": lop3,
+    "prmt": prmt,
     **dict.fromkeys(("popc", "clz", "brev", "bfind"), counted),
-    "copysign": copysign, "testp": testp, "setp": setp, "set": set_, "selp": selp, "slct": slct,
+    "copysign": copysign,
+    "testp": testp,
+    "setp": setp,
+    "set": set_,
+    "selp": selp,
+    "slct": slct,
 }
