@@ -26,8 +26,9 @@ struct Memory {
     uint64_t shared_size, dynamic_at;  // bytes of variables; the offset of what comes after them
 };
 
+constexpr uint64_t kMostShared = 227 * 1024;  // as many bytes as the buffer of device_runtime.cpp has
+
 inline char *within_shared(const Memory &memory, uint64_t offset) {
-    // what lies between, and below, is no memory: the dynamic part's check gets an address that it refuses
     return offset < memory.dynamic_at ? reinterpret_cast<char *>(memory.shared + offset)
                                       : reinterpret_cast<char *>(cusim_dynamic_shared + (offset - memory.dynamic_at));
 }
@@ -83,8 +84,10 @@ inline char *place(const Memory &memory, uint64_t address, unsigned line) {
         if (__builtin_expect(address % SIZE != 0, 0))
             cusim_host->misaligned(reinterpret_cast<const void *>(address), SIZE, memory.kernel, line);
         if (__builtin_expect(address + SIZE > memory.shared_size, 0)) {
-            if (address < memory.dynamic_at) cusim_host->outside("shared memory", address, SIZE, memory.shared_size, line);
-            cusim_host->access(within_shared(memory, address), SIZE, WRITE);  // of the launch, or beyond all of it
+            // what the launch gives has a check of its own
+            if (address < memory.dynamic_at || address >= memory.dynamic_at + kMostShared)
+                cusim_host->outside("shared memory", address, SIZE, memory.shared_size, line);
+            cusim_host->access(within_shared(memory, address), SIZE, WRITE);
         }
 #endif
         return within_shared(memory, address);

@@ -27,9 +27,12 @@ OPTIONS = ["-std=c++17", "-w", "-O1", "-ffp-contract=off", "-fwrapv", "-fno-stri
 OPTIONS += ["-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fno-stack-protector"]
 
 
+# a driver compiles whatever the PATH of the process is; and g++ looks for its assembler there
+ENVIRONMENT = os.environ | {"PATH": os.pathsep.join(filter(None, [os.environ.get("PATH"), os.defpath]))}
+
+
 def _compiler() -> str:
-    # a driver compiles whatever the PATH of the process is
-    found = shutil.which("g++") or shutil.which("g++", path=os.defpath)
+    found = shutil.which("g++", path=ENVIRONMENT["PATH"])
     if found is None:
         raise OSError("there is no g++")
     return found
@@ -70,7 +73,8 @@ def _make(file: Path, command: list[str], source: str | None = None) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=file.suffix)
     os.close(descriptor)
     try:
-        done = subprocess.run([*command, "-o", temporary], input=source, capture_output=True, text=True, check=False)
+        command = [*command, "-o", temporary]
+        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False, env=ENVIRONMENT)
         if done.returncode:
             raise OSError(f"g++ does not take what the PTX was translated to:\n{done.stderr[:4000]}")
         os.chmod(temporary, 0o644)

@@ -219,7 +219,7 @@ class Operands:
             expression, space = f"uint64_t({register[0]})", ""
         elif place:
             expression, space, size = place
-            room = size - offset
+            room = size and size - offset
             if size and not 0 <= offset < size:
                 raise self.error(f"offset {offset} is outside of '{base}', which has {size} bytes,")
         elif number(base) is not None:
