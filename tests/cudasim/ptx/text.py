@@ -116,10 +116,13 @@ class _Reader:
         blank = lambda found: re.sub(r"[^\n]", " ", found[0])  # noqa: E731
         self.text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text.replace("\0", ""), flags=re.DOTALL)
         self.at = 0
+        self._counted, self._line = 0, 1
 
     @property
     def line(self) -> int:
-        return self.text.count("\n", 0, self.at) + 1
+        self._line += self.text.count("\n", self._counted, self.at)
+        self._counted = self.at
+        return self._line
 
     def error(self, what: str) -> PTXError:
         return PTXError(self.line, what)
