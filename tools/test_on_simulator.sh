@@ -2,6 +2,7 @@
 # Runs the tests that use CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library
 # is compiled with the rest, in place.
 # usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also the tests that run on the CPU alone
+# Kernels run as the PTX that ships. CUSIM_PTX=0 in the environment: from their source, compiled by g++ in nvcc's place.
 # PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -31,8 +31,8 @@ FAULTS = {
     "a double's sum towards zero": (DOUBLE, r"add\.rn\.f64", "add.rz.f64", RULE),
     "a double's root towards zero": (DOUBLE, r"sqrt\.rn\.f64", "sqrt.rz.f64", RULE),
     # what is dropped of an instruction whose result the next one flushes anyway is no fault
-    "a sum not flushed": (MANY, r"add\.rn\.ftz", "add.rn", RULE),
-    "a difference the other way": (MANY, rf"(sub\.rn\.ftz\.f32 \t){F}, {F}, {F}", r"\1\2, \4, \3", RULE),
+    "a parameter not flushed": (MANY, r"(?s)(.*)add\.rn\.ftz", r"\1add.rn", RULE),
+    "a difference the other way": (MANY, rf"(sub\.s32 \t){R}, {R}, {R}", r"\1\2, \4, \3", RULE),
     "a quotient the other way": (MANY, rf"(div\.rn\.ftz\.f32 \t){F}, {F}, {F}", r"\1\2, \4, \3", RULE),
     "a product in place of a sum": (MANY, r"add\.rn\.ftz", "mul.rn.ftz", RULE),
     "two of four numbers loaded": (
@@ -49,7 +49,7 @@ FAULTS = {
     ),
     "numbers in each other's place": (MANY, rf"(ld\.global\.v4\.f32 \t)\{{{F}, {F}", r"\1{\3, \2", RULE),
     "half of an address": (MANY, r"ld\.global\.u64", "ld.global.u32", RULE),
-    "half of a parameter": (MANY, r"ld\.param\.u64", "ld.param.u32", RULE),
+    "half of a parameter": (MANY, r"ld\.param\.u64(.*_param_2\])", r"ld.param.u32\1", RULE),
     "one parameter's place taken for another's": (MANY, r"(ld\.param\.f64 .*_param_0)\+8", r"\1+16", RULE),
     "a segment's number from beside it": (MANY, r"(ld\.global\.f64 .*)\+80\]", r"\1+72]", RULE),
     "a loop that goes on too long": (MANY, r"setp\.ge\.u32", "setp.gt.u32", RULE),
