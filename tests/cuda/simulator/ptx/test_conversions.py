@@ -77,7 +77,13 @@ def test_between_floats(context, mode):
     (single,), (double,) = exact.samples(np.float32, 300, 1, 11), exact.samples(np.float64, 300, 1, 12)
     single = single.astype(np.float64)
     wide = np.concatenate(
-        [double, single, single * (1 + 2.0**-26), single * 0.9999999999, [65519.99, 65520, 5.9e-8, 2.9e-8, 65504.1]]
+        [
+            double,
+            single,
+            single * (1 + 2.0**-26),
+            single * 0.9999999999,
+            [65519.99, 65520, 65536, 65600, 7e4, 5.9e-8, 2.9e-8, 65504.1],
+        ]
     )
     wide = np.concatenate([wide, -wide])
     with np.errstate(over="ignore"):
