@@ -36,6 +36,18 @@ def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, chang
     )
 
 
+@pytest.mark.parametrize("file", ["rmsprop_graves", "nets"])
+def test_the_shipped_ptx_runs_where_the_driver_takes_it_and_the_source_where_not(kernels, simulator, monkeypatch, file):
+    compiled, real = [], kernels.compiled
+    monkeypatch.setattr(kernels, "compiled", lambda *arguments: compiled.append(arguments[0]) or real(*arguments))
+    with simulator.ptx(True):
+        kernels._module.__wrapped__(file)
+    assert (compiled, simulator.counters()["ptx_modules"]) == ([], 1)
+    with simulator.ptx(False):
+        kernels._module.__wrapped__(file)
+    assert (compiled, simulator.counters()["ptx_modules"]) == ([file], 1)
+
+
 def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path):
     def refuse(content):
         raise kernels.driver.LogicError("an illegal memory access was encountered")

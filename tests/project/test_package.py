@@ -25,7 +25,7 @@ def modules():
         except ImportError as error:
             # what cannot be imported without PyCUDA, and without PyTorch
             without = dict.fromkeys(("kernels.cuda", "kernels.cuda_memory", "nets.ops_cuda"), "pycuda")
-            without |= dict.fromkeys(("torch", "torch_members", "torch_plan"), "torch")
+            without |= dict.fromkeys(("torch", "torch_members", "torch_plan", "torch_state"), "torch")
             missing = without.get(info.name.removeprefix("puzzlelib_rmsprop."))
             if missing is None or missing not in str(error).lower():
                 raise
