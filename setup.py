@@ -19,9 +19,8 @@ if version.isdecimal() and int(version) < 77:
     )
 
 KERNELS = Path("puzzlelib_rmsprop", "kernels")
-SOURCES = [
-    KERNELS / name for name in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")
-]
+HEADERS = ("cpu_loops.h", "cpu_tiles.h", "int8_state.h", "rule.h", "numbers.h", "layout.h")
+SOURCES = [KERNELS / name for name in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", *HEADERS)]
 MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
 # No fused multiply-adds and no -ffast-math, whatever CXXFLAGS say, which come before: each operation is rounded once, on

@@ -61,7 +61,7 @@ def cases(device: str, suites: Iterable[str], quick: bool, names: Iterable[str])
     net = (*modes, who.ONE_THREAD, *foreign, who.CALL, *peers)
     # PyTorch takes minutes to compile a step for 1,000 variables; on a GPU the copy is in one piece
     of_many = {*modes, *foreign, *peers, who.COPY} - ({who.COPY} if device == "cuda" else set()) - {who.COMPILE}
-    types = (who.OURS, who.BFLOAT16, who.MASTER, *peers, who.COPY)
+    types = (who.OURS, who.BFLOAT16, who.INT8, who.MASTER, *peers, who.COPY)
     single = "one variable of"
     found = [
         *(Case("main", f"{single} {n:,}", [n], one) for n in dict.fromkeys((large, million))),

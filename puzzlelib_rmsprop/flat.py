@@ -29,8 +29,13 @@ class FlatBuffers(NamedTuple):
     variables: dict[np.dtype, Variable]
 
 
-def flatten(net: Any, variables: Sequence[TrackedVariable], family: Family, parts: int = 1) -> FlatBuffers:
-    """Moves variables into flat buffers of ``parts`` equal parts, one at a time, and points the net at them."""
+def flatten(
+    net: Any, variables: Sequence[TrackedVariable], family: Family, parts: int = 1, multiple: int = 1
+) -> FlatBuffers:
+    """Moves variables into flat buffers of ``parts`` equal parts, one at a time, and points the net at them.
+
+    Each begins at a multiple of ``multiple`` elements.
+    """
     params: dict[np.dtype, SharedArray] = ByDtype()
     grads: dict[np.dtype, SharedArray] = ByDtype()
     for variable in variables:
@@ -38,7 +43,7 @@ def flatten(net: Any, variables: Sequence[TrackedVariable], family: Family, part
             buffer = buffers.setdefault(variable.dtype, SharedArray(variable.dtype, family))
             buffer.register(variable.shape, variable.dtype, variable.name)
     for buffer in (*params.values(), *grads.values()):
-        buffer.build(parts)
+        buffer.build(parts, multiple)
     for variable in variables:
         name, var = variable.name, variable.var
         data, grad = params[variable.dtype][name], grads[variable.dtype][name]

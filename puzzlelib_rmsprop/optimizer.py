@@ -242,7 +242,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         if self.family is not None:
             variables = [variable for variable in self._variables if variable.var in vartable]
             parts = self.nodeinfo.gridsize if self.shardState and self.nodeinfo is not None else 1
-            flat = flatten(self.module, variables, self.family, parts)
+            flat = flatten(self.module, variables, self.family, parts, self._state_block())
             self.shParams, self.shGrads, self.globalVar = flat
             for var in flat.variables.values() if self.nodeinfo is not None else ():
                 self.nodeinfo.broadcastBuffer("data", self.family.buffer(var.data))  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,7 @@ class Plan:
         held: the arrays, or what holds their memory, that the table was made of.
         table: the segments as the kernels take them; None where ``updateVar`` updates one after the other. The next plan
             takes it over, where that is of the same arrays, and tells it new rates.
+        alone: where there is none, what ``updateVar`` packed for each segment, by the identity of its Variable.
         hooks: the optimizer's.
         statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
         largest_rate: the largest learnRate of a variable.
@@ -107,6 +109,7 @@ class Plan:
     frozen: tuple[Segment, ...]
     held: list[Any] = field(default_factory=list)
     table: Any = None
+    alone: dict[int, Any] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
     statistics: dict[StatisticsHook, tuple[Any, Any]] = field(default_factory=dict)
     largest_rate: float = 0.0
@@ -120,6 +123,11 @@ class Plan:
             if hook._record is not record:
                 return False
         return same_objects(self.hooks, hooks)
+
+    @cached_property
+    def by_variable(self) -> dict[int, Segment]:
+        """The segments by the identity of the Variable that ``updateVar`` gets."""
+        return {id(segment.var): segment for segment in self.segments}
 
 
 class PlanMethods:
@@ -156,6 +164,10 @@ class PlanMethods:
             plan = _make_plan(self, hooks, self._former)
             self._plan, self._former = plan, None
         return plan
+
+    def _state_block(self) -> int:
+        """So many elements of a variable, a power of two, have state that only goes together."""
+        return 1
 
     def _updates_one_by_one(self) -> bool:
         """Whether each variable is a segment of its own in global mode as well."""
@@ -241,6 +253,7 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         tuple(segment for segment in segments if segment.frozen),
         held,
         table,
+        {} if table is not None else _packed_alone(optimizer, segments, former),
         list(hooks),
         _statistics(optimizer, hooks),
         largest_rate,
@@ -248,6 +261,14 @@ def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) 
         _idle(hooks, largest_rate, largest_wc),
         set() if former is None else former.told,
     )
+
+
+def _packed_alone(optimizer: Optimizer, segments: Sequence[Segment], former: Plan | None) -> dict[int, Any]:
+    before = {} if former is None else former.alone
+    packed = {id(segment.var): before.get(id(segment.var)) for segment in segments}
+    if getattr(optimizer, "capturable", False):
+        packed[0] = {**before, 0: None}  # a graph may still replay on the last plan's
+    return packed
 
 
 def _read_rates(

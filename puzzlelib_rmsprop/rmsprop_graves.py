@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import kernels
-from .arrays import Family, check, check_dtype, common_family, dtype_of, family_of, refuse_overlap, same_memory, shape_of
+from .arrays import Family, common_family, dtype_of, family_of, refuse_overlap, same_memory, shape_of
 from .checkpoint import MeanSquare
-from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, VariableError, warn
+from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, warn
+from .graves_state import GravesState, arrays_of, check_segment, check_state, kernel_segment, state_of
 from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype, seeds_of
+from .kernels.layout import BLOCK
 from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
 from .plan import Plan
@@ -26,15 +27,6 @@ __all__ = ["RMSPropGraves"]
 
 _ZERO = StepOptions(zeroGrad=True)
 _HYPER = ("learnRate", "alpha", "momRate", "epsilon")
-
-
-class GravesState(dict):
-    """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
-
-    def __missing__(self, key: Any) -> Any:
-        if key == "ms" and "variance" in self:
-            raise KeyError("there is no 'ms' any more: 'variance' took its place, and ms is variance + mg*mg")
-        raise KeyError(key)
 
 
 def _checked_seed(name: str, value: Any) -> int:
@@ -71,7 +63,9 @@ class RMSPropGraves(Optimizer):
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
         gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
         stateDtype: dtype of the state; None is that of the arithmetic. ``"bfloat16"`` takes 6 bytes a parameter in place of
-            12 (float64 parameters keep theirs); it is rounded at random, so that small changes add up on average.
+            12, ``"int8"`` 3.05: 8 bits for each number and a scale for each block of 64 elements (see
+            :class:`~puzzlelib_rmsprop.arrays.QuantizedArray`). Both are rounded at random, so that small changes add up on
+            average. float64 parameters keep float64 state.
         masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that,
             so that steps too small for 16 bits are not lost. A parameter that you write yourself counts, not its copy.
         fuseZeroGrad: zero each gradient while the update reads it. The first ``zeroGradParams()`` after that costs
@@ -82,7 +76,7 @@ class RMSPropGraves(Optimizer):
             graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
             (SetupError). Take one update before the capture: the first allocates, which a capture forbids. ``t`` does not
             count replays, and after a variable's own rates or arrays, or a hook, were changed the graph has to be captured
-            anew. Not with ``stateDtype="bfloat16"``, whose rounding follows ``t``, and not in a group of processes
+            anew. Not with ``stateDtype``, as the rounding follows ``t``, and not in a group of processes
             (SetupError).
         shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
             averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
@@ -162,7 +156,9 @@ class RMSPropGraves(Optimizer):
 
     def _check_options(self) -> None:
         if self.capturable and self.stateDtype is not None:
-            raise HyperParameterError("capturable=True does not go with stateDtype='bfloat16', whose rounding follows t")
+            raise HyperParameterError(
+                f"capturable=True does not go with stateDtype={self.stateDtype.name!r}, whose rounding follows t"
+            )
 
     def _check_setup(self, family: Family | None) -> None:
         self._check_options()
@@ -195,7 +191,7 @@ class RMSPropGraves(Optimizer):
         """Zeros for ``mg``, ``variance`` and ``delta``, arrays of ``var.data``'s family; with masterWeights a ``master``."""
         family, own = family_of(var.data), dtype_of(var.data)
         shape, dtype = shape_of(var.data), self._dtype_of_state(own)
-        state = GravesState({entity: family.zeros(shape, dtype) for entity in STATE})
+        state = state_of(family, shape, dtype)
         if self._has_master(own):
             state["master"] = family.zeros(shape, np.dtype(np.float32))
             family.set(state["master"], family.get(var.data).astype(np.float32))
@@ -212,7 +208,7 @@ class RMSPropGraves(Optimizer):
         return real_dtype(dtype) if self.stateDtype is None or dtype == np.float64 else self.stateDtype
 
     def _rounds_randomly(self, dtype: np.dtype) -> bool:
-        return self._dtype_of_state(dtype).name == "bfloat16"
+        return self._dtype_of_state(dtype).name in ("bfloat16", "int8")
 
     def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
         """The entities of the state of parameters of ``dtype``."""
@@ -246,6 +242,9 @@ class RMSPropGraves(Optimizer):
         # what the random rounding goes on with
         self.seed = options.get("seed", self.seed)
 
+    def _state_block(self) -> int:
+        return BLOCK if self.stateDtype == np.int8 else 1
+
     def _updates_one_by_one(self) -> bool:
         # an element's random numbers are found by the name of its variable and its index there
         return self.stateDtype is not None
@@ -271,13 +270,18 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
             HyperParameterError: a rate of the variable is no number.
         """
-        name = str(getattr(var, "name", "?"))
+        # a Variable's own name may be a running number, and random rounding is of the name in the net
+        planned = None if self._plan is None else self._plan.by_variable.get(id(var))
+        name, first = (str(getattr(var, "name", "?")), 0) if planned is None else (planned.name, planned.first)
         rates = rates_of(f"variable {name!r}", var)
         check_rates(f"variable {name!r}", *rates)
-        segment = Segment(name, var, var.data, var.grad, state, rates)
+        segment = Segment(name, var, var.data, var.grad, state, rates, first=first)
         options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
-        _, table = self._pack([segment], common_family(var.data, var.grad))
-        table.update(self._hyper(), stream, options)
+        known = {} if self._plan is None else self._plan.alone
+        packed = self._pack([segment], common_family(var.data, var.grad), known.get(id(var)))
+        if id(var) in known:
+            known[id(var)] = packed  # to make it anew at each step, the host would have to wait for the device
+        packed.table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
         # a subclass, or an instance, has a rule, or something around the rule, of its own
@@ -310,25 +314,25 @@ class RMSPropGraves(Optimizer):
     def _make_table(self, segments: Sequence[Segment], family: Family, former: Plan | None) -> tuple[list[Any], Any]:
         return self._pack(segments, family, former) if self._fuses() else ([], None)
 
-    def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | None = None) -> tuple[list[Any], Any]:
+    def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | _Packed | None = None) -> _Packed:
         """Checks the segments and packs them; where their memory is that of a former table, it is told the rates."""
         for segment in segments:
-            _check_state(segment, self._dtypes(segment.dtype))
+            check_state(segment, self._dtypes(segment.dtype))
         # by identity: then nothing else has to be checked, or packed, again
-        held = [family.held(array) for segment in segments for _, array in _arrays(segment)]
+        held = [family.held(array) for segment in segments for _, array in arrays_of(segment)]
         rates = [segment.rates for segment in segments]
         if former is not None and former.table is not None and same_memory(held, former.held):
             if rates != former.table.rates:
                 _tell_rates(former.table, rates)
-            return held, former.table
+            return _Packed(held, former.table)
         extents = []
         for segment in segments:
-            _check(segment, family, self._dtypes(segment.dtype))
-            for what, array in _arrays(segment):
+            check_segment(segment, family, self._dtypes(segment.dtype))
+            for what, array in arrays_of(segment):
                 extents.append((f"variable {segment.name!r}: its {what}", family.address(array), family.nbytes(array)))
         refuse_overlap(extents)
-        arrays = [array for segment in segments for _, array in _arrays(segment)]
-        table = family.table([_kernel_segment(segment, family) for segment in segments], arrays)
+        arrays = [array for segment in segments for _, array in arrays_of(segment)]
+        table = family.table([kernel_segment(segment, family) for segment in segments], arrays)
         _tell_rates(table, rates)
         if self.capturable:
             if self._live is None:
@@ -338,7 +342,12 @@ class RMSPropGraves(Optimizer):
             table.former = None if former is None else former.table  # a graph may still replay on its memory
             if table.former is not None:
                 table.former.former = None
-        return held, table
+        return _Packed(held, table)
+
+
+class _Packed(NamedTuple):
+    held: list[Any]  # arrays, or what holds their memory
+    table: Any
 
 
 def _tell_rates(table: Any, rates: list[Rates]) -> None:
@@ -358,34 +367,3 @@ def _refuse_rate(hyper: Hyper, plan: Plan) -> None:
                 f"variable {segment.name!r}: learnRate {abs(hyper.learnRate):g} times its own, {segment.rates[0]:g}, is "
                 f"beyond float32"
             )
-
-
-def _arrays(segment: Segment) -> list[tuple[str, Any]]:
-    state = segment.state
-    found = [("data", segment.data), ("gradient", segment.grad), *((entity, state[entity]) for entity in STATE)]
-    return [*found, ("master", state["master"])] if "master" in state else found
-
-
-def _kernel_segment(segment: Segment, family: Family) -> kernels.Segment:
-    param, grad, mg, variance, delta, *rest = (family.address(array) for _, array in _arrays(segment))
-    state = dtype_of(segment.state["mg"]).name
-    key, master = zlib.crc32(segment.name.encode()), rest[0] if rest else 0
-    size = family.size(segment.data)
-    return kernels.Segment(segment.dtype.name, state, param, grad, size, mg, variance, delta, master, segment.first, key)
-
-
-def _check_state(segment: Segment, dtypes: dict[str, np.dtype]) -> None:
-    """Whether the state of a segment has all its arrays."""
-    if not isinstance(segment.state, Mapping):
-        raise VariableError(f"variable {segment.name!r}: its state must be a dict of arrays; got {segment.state!r}")
-    missing = dtypes.keys() - segment.state.keys()
-    if missing:
-        raise VariableError(f"variable {segment.name!r}: its state lacks {', '.join(sorted(missing))}")
-
-
-def _check(segment: Segment, family: Family, dtypes: dict[str, np.dtype]) -> None:
-    """Every array of a segment: its family, dtype, shape, and whether the kernel can work on it in place."""
-    name = segment.name
-    check_dtype(name, family, segment.dtype)
-    for what, array in _arrays(segment):
-        check(name, what, array, family, dtypes.get(what, segment.dtype), shape_of(segment.data))

@@ -17,8 +17,8 @@ try:
 except ImportError as error:
     raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install torch") from error
 
-from .torch_members import copied_state
 from .torch_plan import Plan, Settings
+from .torch_state import copied_state
 
 __all__ = ["RMSpropGraves"]
 
@@ -39,9 +39,12 @@ def _lr(name: str, value: Any) -> Any:
 
 
 def _state_dtype(name: str, value: Any) -> torch.dtype | None:
-    if value in (None, torch.bfloat16, "bfloat16"):
-        return None if value is None else torch.bfloat16
-    raise HyperParameterError(f"{name} must be None or torch.bfloat16; got {value!r}")
+    for known in (torch.bfloat16, torch.int8):
+        if value in (known, str(known).removeprefix("torch.")):
+            return known
+    if value is None:
+        return None
+    raise HyperParameterError(f"{name} must be None, torch.bfloat16 or torch.int8; got {value!r}")
 
 
 # what each option of a group has to be
@@ -89,14 +92,21 @@ class RMSpropGraves(torch.optim.Optimizer):
         centered: False leaves the mean of the gradient out: ``grad_avg`` stays 0 and ``grad_var`` is ``E[g*g]``.
         maximize: take steps up the gradient.
         initial_square_avg: what ``grad_var`` starts at; TensorFlow 1 and its ports start at 1.
-        state_dtype: None: float32, or float64 for float64 parameters. ``torch.bfloat16``: half of that, rounded at random so
-            that small changes add up on average; float64 parameters keep float64.
+        state_dtype: None: float32, or float64 for float64 parameters, 12 or 24 bytes an element. ``torch.bfloat16``: 6 bytes,
+            ``torch.int8``: 3.05, rounded at random so that small changes add up on average; float64 and complex parameters
+            keep what they have.
         master_weights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that. A
             parameter that you write yourself counts, not its copy.
         capturable: allow :meth:`step` to be captured in a CUDA graph; all parameters are then on CUDA devices.
 
     Each is an option of parameter groups as well. The state of a parameter is made at its first step with a gradient:
     ``step``, ``grad_avg``, ``grad_var``, ``momentum_buffer`` (and ``master``). :meth:`load_state_dict` keeps their dtypes.
+
+    With ``state_dtype=torch.int8`` those three are codes, uint8, and there are ``scales``, uint8: 3 for each 64 elements that
+    follow each other in memory, one for each of the three. Codes say nothing without them, nor in another order in memory. Of
+    a DTensor, as FSDP2 makes them, the blocks are of each process's part: its state in 8 bits goes on with as many processes
+    as saved it. To read the numbers, or to go on with other processes, change ``state_dtype`` in a group, or in a state_dict
+    before it is loaded: the state is turned into that.
 
     Raises:
         ValueError: an option is no number or out of range, here, in a group, or when it was changed, at the next step.
@@ -239,6 +249,9 @@ class RMSpropGraves(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the state that :meth:`state_dict` of this class gave, or of another RMSprop.
+
+        Options come with it, ``state_dtype`` too. Write another into ``state_dict["param_groups"]`` before, or into the groups
+        after, and the state is turned into that, each number rounded to the nearest.
 
         The state of ``torch.optim.RMSprop``, timm's ``RMSpropTF`` and Stable-Baselines3's ``RMSpropTFLike`` is turned into
         this one's, and a CheckpointWarning says so: :func:`puzzlelib_rmsprop.convert.fromTorch` has the rules.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,106 +9,26 @@ from typing import Any
 import torch
 
 from .arrays import refuse_overlap
-from .errors import ArrayError, CheckpointError, VariableError
+from .errors import ArrayError, VariableError
 from .kernels import Segment
-from .validation import plain_number
+from .torch_state import (
+    ENTITIES,
+    REAL,
+    STATE,
+    decoded,
+    encode,
+    fit_master,
+    fit_state,
+    is_dense,
+    local_part,
+    make_state,
+    same_order,
+)  # fmt: skip
 
-__all__ = ["STATE", "Member", "check_state", "copied_state", "local_part", "make_state"]
+__all__ = ["Member", "refuse_shared_memory"]
 
-STATE = ("grad_avg", "grad_var", "momentum_buffer")  # in the kernels' order
-_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 _NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float64: "float64"}
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a DTensor that this process holds; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether its elements fill their memory without gaps, in whatever order."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-def _same_order(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return (first.is_contiguous() and second.is_contiguous()) or first.stride() == second.stride()
-
-
-def _state_dtype_of(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    """The dtype of the state of parameters of ``dtype``, where the group's ``state_dtype`` is ``wanted``."""
-    wide = _REAL.get(dtype, dtype) == torch.float64
-    if dtype.is_complex:
-        return torch.complex128 if wide else torch.complex64
-    return torch.float64 if wide else wanted or torch.float32
-
-
-def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a parameter before its first step."""
-    dtype = _state_dtype_of(param.dtype, options["state_dtype"])
-    state = {name: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for name in STATE}
-    square = options["initial_square_avg"]
-    if square:
-        variance = state["grad_var"]
-        (torch.view_as_real(variance) if dtype.is_complex else variance).fill_(square)
-    return {"step": torch.zeros((), dtype=torch.float32), **state}
-
-
-def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the state of a parameter, in the dtypes that it has here.
-
-    Args:
-        name: what error messages call the parameter.
-        param: the parameter.
-        given: its state in a state_dict.
-        options: those of its group.
-
-    Raises:
-        ValueError: the state does not fit the parameter.
-    """
-    if not isinstance(given, Mapping):
-        raise CheckpointError(f"{name}: its state must be a dict; got {given!r}")
-    check_state(name, param, given)
-    found = {}
-    for key, value in given.items():
-        if key == "step":
-            value = torch.as_tensor(value, dtype=torch.float32).reshape(()).clone()
-        elif key in (*STATE, "master"):
-            dtype = _state_dtype_of(param.dtype, None if key == "master" else options["state_dtype"])
-            value = value.detach().to(device=param.device, dtype=dtype, copy=True)
-        elif isinstance(value, torch.Tensor):
-            value = value.to(device=param.device, copy=True)
-        found[key] = value
-    return found
-
-
-def check_state(name: str, param: torch.Tensor, state: Mapping[str, Any]) -> None:
-    """Raises ValueError where the state of a parameter, if there is any, does not fit it."""
-    for key in ("step", *STATE) if state else ():
-        if key not in state:
-            raise CheckpointError(f"{name}: its state lacks {key!r}; it has {', '.join(map(repr, state))}")
-    for key in (*STATE, "master"):
-        value = state.get(key)
-        if key not in state:
-            continue
-        if not isinstance(value, torch.Tensor) or value.shape != param.shape:
-            got = tuple(value.shape) if isinstance(value, torch.Tensor) else repr(value)
-            raise CheckpointError(f"{name}: {key!r} must be a tensor of shape {tuple(param.shape)}; got {got}")
-        if value.layout is not torch.strided or value.is_meta or value.is_complex() != param.is_complex():
-            raise CheckpointError(
-                f"{name}: {key!r} must be a dense tensor, {'' if param.is_complex() else 'not '}complex; got one of "
-                f"{value.dtype} and {value.layout} on {value.device}"
-            )
-    step = plain_number(state.get("step", 0.0))
-    if isinstance(step, torch.Tensor) or not isinstance(step, int | float) or not 0 <= step < math.inf:
-        raise CheckpointError(f"{name}: 'step' must be a number of steps, at least 0; got {state['step']!r}")
+_STATE_NAMES = {**_NAMES, torch.uint8: "int8"}
 
 
 class Member:
@@ -129,7 +48,7 @@ class Member:
         self.placements = getattr(tensor, "placements", None)
         local = local_part(tensor)
         self.dtype, self.device = local.dtype, local.device
-        self.stored = _REAL.get(local.dtype, local.dtype)
+        self.stored = REAL.get(local.dtype, local.dtype)
         if self.device.type not in ("cpu", "cuda"):
             raise VariableError(f"{name}: its device must be a CPU or a CUDA device; got {self.device}")
         if self.stored not in _NAMES:
@@ -140,7 +59,7 @@ class Member:
             raise VariableError(
                 f"{name}: it has no memory of its own, as tensors of some subclasses; got {type(local).__name__}"
             )
-        if not _is_dense(local) and local.numel() and len(_addresses(local).unique()) < local.numel():
+        if not is_dense(local) and local.numel() and len(_addresses(local).unique()) < local.numel():
             raise VariableError(f"{name}: its elements share memory, as after expand(): use param.contiguous()")
         self.numel, self.shape, self.strides, self.is_contiguous = (
             local.numel(),
@@ -150,7 +69,7 @@ class Member:
         )
         self._is_complex, self._is_neg, self._is_conj = local.is_complex(), local.is_neg(), local.is_conj()
         # what is worked on in place, or a copy without gaps
-        self.is_copied = not _is_dense(local) or self._is_neg or self._is_conj
+        self.is_copied = not is_dense(local) or self._is_neg or self._is_conj
         self.work = torch.empty_like(local) if self.is_copied else local.detach()
         self.own_state: dict[str, Any] = {}  # until one is attached
         # nothing about the gradient has to be looked at but the usual
@@ -172,24 +91,25 @@ class Member:
             state["master"] = self.tensor.detach().to(wide, memory_format=torch.preserve_format, copy=True)
         self.own_state = state
         self._options = options["state_dtype"], options["master_weights"]
-        self.buffers = [self._buffer(state, entity, options["state_dtype"]) for entity in STATE]
+        fit_state(state, self.tensor, options["state_dtype"], self.work)
+        entities = [entity for entity in (*STATE, "scales") if entity in state]
         if options["master_weights"] and self.stored.itemsize == 2:
-            self.buffers.append(self._buffer(state, "master", None))
+            fit_master(state, self.tensor, self.work)
+            entities.append("master")
+        self.buffers = {entity: local_part(state[entity]) for entity in entities}
         self.note_memory()
-
-    def _buffer(self, state: dict[str, Any], entity: str, wanted: torch.dtype | None) -> torch.Tensor:
-        """The memory of one entity of the state."""
-        local, dtype = local_part(state[entity]), _state_dtype_of(self.dtype, wanted)
-        is_lazy = local.is_neg() or local.is_conj()
-        if local.dtype != dtype or local.device != self.device or is_lazy or not _same_order(local, self.work):
-            like = torch.zeros_like(self.tensor, dtype=dtype, memory_format=torch.preserve_format)
-            state[entity] = like.copy_(state[entity])
-            local = local_part(state[entity])
-        return local
 
     def uncenter(self) -> None:
         """Makes the state that of RMSProp that is not centered: no mean, and the mean square in the variance's place."""
-        mean, variance = (torch.view_as_real(b) if b.is_complex() else b for b in self.buffers[:2])
+        if "scales" in self.buffers:
+            if self.buffers["grad_avg"].any():
+                mean, variance = (decoded(self.buffers, entity) for entity in STATE[:2])
+                encode(self.buffers, "grad_var", variance.addcmul_(mean, mean))
+                encode(self.buffers, "grad_avg", mean.zero_())
+            return
+        mean, variance = (self.buffers[entity] for entity in STATE[:2])
+        if mean.is_complex():
+            mean, variance = torch.view_as_real(mean), torch.view_as_real(variance)
         variance.addcmul_(mean, mean)
         mean.zero_()
 
@@ -200,7 +120,7 @@ class Member:
             and tensor is self.tensor
             and state is self.own_state
             and self._options == (options["state_dtype"], options["master_weights"])
-            and all(local_part(state.get(e, tensor)) is b for e, b in zip((*STATE, "master"), self.buffers, strict=False))
+            and all(local_part(state.get(entity, tensor)) is buffer for entity, buffer in self.buffers.items())
             and state.get("step") is self._kept[0][0]
             and self.is_unchanged(tensor)
         )
@@ -208,7 +128,7 @@ class Member:
     def note_memory(self) -> None:
         """Keeps where everything lies, for :meth:`is_unchanged`."""
         self._address = local_part(self.tensor).data_ptr()
-        self._kept = [(kept, kept.data_ptr()) for kept in (self.own_state["step"], *self.buffers)]
+        self._kept = [(kept, kept.data_ptr()) for kept in (self.own_state["step"], *self.buffers.values())]
 
     def is_unchanged(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor is in the memory that this one was made for, and so is the state."""
@@ -249,18 +169,19 @@ class Member:
                 raise VariableError(f"{self.name}: its gradient must be of {what} {own}, the parameter's; got {found}")
         if grad.numel() and not grad.data_ptr():
             raise VariableError(f"{self.name}: its gradient has no memory of its own; got {type(grad).__name__}")
-        if grad.is_neg() or grad.is_conj() or not _same_order(grad, self.work):
+        if grad.is_neg() or grad.is_conj() or not same_order(grad, self.work):
             return torch.empty_like(self.work).copy_(grad.detach())
         return grad
 
     def segment(self, key: str) -> Segment:
         """The member for the kernels, without its gradient."""
-        grad_avg, grad_var, buffer, *master = (each.data_ptr() for each in self.buffers)
+        grad_avg, grad_var, buffer = (self.buffers[entity] for entity in STATE)
+        scales, master = (self.buffers[e].data_ptr() if e in self.buffers else 0 for e in ("scales", "master"))
         size = self.numel * (2 if self.dtype.is_complex else 1)
-        state = _NAMES[_REAL.get(self.buffers[0].dtype, self.buffers[0].dtype)]
         return Segment(
-            _NAMES[self.stored], state, self.work.data_ptr(), 0, size, grad_avg, grad_var, buffer,
-            master[0] if master else 0, 0, zlib.crc32(key.encode()), self.group,
+            _NAMES[self.stored], _STATE_NAMES[REAL.get(grad_avg.dtype, grad_avg.dtype)], self.work.data_ptr(), 0, size,
+            grad_avg.data_ptr(), grad_var.data_ptr(), buffer.data_ptr(), scales, master, 0, zlib.crc32(key.encode()),
+            self.group,
         )  # fmt: skip
 
 
@@ -276,13 +197,13 @@ def refuse_shared_memory(members: Sequence[Member], states: Sequence[Mapping[str
     """Raises ValueError where parameters, or their states, share memory: each would be written by two steps."""
     tensors = [(member.name, local_part(member.tensor)) for member in members]
     for member, state in zip(members, states, strict=True):
-        tensors += [(f"{member.name}: {e!r}", local_part(state[e])) for e in (*STATE, "master") if e in state]
+        tensors += [(f"{member.name}: {e!r}", local_part(state[e])) for e in ENTITIES if e in state]
     tensors = [(name, tensor) for name, tensor in tensors if tensor.numel()]
-    dense = [(name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors if _is_dense(tensor)]
+    dense = [(name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors if is_dense(tensor)]
     refuse_overlap(dense)
     # between the elements of one that has gaps, those of others may lie
     for number, (name, tensor) in enumerate(tensors):
-        if _is_dense(tensor):
+        if is_dense(tensor):
             continue
         own = _addresses(tensor)
         begin, end = int(own.min()), int(own.max())

@@ -13,7 +13,8 @@ from .errors import VariableError
 from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
 from .kernels.layout import HYPER, pack_hyper
 from .kernels.look import same_arrays, same_objects
-from .torch_members import Member, check_state, local_part, refuse_shared_memory
+from .torch_members import Member, refuse_shared_memory
+from .torch_state import check_state, local_part
 
 __all__ = ["Plan", "Settings"]
 
@@ -59,7 +60,7 @@ class _Batch:
         self._is_cuda = device.type == "cuda"
         self._copied = [member for _, member in members if member.is_copied]
         segments = [member.segment(keys[number]) for number, member in members]
-        self._random = {segment.group for segment in segments if segment.state == "bfloat16"}
+        self._random = {segment.group for segment in segments if segment.state in ("bfloat16", "int8")}
         self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
         self._lives: dict[int, _LiveHyper] = {}
         self._former: list[_LiveHyper] = []  # captured launches may read them

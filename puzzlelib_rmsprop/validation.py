@@ -148,9 +148,12 @@ def learn_rate(name: str, value: Any) -> float:
 
 
 def state_dtype(dtype: Any) -> np.dtype:
-    """NumPy's bfloat16, which ml_dtypes brings. Raises HyperParameterError, DependencyError."""
-    if str(dtype) != "bfloat16" and getattr(dtype, "__name__", "") != "bfloat16":
-        raise HyperParameterError(f"stateDtype must be None or 'bfloat16'; got {shown(dtype)}")
+    """NumPy's int8, or bfloat16, which ml_dtypes brings. Raises HyperParameterError, DependencyError."""
+    name = getattr(dtype, "__name__", str(dtype))
+    if name == "int8":
+        return np.dtype(np.int8)
+    if name != "bfloat16":
+        raise HyperParameterError(f"stateDtype must be None, 'bfloat16' or 'int8'; got {shown(dtype)}")
     return bfloat16("stateDtype='bfloat16'")
 
 

@@ -195,7 +195,8 @@ class TorchDtype:
         return f"torch.{self.name}"
 
 
-TORCH_DTYPES = {name: TorchDtype(name) for name in ("float16", "bfloat16", "float32", "float64", "int64", "complex64")}
+TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "complex64")
+TORCH_DTYPES = {name: TorchDtype(name) for name in TORCH_DTYPES}
 Device = namedtuple("Device", "type index")
 DEVICE = Device("cuda", 0)
 

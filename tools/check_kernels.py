@@ -69,7 +69,7 @@ class Kernel:
         self._check_graves()
 
     def _check_graves(self) -> None:
-        found = re.fullmatch(r"graves_(?:flat|many|extended)_([a-z]+\d+)_([a-z]+\d+)(_master)?", self.name)
+        found = re.fullmatch(r"graves_(?:many|extended)_([a-z]+\d+)_([a-z]+\d+)(_master)?", self.name)
         if not found:
             return
         fused = re.findall(r"\b(?:fma|mad)\.\w*\.?(?:\w+\.)*(?:f16|f32|f64|bf16)\w*\b", self.ptx)

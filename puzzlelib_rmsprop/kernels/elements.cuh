@@ -38,16 +38,16 @@ constexpr u32 NEVER = ~u32(0);
 
 // Elements [0, n) shared among `threads` threads, of which this is number `thread`: work.at<N>(i) does N of them from
 // the i-th on. From element `aligned` on they are aligned for vectors; NEVER: nowhere.
-template <int N, class Index, class Work>
-__device__ __forceinline__ void share(const Work &work, u32 aligned, Index n, Index thread, Index threads)
+template <int N, class Work>
+__device__ __forceinline__ void share(const Work &work, u32 aligned, u32 n, u32 thread, u32 threads)
 {
-    const Index first = aligned != NEVER && aligned < n ? aligned : n;
-    const Index last = n - (n - first) % N;
-    for (Index i = first + thread * N; i < last; i += threads * N)
+    const u32 first = aligned != NEVER && aligned < n ? aligned : n;
+    const u32 last = n - (n - first) % N;
+    for (u32 i = first + thread * N; i < last; i += threads * N)
         work.template at<N>(i);
     // what is left in front of the vectors and behind them
-    const Index between = last - first;
-    for (Index i = thread; i < n - between; i += threads)
+    const u32 between = last - first;
+    for (u32 i = thread; i < n - between; i += threads)
         work.template at<1>(i < first ? i : i + between);
 }
 

@@ -18,6 +18,11 @@ constexpr int MAX_OPERATIONS = 8;  // on a gradient, in one step
 constexpr int LANES = 256;
 constexpr int CHUNK_LANES = 512;
 
+// State in 8 bits: so many elements of a variable, from its first on, share a scale, a byte for each of STATES (mg, variance,
+// delta).
+constexpr int BLOCK = 64;
+constexpr int STATES = 3;
+
 constexpr int PARALLEL_FROM = 32768;  // elements from which on a further thread of the CPU is worth its while
 
 // Hyper-parameters, in the precision of Python. alpha is one that the arithmetic's dtype can hold, beta is 1 - alpha and
@@ -29,6 +34,7 @@ struct Hyper {
 // One variable, or one part of a flat buffer: contiguous arrays that nothing else overlaps.
 struct Segment {
     u64 param, grad, mg, variance, delta;  // addresses
+    u64 scales;                            // address of those of state in 8 bits, or 0
     u64 master;                            // address of a float32 copy of 16-bit parameters, or 0
     u64 size;                              // elements
     u64 begin;                             // elements of all segments before this one
@@ -110,7 +116,7 @@ struct KernelArgs {
     {                                                                                                                   \
         sizeof(Hyper), AT(Hyper, learnRate), AT(Hyper, alpha), AT(Hyper, beta), AT(Hyper, gain), AT(Hyper, momRate),    \
             AT(Hyper, epsilon), sizeof(Segment), AT(Segment, param), AT(Segment, grad), AT(Segment, mg),                \
-            AT(Segment, variance), AT(Segment, delta), AT(Segment, master), AT(Segment, size), AT(Segment, begin),      \
+            AT(Segment, variance), AT(Segment, delta), AT(Segment, scales), AT(Segment, master), AT(Segment, size), AT(Segment, begin),      \
             AT(Segment, first), AT(Segment, learnRate), AT(Segment, momRate), AT(Segment, wc), AT(Segment, key),        \
             AT(Segment, kind), AT(Segment, group), sizeof(Chunk), AT(Chunk, segment), AT(Chunk, index),                 \
             sizeof(Operation), AT(Operation, kind), AT(Operation, value), AT(Operation, other), AT(Operation, address), \
@@ -124,7 +130,7 @@ struct KernelArgs {
             AT(ScalingPolicy, most), AT(ScalingPolicy, interval), sizeof(KernelArgs), AT(KernelArgs, segments),         \
             AT(KernelArgs, hypers), AT(KernelArgs, options), AT(KernelArgs, count), AT(KernelArgs, size),               \
             AT(KernelArgs, threads), AT(KernelArgs, chunks), AT(KernelArgs, partials), AT(KernelArgs, chunkCount),      \
-            AT(KernelArgs, statistics), AT(KernelArgs, policy), MAX_OPERATIONS, CHUNK                                   \
+            AT(KernelArgs, statistics), AT(KernelArgs, policy), MAX_OPERATIONS, CHUNK, BLOCK                            \
     }
 
 }  // namespace puzzlelib_rmsprop

@@ -15,6 +15,7 @@ from ..errors import DependencyError, SetupError
 from . import Hyper, Operation, ScalingPolicy, Segment, StepOptions
 
 __all__ = [
+    "BLOCK",
     "CHUNK",
     "CHUNKS",
     "CHUNK_LANES",
@@ -42,7 +43,7 @@ with open(os.path.join(os.path.dirname(__file__), "layout.h"), encoding="utf-8")
     _TEXT = _file.read()
 _NUMBERS = {name: int(value) for name, value in re.findall(r"constexpr int (\w+) = (\d+);", _TEXT)}
 MAX_OPERATIONS = _NUMBERS["MAX_OPERATIONS"]
-CHUNK = _NUMBERS["CHUNK"]  # elements
+CHUNK, BLOCK = _NUMBERS["CHUNK"], _NUMBERS["BLOCK"]  # elements
 LANES, CHUNK_LANES = _NUMBERS["LANES"], _NUMBERS["CHUNK_LANES"]
 PARALLEL_FROM = _NUMBERS["PARALLEL_FROM"]  # elements
 
@@ -78,6 +79,11 @@ KINDS = (
     ("bfloat16", "float32", True),
     ("float16", "bfloat16", True),
     ("bfloat16", "bfloat16", True),
+    ("float32", "int8", False),
+    ("float16", "int8", False),
+    ("bfloat16", "int8", False),
+    ("float16", "int8", True),
+    ("bfloat16", "int8", True),
 )
 _KIND = {kind: number for number, kind in enumerate(KINDS)}
 
@@ -87,11 +93,11 @@ def _numbers() -> list[int]:
     found: list[int] = []
     for each in (each for each in _STRUCTS.values() if isinstance(each, np.dtype)):
         found += [each.itemsize, *(each.fields[name][1] for name in each.names)]  # type: ignore[index, union-attr]
-    return [*found, MAX_OPERATIONS, CHUNK]
+    return [*found, MAX_OPERATIONS, CHUNK, BLOCK]
 
 
 def check_layout(numbers: Sequence[int], what: str) -> None:
-    """Raises DependencyError where ``what``, a library or module, was compiled from another layout.h."""
+    """Raises DependencyError where ``what``, a library, was compiled from another layout.h."""
     if list(numbers) != _numbers():
         raise DependencyError(f"{what} was compiled from other sources than this package's: install the package again")
 
@@ -116,7 +122,7 @@ def pack_hyper(hyper: Hyper, real: np.dtype) -> tuple[float, ...]:
 def pack_segments(segments: Sequence[Segment]) -> np.ndarray:
     """An array of ``SEGMENT``, rates 1, wc 0."""
     packed = np.zeros(len(segments), SEGMENT)
-    for name in ("param", "grad", "mg", "variance", "delta", "master", "size", "first", "key", "group"):
+    for name in ("param", "grad", "mg", "variance", "delta", "scales", "master", "size", "first", "key", "group"):
         packed[name] = [getattr(segment, name) for segment in segments]
     packed["kind"] = [_KIND[segment.dtype, segment.state, bool(segment.master)] for segment in segments]
     sizes = packed["size"].astype(np.int64)

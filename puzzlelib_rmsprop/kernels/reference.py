@@ -25,6 +25,7 @@ from . import (
     ScalingPolicy,
     Segment,
     StepOptions,
+    int8_state,
     layout,
     real_dtype,
 )
@@ -166,6 +167,13 @@ class _Tile:
         return g
 
     def update(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> None:
+        step = self._in_blocks if self.segment.state == "int8" else self._in_floats
+        param = step(g, c, decay, seed)
+        self.stored[...] = _narrowed(param, self.segment.dtype)
+        if self.segment.master:
+            self.master[...] = param
+
+    def _in_floats(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> np.ndarray:
         segment, kind = self.segment, self.segment.state
         state = [self._of(name, kind) for name in STATE]
         mg, variance, delta = (_widened(array, kind) for array in state)
@@ -173,9 +181,19 @@ class _Tile:
         random = _random(seed, segment.key, segment.first + self.low, self.size) if kind == "bfloat16" else None
         for array, x, shift in zip(state, new, (0, 16, 8), strict=True):
             array[...] = x if random is None else _randomly_rounded(x, random >> np.uint32(shift))
-        self.stored[...] = _narrowed(param, segment.dtype)
-        if segment.master:
-            self.master[...] = param
+        return param
+
+    def _in_blocks(self, g: np.ndarray, c: Coefficients, decay: Any, seed: tuple[int, int]) -> np.ndarray:
+        segment, blocks = self.segment, int8_state.blocks_of(self.size)
+        first = segment.scales + self.low // layout.BLOCK * len(STATE)
+        scales = _array(first, blocks * len(STATE), "uint8").reshape(blocks, len(STATE))
+        codes = [_array(getattr(segment, name) + self.low, self.size, "uint8") for name in STATE]
+        mg, variance, delta = (int8_state.decoded(codes[n], scales[:, n], name) for n, name in enumerate(STATE))
+        param, *new = graves(self.param, g, mg, variance, delta, c, decay)
+        numbers = _random(seed, segment.key, segment.first + self.low, self.size)[:: layout.BLOCK]
+        for n, name in enumerate(STATE):
+            codes[n][...], scales[:, n] = int8_state.encoded(new[n], name, int8_state.random_bits(numbers, name))
+        return param
 
 
 def _tiles(segment: Segment, size: int) -> list[_Tile]:

@@ -6,18 +6,18 @@
 // intermediate double may be subnormal here where the CPU has zero. The update waits for memory, so none of it costs time.
 //
 // Entry points, by the dtypes of parameter and gradient, and of the state:
-//   graves_flat_*    one segment
-//   graves_many_*    any number in one launch: a table of segments, and a list of chunks for the blocks to take
-//   graves_extended_*  the same with everything that a step does besides the rule, bfloat16 state, and, in *_master, a float32
-//                    copy of the parameters. Apart, so that the two above have registers for nothing else.
+//   graves_many_*    any number of segments in one launch: a table of them, and a list of chunks for the blocks to take
+//   graves_extended_*  the same with everything that a step does besides the rule, state in 16 and 8 bits, and, in *_master, a float32
+//                    copy of the parameters. Apart until a GPU says what one kernel would cost: registers do not (float32,
+//                    nvcc 13.0: sm_75 54 for 59 of many, sm_80 48/51, sm_90 48/54, sm_100 60/58, sm_120 48/44).
 //   statistics_*     sums of squares of gradients, a chunk each; statistics_conclude adds them
 //   operate_*        operations on one gradient, in place
-//   layout           what layout.h looks like to nvcc
 // Updates take the hyper-parameters from the launch, or, where `live` is given, from device memory, so that a launch captured
 // in a graph follows them.
 
 #define ON_CUDA
 #include "gradients.cuh"
+#include "int8_update.cuh"
 
 // named, because what lies in an unnamed one is called after the compiler's process
 namespace puzzlelib_rmsprop {
@@ -81,8 +81,8 @@ struct Update {
     {
     }
 
-    template <int N, class Index>
-    __device__ __forceinline__ void at(Index i) const
+    template <int N>
+    __device__ __forceinline__ void at(u32 i) const
     {
         Pack<Stored, N> p, g;
         Pack<State, N> m, v, d;
@@ -105,7 +105,7 @@ struct Update {
             const Real before = rp;
             graves(rp, more.operate(widen(g[k]), rp), rm, rv, rd, c);
             more.decay(rp, before, rd);
-            const u32 x = more.random(u32(i) + k);
+            const u32 x = more.random(i + k);
             store_state(rm, x, m[k]);
             store_state(rv, x >> 16, v[k]);
             store_state(rd, x >> 8, d[k]);
@@ -135,15 +135,6 @@ struct Update {
 };
 
 template <class Kind>
-__device__ __forceinline__ void flat(const Hyper &given, const Hyper *live, const Segment &segment)
-{
-    const Hyper hyper = live ? *live : given;  // a copy: a reference to one of the two would put `given` in local memory
-    const Update<Kind, Plain<typename Kind::Real>> update(segment, 0, hyper, {});
-    share<VECTOR<Kind>, u64>(update, update.aligned(), segment.size, u64(blockIdx.x) * blockDim.x + threadIdx.x,
-                        u64(gridDim.x) * blockDim.x);
-}
-
-template <class Kind>
 __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, const Segment *segments, const Chunk *chunks,
                                      u64 count)
 {
@@ -153,7 +144,7 @@ __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, cons
         const Part part(chunk, segment);
         const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
         const Update<Kind, Plain<typename Kind::Real>> update(segment, part.begin, hyper, {});
-        share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        share<VECTOR<Kind>>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
 }
 
@@ -185,10 +176,13 @@ __device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, 
                 lost = decay_of<Real>(options.decay, hyper, segment);
             __syncthreads();
         }
-        const Update<Kind, Extended<Real>> update(
-            segment, part.begin, hyper,
-            {options, operating, Random(options.seed, segment.key, segment.first + part.begin), lost});
-        share<VECTOR<Kind>, u32>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        const Extended<Real> more{options, operating, Random(options.seed, segment.key, segment.first + part.begin), lost};
+        if constexpr (sizeof(typename Kind::State) == 1) {
+            Int8Update<Kind, Extended<Real>>(segment, part.begin, hyper, more).all(part.size);
+        } else {
+            const Update<Kind, Extended<Real>> update(segment, part.begin, hyper, more);
+            share<VECTOR<Kind>>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
+        }
     }
 }
 
@@ -202,18 +196,6 @@ using namespace puzzlelib_rmsprop::KERNEL_NAMESPACE;
 
 extern "C" {
 
-// For cuda.py, which compares them with layout.py's: how many there are, and LAYOUT_NUMBERS. One thread.
-__global__ void layout(u64 *numbers)
-{
-    constexpr u64 found[] = LAYOUT_NUMBERS;
-    constexpr int COUNT = sizeof found / sizeof found[0];
-    static_assert(COUNT < 128, "cuda.py has room for 128");
-    numbers[0] = COUNT;
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i)
-        numbers[1 + i] = found[i];
-}
-
 #define EXTENDED(NAME, ...)                                                                                             \
     __global__ void __launch_bounds__(THREADS) graves_extended_##NAME(                                                  \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count, StepOptions options) \
@@ -221,10 +203,6 @@ __global__ void layout(u64 *numbers)
         extended<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
     }
 #define EVERY(NAME, ...)                                                                                              \
-    __global__ void __launch_bounds__(THREADS) graves_flat_##NAME(Hyper hyper, const Hyper *live, Segment segment)    \
-    {                                                                                                                 \
-        flat<Kind<__VA_ARGS__>>(hyper, live, segment);                                                                \
-    }                                                                                                                 \
     __global__ void __launch_bounds__(THREADS) graves_many_##NAME(                                                    \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count)                      \
     {                                                                                                                 \
@@ -243,6 +221,11 @@ EXTENDED(float16_float32_master, float16, float, float, true)
 EXTENDED(bfloat16_float32_master, bfloat16, float, float, true)
 EXTENDED(float16_bfloat16_master, float16, bfloat16, float, true)
 EXTENDED(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
+EXTENDED(float32_int8, float, int8, float, false)
+EXTENDED(float16_int8, float16, int8, float, false)
+EXTENDED(bfloat16_int8, bfloat16, int8, float, false)
+EXTENDED(float16_int8_master, float16, int8, float, true)
+EXTENDED(bfloat16_int8_master, bfloat16, int8, float, true)
 
 #define FOR_GRADIENTS(NAME, STORED, REAL)                                                                             \
     __global__ void __launch_bounds__(THREADS) statistics_##NAME(                                                     \

@@ -23,7 +23,7 @@ def sizes_of(optimizer: Optimizer, dtype: np.dtype, shards: Shards) -> tuple[int
     """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
     low, high = shards.bounds(dtype)
     shapes = {variable.name: variable.shape for variable in optimizer._variables if variable.dtype == dtype}
-    return high - low, layout(shapes, dtype, optimizer.shParams[dtype].family.alignment)[1]
+    return high - low, layout(shapes, dtype, optimizer.shParams[dtype].alignment)[1]
 
 
 def layouts(optimizer: Optimizer) -> list[VariableLayout]:

@@ -26,8 +26,8 @@ class CUDADoctor(Findings):
     """The part about GPUs: :meth:`_examine_source` and :meth:`_examine_cuda`."""
 
     def _examine_source(self) -> None:
-        shipped = cuda_source.shipped_ptx() is not None
-        self.found["CUDA kernel"] = "shipped as PTX" if shipped else "shipped as source only, for nvcc to compile"
+        text, why = cuda_source.shipped_ptx()
+        self.found["CUDA kernel"] = f"its source, for nvcc to compile: {why}" if text is None else "shipped as PTX"
 
     def _examine_cuda(self) -> None:
         self._examine_nvcc()
@@ -100,10 +100,8 @@ class CUDADoctor(Findings):
     def _examine_kernel(self, driver: Any, place: str, arch: str) -> None:
         """What the kernel is made from on this device."""
         name = f"kernel on {place}"
-        text = cuda_source.shipped_ptx()
-        if text is None:
-            why = "the package ships no PTX of this version of the source"
-        else:
+        text, why = cuda_source.shipped_ptx()
+        if text is not None:
             try:
                 driver.module_from_buffer(text)
                 self.found[name] = "the PTX that the package ships, compiled by the driver"

@@ -8,7 +8,7 @@ from puzzlelib_rmsprop.errors import SetupError
 from puzzlelib_rmsprop.kernels import SCALE, Hyper, Operation, StepOptions
 from tests.cuda import extended
 from tests.cuda.extended import plain
-from tests.cuda.variables import HYPER, make
+from tests.cuda.variables import HYPER, OneByOne, make
 from tests.standins import Net
 
 
@@ -33,6 +33,26 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
     eager.update()
     for name, var in net.vars.items():
         assert np.array_equal(var.data.get(), eager_net.getVar(name).data.get())
+
+
+def test_launches_of_an_overridden_update_var_keep_their_tables(cuda, globalState):
+    # launched again after rates that divide a flat buffer in another way
+    from pycuda import driver
+
+    net, optimizer = make(cuda, [(300,), (77,)], globalState, kind=OneByOne, capturable=True)
+    optimizer.update()
+    tables = [packed.table for key, packed in optimizer._plan.alone.items() if key]
+    launches = [group._plain for table in tables for group, _ in table._launched]
+    assert len(launches) == (1 if globalState else 2)
+    del tables
+    net.getVar("v0000").learnRate = 0.5
+    optimizer.update()
+    before = {name: var.data.get() for name, var in net.vars.items()}
+    for launch in launches:
+        launch.queue(None)
+    driver.Context.synchronize()  # the simulator says what was read after it was freed
+    for name, var in net.vars.items():
+        assert not np.array_equal(var.data.get(), before[name])
 
 
 def test_capturable_needs_a_gpu():

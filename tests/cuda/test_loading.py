@@ -1,4 +1,4 @@
-"""Loading the kernels: the shipped PTX is of this source and has every entry, and another layout is refused."""
+"""Loading the kernels: the shipped PTX is of this source and has every entry."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.errors import DependencyError
-from puzzlelib_rmsprop.kernels import cuda_source, layout, real_dtype
+from puzzlelib_rmsprop.kernels import cuda_source, real_dtype
 from tests.cuda.extended import COMBINATIONS
 from tests.cuda.variables import DTYPES
 
@@ -14,24 +14,26 @@ SOURCE = "rmsprop_graves"
 
 
 def test_the_shipped_ptx_is_of_this_source(kernels):
-    ptx = kernels.shipped_ptx(SOURCE)
-    assert ptx is not None, "run tools/make_ptx.py"
+    ptx, why = kernels.shipped_ptx(SOURCE)
+    assert ptx is not None, f"{why}: run tools/make_ptx.py"
     for dtype in DTYPES:
-        for entry in ("flat", "many"):
-            assert f".entry graves_{entry}_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
+        assert f".entry graves_many_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
 
 
 @pytest.mark.parametrize(
     "changed", ["rmsprop_graves.cu", "gradients.cuh", "elements.cuh", "rule.h", "numbers.h", "layout.h"]
 )
 def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, changed):
-    for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx"]:
+    for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx.xz"]:
         shutil.copy(cuda_source._FOLDER / name, tmp_path)
     monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
-    assert kernels.shipped_ptx(SOURCE) is not None
+    assert kernels.shipped_ptx(SOURCE)[0] is not None
     with open(tmp_path / changed, "a") as file:
         file.write("// changed\n")
-    assert kernels.shipped_ptx(SOURCE) is None
+    assert kernels.shipped_ptx(SOURCE) == (
+        None,
+        "rmsprop_graves.ptx.xz is of another source than rmsprop_graves.cu and its headers here",
+    )
 
 
 @pytest.mark.parametrize("file", ["rmsprop_graves", "nets"])
@@ -57,21 +59,9 @@ def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path
 
 
 def test_the_shipped_ptx_has_every_entry(kernels):
-    ptx = kernels.shipped_ptx("rmsprop_graves")
-    assert ptx is not None, "run tools/make_ptx.py"
+    ptx, why = kernels.shipped_ptx("rmsprop_graves")
+    assert ptx is not None, f"{why}: run tools/make_ptx.py"
     names = [f"graves_extended_{dtype}_{state}{'_master' * master}" for dtype, state, master in COMBINATIONS]
     names += [f"{kernel}_{dtype}" for kernel in ("statistics", "operate") for dtype in DTYPES]
-    for name in [*names, "statistics_conclude", "layout"]:
+    for name in [*names, "statistics_conclude"]:
         assert f".entry {name}(".encode() in ptx
-
-
-def test_another_layout_is_refused(kernels, monkeypatch):
-    from puzzlelib_rmsprop.errors import DependencyError
-
-    module = kernels._module("rmsprop_graves")
-    kernels._check_layout(module)
-    right = layout._numbers()
-    for wrong in (right[:-1], [*right, 0], [right[0] + 8, *right[1:]]):
-        monkeypatch.setattr(layout, "_numbers", lambda wrong=wrong: wrong)
-        with pytest.raises(DependencyError, match="the CUDA kernels was compiled from other sources"):
-            kernels._check_layout(module)

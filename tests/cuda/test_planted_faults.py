@@ -132,11 +132,6 @@ OF_EXTENDED = {
         "self._conclude._launch_kernel((1, 1), (layout.CHUNK_LANES, 1, 1), arguments, 0, None)",
     ),
     "segments that a captured launch loses": (LAUNCHES, "self._former.append(self._on_device)", "pass"),
-    "another layout that is not refused": (
-        LAUNCHES,
-        '    layout.check_layout(numbers[:count], "the CUDA kernels")\n',
-        "    pass\n",
-    ),
 }
 
 # In the rule's arithmetic and its edges.
@@ -185,7 +180,6 @@ CAUGHT_BY = [
         OF_EXTENDED,
         [
             *["test_extended.py", "test_operations.py", "test_random_rounding.py", "test_statistics.py"],
-            "test_loading.py::test_another_layout_is_refused",
             "test_streams.py::test_clipped_and_skipped_on_a_late_stream",
             *["test_capture.py::test_live_hyper_parameters", "test_capture.py::test_a_captured_launch_keeps_its_rows"],
         ],
@@ -206,7 +200,7 @@ def plant(package, file, right, wrong):
 @pytest.mark.parametrize(("file", "right", "wrong", "tests"), CASES)
 def test_planted_faults_are_caught(file, right, wrong, tests, simulator, kernels, tmp_path):
     # in a copy of the package and the tests, which compiles its kernels anew
-    package, ignored = tmp_path / "puzzlelib_rmsprop", shutil.ignore_patterns("__pycache__", "*.ptx", "data")
+    package, ignored = tmp_path / "puzzlelib_rmsprop", shutil.ignore_patterns("__pycache__", "*.ptx.xz", "data")
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=ignored)
     shutil.copytree(TESTS, tmp_path / "tests", ignore=ignored)
     plant(package, file, right, wrong)

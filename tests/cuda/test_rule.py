@@ -12,11 +12,11 @@ from tests.reference import Reference
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", sizes())
-@pytest.mark.parametrize("entry", ["flat", "many"])
+@pytest.mark.parametrize("entry", ["one", "many"])
 def test_every_size(kernels, dtype, size, entry):
     param, grads = start(size_of(size), dtype)
     buffers = Buffers(param, real_dtype(param.dtype))
-    factors = (1.0, 1.0) if entry == "flat" else (0.5, 0.25)
+    factors = (1.0, 1.0) if entry == "one" else (0.5, 0.25)
     table = table_of(kernels, entry, buffers, factors)
     for grad in grads:
         buffers.set_grad(grad)
@@ -25,7 +25,7 @@ def test_every_size(kernels, dtype, size, entry):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("entry", ["flat", "many"])
+@pytest.mark.parametrize("entry", ["one", "many"])
 def test_every_alignment(kernels, dtype, entry):
     # together off alignment: a head, vectors and a tail; each by another amount: element by element
     together = [(k,) * 5 for k in range(1, 9)]
@@ -118,7 +118,7 @@ def test_every_index_has_64_bits(kernels):
 def test_more_blocks_than_the_grid_has(kernels, monkeypatch):
     # the grid's stride: one block does the work of all
     monkeypatch.setattr(kernels, "_most_blocks", lambda: 1)
-    for entry, factors in (("flat", (1.0, 1.0)), ("many", (0.5, 0.5))):
+    for entry, factors in (("one", (1.0, 1.0)), ("many", (0.5, 0.5))):
         param, grads = start(3 * chunk() + 5, "float32")
         buffers = Buffers(param, np.float32)
         table = table_of(kernels, entry, buffers, factors)

@@ -8,7 +8,7 @@ from puzzlelib_rmsprop.errors import NonFiniteError, SetupError
 from puzzlelib_rmsprop.kernels import SCALE, Hyper, Operation, ScalingPolicy, StepOptions, layout
 from tests.cuda import extended
 from tests.cuda.extended import Measured, check_record, plain
-from tests.cuda.variables import HYPER, make
+from tests.cuda.variables import HYPER, OneByOne, make
 from tests.reference import Reference
 from tests.reference_extended import Statistics
 from tests.standins import Net
@@ -24,12 +24,30 @@ def test_one_launch_a_step_and_no_wait(cuda, globalState, simulator):
     counts = simulator.counters()
     # the gradients of all variables are zeroed in one go as well
     names = [launch["name"] for launch in simulator.launches()]
-    flat, many = ["graves_flat_float32_float32"], ["graves_extended_float32_float32", "graves_many_float32_float32"]
-    assert names == (flat if globalState else many) * 5
+    zeroing = [] if globalState else ["graves_extended_float32_float32"]
+    assert names == [*zeroing, "graves_many_float32_float32"] * 5
     assert counts["memsets"] == (5 if globalState else 0)
     assert simulator.blocking() == []
     assert counts["allocations"] == 0
     assert counts["copies"] == 0
+
+
+def test_an_overridden_update_var_does_not_wait(cuda, globalState, simulator):
+    net, optimizer = make(cuda, [(300,), (77,)], globalState, kind=OneByOne, masterWeights=True)
+    expected_net, expected = make(cuda, [(300,), (77,)], globalState, masterWeights=True)
+    optimizer.update()
+    simulator.reset()
+    later = 1.0 if globalState else 0.5  # other rates divide a flat buffer in another way
+    for learnRate in (1.0, 1.0, later):
+        net.getVar("v0000").learnRate = learnRate
+        optimizer.update()
+    assert simulator.blocking() == []
+    assert simulator.counters()["allocations"] == 0
+    for learnRate in (1.0, 1.0, 1.0, later):
+        expected_net.getVar("v0000").learnRate = learnRate
+        expected.update()
+    for name, var in net.vars.items():
+        assert np.array_equal(var.data.get(), expected_net.getVar(name).data.get())
 
 
 def test_rates_cost_one_repacking(cuda, globalState, simulator):

@@ -46,6 +46,7 @@ HERE = [
     contenders.FOREIGN,
     contenders.FOREIGN_LOCAL,
     contenders.BFLOAT16,
+    contenders.INT8,
     contenders.MASTER,
     contenders.FUSED,
     COPY,
@@ -60,8 +61,9 @@ HERE = [
 @pytest.mark.parametrize("name", HERE)
 def test_contenders_compute_their_formula(name):
     contender = CONTENDERS[name]
+    of_state = {contenders.BFLOAT16: "float16", contenders.INT8: "int8"}
     for dtype in contender.dtypes:
-        assert check.check(contender, dtype, CPU) <= check.TOLERANCES["float16" if name == contenders.BFLOAT16 else dtype]
+        assert check.check(contender, dtype, CPU) <= check.TOLERANCES[of_state.get(name, dtype)]
 
 
 def test_the_formula_is_the_oracles():
@@ -92,9 +94,10 @@ def test_other_formulas_are_those_of_pytorchs_plain_loop(name):
 
 
 def test_bytes_that_a_step_moves():
-    found = {name: CONTENDERS[name].bytes_moved("float32") for name in (OURS, COPY, contenders.BFLOAT16, contenders.ADAM)}
+    found = {name: CONTENDERS[name].bytes_moved("float32") for name in (OURS, COPY, contenders.BFLOAT16, contenders.INT8)}
     # param and state twice, grad once
-    assert list(found.values()) == [36, 8, 24, 28]
+    assert list(found.values()) == [36, 8, 24, 18]
+    assert CONTENDERS[contenders.ADAM].bytes_moved("float32") == 28
     assert CONTENDERS[contenders.MASTER].bytes_moved("float16") == 2 + 2 * 4 + 2 + 24
 
 

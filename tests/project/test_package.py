@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import lzma
 import os
 import pkgutil
 import re
@@ -24,7 +25,7 @@ def modules():
         except ImportError as error:
             # what cannot be imported without PyCUDA, and without PyTorch
             without = dict.fromkeys(("kernels.cuda", "kernels.cuda_memory", "nets.ops_cuda"), "pycuda")
-            without |= dict.fromkeys(("torch", "torch_members", "torch_plan"), "torch")
+            without |= dict.fromkeys(("torch", "torch_members", "torch_plan", "torch_state"), "torch")
             missing = without.get(info.name.removeprefix("puzzlelib_rmsprop."))
             if missing is None or missing not in str(error).lower():
                 raise
@@ -129,26 +130,43 @@ def test_files_that_must_travel_with_the_package():
     root = resources.files("puzzlelib_rmsprop")
     assert (root / "py.typed").is_file()
     for name in ("rmsprop_graves", "nets"):
-        first = (root / "kernels" / f"{name}.ptx").read_text().partition("\n")[0]
-        assert first.startswith(f"// {name}.cu {cuda_source.source_hash(name)} "), "run tools/make_ptx.py"
-        assert cuda_source.shipped_ptx(name).startswith(first.encode())
+        text = lzma.decompress((root / "kernels" / f"{name}.ptx.xz").read_bytes())
+        assert text.startswith(f"// {name}.cu {cuda_source.source_hash(name)} ".encode()), "run tools/make_ptx.py"
+        assert cuda_source.shipped_ptx(name) == (text + b"\0", "")
 
 
 def test_a_ptx_is_of_its_source_and_headers_as_they_are(monkeypatch, tmp_path):
     for path in resources.files("puzzlelib_rmsprop.kernels").iterdir():
-        if path.name.endswith((".cu", ".cuh", ".h", ".ptx")):
+        if path.name.endswith((".cu", ".cuh", ".h", ".ptx.xz")):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
     headers = ["gradients.cuh", "elements.cuh", "rule.h", "numbers.h", "layout.h"]
     for name, included in (("rmsprop_graves", headers), ("nets", [])):
-        assert cuda_source.shipped_ptx(name) is not None
+        assert cuda_source.shipped_ptx(name)[0] is not None
         for file in (f"{name}.cu", *included):
             text = (tmp_path / file).read_bytes()
             (tmp_path / file).write_bytes(text + b"\n")
-            assert cuda_source.shipped_ptx(name) is None, file
+            of_another = f"{name}.ptx.xz is of another source than {name}.cu and its headers here"
+            assert cuda_source.shipped_ptx(name) == (None, of_another), file
             (tmp_path / file).write_bytes(text)
-        (tmp_path / f"{name}.ptx").unlink()
-        assert cuda_source.shipped_ptx(name) is None
+        (tmp_path / f"{name}.ptx.xz").unlink()
+        assert cuda_source.shipped_ptx(name) == (None, f"the package has no {name}.ptx.xz")
+
+
+def test_a_ptx_that_cannot_be_unpacked(monkeypatch, tmp_path):
+    for path in resources.files("puzzlelib_rmsprop.kernels").iterdir():
+        if path.name.endswith((".cu", ".ptx.xz")):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(cuda_source, "_FOLDER", tmp_path)
+    whole = (tmp_path / "nets.ptx.xz").read_bytes()
+    middle = len(whole) // 2
+    for damaged in (b"", whole[:middle], whole[:-1], whole[:middle] + b"\0\0" + whole[middle + 2 :], b"text"):
+        (tmp_path / "nets.ptx.xz").write_bytes(damaged)
+        text, why = cuda_source.shipped_ptx("nets")
+        assert text is None
+        assert why.startswith("nets.ptx.xz cannot be read: ")
+    monkeypatch.setitem(sys.modules, "lzma", None)
+    assert cuda_source.shipped_ptx("nets") == (None, "nets.ptx.xz is compressed, and this Python has no module lzma")
 
 
 def test_the_rule_stands_once_and_once_in_numpy():

@@ -1,6 +1,7 @@
 """The tools for CUDA, for developers: each fault that they are there for, planted, is caught."""
 
 import importlib
+import lzma
 import os
 import re
 import shutil
@@ -8,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from puzzlelib_rmsprop.kernels import layout
 from tests.conftest import ARRAYS
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -45,7 +48,7 @@ def test_the_kernels_and_their_ptx():
     output = run("check_kernels.py", "--arch", 75, 90)
     assert "graves_many_float32_float32" in output
     assert " 0 faults" in output
-    assert "rmsprop_graves.ptx" in output
+    assert "rmsprop_graves.ptx.xz" in output
 
 
 HEAD = "typedef unsigned long long u64;\n"
@@ -71,12 +74,12 @@ PLANTED = {
         "registers; at most 48",
     ),
     "scalar": (
-        f"__global__ void graves_flat_float32_float32({BUFFERS}) {{ int i = threadIdx.x;"
+        f"__global__ void graves_many_float32_float32({BUFFERS}) {{ int i = threadIdx.x;"
         " float g = b1[i]; b0[i] += g; b2[i] += g; b3[i] += g; b4[i] += g; }",
         "0 of its PTX's ld are 16 bytes wide; at least 5",
     ),
     "scalar stores": (
-        f"__global__ void graves_flat_float32_float32({BUFFERS}) {{ int i = threadIdx.x; {WIDE}"
+        f"__global__ void graves_many_float32_float32({BUFFERS}) {{ int i = threadIdx.x; {WIDE}"
         " b0[i] = v0.x + v1.x + v2.x + v3.x + v4.x + v0.w + v1.w + v2.w + v3.w + v4.w"
         " + v0.y + v1.y + v2.y + v3.y + v4.y + v0.z + v1.z + v2.z + v3.z + v4.z; }",
         "0 of its PTX's st are 16 bytes wide; at least 4",
@@ -104,6 +107,22 @@ def test_a_planted_fault_is_caught(fault, tmp_path):
     source = tmp_path / "planted.cu"
     source.write_text(f'{HEAD}extern "C" {code}\n')
     assert re.search(says, run("check_kernels.py", source, "--arch", 90, code=1))
+
+
+@needs_nvcc
+def test_nvcc_lays_structs_out_as_python_packs_them(tmp_path):
+    source = tmp_path / "numbers.cu"
+    source.write_text(
+        '#include "layout.h"\nusing namespace puzzlelib_rmsprop;\nextern "C" __device__ u64 numbers[] = LAYOUT_NUMBERS;\n'
+    )
+    command = ["nvcc", "-ptx", "-std=c++17", "-I", KERNELS, "-o", tmp_path / "numbers.ptx", source]
+    subprocess.run(command, check=True, env={**os.environ, "PATH": PATH})
+    text = (tmp_path / "numbers.ptx").read_text()
+    ((bits, size, found),) = re.findall(r"\.[bu](8|64) numbers\[(\d+)\] = \{(.*?)\};", text)
+    stored = np.zeros(int(size), f"u{int(bits) // 8}")
+    given = found.split(",")  # less the zeros at the end
+    stored[: len(given)] = [int(number) for number in given]
+    assert stored.view(np.uint64).tolist() == layout._numbers()
 
 
 @needs_nvcc
@@ -136,9 +155,10 @@ class TestShippedPTX:
 
         def call(edit, old, new, code):
             file = kernels / edit
-            text = file.read_text()
+            read, write = (lzma.decompress, lzma.compress) if file.suffix == ".xz" else (bytes, bytes)
+            text = read(file.read_bytes()).decode()
             assert old in text
-            file.write_text(text.replace(old, new, 1))
+            file.write_bytes(write(text.replace(old, new, 1).encode()))
             return run(tmp_path / "tools" / "make_ptx.py", "--check", code=code)
 
         return call
@@ -155,12 +175,12 @@ class TestShippedPTX:
         assert "other options" in check("cuda_source.py", '"-O3"', '"-O2"', 1)
 
     def test_edited_by_hand(self, check):
-        assert "not what the source compiles to" in check("rmsprop_graves.ptx", "ld.global", "ld.volatile.global", 1)
+        assert "not what the source compiles to" in check("rmsprop_graves.ptx.xz", "ld.global", "ld.volatile.global", 1)
 
     def test_another_release_is_compared_by_the_source(self, check):
-        text = (KERNELS / "rmsprop_graves.ptx").read_text()
+        text = lzma.decompress((KERNELS / "rmsprop_graves.ptx.xz").read_bytes()).decode()
         release = text.partition("\n")[0].rpartition(" ")[2]
-        assert "text not compared" in check("rmsprop_graves.ptx", f"nvcc {release}", "nvcc 12.0.1", 0)
+        assert "text not compared" in check("rmsprop_graves.ptx.xz", f"nvcc {release}", "nvcc 12.0.1", 0)
 
 
 # --------------------------------------------------------------------------------------- the check on a GPU
@@ -197,7 +217,15 @@ def test_gpu_check_goes_on_after_a_failure(tmp_path, fake_python):
     status, results, lines = gpu_check(tmp_path, fake_python("graph_check"))
     assert status == 1
     assert "FAIL graph and shared memory" in results
-    assert {"PASS versions", "PASS doctor", "PASS benchmark", "PASS test suite"} <= results
+    assert {
+        "PASS versions",
+        "PASS doctor",
+        "PASS plain kernels",
+        "PASS speed",
+        "PASS dtypes",
+        "PASS benchmark",
+        "PASS test suite",
+    } <= results
     assert "     | broken" in lines
     assert lines[-1].startswith("1 failed")
     logs = list((tmp_path / "out").glob("*-logs.tar.gz"))
@@ -210,6 +238,16 @@ def test_gpu_check_passes_where_every_step_does(tmp_path, fake_python):
     assert status == 0
     assert not any(line.startswith("FAIL") for line in results)
     assert any(line.startswith("LEFT OUT memcheck: compute-sanitizer is not here") for line in results)
+
+
+def test_gpu_check_does_first_what_its_head_says(tmp_path, fake_python):
+    head = re.findall(r"^# +\d+\. (.+?): ", (TOOLS / "gpu_check.sh").read_text(), re.MULTILINE)
+    _, _, lines = gpu_check(tmp_path, fake_python("there_is_no_such_word"))
+    done = [re.sub(r"^(PASS|LEFT OUT) |( \(|:).*", "", line) for line in lines if line.startswith(("PASS", "LEFT OUT"))]
+    done = done[: len(done) // 2]  # they stand there once more at the end
+    named = [name for line in head for name in line.split(", ")]
+    assert len(named) > 10
+    assert [name for name in done if name in named] == named
 
 
 def test_gpu_check_has_no_time_left(tmp_path, fake_python):
@@ -256,3 +294,21 @@ def test_replays_are_compared(tool, globalState):
 
     with pytest.raises(AssertionError, match="differs"):
         check.check_capture(runs_at_once, "float32", globalState)
+
+
+def test_kernels_of_other_bits_are_a_fault(tool, monkeypatch, capsys):
+    from puzzlelib_rmsprop.kernels import PLAIN, cuda, layout
+
+    check, update = tool("speed_check"), cuda.Table.update
+    assert check.kinds_table(64, 0.0) == 0
+    capsys.readouterr()
+
+    def without_options(table, hyper, stream=None, options=PLAIN):
+        if options == PLAIN:
+            update(table, hyper, stream, options)
+
+    monkeypatch.setattr(cuda.Table, "update", without_options)
+    assert check.kinds_table(64, 0.0) == len(layout.KINDS)
+    monkeypatch.setattr(cuda.Table, "update", lambda table, hyper, stream=None, options=PLAIN: None)
+    assert check.kinds_table(64, 0.0) == len(layout.KINDS)
+    assert capsys.readouterr().out.count("FAULT") == 2 * len(layout.KINDS)

@@ -338,9 +338,11 @@ def test_no_compiler_and_no_ptx(child, tmp_path):
 import os
 os.environ["PATH"] = ""
 from puzzlelib_rmsprop.kernels import cuda_source
-cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
+cuda_source.shipped_ptx = lambda file="rmsprop_graves": (None, "it is damaged")
 """
     found = examined(before=before, env={"PUZZLELIB_RMSPROP_CACHE_DIR": str(tmp_path)})
+    assert "it is damaged" in texts(found["problems"])
+    assert found["found"]["CUDA kernel"] == "its source, for nvcc to compile: it is damaged"
     assert "install the CUDA toolkit" in texts(found["problems"])
     assert found["training_runs"] is True
 
@@ -349,7 +351,7 @@ cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
 def test_where_compiled_kernels_are_kept(child, tmp_path):
     before = f"""{child}
 from puzzlelib_rmsprop.kernels import cuda_source
-cuda_source.shipped_ptx = lambda file="rmsprop_graves": None
+cuda_source.shipped_ptx = lambda file="rmsprop_graves": (None, "it is damaged")
 """
     for given, where in (
         (str(tmp_path / "own"), f"kept in {tmp_path / 'own'}"),

@@ -9,6 +9,7 @@ from torch.testing._internal.common_utils import TestCase as PyTorchTestCase
 
 from puzzlelib_rmsprop.torch import RMSpropGraves
 from tests.tolerances import TOLERANCE, assert_close
+from tests.torch.eight_bits import assert_rounded, numbers_of, size_of_scales
 from tests.torch.oracle import BUFFERS, Oracle
 
 OPTIONS = ("lr", "alpha", "momentum", "eps", "weight_decay", "decoupled_weight_decay", "centered", "maximize")
@@ -141,6 +142,13 @@ class Lockstep:
             else:
                 self.check(p, "param", p, expected["param"])
             for name in BUFFERS:
+                if "scales" in state:
+                    assert state[name].shape == p.shape
+                    assert state["scales"].shape == (size_of_scales(p),)
+                    within = tolerance(p.float(), name) * self.largest[p][name]
+                    assert_rounded(state, name, expected[name], within, f"{name}, {tuple(p.shape)}")
+                    setattr(oracle, name, numbers_of(state, name))
+                    continue
                 self.check(p, name, state[name], expected[name])
                 setattr(oracle, name, numbers(state[name]))
 

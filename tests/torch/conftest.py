@@ -9,12 +9,15 @@ if MISSING_FOR_TORCH:
 else:
     from tests.torch import pytorch_info
 
+    def rounded():
+        return [*pytorch_info.bfloat16_inputs("cpu"), *pytorch_info.int8_inputs("cpu")]
+
     EXACT = [example.desc for example in pytorch_info.inputs("cpu")]
-    ROUNDED = [example.desc for example in pytorch_info.bfloat16_inputs("cpu")]
+    ROUNDED = [example.desc for example in rounded()]
 
     def arguments(desc):
         """New ones for each test: a learning rate in a tensor may be written to."""
-        made = [*pytorch_info.inputs("cpu"), *pytorch_info.bfloat16_inputs("cpu")]
+        made = [*pytorch_info.inputs("cpu"), *rounded()]
         return next(example.kwargs for example in made if example.desc == desc)
 
     @pytest.fixture(params=[*EXACT, *ROUNDED])
@@ -24,7 +27,7 @@ else:
 
     @pytest.fixture(params=EXACT)
     def exact_options(request):
-        """Arguments without a bfloat16 state, which is rounded at random: by the place of an element in the whole model."""
+        """Arguments without a state that is rounded at random: by the place of an element in the whole model."""
         return arguments(request.param)
 
     @pytest.fixture(params=range(len(pytorch_info.SCHEDULERS)), ids=[*pytorch_info.SCHEDULERS])

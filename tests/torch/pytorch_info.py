@@ -65,14 +65,19 @@ def inputs(device, dtype=None):
     return [OptimizerInput(params=None, kwargs=kwargs, desc=desc) for desc, kwargs in table.items()]
 
 
-def bfloat16_inputs(device, dtype=None):
+def bfloat16_inputs(device, dtype=None, state=torch.bfloat16):
     """Some of them with a bfloat16 state: it is rounded at random, each element by its place in the model."""
     chosen = ("default", "decoupled weight_decay", "not centered", "master_weights", "everything")
     examples = [example for example in inputs(device) if example.desc in chosen]
     for example in examples:
-        example.kwargs["state_dtype"] = torch.bfloat16
-        example.desc += ", bfloat16 state"
+        example.kwargs["state_dtype"] = state
+        example.desc += f", {str(state).removeprefix('torch.')} state"
     return examples
+
+
+def int8_inputs(device, dtype=None):
+    """The same with a state in 8 bits, which is rounded at random too."""
+    return bfloat16_inputs(device, dtype, torch.int8)
 
 
 # argument, value, and what the message says of it
@@ -96,9 +101,9 @@ BAD_ARGUMENTS = [
     ("weight_decay", math.inf, "a finite number, at least 0"),
     ("initial_square_avg", -1.0, "a finite number, at least 0"),
     ("initial_square_avg", math.nan, "a finite number, at least 0"),
-    ("state_dtype", torch.float16, "None or torch.bfloat16"),
-    ("state_dtype", torch.int8, "None or torch.bfloat16"),
-    ("state_dtype", "int8", "None or torch.bfloat16"),
+    ("state_dtype", torch.float16, "None, torch.bfloat16 or torch.int8"),
+    ("state_dtype", torch.uint8, "None, torch.bfloat16 or torch.int8"),
+    ("state_dtype", "None", "None, torch.bfloat16 or torch.int8"),
     ("decoupled_weight_decay", 2, "True or False"),
     ("centered", None, "True or False"),
     ("maximize", "yes", "True or False"),
@@ -168,6 +173,6 @@ COMMON = {
     "supports_sparse": False,
 }
 INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=inputs, supports_complex=True, **COMMON)
-# PyTorch's tests of complex parameters compare them with two real ones bit by bit: PyTorch has no complex bfloat16, so
-# the state of the complex one is not rounded
+# PyTorch's tests of complex parameters compare them with two real ones bit by bit: the state of a complex one is not rounded
 BFLOAT16_INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=bfloat16_inputs, supports_complex=False, **COMMON)
+INT8_INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=int8_inputs, supports_complex=False, **COMMON)

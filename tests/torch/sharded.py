@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
@@ -17,6 +19,57 @@ from puzzlelib_rmsprop.torch import RMSpropGraves
 def net():
     torch.manual_seed(3)
     return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+
+
+def in_8_bits(mesh, folder):
+    """Codes and scales are DTensors, cut where the parameter is, and of each part those of an optimizer of it alone."""
+    sharded = torch.nn.Sequential(torch.nn.Linear(50, 7), torch.nn.Linear(7, 130))
+    fully_shard(sharded, mesh=mesh)
+    alone = [torch.nn.Parameter(part.to_local().detach().clone()) for part in sharded.parameters()]
+    options = {"lr": 1e-2, "state_dtype": torch.int8, "initial_square_avg": 1.0, "centered": False}
+    first, second = RMSpropGraves(alone, **options), RMSpropGraves(sharded.parameters(), **options)
+    for number in range(6):
+        for param, part in zip(alone, sharded.parameters(), strict=True):
+            whole = torch.sin(torch.arange(part.numel()) + float(number)).reshape(part.shape)
+            part.grad = distribute_tensor(whole, mesh, part.placements)
+            param.grad = part.grad.to_local().clone()
+        first.step()
+        second.step()
+        if number == 2:  # through a checkpoint, to floats and back too
+            for state_dtype in (torch.int8, None, torch.int8):
+                again, given = RMSpropGraves(sharded.parameters()), second.state_dict()
+                given["param_groups"][0]["state_dtype"] = state_dtype
+                again.load_state_dict(given)
+                second = again
+    for param, part in zip(alone, sharded.parameters(), strict=True):
+        assert torch.equal(param, part.to_local())
+        for entity in ("grad_avg", "grad_var", "momentum_buffer", "scales"):
+            own, theirs = first.state[param][entity], second.state[part][entity]
+            assert isinstance(theirs, DTensor), entity
+            # of scales all processes have as many as the one with the largest part
+            assert torch.equal(own, theirs.to_local()[: len(own)]), entity
+        rows = -(-part.shape[0] // mesh.size())
+        blocks = -(-rows * (part.numel() // part.shape[0]) // 64)
+        assert second.state[part]["scales"].shape == (3 * (blocks + 1) * mesh.size(),)
+    before, given = second.state_dict(), second.state_dict()
+    for scales, text in (
+        (before["state"][0]["scales"].full_tensor(), "'scales' must be"),
+        (before["state"][0]["scales"] * 0, "its 'scales' are of a parameter that was cut in another way"),
+    ):
+        given["state"][0] = {**before["state"][0], "scales": scales}
+        with pytest.raises(ValueError, match=f"parameter 0: {text}"):
+            second.load_state_dict(given)
+    # each process writes its own part of a file
+    second.zero_grad()
+    found = get_optimizer_state_dict(sharded, second)
+    checkpoint.save(found, checkpoint_id=f"{folder}.dcp")
+    fresh = RMSpropGraves(sharded.parameters(), **options)
+    empty = get_optimizer_state_dict(sharded, fresh)
+    checkpoint.load(empty, checkpoint_id=f"{folder}.dcp")
+    set_optimizer_state_dict(sharded, fresh, empty)
+    for part in sharded.parameters():
+        for entity in ("grad_avg", "grad_var", "momentum_buffer", "scales"):
+            assert torch.equal(fresh.state[part][entity].to_local(), second.state[part][entity].to_local()), entity
 
 
 def main(rank, size, file):
@@ -43,6 +96,7 @@ def main(rank, size, file):
             assert isinstance(second.state[part][entity], DTensor), entity
             assert second.state[part][entity].to_local().shape == part.to_local().shape
             assert torch.equal(first.state[param][entity], second.state[part][entity].full_tensor()), entity
+    in_8_bits(mesh, file)
     # a gradient that lies otherwise is refused
     other = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, part.placements))
     other.grad = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()])

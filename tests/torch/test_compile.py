@@ -38,12 +38,13 @@ def states(optimizer):
     return [value for own in optimizer.state.values() for value in own.values()]
 
 
+@pytest.mark.parametrize("state_dtype", [None, torch.int8], ids=str)
 @pytest.mark.parametrize("by", ["eager", "aot_eager", "inductor"])
-def test_a_compiled_step_gives_the_same_bits(by):
+def test_a_compiled_step_gives_the_same_bits(by, state_dtype):
     """fullgraph: there is no break in the graph. The gradients are the same, given from outside."""
     params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 70)]
     twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
-    options = {"lr": 1e-2, "weight_decay": 0.1}
+    options = {"lr": 1e-2, "weight_decay": 0.1, "state_dtype": state_dtype}
     compiled, eager = RMSpropGraves(params, **options), RMSpropGraves(twins, **options)
     step = torch.compile(lambda: compiled.step(), fullgraph=True, backend=by)
     for number in range(5):

@@ -70,7 +70,9 @@ def test_a_learning_rate_on_one_device_for_all(late):  # noqa: F811
     pair.check()
 
 
-@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}, {"master_weights": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"state_dtype": torch.bfloat16}, {"state_dtype": torch.int8}, {"master_weights": True}]
+)
 def test_state_goes_to_other_devices_and_back(late, options):  # noqa: F811
     pair = Pair(*DTYPES, lr=0.01, **options)
     pair.steps(3)
@@ -95,11 +97,12 @@ def test_the_state_lies_with_the_parameter(torch_cuda):  # noqa: F811
         assert {value.device for value in pair.on_cuda.state[param].values()} == {param.device}
 
 
-def test_refused_before_anything_is_changed(torch_cuda):  # noqa: F811
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_refused_before_anything_is_changed(torch_cuda, state_dtype):  # noqa: F811
     param = torch.nn.Parameter(torch.ones(3, device="cuda"))
     param.grad = torch.ones(3, device="cuda")
-    optimizer = RMSpropGraves([param], capturable=True, state_dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="capturable=True does not go with state_dtype=torch.bfloat16"):
+    optimizer = RMSpropGraves([param], capturable=True, state_dtype=state_dtype)
+    with pytest.raises(ValueError, match=f"capturable=True does not go with state_dtype={state_dtype}"):
         optimizer.step()
     assert not optimizer.state
 

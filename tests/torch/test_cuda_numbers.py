@@ -15,8 +15,11 @@ OPTIONS = {
     "maximize": {"lr": 0.01, "maximize": True, "weight_decay": 0.1},
     "not centered": {"lr": 0.01, "centered": False, "initial_square_avg": 1.0},
     "bfloat16 state": {"lr": 0.01, "state_dtype": torch.bfloat16},
+    "8-bit state": {"lr": 0.01, "state_dtype": torch.int8},
+    "8-bit state, not centered": {"lr": 0.01, "state_dtype": torch.int8, "centered": False, "initial_square_avg": 1.0},
     "masters": {"lr": 1e-5, "master_weights": True},
     "masters and bfloat16 state": {"lr": 1e-5, "master_weights": True, "state_dtype": torch.bfloat16},
+    "masters and 8-bit state": {"lr": 1e-5, "master_weights": True, "state_dtype": torch.int8},
 }
 
 
@@ -35,8 +38,9 @@ def test_complex_parameters(late, options):  # noqa: F811
 
 
 @pytest.mark.parametrize("form", [transposed, with_gaps])
-def test_other_orders_of_elements(late, form):  # noqa: F811
-    pair = Pair(*FLOATS, form=form, lr=0.01, weight_decay=0.1, master_weights=True)
+@pytest.mark.parametrize("state_dtype", [None, torch.int8], ids=str)
+def test_other_orders_of_elements(late, form, state_dtype):  # noqa: F811
+    pair = Pair(*FLOATS, form=form, lr=0.01, weight_decay=0.1, master_weights=True, state_dtype=state_dtype)
     pair.steps(4)
     pair.check()
 

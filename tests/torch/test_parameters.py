@@ -8,8 +8,6 @@ import torch
 from puzzlelib_rmsprop.torch import RMSpropGraves
 from tests.torch.case import Lockstep, assert_same, parameter, random, snapshot
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
-
 
 def typed(tensor, dtype):
     return tensor.to(dtype) if not dtype.is_complex else torch.complex(tensor, tensor.flip(0)).to(dtype)
@@ -44,10 +42,15 @@ LAYOUTS = [contiguous, transposed, channels_last, every_second, inside]
 SHAPE = (3, 4, 5, 6)
 
 
-@DTYPES
+# of parameters, and the option
+DTYPES = [(torch.bfloat16, None), (torch.float32, None), (torch.float64, None), (torch.complex64, None)]
+STATES = pytest.mark.parametrize(("dtype", "state_dtype"), [*DTYPES, (torch.float32, torch.int8)], ids=str)
+
+
+@STATES
 @pytest.mark.parametrize("of_grad", LAYOUTS, ids=lambda layout: f"grad {layout.__name__}")
 @pytest.mark.parametrize("of_param", LAYOUTS, ids=lambda layout: f"param {layout.__name__}")
-def test_layouts(dtype, of_param, of_grad):
+def test_layouts(dtype, state_dtype, of_param, of_grad):
     """Of a parameter and of its gradient, together in one step with a plain one; nothing between the elements is written."""
     held = of_param(typed(random(*SHAPE, dtype=torch.float64), dtype))
     storage = held.untyped_storage()
@@ -57,7 +60,7 @@ def test_layouts(dtype, of_param, of_grad):
     outside = whole[around].clone()
     p, plain = torch.nn.Parameter(held), parameter(4)
     assert p.data_ptr() == held.data_ptr()
-    lockstep = Lockstep(RMSpropGraves([p, plain], lr=1e-2, weight_decay=0.1))
+    lockstep = Lockstep(RMSpropGraves([p, plain], lr=1e-2, weight_decay=0.1, state_dtype=state_dtype))
     for step in range(3):
         p.grad = of_grad(typed(random(*SHAPE, dtype=torch.float64, seed=step), dtype))
         plain.grad = random(4, seed=step)
@@ -66,12 +69,12 @@ def test_layouts(dtype, of_param, of_grad):
     assert p.stride() == held.stride()
 
 
-@DTYPES
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3), (7,), (1, 1, 1), (1000, 33)], ids=str)
-def test_sizes(dtype, shape):
+@STATES
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0, 3), (7,), (1, 1, 1), (8, 8), (1000, 33)], ids=str)
+def test_sizes(dtype, state_dtype, shape):
     p = torch.nn.Parameter(typed(random(*shape, dtype=torch.float64), dtype)) if shape else None
     p = torch.nn.Parameter(torch.tensor(0.75).to(dtype)) if p is None else p
-    lockstep = Lockstep(RMSpropGraves([p], lr=1e-2))
+    lockstep = Lockstep(RMSpropGraves([p], lr=1e-2, state_dtype=state_dtype))
     for step in range(3):
         p.grad = random(*shape, dtype=torch.float64, seed=step).to(dtype)
         lockstep.step()
@@ -269,12 +272,13 @@ def shared(tensor):
     tensor.share_memory_()
 
 
-@pytest.mark.parametrize("entity", ["step", "grad_avg", "grad_var", "momentum_buffer", "master"])
+@pytest.mark.parametrize("entity", ["step", "grad_avg", "grad_var", "momentum_buffer", "scales", "master"])
 @pytest.mark.parametrize("move", [new_data, new_storage, shared], ids=lambda move: move.__name__)
 def test_state_in_other_memory(move, entity):
     """A tensor of the state that is the same object, and lies elsewhere: read and written where it is now."""
     p = torch.nn.Parameter(random(1000).bfloat16())
-    lockstep = Lockstep(RMSpropGraves([p], lr=1e-2, master_weights=True))
+    state_dtype = torch.int8 if entity == "scales" else None
+    lockstep = Lockstep(RMSpropGraves([p], lr=1e-2, master_weights=True, state_dtype=state_dtype))
     for step in range(4):
         if step:
             moved = lockstep.optimizer.state[p][entity]

@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from puzzlelib_rmsprop import RMSPropGraves, Variable, WeightDecay  # noqa: E402
+from puzzlelib_rmsprop.arrays import QuantizedArray  # noqa: E402
 from puzzlelib_rmsprop.kernels import cpu  # noqa: E402
 from puzzlelib_rmsprop.torch import RMSpropGraves  # noqa: E402
 
@@ -54,11 +55,11 @@ class Pair:
         for number, (param, variable) in enumerate(zip(self.params, self.variables, strict=True)):
             assert as_numpy(param).tobytes() == np.asarray(variable.data).tobytes(), number
             for theirs, own in {"grad_avg": "mg", "grad_var": "variance", "momentum_buffer": "delta", **entities}.items():
-                state = self.ours.states[str(number)]
-                assert as_numpy(self.torchs.state[param][theirs]).tobytes() == np.asarray(state[own]).tobytes(), (
-                    number,
-                    own,
-                )
+                array, found = self.ours.states[str(number)][own], self.torchs.state[param]
+                if isinstance(array, QuantizedArray):
+                    assert as_numpy(found["scales"]).tobytes() == array.scales.tobytes(), number
+                    array = array.codes
+                assert as_numpy(found[theirs]).tobytes() == np.asarray(array).tobytes(), (number, own)
 
 
 OPTIONS = {
@@ -71,6 +72,7 @@ OPTIONS = {
     "weight decay": ({"lr": 0.01, "weight_decay": 0.1}, {"learnRate": 0.01}, {}),
     "decoupled": ({"weight_decay": 0.1, "decoupled_weight_decay": True}, {}, {"decoupled": True}),
     "bfloat16 state": ({"lr": 0.01, "state_dtype": torch.bfloat16}, {"learnRate": 0.01, "stateDtype": "bfloat16"}, None),
+    "8-bit state": ({"lr": 0.01, "state_dtype": torch.int8}, {"learnRate": 0.01, "stateDtype": "int8"}, None),
 }
 
 
@@ -85,17 +87,21 @@ def test_the_bits_of_the_other_optimizer(dtype, options):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_master_weights(dtype):
-    pair = Pair([dtype], {"learnRate": 1e-5, "masterWeights": True}, {"lr": 1e-5, "master_weights": True})
+@pytest.mark.parametrize("state", [None, "int8"])
+def test_master_weights(dtype, state):
+    ours = {"learnRate": 1e-5, "masterWeights": True, "stateDtype": state}
+    pair = Pair([dtype], ours, {"lr": 1e-5, "master_weights": True, "state_dtype": state})
     for _ in range(STEPS):
         pair.step()
     pair.check(master="master")
 
 
-def test_all_dtypes_and_groups_in_one_call(monkeypatch, kernel_calls):
-    pair = Pair(list(DTYPES))
-    # of every third parameter a group, each with other options, which do not change the numbers
-    pair.torchs = RMSpropGraves([{"params": pair.params[i::3], "weight_decay": 0.0, "maximize": False} for i in range(3)])
+@pytest.mark.parametrize("state", [None, "int8"])
+def test_all_dtypes_and_groups_in_one_call(monkeypatch, kernel_calls, state):
+    pair = Pair(list(DTYPES), {"stateDtype": state})
+    # groups with options that do not change the numbers
+    groups = [{"params": pair.params[8 * i : 8 * i + 8], "weight_decay": 0.0, "maximize": False} for i in range(3)]
+    pair.torchs = RMSpropGraves(groups, state_dtype=state)
     pair.step()
     kernel_calls.clear()
     for _ in range(3):
@@ -121,11 +127,12 @@ def kernel_calls(monkeypatch):
     return calls
 
 
-def test_groups_have_options_of_their_own():
+@pytest.mark.parametrize("rounded", [torch.bfloat16, torch.int8], ids=str)
+def test_groups_have_options_of_their_own(rounded):
     """Each group beside an optimizer of its own."""
-    # the random rounding of bfloat16 goes by the place: the first
+    # random rounding goes by the place: the first
     options = [
-        {"state_dtype": torch.bfloat16},
+        {"state_dtype": rounded},
         {"lr": 0.1},
         {"lr": 0.01, "weight_decay": 0.3},
         {"momentum": 0.0, "maximize": True, "weight_decay": 0.2},

@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from puzzlelib_rmsprop.errors import CheckpointWarning
 from puzzlelib_rmsprop.torch import RMSpropGraves
 from tests.torch.case import Lockstep, assert_equal, assert_same, parameter, random, same_bits, saved, snapshot
+from tests.torch.eight_bits import size_of_scales
 from tests.torch.oracle import BUFFERS
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
@@ -19,12 +20,16 @@ KINDS = [
     (torch.bfloat16, {"state_dtype": torch.bfloat16}),
     (torch.float16, {"master_weights": True}),
     (torch.bfloat16, {"master_weights": True, "state_dtype": torch.bfloat16, "weight_decay": 0.1}),
+    (torch.float32, {"state_dtype": torch.int8}),
+    (torch.float16, {"master_weights": True, "state_dtype": torch.int8, "centered": False}),
+    (torch.float64, {"state_dtype": torch.int8}),
+    (torch.complex64, {"state_dtype": torch.int8}),
 ]
 
 
 def name_of(kind):
     dtype, options = kind
-    return ", ".join([str(dtype).removeprefix("torch."), *options])
+    return ", ".join([str(each).removeprefix("torch.") for each in (dtype, *options, options.get("state_dtype", ""))])
 
 
 KIND = pytest.mark.parametrize(("dtype", "options"), KINDS, ids=map(name_of, KINDS))
@@ -48,8 +53,8 @@ class Model(torch.nn.Module):
 
 
 def state_dtype_of(dtype, options):
-    if options.get("state_dtype") and dtype != torch.float64:
-        return options["state_dtype"]
+    if options.get("state_dtype") and dtype not in (torch.float64, torch.complex64):
+        return torch.uint8 if options["state_dtype"] == torch.int8 else options["state_dtype"]
     return {torch.float16: torch.float32, torch.bfloat16: torch.float32}.get(dtype, dtype)
 
 
@@ -60,6 +65,9 @@ def check_dtypes(optimizer, model, dtype, options):
         assert ("master" in state) == bool(options.get("master_weights") and dtype in (torch.float16, torch.bfloat16))
         assert "master" not in state or state["master"].dtype == torch.float32
         assert state["step"].dtype == torch.float32
+        assert ("scales" in state) == (state["grad_avg"].dtype == torch.uint8)
+        if "scales" in state:
+            assert (state["scales"].dtype, state["scales"].shape) == (torch.uint8, (size_of_scales(p),))
 
 
 def through_state_dict(optimizer, model, fresh):
@@ -281,13 +289,14 @@ def test_the_whole_optimizer_in_a_file():
     assert_equal(loaded.state_dict(), optimizer.state_dict())
 
 
-def test_equal_trainings_are_equal_in_every_bit():
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8], ids=str)
+def test_equal_trainings_are_equal_in_every_bit(state_dtype):
     """Rounding at random too: it depends on nothing but the training itself."""
     results = []
     for _ in range(2):
         torch.manual_seed(len(results))
         model = Model()
-        optimizer = RMSpropGraves(model.parameters(), state_dtype=torch.bfloat16)
+        optimizer = RMSpropGraves(model.parameters(), state_dtype=state_dtype)
         model.train_on(optimizer, 0, 5)
         results.append(snapshot(optimizer))
     assert_same(*results)
