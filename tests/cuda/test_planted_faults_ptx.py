@@ -15,9 +15,10 @@ from tests.cuda.test_planted_faults import TESTS
 RULE = ["test_numbers.py", "test_rule.py"]
 EXTENDED = ["test_extended.py", "test_operations.py", "test_random_rounding.py"]
 STATISTICS = ["test_statistics.py"]
+ONE = "graves_(?:flat|many)_float32_float32"  # what a single segment is updated with
 MANY, DOUBLE, HALF = "graves_many_float32_float32", "graves_many_float64_float64", "graves_many_float16_float32"
-STEP, MASTER, BFLOAT = (
-    f"graves_extended_{kind}" for kind in ("float32_float32", "float16_float32_master", "float32_bfloat16")
+STEP, MASTER, BFLOAT, BYTES = (
+    f"graves_extended_{kind}" for kind in ("float32_float32", "float16_float32_master", "float32_bfloat16", "float32_int8")
 )
 F, R = r"(%f\d+)", r"(%r\d+)"
 
@@ -31,7 +32,7 @@ FAULTS = {
     "a double's sum towards zero": (DOUBLE, r"add\.rn\.f64", "add.rz.f64", RULE),
     "a double's root towards zero": (DOUBLE, r"sqrt\.rn\.f64", "sqrt.rz.f64", RULE),
     # what is dropped of an instruction whose result the next one flushes anyway is no fault
-    "a parameter not flushed": (MANY, r"(?s)(.*)add\.rn\.ftz", r"\1add.rn", RULE),
+    "a parameter not flushed": (ONE, r"(?s)(.*)add\.rn\.ftz", r"\1add.rn", RULE),
     "a difference the other way": (MANY, rf"(sub\.s32 \t){R}, {R}, {R}", r"\1\2, \4, \3", RULE),
     "a quotient the other way": (MANY, rf"(div\.rn\.ftz\.f32 \t){F}, {F}, {F}", r"\1\2, \4, \3", RULE),
     "a product in place of a sum": (MANY, r"add\.rn\.ftz", "mul.rn.ftz", RULE),
@@ -79,13 +80,15 @@ FAULTS = {
         r"\1\2, \2;",
         EXTENDED,
     ),
-    "a layout of another size": ("layout", r"mov\.u64 (\t%rd\d+), 112;", r"mov.u64 \1, 120;", RULE),
+    "half of a largest number": (BYTES, r"shfl\.sync\.bfly", "shfl.sync.down", EXTENDED),
+    "a smaller number for the largest": (BYTES, rf"max\.u32 (\t{R}, {R}, {R};)", r"min.u32 \1", EXTENDED),
+    "a byte's neighbour": (BYTES, r"(ld\.global\.u8 .*)\+1\]", r"\1+2]", EXTENDED),
 }
 
 
 def planted(text, kernel, right, wrong):
     """The text with ``wrong`` in the first place where ``right`` stands in that kernel."""
-    start = text.index(f".entry {kernel}(")
+    start = re.search(rf"\.entry {kernel}\(", text).start()
     end = text.find(".entry ", start + 1) % (len(text) + 1)
     changed, count = re.subn(right, wrong, text[start:end], count=1)
     assert count == 1
@@ -101,11 +104,11 @@ def test_planted_faults_in_the_ptx_are_caught(kernel, right, wrong, tests, simul
     package, ignored = tmp_path / "puzzlelib_rmsprop", shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=ignored)
     shutil.copytree(TESTS, tmp_path / "tests", ignore=ignored)
-    text = cuda_source.shipped_ptx("rmsprop_graves").rstrip(b"\0").decode()
+    text = cuda_source.shipped_ptx("rmsprop_graves")[0].rstrip(b"\0").decode()
     (tmp_path / "planted.ptx").write_text(planted(text, kernel, right, wrong))
     with open(package / "kernels" / "cuda_source.py", "a") as file:
         file.write(
-            f'\n\ndef shipped_ptx(file=""):\n    return Path({str(tmp_path / "planted.ptx")!r}).read_bytes() + b"\\0"\n'
+            f'\n\ndef shipped_ptx(file=""):\n    return Path({str(tmp_path / "planted.ptx")!r}).read_bytes() + b"\\0", ""\n'
         )
     with open(package / "kernels" / "cuda_compile.py", "a") as file:
         file.write('\n\ndef compiled(file, arch):\n    raise DependencyError("the planted PTX is not executed")\n')
