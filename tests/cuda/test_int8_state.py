@@ -7,9 +7,9 @@ import pytest
 
 from puzzlelib_rmsprop import RMSPropGraves
 from puzzlelib_rmsprop.errors import HyperParameterError
-from puzzlelib_rmsprop.kernels import Hyper, StepOptions, layout
+from puzzlelib_rmsprop.kernels import CLIP, Hyper, Operation, StepOptions, layout
 from tests.conftest import ARRAYS
-from tests.cuda.extended import OPS, Variable, table_of
+from tests.cuda.extended import OPS, Variable, plain, table_of
 from tests.cuda.test_numbers import Pair
 from tests.cuda.variables import HYPER, STATE, chunk, make
 from tests.reference_int8 import BLOCK, FORMS, LEAST_SCALE, MOST_SCALE, NAN_SCALE
@@ -71,6 +71,20 @@ def test_the_end_of_the_last_block(kernels, size):
         pair.set("grad", rng.standard_normal(size) * 10.0 ** rng.integers(-4, 4, size))
         pair.step(Hyper(**HYPER), seed=(t, 5))
         pair.check(t)
+
+
+@pytest.mark.parametrize("size", [1, 3, 61, 66])
+def test_what_is_not_there_is_in_no_scale(kernels, size):
+    # a clip from 5 on makes 5 of a gradient of 0, whose variance falls where it is always so
+    variable = Variable(size, "float32", "int8")
+    table = table_of(kernels, variable)
+    variable.grad = np.zeros(size, np.float32)
+    variable.buffers.set_grad(0.0)
+    ops, hyper = (Operation(CLIP, 5.0, 9.0),), HYPER | {"alpha": 0.5}
+    for t in range(6):
+        table.update(Hyper(**hyper), options=StepOptions(operations=ops, seed=(t, 7)))
+        variable.expected.step(variable.grad, **hyper, ops=plain(ops), seed=(t, 7))
+        variable.check()
 
 
 def test_many_variables_of_every_size_in_one_launch(kernels, simulator, monkeypatch):
