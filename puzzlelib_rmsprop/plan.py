@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,6 +123,11 @@ class Plan:
             if hook._record is not record:
                 return False
         return same_objects(self.hooks, hooks)
+
+    @cached_property
+    def by_variable(self) -> dict[int, Segment]:
+        """The segments by the identity of the Variable that ``updateVar`` gets."""
+        return {id(segment.var): segment for segment in self.segments}
 
 
 class PlanMethods:

@@ -270,10 +270,12 @@ class RMSPropGraves(Optimizer):
             VariableError, ArrayError: an array does not fit; names it.
             HyperParameterError: a rate of the variable is no number.
         """
-        name = str(getattr(var, "name", "?"))
+        # a Variable's own name may be a running number, and random rounding is of the name in the net
+        planned = None if self._plan is None else self._plan.by_variable.get(id(var))
+        name, first = (str(getattr(var, "name", "?")), 0) if planned is None else (planned.name, planned.first)
         rates = rates_of(f"variable {name!r}", var)
         check_rates(f"variable {name!r}", *rates)
-        segment = Segment(name, var, var.data, var.grad, state, rates)
+        segment = Segment(name, var, var.data, var.grad, state, rates, first=first)
         options = StepOptions(seed=seeds_of(self.seed, self.t)) if self._rounds_randomly(segment.dtype) else PLAIN
         known = {} if self._plan is None else self._plan.alone
         packed = self._pack([segment], common_family(var.data, var.grad), known.get(id(var)))

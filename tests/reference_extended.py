@@ -8,9 +8,12 @@ An operation is (kind, value, other, content): ``content`` is the number at its 
 
 import numpy as np
 
+from tests import reference_int8
 from tests.reference import coefficients
+from tests.reference_random import number_of
 
 SCALE, CLIP, DECAY, LASSO = range(4)
+STATE = ("mg", "variance", "delta")
 
 
 def bfloat16(values):
@@ -53,26 +56,9 @@ def applied(ops, g, p, wc):
 # ------------------------------------------------------------------------------------------- random rounding
 
 
-def mix(x):
-    """Of uint32, in uint64 that is cut off by hand."""
-    x = x ^ x >> 16
-    x = x * 0x7FEB352D & 0xFFFFFFFF
-    x = x ^ x >> 15
-    x = x * 0x846CA68B & 0xFFFFFFFF
-    return x ^ x >> 16
-
-
 def numbers(seed, key, first, size):
     """The 16-bit random numbers of elements ``first`` on: for mg, for the variance, for delta."""
-    e = first + np.arange(size, dtype=np.uint64)
-    k = mix(np.uint64(mix(seed[0] ^ key)) + (e >> np.uint64(32)) & np.uint64(0xFFFFFFFF))
-    x = (e & np.uint64(0xFFFFFFFF)) ^ k
-    x = x ^ x >> 16
-    x = x * 0x7FEB352D & 0xFFFFFFFF
-    x = x ^ x >> 15
-    x = x + seed[1] & 0xFFFFFFFF
-    x = x * 0x846CA68B & 0xFFFFFFFF
-    x = x ^ x >> 16
+    x = number_of(seed, key, first, size)
     return x & 0xFFFF, x >> 16, x >> 8 & 0xFFFF
 
 
@@ -89,7 +75,10 @@ def at_random(values, r):
 
 
 class Extended:
-    """One variable. ``dtype`` and ``state`` are names of dtypes; param, master and state are kept in the arithmetic's."""
+    """One variable. ``dtype`` and ``state`` are names of dtypes; param, master and state are kept in the arithmetic's.
+
+    State in 8 bits is kept as its codes and scales as well, uint8.
+    """
 
     def __init__(self, param, dtype, state, master=False, wc=0.0, first=0, key=0, rates=(1.0, 1.0)):
         self.real = np.dtype(np.float64 if dtype == "float64" else np.float32)
@@ -97,6 +86,8 @@ class Extended:
         self.param = np.asarray(param).astype(self.real)
         self.master = self.param.copy() if master else None
         self.mg, self.variance, self.delta = (np.zeros_like(self.param) for _ in range(3))
+        self.codes = {name: np.zeros(self.param.size, np.uint8) for name in STATE} if state == "int8" else {}
+        self.scales = np.zeros((-(-self.param.size // reference_int8.BLOCK), 3), np.uint8)
 
     def step(self, grad, learnRate, alpha, momRate, epsilon, ops=(), skip=False, seed=(0, 0), decay=0.0):
         if skip:
@@ -115,15 +106,28 @@ class Extended:
             variance = alpha * self.variance + gain * d * d
             delta = momRate * self.delta + learnRate * g / np.sqrt(variance + epsilon)
             p = p + (delta - lost * p if lost else delta)
-        r = numbers(seed, self.key, self.first, p.size)
-        for name, value, random in zip(("mg", "variance", "delta"), (mg, variance, delta), r, strict=True):
-            setattr(self, name, at_random(value, random) if self.state == "bfloat16" else nearest(value, self.state))
+        self._store({"mg": mg, "variance": variance, "delta": delta}, seed)
         self.param = nearest(p, self.dtype)
         if self.master is not None:
             self.master = p
 
+    def _store(self, state, seed):
+        drawn = reference_int8.dithers if self.state == "int8" else numbers
+        for i, random in enumerate(drawn(seed, self.key, self.first, self.param.size)):
+            name = STATE[i]
+            if self.state == "int8":
+                self.codes[name], self.scales[:, i] = reference_int8.codes_of(state[name], name, random)
+                stored = reference_int8.values(self.codes[name], self.scales[:, i], name)
+            elif self.state == "bfloat16":
+                stored = at_random(state[name], random)
+            else:
+                stored = nearest(state[name], self.state)
+            setattr(self, name, stored)
+
     def buffers(self):
-        found = {"param": self.param, "mg": self.mg, "variance": self.variance, "delta": self.delta}
+        found = {"param": self.param} | {name: getattr(self, name) for name in STATE}
+        if self.codes:
+            found |= self.codes | {"scales": self.scales.ravel()}
         return found if self.master is None else found | {"master": self.master}
 
 

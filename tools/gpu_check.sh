@@ -4,7 +4,7 @@
 #  1. doctor, plain kernels: does it load, and are the numbers right
 #  2. speed: GB/s of the step at 1e3 to 1e9 elements of float32, beside a copy and PyTorch's optimizers; what a table of one row
 #     costs at 1,000 elements; the kernel of the rule alone beside the one with options: registers and speed, for each dtype
-#  3. dtypes: update() with each dtype of the state
+#  3. dtypes: update() with each dtype of the state, 8 bits among them
 #  4. graph and shared memory: captured in CUDA graphs by four ways; arrays of other libraries
 #  5. tensors of PyTorch: numbers, streams, GradScaler, graphs, timings
 #  6. benchmark: update() beside its peers, memory

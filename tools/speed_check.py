@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SIZES = [10**power for power in range(3, 10)]
 LARGE = 1 << 26  # elements, for the kinds
 ROUNDS, SECONDS = 7, 0.02  # of launches, of each round
-WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}  # a kind of other dtypes is left out, and named
+WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # kinds of others are left out
 BEGIN = 0x3C  # a byte that makes a normal number in every dtype
 
 Kind = tuple[str, str, bool]
@@ -37,16 +37,20 @@ class Variable:
     def __init__(self, kind: Kind, size: int) -> None:
         from pycuda import driver
 
-        from puzzlelib_rmsprop.kernels import STATE, Segment
+        from puzzlelib_rmsprop.kernels import STATE, Segment, int8_state
 
         dtype, state, master = kind
         widths = {"param": WIDTHS[dtype], "grad": WIDTHS[dtype], **dict.fromkeys(STATE, WIDTHS[state])}
         if master:
             widths["master"] = 4
         self.moved = size * (sum(widths.values()) * 2 - widths["grad"] - (widths["param"] if master else 0))
-        self.memory = {field: driver.mem_alloc(size * width) for field, width in widths.items()}
-        for field, width in widths.items():
-            driver.memset_d8(self.memory[field], 0 if field in STATE else BEGIN, size * width)
+        bytes_of = {field: size * width for field, width in widths.items()}
+        if state == "int8":
+            bytes_of["scales"] = len(STATE) * int8_state.blocks_of(size)
+            self.moved += 2 * bytes_of["scales"]
+        self.memory = {field: driver.mem_alloc(count) for field, count in bytes_of.items()}
+        for field, count in bytes_of.items():
+            driver.memset_d8(self.memory[field], BEGIN if field in ("param", "grad", "master") else 0, count)
         self.segment = Segment(dtype, state, size=size, **{field: int(at) for field, at in self.memory.items()})
 
     def first(self) -> bytes:
@@ -85,7 +89,7 @@ def launches(kind: Kind, size: int) -> Iterator[tuple[str, int, Callable[[], Any
     from puzzlelib_rmsprop.kernels import Hyper, StepOptions, cuda
 
     hyper = Hyper(0.1, 0.95, 0.9, 1e-4)  # a step that float16 can show
-    only_extended = kind[1] == "bfloat16" or kind[2]
+    only_extended = kind[1] in ("bfloat16", "int8") or kind[2]
     # a seed that nothing is rounded with: an option, so that the other kernel runs, and no more work
     for name, options in (("many", StepOptions()), ("extended", StepOptions(seed=(1, 0)))):
         if name == "extended" or not only_extended:

@@ -3,6 +3,7 @@
 # is compiled with the rest, in place.
 # usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also the tests that run on the CPU alone
 #        tools/test_on_simulator.sh --gpu-check                     a dry run of tools/gpu_check.sh instead
+# Kernels run as the PTX that ships. CUSIM_PTX=0 in the environment: from their source, compiled by g++ in nvcc's place.
 # PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -58,16 +58,13 @@ struct Int8Update {
     // `count` elements from the i-th on, in vectors or one by one; what there is not counts as 0.
     __device__ __forceinline__ void at(u32 i, u32 count, bool vectors) const
     {
-        Elements<Stored> p, g;
-        Elements<int8> m, v, d;
-        Elements<float> f;
-        p.load(param + i, count, vectors);
-        g.load(grad + i, count, vectors);
-        m.load(mg + i, count, vectors);
-        v.load(variance + i, count, vectors);
-        d.load(delta + i, count, vectors);
+        float p[EACH], g[EACH], f[EACH] = {};
+        load(param + i, p, count, vectors);
+        load(grad + i, g, count, vectors);
+        const u32 m = codes(mg + i, count, vectors), v = codes(variance + i, count, vectors);
+        const u32 d = codes(delta + i, count, vectors);
         if constexpr (Kind::MASTER)
-            f.load(master + i, count, vectors);
+            load(master + i, f, count, vectors);
         unsigned char *const scale = scales + i / BLOCK * STATES;
         const float m_step = MgCodes::step_of(scale[0]), v_step = VarianceCodes::step_of(scale[1]);
         const float d_step = DeltaCodes::step_of(scale[2]);
@@ -75,20 +72,18 @@ struct Int8Update {
         u32 m_largest = 0, v_largest = 0, d_largest = 0;
 #pragma unroll
         for (u32 k = 0; k < EACH; ++k) {
-            float rp;
-            rm[k] = MgCodes::decoded(m[k], m_step);
-            rv[k] = VarianceCodes::decoded(v[k], v_step);
-            rd[k] = DeltaCodes::decoded(d[k], d_step);
-            if constexpr (Kind::MASTER)
-                rp = current(p[k], f[k]);
-            else
-                rp = widen(p[k]);
-            const float before = rp;
-            graves(rp, more.operate(widen(g[k]), rp), rm[k], rv[k], rd[k], c);
-            more.decay(rp, before, rd[k]);
-            narrow(rp, p[k]);
-            f[k] = rp;
-            g[k] = Stored{};
+            rm[k] = MgCodes::decoded(code(m, k), m_step);
+            rv[k] = VarianceCodes::decoded(code(v, k), v_step);
+            rd[k] = DeltaCodes::decoded(code(d, k), d_step);
+            if constexpr (Kind::MASTER) {
+                Stored stored;
+                narrow(p[k], stored);
+                p[k] = current(stored, f[k]);
+            }
+            const float before = p[k];
+            graves(p[k], more.operate(g[k], p[k]), rm[k], rv[k], rd[k], c);
+            more.decay(p[k], before, rd[k]);
+            g[k] = 0.0f;
             if (k < count) {
                 m_largest = larger(m_largest, magnitude_of(rm[k]));
                 v_largest = larger(v_largest, magnitude_of(rv[k]));
@@ -99,22 +94,23 @@ struct Int8Update {
         const u32 d_scale = scale_of(largest_of_team(d_largest));
         const float m_steps = MgCodes::steps_of(m_scale), v_steps = VarianceCodes::steps_of(v_scale);
         const float d_steps = DeltaCodes::steps_of(d_scale);
+        u32 new_m = 0, new_v = 0, new_d = 0;
         const RandomBits bits(more.random(i / BLOCK * BLOCK));
 #pragma unroll
         for (u32 k = 0; k < EACH; ++k) {
             const u32 own = RandomBits::own(i % BLOCK + k);
-            m[k] = m_scale == NAN_SCALE ? int8{} : MgCodes::encoded(rm[k], m_steps, MgCodes::mixed(bits.mg, own));
-            v[k] = v_scale == NAN_SCALE ? int8{} : VarianceCodes::encoded(rv[k], v_steps, VarianceCodes::mixed(bits.variance, own));
-            d[k] = d_scale == NAN_SCALE ? int8{} : DeltaCodes::encoded(rd[k], d_steps, DeltaCodes::mixed(bits.delta, own));
+            new_m |= MgCodes::encoded(rm[k], m_steps, MgCodes::mixed(bits.mg, own)).code << 8 * k;
+            new_v |= VarianceCodes::encoded(rv[k], v_steps, VarianceCodes::mixed(bits.variance, own)).code << 8 * k;
+            new_d |= DeltaCodes::encoded(rd[k], d_steps, DeltaCodes::mixed(bits.delta, own)).code << 8 * k;
         }
-        m.store(mg + i, count, vectors);
-        v.store(variance + i, count, vectors);
-        d.store(delta + i, count, vectors);
-        p.store(param + i, count, vectors);
+        store_codes(m_scale == NAN_SCALE ? 0 : new_m, mg + i, count, vectors);
+        store_codes(v_scale == NAN_SCALE ? 0 : new_v, variance + i, count, vectors);
+        store_codes(d_scale == NAN_SCALE ? 0 : new_d, delta + i, count, vectors);
+        store(p, param + i, count, vectors);
         if constexpr (Kind::MASTER)
-            f.store(master + i, count, vectors);
+            store(p, master + i, count, vectors);
         if (more.zeroGrad())
-            g.store(grad + i, count, vectors);
+            store(g, grad + i, count, vectors);
         if (i % BLOCK == 0) {
             scale[0] = static_cast<unsigned char>(m_scale);
             scale[1] = static_cast<unsigned char>(v_scale);
@@ -123,34 +119,65 @@ struct Int8Update {
     }
 
   private:
-    // Elements of one thread.
+    // Elements of one thread go as floats, and codes in one word: structs of less than 32 bits that are loaded in two ways keep
+    // nvcc 13.0 busy without end.
     template <class T>
-    struct Elements {
-        Pack<T, EACH> all;
-
-        __device__ __forceinline__ void load(const T *from, u32 count, bool vector)
-        {
-            if (vector) {
-                all.load(from);
-                return;
-            }
+    __device__ __forceinline__ static void load(const T *from, float (&to)[EACH], u32 count, bool vector)
+    {
+        if (vector) {
+            Pack<T, EACH> all;
+            all.load(from);
 #pragma unroll
             for (u32 k = 0; k < EACH; ++k)
-                all[k] = k < count ? from[k] : T{};
+                to[k] = widen(all[int(k)]);
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < EACH; ++k)
+                to[k] = k < count ? widen(from[k]) : 0.0f;
         }
-        __device__ __forceinline__ void store(T *to, u32 count, bool vector)
-        {
-            if (vector) {
-                all.store(to);
-                return;
-            }
+    }
+
+    template <class T>
+    __device__ __forceinline__ static void store(const float (&from)[EACH], T *to, u32 count, bool vector)
+    {
+        if (vector) {
+            Pack<T, EACH> all;
+#pragma unroll
+            for (u32 k = 0; k < EACH; ++k)
+                narrow(from[k], all[int(k)]);
+            all.store(to);
+        } else {
 #pragma unroll
             for (u32 k = 0; k < EACH; ++k)
                 if (k < count)
-                    to[k] = all[k];
+                    narrow(from[k], to[k]);
         }
-        __device__ __forceinline__ T &operator[](u32 k) { return all[int(k)]; }
-    };
+    }
+
+    __device__ __forceinline__ static int8 code(u32 word, u32 k) { return {static_cast<unsigned char>(word >> 8 * k)}; }
+
+    __device__ __forceinline__ static u32 codes(const int8 *from, u32 count, bool vector)
+    {
+        if (vector)
+            return *reinterpret_cast<const u32 *>(from);
+        u32 word = 0;
+#pragma unroll
+        for (u32 k = 0; k < EACH; ++k)
+            word |= k < count ? u32(from[k].code) << 8 * k : 0;
+        return word;
+    }
+
+    __device__ __forceinline__ static void store_codes(u32 word, int8 *to, u32 count, bool vector)
+    {
+        if (vector) {
+            *reinterpret_cast<u32 *>(to) = word;
+            return;
+        }
+#pragma unroll
+        for (u32 k = 0; k < EACH; ++k)
+            if (k < count)
+                to[k] = code(word, k);
+    }
 };
 
 }  // namespace KERNEL_NAMESPACE

@@ -24,7 +24,7 @@ def test_every_combination(kernels, dtype, state, master, size):
 
 @each_combination
 def test_every_alignment(kernels, dtype, state, master):
-    arrays = 6 if master else 5
+    arrays = 5 + master + (state == "int8")
     together = [(k,) * arrays for k in (1, 3, 4, 8)]
     apart = [tuple(k if i == j else 0 for j in range(arrays)) for i in range(arrays) for k in (1, 4)]
     for seed, offsets in enumerate(together + apart):
@@ -71,7 +71,9 @@ def test_as_the_plain_kernels_where_there_is_nothing_else(kernels, dtype, state,
     # what the rule gives, from another entry point; where there is no plain one, from the reference alone
     variables = [Variable(1234, dtype, state, master) for _ in range(2)]
     for variable, options in zip(
-        variables, (StepOptions(), StepOptions(seed=(0, 1)) if state != "bfloat16" else StepOptions()), strict=True
+        variables,
+        (StepOptions(), StepOptions(seed=(0, 1)) if state not in ("bfloat16", "int8") else StepOptions()),
+        strict=True,
     ):
         table = table_of(kernels, variable)
         for _ in range(3):
@@ -85,12 +87,16 @@ def test_many_rows_each_with_its_own(kernels, monkeypatch):
     # one block goes from row to row, so that nothing of the last one may stay with it
     for blocks in (1, 1000):
         monkeypatch.setattr(kernels, "_most_blocks", lambda blocks=blocks: blocks)
-        for dtype, state, master in (("float32", "float32", False), ("bfloat16", "bfloat16", True)):
+        for dtype, state, master in (
+            ("float32", "float32", False),
+            ("bfloat16", "bfloat16", True),
+            ("bfloat16", "int8", True),
+        ):
             rng = np.random.default_rng(3)
             variables = [
                 Variable(
                     size, dtype, state, master, (i % 3,) * 5, i,
-                    wc=[0.0, 0.5, 1.0, -1.0][i % 4], key=i * 0x1234567, first=i * 1000, rates=tuple(rng.random(2)),
+                    wc=[0.0, 0.5, 1.0, -1.0][i % 4], key=i * 0x1234567, first=i * 1024, rates=tuple(rng.random(2)),
                 )
                 for i, size in enumerate([5, 0, 300, chunk() + 3, 1, 40, 2 * chunk(), 9])
             ]  # fmt: skip

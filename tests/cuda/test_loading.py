@@ -20,9 +20,7 @@ def test_the_shipped_ptx_is_of_this_source(kernels):
         assert f".entry graves_many_{dtype}_{real_dtype(np.dtype(dtype))}(".encode() in ptx
 
 
-@pytest.mark.parametrize(
-    "changed", ["rmsprop_graves.cu", "gradients.cuh", "elements.cuh", "rule.h", "numbers.h", "layout.h"]
-)
+@pytest.mark.parametrize("changed", cuda_source.sources(SOURCE))
 def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, changed):
     for name in [*cuda_source.sources(SOURCE), "rmsprop_graves.ptx.xz"]:
         shutil.copy(cuda_source._FOLDER / name, tmp_path)
@@ -34,6 +32,18 @@ def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, chang
         None,
         "rmsprop_graves.ptx.xz is of another source than rmsprop_graves.cu and its headers here",
     )
+
+
+@pytest.mark.parametrize("file", ["rmsprop_graves", "nets"])
+def test_the_shipped_ptx_runs_where_the_driver_takes_it_and_the_source_where_not(kernels, simulator, monkeypatch, file):
+    compiled, real = [], kernels.compiled
+    monkeypatch.setattr(kernels, "compiled", lambda *arguments: compiled.append(arguments[0]) or real(*arguments))
+    with simulator.ptx(True):
+        kernels._module.__wrapped__(file)
+    assert (compiled, simulator.counters()["ptx_modules"]) == ([], 1)
+    with simulator.ptx(False):
+        kernels._module.__wrapped__(file)
+    assert (compiled, simulator.counters()["ptx_modules"]) == ([file], 1)
 
 
 def test_why_the_shipped_ptx_is_not_taken_is_told(kernels, monkeypatch, tmp_path):

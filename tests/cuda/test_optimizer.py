@@ -63,6 +63,6 @@ def test_cpu_and_cuda_nets_in_one_process(cuda, globalState):
 
 
 def test_state_dtype_is_checked():
-    for wrong in ("float16", np.float16, "float32", "int8", "nonsense", 3.5):
-        with pytest.raises(HyperParameterError, match="stateDtype must be None or 'bfloat16'; got"):
+    for wrong in ("float16", np.float16, "float32", "uint8", "nonsense", 3.5):
+        with pytest.raises(HyperParameterError, match="stateDtype must be None, 'bfloat16' or 'int8'; got"):
             RMSPropGraves(stateDtype=wrong)

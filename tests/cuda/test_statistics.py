@@ -54,6 +54,14 @@ def test_statistics_after_operations(kernels, name, master):
     check_record(measured.get(), expected)
 
 
+def test_subnormal_gradients_count_as_zero(kernels):
+    measured = Measured(kernels, [("float32", [chunk() + 3])])
+    (variable,) = measured.parts[0]
+    variable.buffers.set("grad", np.full(chunk() + 3, 1e-39, np.float32))
+    measured.run()
+    assert measured.get()["norm"] == 0.0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_statistics_finds_every_bad_gradient(kernels, dtype):
     sizes = [3, 2 * chunk() + 13]

@@ -14,6 +14,7 @@ pytest.importorskip("ml_dtypes")  # the tests that use these are left out withou
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
 STEPS = 4
+STATE = ("mg", "variance", "delta")
 GUARD = 64  # elements on either side of an array
 
 
@@ -42,33 +43,34 @@ def size_of(size):
 class Buffers:
     """A variable's arrays on the device, each between guards of NaN, ``offset`` elements off alignment."""
 
-    NAMES = ("param", "grad", "mg", "variance", "delta", "master")
-
     def __init__(self, param, state, offsets=(0,) * 5, master=False):
         from pycuda import gpuarray as device
 
-        self.size, self.guarded, self.offsets = param.size, [], offsets
-        contents = [param, np.full(param.size, np.nan, param.dtype), *(np.zeros(param.size, state) for _ in range(3))]
-        if master:
-            contents.append(param.astype(np.float32))
-            self.offsets = (*offsets, 0)[:6]
-        for content, offset in zip(contents, self.offsets, strict=True):
-            host = np.full(content.size + 2 * GUARD + offset, np.nan, content.dtype)
+        self.size, self.state, self.guarded = param.size, np.dtype(state).name, []
+        kept = np.dtype("uint8" if self.state == "int8" else state)
+        contents = {"param": param, "grad": np.frombuffer(b"\xff" * param.nbytes, param.dtype)}
+        contents |= {name: np.zeros(param.size, kept) for name in STATE}
+        contents |= {"master": param.astype(np.float32)} if master else {}
+        contents |= {"scales": np.zeros(-(-param.size // layout.BLOCK) * 3, np.uint8)} if self.state == "int8" else {}
+        self.names, self.sizes = list(contents), [content.size for content in contents.values()]
+        self.offsets = (*offsets, 0, 0)[: len(contents)]
+        for content, offset in zip(contents.values(), self.offsets, strict=True):
+            # every bit: of floats that is NaN
+            host = np.full((content.size + 2 * GUARD + offset) * content.itemsize, 0xFF, np.uint8).view(content.dtype)
             host[GUARD + offset : GUARD + offset + content.size] = content
             self.guarded.append(device.to_gpu(host))
 
     def segment(self, **more):
-        dtypes = [self.guarded[i].dtype.name for i in (0, 2)]
-        addresses = dict(zip(self.NAMES, map(self.address, range(len(self.guarded))), strict=False))
-        return Segment(*dtypes, size=self.size, **addresses, **more)
+        addresses = dict(zip(self.names, map(self.address, range(len(self.guarded))), strict=True))
+        return Segment(self.guarded[0].dtype.name, self.state, size=self.size, **addresses, **more)
 
     def address(self, i):
         return int(self.guarded[i].gpudata) + (GUARD + self.offsets[i]) * self.guarded[i].dtype.itemsize
 
     def set(self, name, content):
-        i = self.NAMES.index(name)
+        i = self.names.index(name)
         host = self.guarded[i].get()
-        host[GUARD + self.offsets[i] : GUARD + self.offsets[i] + self.size] = content
+        host[GUARD + self.offsets[i] : GUARD + self.offsets[i] + self.sizes[i]] = content
         self.guarded[i].set(host)
 
     def set_grad(self, grad):
@@ -76,12 +78,12 @@ class Buffers:
 
     def get(self):
         found = {}
-        for name, guarded, offset in zip(self.NAMES, self.guarded, self.offsets, strict=False):
+        for name, guarded, offset, size in zip(self.names, self.guarded, self.offsets, self.sizes, strict=True):
             host = guarded.get()
             begin = GUARD + offset
-            assert np.isnan(host[:begin].astype(np.float64)).all(), f"{name}: written in front of it"
-            assert np.isnan(host[begin + self.size :].astype(np.float64)).all(), f"{name}: written past its end"
-            found[name] = host[begin : begin + self.size]
+            assert (host[:begin].view(np.uint8) == 0xFF).all(), f"{name}: written in front of it"
+            assert (host[begin + size :].view(np.uint8) == 0xFF).all(), f"{name}: written past its end"
+            found[name] = host[begin : begin + size]
         return found
 
 

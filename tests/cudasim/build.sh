@@ -9,15 +9,18 @@ cuda=$(cd "${CUDA_HOME:-/usr/local/cuda}" && pwd)
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["platlib"])')
 flags=(-O2 -g1 -std=c++17 -fPIC -Wall -Wextra -I"$cuda/include" -I"$here/src")
 
-mkdir -p "$out/obj" "$out/bin" "$out/include"
-cp "$here/include/cusim.h" "$here/src/device_abi.h" "$out/include/"
+mkdir -p "$out/obj" "$out/bin" "$out/include" "$out/ptx"
+cp "$here"/include/*.h "$here/src/device_abi.h" "$out/include/"
+cp "$here"/ptx/*.py "$out/ptx/"
 ln -sfn "$cuda" "$out/cuda"  # where bin/nvcc finds the headers
 cp "$here/bin/nvcc" "$out/bin/nvcc"
-chmod +x "$out/bin/nvcc"
+# a driver compiles PTX whatever the PATH is
+sed "1s|.*|#!$("$python" -c 'import sys; print(sys.executable)') -IS|" "$here/bin/ptx" > "$out/bin/ptx"
+chmod +x "$out/bin/nvcc" "$out/bin/ptx"
 
 g++ "${flags[@]}" -fvisibility=hidden -c "$here/src/device_runtime.cpp" -o "$out/include/device_runtime.o"
 objects=()
-for source in "$here"/src/{api_*,barriers,checks,control,execute,memory,modules,streams}.cpp; do
+for source in "$here"/src/{api_*,barriers,checks,control,execute,memory,modules,ptx,streams}.cpp; do
   name=$(basename "$source" .cpp)
   g++ "${flags[@]}" -U_FORTIFY_SOURCE -fvisibility=hidden -c "$source" -o "$out/obj/$name.o"
   objects+=("$out/obj/$name.o")

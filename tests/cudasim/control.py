@@ -34,13 +34,23 @@ def eager():
         _call("eager", 0)
 
 
+@contextmanager
+def ptx(execute: bool):
+    """Inside, modules that come as PTX text are executed, or refused, whatever CUSIM_PTX says."""
+    before = _call("ptx", int(execute), restype=ctypes.c_int)
+    try:
+        yield
+    finally:
+        _call("ptx", before)
+
+
 def reset() -> None:
     """Set the counters and the last fault back."""
     _call("reset")
 
 
 def counters() -> dict[str, int]:
-    """Launches, memsets, copies, allocations, frees, blocking calls, faults since reset(); work pending now."""
+    """Launches, memsets, copies, allocations, frees, blocking calls, faults, PTX modules since reset(); work pending now."""
     return json.loads(_text("counters"))
 
 

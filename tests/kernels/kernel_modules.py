@@ -1,12 +1,20 @@
 """The kernels of the CPU that there are on this machine: NumPy's, and each instruction set's; and how tests call them."""
 
 import ctypes
+import importlib.util
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.kernels import Hyper, Segment, cpu, real_dtype, reference
 
+SOURCES = Path(cpu.__file__).parent
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", '-DSOURCES=""']
 HYPER = Hyper(1e-2, 0.95, 0.9, 1e-4)
 GUARD = 64  # elements on either side of an array
 STATE = ("mg", "variance", "delta")
@@ -39,39 +47,55 @@ def compiled(test):
     return pytest.mark.skipif(cpu.library is None, reason="the compiled CPU kernels are not here")(test)
 
 
+def compiled_anew(folder, replacements=(), flags=(), kind=None):
+    """The library, with (file, old text, new text) replaced; with a ``kind``, all segments are taken for that one."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not here")
+    if not (SOURCES / "cpu.cpp").exists():
+        pytest.skip("the library's sources are not here")
+    for path in (SOURCES / "cpu.cpp", SOURCES / "look.cpp", SOURCES / "cpu_loops.cpp", *SOURCES.glob("*.h")):
+        text = path.read_text()
+        for file, old, new in replacements:
+            if file == path.name:
+                assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+                text = text.replace(old, new)
+        if kind and path.name == "cpu_loops.cpp":  # that is compiled sooner
+            text = re.sub(r"FUNCTION<Kind<.*?>>", f"FUNCTION<Kind<{kind}>>", text)
+        (folder / path.name).write_text(text)
+    output = folder / "_cpu.so"
+    command = ["g++", *FLAGS, *flags, f"-I{sysconfig.get_path('include')}", "-DKERNEL_NAMESPACE=baseline"]
+    subprocess.run([*command, "cpu.cpp", "look.cpp", "cpu_loops.cpp", "-o", str(output)], cwd=folder, check=True)
+    spec = importlib.util.spec_from_file_location("faulty._cpu", output)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Buffers:
     """The arrays of a variable, each between guards of NaN, off alignment by ``offset`` elements."""
 
     def __init__(self, param, state=None, master=False, offset=0, first=0, key=0):
-        state = real_dtype(param.dtype) if state is None else state
-        contents = {"param": param, "grad": np.full_like(param, np.nan)}
-        contents |= {name: np.zeros(param.size, state) for name in STATE}
+        state = str(np.dtype(real_dtype(param.dtype) if state is None else state))
+        kept = np.dtype("uint8" if state == "int8" else state)
+        contents = {"param": param, "grad": np.frombuffer(b"\xff" * param.nbytes, param.dtype)}
+        contents |= {name: np.zeros(param.size, kept) for name in STATE}
+        contents |= {"scales": np.zeros(-(-param.size // 64) * 3, np.uint8)} if state == "int8" else {}
         contents |= {"master": param.astype(np.float32)} if master else {}
         self.guarded, self.views, self.offset = {}, {}, offset
         for name, content in contents.items():
-            room = np.full(content.size + 2 * GUARD + offset, np.nan, content.dtype)
+            # every bit: of floats that is NaN
+            room = np.full((content.size + 2 * GUARD + offset) * content.itemsize, 0xFF, np.uint8).view(content.dtype)
             self.guarded[name] = room
             self.views[name] = room[GUARD + offset : GUARD + offset + content.size]
             self.views[name][:] = content
-        address = {name: view.ctypes.data for name, view in self.views.items()}
-        five = {name: address[name] for name in STATE}
-        self.segment = Segment(
-            str(param.dtype),
-            str(np.dtype(state)),
-            address["param"],
-            address["grad"],
-            param.size,
-            master=address.get("master", 0),
-            first=first,
-            key=key,
-            **five,
-        )
+        addresses = {name: view.ctypes.data for name, view in self.views.items()}
+        self.segment = Segment(str(param.dtype), state, size=param.size, first=first, key=key, **addresses)
 
     def check_guards(self):
         for name, room in self.guarded.items():
             begin, end = GUARD + self.offset, GUARD + self.offset + self.views[name].size
-            assert np.isnan(room[:begin].astype(np.float64)).all(), f"{name}: written in front of it"
-            assert np.isnan(room[end:].astype(np.float64)).all(), f"{name}: written past its end"
+            assert (room[:begin].view(np.uint8) == 0xFF).all(), f"{name}: written in front of it"
+            assert (room[end:].view(np.uint8) == 0xFF).all(), f"{name}: written past its end"
 
 
 def run(kernels, param, grads, hyper=HYPER, offset=0):
@@ -87,7 +111,7 @@ def run(kernels, param, grads, hyper=HYPER, offset=0):
 
 def as_bits(array):
     """Of an array as integers, so that every NaN and both zeros count."""
-    return array.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize])
+    return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize])
 
 
 def address_of(number):

@@ -52,11 +52,13 @@ int main(int argc, char **argv)
 {
     const int spread = argc > 1 ? atoi(argv[1]) : 10;
     // sizes of an element of the parameter (1: float16, 2: bfloat16) and of the state, in the order of KINDS
-    const u32 stored[] = {4, 8, 1, 2, 4, 1, 2, 1, 2, 1, 2}, kept[] = {4, 8, 4, 4, 2, 2, 2, 4, 4, 2, 2};
-    for (u32 kind = 0; kind < 11; ++kind) {
+    const u32 stored[] = {4, 8, 1, 2, 4, 1, 2, 1, 2, 1, 2, 4, 1, 2, 1, 2};
+    const u32 kept[] = {4, 8, 4, 4, 2, 2, 2, 4, 4, 2, 2, 1, 1, 1, 1, 1};
+    for (u32 kind = 0; kind < 16; ++kind) {
         const u64 size = 3 * 1024 + 77;
         const u32 item = stored[kind] < 4 ? 2 : stored[kind];
         std::vector<char> param(size * item), grad(size * item), mg(size * kept[kind]), variance(mg), delta(mg), master(size * 4);
+        std::vector<char> scales((size + BLOCK - 1) / BLOCK * STATES);
         fill(param, stored[kind], size, 3);
         Hyper hyper = {1e-2, 0.95, 1 - 0.95, 0.95 * (1 - 0.95), 0.9, 1e-4};
         if (stored[kind] != 8)
@@ -64,7 +66,8 @@ int main(int argc, char **argv)
         Segment segment = {};
         segment.param = u64(param.data()), segment.grad = u64(grad.data()), segment.mg = u64(mg.data());
         segment.variance = u64(variance.data()), segment.delta = u64(delta.data());
-        segment.master = kind >= 7 ? u64(master.data()) : 0;
+        segment.master = (kind >= 7 && kind < 11) || kind >= 14 ? u64(master.data()) : 0;
+        segment.scales = u64(scales.data());
         segment.size = size, segment.first = 0xFFFFFF00ull, segment.learnRate = 0.7, segment.momRate = 0.123;
         segment.wc = 0.5, segment.key = 7, segment.kind = kind;
         const Hyper hypers[] = {hyper, hyper};
@@ -90,7 +93,7 @@ int main(int argc, char **argv)
             baseline::loops.update(args, 0, 1500);
             baseline::loops.update(args, 1500, size);
             std::vector<char> record((char *)&statistics, (char *)&statistics + sizeof statistics);
-            for (const std::vector<char> *each : {&param, &mg, &variance, &delta, &master, &record})
+            for (const std::vector<char> *each : {&param, &mg, &variance, &delta, &scales, &master, &record})
                 h = hash(h, *each);
         }
         baseline::loops.operate(args);

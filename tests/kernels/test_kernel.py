@@ -111,7 +111,7 @@ def test_variables_of_every_kind_in_one_table(kernels):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     buffers, expected = [], []
     for seed, (dtype, state, master) in enumerate(layout.KINDS):
-        if state == "bfloat16":
+        if state in ("bfloat16", "int8"):
             continue  # rounded at random: test_kernel_extended
         param, grads = start(100 + seed, np.dtype(getattr(ml_dtypes, dtype, dtype)), seed)
         buffers.append(Buffers(param, state, master))

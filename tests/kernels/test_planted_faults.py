@@ -1,21 +1,12 @@
 """Faults planted in the text that every device shares: each is caught on the CPU (tests/cuda: on CUDA)."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from puzzlelib_rmsprop.kernels import cpu, layout
 from tests.kernels import test_kernel, test_kernel_extended
-from tests.kernels.kernel_modules import STATE, Buffers, compiled
+from tests.kernels.kernel_modules import STATE, Buffers, compiled, compiled_anew
 from tests.kernels.test_kernel import HYPER
-
-SOURCES = Path(cpu.__file__).parent
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-ffp-contract=off", '-DSOURCES=""']
 
 # what is wrong, the file, what stands there, what is put in its place
 RULE = [
@@ -53,7 +44,7 @@ OTHERS = [
         "std::fabs(hyper.learnRate)",
     ),
     ("a decay where wc is below 0", "rule.h", "return segment.wc > 0.0 ?", "return segment.wc != 0.0 ?"),
-    ("no decay", "cpu_loops.cpp", "p = decayed(before, d, decay);", "p += 0 * before;"),
+    ("no decay", "cpu_tiles.h", "p = decayed(before, d, decay);", "p += 0 * before;"),
     (
         "a decay before the step",
         "rule.h",
@@ -64,7 +55,7 @@ OTHERS = [
     ("the copy where the parameter was written", "rule.h", "? master : widen(param)", "? master : master"),
     ("ties away from zero", "numbers.h", "bits + 0x7FFFu + (bits >> 16 & 1u)", "bits + 0x8000u"),
     ("no random bits", "numbers.h", "(random & 0xFFFFu)", "(random & 0u)"),
-    ("the same numbers for all of the state", "cpu_loops.cpp", "x >> 16", "x"),
+    ("the same numbers for all of the state", "cpu_tiles.h", "x >> 16", "x"),
     ("an index of 32 bits", "numbers.h", "high = u32(first >> 32)", "high = 0"),
     ("a square that overflows", "rule.h", "LARGE = 0x1p480", "LARGE = 0x1p1000"),
     ("only NaN is bad", "rule.h", "!(g * g - g * g == Real(0))", "!(g == g)"),
@@ -76,28 +67,7 @@ OTHERS = [
 @pytest.fixture
 def library(tmp_path):
     """``library(replacements, flags)``: the library, compiled with faults."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not here")
-    if not (SOURCES / "cpu.cpp").exists():
-        pytest.skip("the library's sources are not here")
-
-    def build(replacements=(), flags=()):
-        for source in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h"):
-            text = (SOURCES / source).read_text()
-            for file, old, new in replacements:
-                if file == source:
-                    assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
-                    text = text.replace(old, new)
-            (tmp_path / source).write_text(text)
-        output = tmp_path / "_cpu.so"
-        command = ["g++", *FLAGS, *flags, f"-I{sysconfig.get_path('include')}", "-DKERNEL_NAMESPACE=baseline"]
-        subprocess.run([*command, "cpu.cpp", "look.cpp", "cpu_loops.cpp", "-o", str(output)], cwd=tmp_path, check=True)
-        spec = importlib.util.spec_from_file_location("faulty._cpu", output)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return build
+    return lambda replacements=(), flags=(): compiled_anew(tmp_path, replacements, flags)
 
 
 def check_rule():

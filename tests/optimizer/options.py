@@ -21,7 +21,12 @@ def set_grads(arrays, net, seed, scale=1.0):
 
 
 def states_of(arrays, optimizer):
-    return {slot.names[0]: {e: arrays.get(a) for e, a in slot.state.items()} for slot in optimizer._variables}
+    """The state by name, what is in 8 bits as float32."""
+    return {slot.names[0]: {e: read(arrays, a) for e, a in slot.state.items()} for slot in optimizer._variables}
+
+
+def read(arrays, array):
+    return array.get() if type(array).__name__ == "QuantizedArray" else arrays.get(array)
 
 
 def assert_same_nets(arrays, a, b, *optimizers):

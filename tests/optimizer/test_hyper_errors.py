@@ -15,11 +15,11 @@ from tests.standins import Net
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stateDtype": "float32"}, "stateDtype must be None or 'bfloat16'; got 'float32'"),
-        ({"stateDtype": "float16"}, "stateDtype must be None or 'bfloat16'; got 'float16'"),
+        ({"stateDtype": "float32"}, "stateDtype must be None, 'bfloat16' or 'int8'; got 'float32'"),
+        ({"stateDtype": "float16"}, "stateDtype must be None, 'bfloat16' or 'int8'; got 'float16'"),
         ({"learnRate": 1e-40}, "learnRate must be 0, or at least 1.2e-38: float32 takes less for 0; got 1e-40"),
         ({"learnRate": 1e-320}, "learnRate must be 0, or at least 1.2e-38"),
-        ({"stateDtype": 3.5}, "stateDtype must be None or 'bfloat16'; got 3.5"),
+        ({"stateDtype": 3.5}, "stateDtype must be None, 'bfloat16' or 'int8'; got 3.5"),
         ({"seed": -1}, r"seed must be an int from 0 to 2\*\*64 - 1; got -1"),
         ({"seed": 2**64}, "seed must be an int"),
         ({"seed": 1.0}, "seed must be an int.*got 1.0"),
@@ -116,7 +116,7 @@ TABLE = [
         (lambda: RMSPropGraves(seed=2**64), "seed must be an int.*got 18446744073709551616"),
         (lambda: RMSPropGraves(seed=1.0), "seed must be an int.*got 1.0"),
         (lambda: RMSPropGraves(seed=True), "seed must be an int.*got True"),
-        (lambda: RMSPropGraves(stateDtype="float32"), "stateDtype must be None or 'bfloat16'; got 'float32'"),
+        (lambda: RMSPropGraves(stateDtype="float32"), "stateDtype must be None, 'bfloat16' or 'int8'; got 'float32'"),
         (lambda: RMSPropGraves(stateDtype="nonsense"), "stateDtype must be.*got 'nonsense'"),
         (lambda: RMSPropGraves(stateDtype=3), "stateDtype must be.*got 3"),
         *[

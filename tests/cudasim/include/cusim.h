@@ -109,6 +109,8 @@ struct Register {
                   S::layout.offsets,
                   S::layout.total,
                   flush,
+                  0,
+                  false,
                   cusim_kernels};
         cusim_kernels = &kernel;
     }

@@ -44,6 +44,12 @@ void on_misaligned(const void *p, size_t alignment, const char *file, unsigned l
           format("access at 0x%zx, which is not a multiple of %zu, %s:%u", address, alignment, file, line));
 }
 
+void on_outside(const char *space, uint64_t offset, size_t size, size_t end, unsigned line) {
+    if (!run || !settings.check) return;
+    leave(CUDA_ERROR_ILLEGAL_ADDRESS, format("access of %zu bytes at offset %lld of %zu bytes of %s, line %u of the PTX",
+                                             size, static_cast<long long>(offset), end, space, line));
+}
+
 void on_fail(const char *what, const char *file, unsigned line) {
     leave(CUDA_ERROR_ASSERT, format("%s failed, %s:%u", what, file, line));
 }

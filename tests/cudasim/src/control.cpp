@@ -24,6 +24,7 @@ Settings from_environment() {
     s.devices = int(number_from("CUSIM_DEVICES", 2));
     s.memory = number_from("CUSIM_MEMORY", uint64_t(8) << 30);
     s.timeout = double(number_from("CUSIM_TIMEOUT", 300));
+    s.ptx = number_from("CUSIM_PTX", 1) != 0;
     return s;
 }
 
@@ -110,6 +111,12 @@ CONTROL(void) cusim_eager(int on) {
         for (Context *context : contexts) finish(context);
     settings.eager = on != 0;
 }
+CONTROL(int) cusim_ptx(int on) {
+    LOCKED;
+    const int before = settings.ptx;
+    settings.ptx = on != 0;
+    return before;
+}
 CONTROL(void) cusim_reset() {
     LOCKED;
     counters = Counters{};
@@ -125,9 +132,10 @@ CONTROL(const char *) cusim_counters() {
     }
     return keep(
         format("{\"launches\": %zu, \"memsets\": %zu, \"copies\": %zu, \"allocations\": %zu, \"frees\": %zu, "
-               "\"blocking\": %zu, \"pending\": %zu, \"faults\": %zu, \"uninitialised_to_host\": %zu}",
+               "\"blocking\": %zu, \"pending\": %zu, \"faults\": %zu, \"uninitialised_to_host\": %zu, "
+               "\"ptx_modules\": %zu}",
                counters.launched, counters.memsets, counters.copies, counters.allocations, counters.frees,
-               counters.blocking.size(), pending, faults, counters.uninitialised_to_host));
+               counters.blocking.size(), pending, faults, counters.uninitialised_to_host, counters.ptx_modules));
 }
 CONTROL(const char *) cusim_launches() {
     LOCKED;

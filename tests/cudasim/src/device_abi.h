@@ -34,6 +34,8 @@ struct Host {
     void (*meet)(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result);
     void (*fail)(const char *what, const char *file, unsigned line);  // assert() and __trap()
     void (*spin)();  // a thread has read memory very often without a barrier
+    // an access of PTX beyond a space of its own: shared memory, the parameters
+    void (*outside)(const char *space, uint64_t offset, size_t size, size_t end, unsigned line);
     unsigned (*lane)();
 };
 
@@ -46,6 +48,8 @@ struct Kernel {
     const size_t *offsets;
     size_t total;  // bytes of all packed parameters
     bool flush;    // takes subnormal numbers for zero
+    unsigned most_threads;  // of a block, where the kernel says so; or 0
+    bool exactly;           // that many, no fewer
     Kernel *next;
 };
 

@@ -7,12 +7,19 @@
 
 using cusim::Host;
 
+// what PTX is translated to looks at them itself: include/ptx_memory.h
+extern "C" {
+const Host *cusim_host = nullptr;
+cusim::Window cusim_window = {0, 0, nullptr};
+unsigned cusim_patience = 1u << 20;
+}
+
 namespace {
 
-const Host *host = nullptr;
-cusim::Window window = {0, 0, nullptr};
 constexpr unsigned kPatience = 1u << 20;
-unsigned patience = kPatience;
+const Host *&host = cusim_host;
+cusim::Window &window = cusim_window;
+unsigned &patience = cusim_patience;
 
 template <class Word>
 inline Word repeat(uint8_t byte) {

@@ -41,7 +41,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 
 unsigned current_lane() { return run && run->current ? run->current->thread % 32 : 0; }
 
-const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, current_lane};
+const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, on_outside, current_lane};
 
 // Whether subnormal numbers are taken for zero, by the processor: its mode, and that mode with them flushed or kept.
 #if defined(__aarch64__)

@@ -1,4 +1,4 @@
-// Compiled kernels: shared objects that bin/nvcc made.
+// Compiled kernels: shared objects that bin/nvcc made, or bin/ptx.
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
@@ -100,8 +100,14 @@ CUresult load(CUmodule *handle, const void *image) {
     CONTEXT;
     if (!handle || !image) return CUDA_ERROR_INVALID_VALUE;
     if (CUresult bad = unsafe("a module is loaded")) return bad;
+    std::string compiled;
+    auto bytes = static_cast<const char *>(image);
+    if (settings.ptx && is_text(bytes)) {
+        if (CUresult bad = compile_ptx(bytes, &compiled)) return bad;
+        bytes = compiled.data();
+    }
     LoadedModule *module = nullptr;
-    CUresult result = load_module(context, static_cast<const char *>(image), &module);
+    CUresult result = load_module(context, bytes, &module);
     if (result == CUDA_SUCCESS) *handle = reinterpret_cast<CUmodule>(module);
     return result;
 }
@@ -146,6 +152,7 @@ API cuModuleLoad(CUmodule *module, const char *path) {
     for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0;) image.insert(image.end(), part, part + n);
     fclose(file);
     if (image.size() < sizeof(Elf64_Ehdr)) return CUDA_ERROR_INVALID_IMAGE;
+    image.push_back(0);  // a text ends there
     return load(module, image.data());
 }
 
@@ -189,7 +196,7 @@ API cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction ha
     const auto function = reinterpret_cast<Function *>(handle);
     switch (attribute) {
         case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
-            *value = 1024;
+            *value = function->kernel->most_threads ? int(function->kernel->most_threads) : 1024;
             break;
         case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
             *value = int(static_shared(function));
@@ -243,6 +250,8 @@ API cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsigned gz, uns
     const bool shared_fits =
         shared <= unsigned(function->max_dynamic_shared) && shared + static_shared(function) <= 227 * 1024;
     if (!grid_fits || !block_fits || !shared_fits) return CUDA_ERROR_INVALID_VALUE;
+    const unsigned most = function->kernel->most_threads;  // .maxntid and .reqntid of PTX
+    if (most && (bx * by * bz > most || (function->kernel->exactly && bx * by * bz < most))) return CUDA_ERROR_INVALID_VALUE;
 
     auto launch = std::make_shared<Launch>();
     *launch = {function, {gx, gy, gz}, {bx, by, bz}, shared, {}};

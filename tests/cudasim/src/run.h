@@ -60,6 +60,7 @@ inline bool on_stack(uintptr_t address) { return address - reinterpret_cast<uint
 // ---- what a kernel's code calls: checks.cpp -----------------------------------------------------------------------
 void on_access(const void *p, size_t size, bool write);
 void on_misaligned(const void *p, size_t alignment, const char *file, unsigned line);
+void on_outside(const char *space, uint64_t offset, size_t size, size_t end, unsigned line);
 void on_fail(const char *what, const char *file, unsigned line);
 
 // ---- barriers.cpp -------------------------------------------------------------------------------------------------

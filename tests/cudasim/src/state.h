@@ -31,6 +31,7 @@ struct Settings {
     int devices;     // CUSIM_DEVICES
     size_t memory;   // CUSIM_MEMORY: bytes per device
     double timeout;  // CUSIM_TIMEOUT: seconds that a launch may take
+    bool ptx;        // CUSIM_PTX: execute PTX, instead of refusing it
 };
 extern Settings settings;
 extern std::mt19937_64 random_order;
@@ -160,6 +161,8 @@ struct Launch {
 };
 
 CUresult load_module(Context *context, const char *image, LoadedModule **module);
+bool is_text(const char *image);
+CUresult compile_ptx(const char *text, std::string *image);  // what load_module takes
 void unload_module(LoadedModule *module);
 Function *find_function(LoadedModule *module, const char *name);
 CUresult run_kernel(Context *context, const Launch &launch);
@@ -199,7 +202,7 @@ struct Record {
 };
 struct Counters {
     std::deque<Record> launches;
-    size_t launched = 0, memsets = 0, copies = 0, allocations = 0, frees = 0, uninitialised_to_host = 0;
+    size_t ptx_modules = 0, launched = 0, memsets = 0, copies = 0, allocations = 0, frees = 0, uninitialised_to_host = 0;
     std::vector<std::string> blocking;
 };
 extern Counters counters;

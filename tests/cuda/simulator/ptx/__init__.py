@@ -1,0 +1,1 @@
+"""The translator of PTX: what it gives, beside an independent calculation; and what it refuses."""
