@@ -293,7 +293,7 @@ def test_optimizer_can_be_printed(options):
     text = repr(INFO.optim_cls([parameter(2, 3), parameter(2, 3)], **options))
     assert text.startswith("RMSpropGraves (\nParameter Group 0\n")
     for name, value in options.items():
-        assert f"    {name}: {str(value).removeprefix('torch.')}\n" in text
+        assert f"    {name}: {f'{value}'.removeprefix('torch.')}\n" in text
 
 
 def test_non_empty_state(options):
