@@ -1,53 +1,76 @@
-"""Does bfloat16 state cost accuracy? python -m benchmarks.accuracy [--seeds 10] [--epochs 30]
+"""What a smaller state costs in trainings: python -m benchmarks.accuracy digits|torch-digits|dqn|characters [--seeds 5]
 
-Trains the net of examples/train_digits.py with float32 and with bfloat16 state, the same seeds, digits and batches, and
-prints the test accuracies as a table.
+Runs an example with each state and several seeds; a seed's net, data and batches are the same for every state. Prints what
+the trainings ended with as a table, means with their standard errors, and how the states differ from float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
+import concurrent.futures
 import math
+import os
+import re
 import statistics
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from puzzlelib_rmsprop import RMSPropGraves
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# script, and the number of digits after the point to print
+TRAININGS = {
+    "digits": ("train_digits.py", 4),
+    "torch-digits": ("torch_digits.py", 4),
+    "dqn": ("torch_dqn.py", 1),
+    "characters": ("torch_characters.py", 4),
+}
+STATES = ("float32", "bfloat16", "int8")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import train_digits as example
 
-STATES = {"float32": None, "bfloat16": "bfloat16"}
+def outcome(script: str, state: str, seed: int, options: Sequence[str]) -> float:
+    """The number in the last line that an example prints."""
+    chosen = [] if state == "float32" else ["--state-dtype", state]
+    command = [sys.executable, str(EXAMPLES / script), "--seed", str(seed), *chosen, *options]
+    # side by side, so each has one core
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
+    last = done.stdout.splitlines()[-1]
+    found = re.search(r": (\S+)", last)
+    if not found:
+        raise SystemExit(f"{' '.join(command)} printed no number in its last line: {last}")
+    return float(found[1])
 
 
-def accuracy(seed: int, epochs: int, state: str | None) -> float:
-    digits, net = example.load(seed), example.build(seed)
-    optimizer = RMSPropGraves(learnRate=example.LEARN_RATE, stateDtype=state, seed=seed)
-    optimizer.setupOn(net, useGlobalState=True)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        example.train(example.Run(seed, epochs, 32, state), net, optimizer, digits, None)
-    return example.measure(net, digits.test)[1]
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; NaN of one value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=30)
-    args = parser.parse_args()
-    print(f"test accuracy after {args.epochs} epochs\n\n| seed | " + " | ".join(f"{s} state" for s in STATES) + " |")
-    print("| --- |" + " ---: |" * len(STATES))
-    found: list[list[float]] = []
-    for seed in range(args.seeds):
-        found.append([accuracy(seed, args.epochs, state) for state in STATES.values()])
-        print(f"| {seed} | {' | '.join(f'{each:.4f}' for each in found[-1])} |", flush=True)
-    means = map(statistics.fmean, zip(*found, strict=True))
-    print(f"| mean | {' | '.join(f'{mean:.4f}' for mean in means)} |")
-    differences = [b - a for a, b in found]
-    spread = statistics.stdev(differences) if len(differences) > 1 else math.nan
-    error = spread / math.sqrt(len(differences))
-    print(f"\nbfloat16 less float32: {statistics.fmean(differences):+.4f}, standard error {error:.4f}")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("training", choices=list(TRAININGS))
+    parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...: so many (default: 5)")
+    parser.add_argument("--states", nargs="+", choices=STATES, default=STATES, help="float32 first (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time (default: as cores)")
+    args, options = parser.parse_known_args()  # the rest is for the example
+    script, digits = TRAININGS[args.training]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [[pool.submit(outcome, script, state, seed, options) for state in args.states] for seed in range(args.seeds)]
+        print(f"{' '.join([script, *options])}\n\n| seed | {' | '.join(f'{state} state' for state in args.states)} |")
+        print("| --- |" + " ---: |" * len(args.states), flush=True)
+        found: list[list[float]] = []
+        for seed, row in enumerate(jobs):
+            found.append([job.result() for job in row])
+            print(f"| {seed} | {' | '.join(f'{value:.{digits}f}' for value in found[-1])} |", flush=True)
+    columns = list(zip(*found, strict=True))
+    print(f"| mean | {' | '.join('{:.{}f} ± {:.{}f}'.format(m, digits, e, digits) for m, e in map(spread, columns))} |\n")
+    for state, column in zip(args.states[1:], columns[1:], strict=True):
+        mean, error = spread([b - a for a, b in zip(columns[0], column, strict=True)])
+        print(f"{state} less {args.states[0]}: {mean:+.{digits}f} ± {error:.{digits}f}")
 
 
 if __name__ == "__main__":

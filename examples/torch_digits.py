@@ -95,6 +95,9 @@ def arguments() -> argparse.Namespace:
 
     parser.add_argument("--epochs", type=positive, default=30, help="passes over the training digits (default: 30)")
     parser.add_argument("--seed", type=natural, default=0, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument(
+        "--state-dtype", choices=["bfloat16", "int8"], help="of the optimizer's state: less memory (default: float32)"
+    )
     parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
     args = parser.parse_args()
     if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):
@@ -109,7 +112,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     test, validation, train = load(args.seed)
     net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
-    optimizer = RMSpropGraves(net.parameters(), lr=LEARN_RATE)
+    optimizer = RMSpropGraves(net.parameters(), lr=LEARN_RATE, state_dtype=args.state_dtype)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
     print(f"{sum(p.numel() for p in net.parameters()):,} parameters; {len(train[0]):,} digits to train on, seed {args.seed}")
 

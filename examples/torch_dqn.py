@@ -45,7 +45,7 @@ Episodes = list[tuple[int, float]]  # of a training: the step at which each ende
 # The DQN paper's numbers where it has them: alpha 0.95, epsilon 0.01, no momentum in the step; its "gradient momentum" of
 # 0.95 is the average that centers the variance. MinAtar passes the same to PyTorch's RMSprop: epsilon outside the root.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "graves": functools.partial(RMSpropGraves, alpha=0.95, eps=0.01, momentum=0.0),
+    "graves": functools.partial(RMSpropGraves, alpha=0.95, momentum=0.0),
     "rmsprop": functools.partial(torch.optim.RMSprop, alpha=0.95, eps=0.01, momentum=0.0, centered=True),
     "adam": torch.optim.Adam,
 }
@@ -107,10 +107,12 @@ def environment(gymnasium: bool):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training is made of, besides the optimizer."""
+    """What a training is made of, besides the optimizer and its rate."""
 
     steps: int = 20_000
     gymnasium: bool = False
+    state_dtype: str | None = None  # this and the next of RMSpropGraves alone
+    eps: float = 0.01
     batch: int = 64
     memory: int = 10_000
     first: int = 1_000  # steps before the net is trained
@@ -148,7 +150,8 @@ def train(name: str, lr: float, seed: int, settings: Settings, told: bool = Fals
     rng = np.random.default_rng([seed, 0])
     net = nn.Sequential(nn.Linear(4, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 2))
     target = copy.deepcopy(net).requires_grad_(False)
-    optimizer = OPTIMIZERS[name](net.parameters(), lr=lr)
+    ours = {"state_dtype": settings.state_dtype, "eps": settings.eps} if name == "graves" else {}
+    optimizer = OPTIMIZERS[name](net.parameters(), lr=lr, **ours)
     env, memory = environment(settings.gymnasium), Memory(settings.memory, seed)
     episodes: Episodes = []
     state, _ = env.reset(seed=seed)
@@ -298,12 +301,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=positive, default=5, help="trainings of each in --compare (default: 5)")
     parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"of each (default: {Settings.steps:,})")
     parser.add_argument("--gymnasium", action="store_true", help="gymnasium's CartPole-v1 in place of the one in this file")
+    parser.add_argument("--eps", type=float, help=f"RMSpropGraves' epsilon (default: {Settings.eps}, the paper's)")
+    parser.add_argument(
+        "--state-dtype", choices=["bfloat16", "int8"], help="of RMSpropGraves' state: less memory (default: float32)"
+    )
     parser.add_argument("--plot", metavar="PATH", help="draw the return as a PNG")
     args = parser.parse_args()
     if args.lr is not None and (args.compare or args.grid):
         parser.error("--lr is for one training; --compare and --grid have their own rates")
     if args.lr is not None and args.lr < 0:
         parser.error(f"argument --lr: must be at least 0, not {args.lr}")
+    if args.optimizer != "graves" and (args.state_dtype or args.eps is not None):
+        parser.error(f"--state-dtype and --eps are for RMSpropGraves, not {args.optimizer}")
+    if args.eps is not None and not args.eps > 0:
+        parser.error(f"argument --eps: must be above 0, not {args.eps}")
     if args.seed and (args.compare or args.grid):
         parser.error("--seed is for one training; --compare takes seeds 0, 1, ... (--seeds says how many)")
     if args.steps < 1000:
@@ -320,7 +331,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    settings = Settings(steps=args.steps, gymnasium=args.gymnasium)
+    eps = Settings.eps if args.eps is None else args.eps
+    settings = Settings(steps=args.steps, gymnasium=args.gymnasium, state_dtype=args.state_dtype, eps=eps)
     start = time.perf_counter()
     if args.grid:
         grid(settings)

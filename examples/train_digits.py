@@ -279,7 +279,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, help="digits in a batch (default: 32)")
     parser.add_argument("--seed", type=int, help="of the split, the net and the batches (default: 0)")
     parser.add_argument(
-        "--state-dtype", choices=["bfloat16"], help="of the optimizer's state: half the memory (default: float32)"
+        "--state-dtype", choices=["bfloat16", "int8"], help="of the optimizer's state: less memory (default: float32)"
     )
     parser.add_argument("--checkpoint", metavar="PATH", help="save net, optimizer and progress there after each epoch")
     parser.add_argument("--resume", metavar="PATH", help="continue from a checkpoint, and go on saving there")

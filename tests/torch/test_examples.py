@@ -126,22 +126,90 @@ def test_the_cart_and_the_pole_are_those_of_gymnasium():
     assert min(lengths) < 20
 
 
-# ------------------------------------------------------------------------------------------------- both
+# ------------------------------------------------------------------------------------------ characters
+
+BITS = r"test: (\d\.\d{4}) bits a character"
 
 
-@pytest.mark.parametrize("script", ["torch_digits.py", "torch_dqn.py"])
+@pytest.mark.parametrize("state", [[], ["--state-dtype", "bfloat16"], ["--state-dtype", "int8"]])
+def test_characters(state, tmp_path):
+    """Long enough to be better than the share of each character, which takes 4.5 bits of this text."""
+    done = run(tmp_path, "torch_characters.py", "--steps", 60, *state)
+    assert last_number(done, BITS) < 4.3
+
+
+def test_characters_see_what_came_before_alone():
+    module = runpy.run_path(str(EXAMPLES / "torch_characters.py"))
+    net = module["Guesser"](9)
+    texts = torch.randint(9, (2, module["LENGTH"]), generator=torch.Generator().manual_seed(0))
+    changed = texts.clone()
+    changed[:, 40] = (changed[:, 40] + 1) % 9
+    same = (net(texts) == net(changed)).all(-1).all(0)
+    assert same[:40].all()
+    assert not same[40:].any()
+
+
+# ------------------------------------------------------------------------------------------- all of them
+
+SCRIPTS = ["torch_digits.py", "torch_dqn.py", "torch_characters.py"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help(script, tmp_path):
     done = run(tmp_path, script, "--help")
-    for option in ("--seed", "--plot"):
+    options = ["--seed", "--state-dtype"] + ["--plot"] * (script != "torch_characters.py")
+    for option in options:
         assert option in done.stdout
 
 
-@pytest.mark.parametrize("script", ["torch_digits.py", "torch_dqn.py"])
+@pytest.mark.parametrize("state", ["bfloat16", "int8"])
 @pytest.mark.parametrize(
-    ("absent", "options", "message"),
+    ("script", "options"), [("torch_digits.py", ["--epochs", 1]), ("torch_dqn.py", ["--steps", 2000, "--eps", 1e-8])]
+)
+def test_another_state_gives_another_training(script, options, state, tmp_path):
+    """The option reaches the optimizer."""
+    plain, other = (run(tmp_path, script, *options, *chosen).stdout for chosen in ([], ["--state-dtype", state]))
+    lines = [[line for line in each.splitlines() if not line.endswith(" s")] for each in (plain, other)]
+    assert lines[0] != lines[1]
+
+
+def test_accuracy_of_an_example(tmp_path):
+    """The table of benchmarks/accuracy.py has what the example printed."""
+    command = [sys.executable, "-m", "benchmarks.accuracy", "torch-digits", "--seeds", "2", "--states", "float32", "int8"]
+    done = subprocess.run(
+        [*command, "--epochs", "1"], capture_output=True, text=True, timeout=300, cwd=EXAMPLES.parent, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^\| \d \| (0\.\d{4}) \| (0\.\d{4}) \|$", done.stdout, re.MULTILINE)
+    (a, b), (c, d) = (map(float, row) for row in rows)
+    printed = run(tmp_path, "torch_digits.py", "--epochs", 1, "--seed", 1, "--state-dtype", "int8")
+    assert d == last_number(printed, r"test accuracy: (0\.\d{4})")
+    means = f"| mean | {(a + c) / 2:.4f} ± {abs(a - c) / 2:.4f} | {(b + d) / 2:.4f} ± {abs(b - d) / 2:.4f} |"
+    difference = f"int8 less float32: {(b + d - a - c) / 2:+.4f} ± {abs(b - a - d + c) / 2:.4f}"
+    # a half in the last place is rounded either way
+    for line in (means, difference):
+        words = next(each for each in done.stdout.splitlines() if each.split()[:2] == line.split()[:2]).split()
+        for found, expected in zip(words, line.split(), strict=True):
+            same = found == expected or abs(float(found) - float(expected)) < 1.5e-4
+            assert same, (found, expected)
+
+
+@pytest.mark.parametrize(
+    ("script", "absent", "options", "message"),
     [
-        ("torch", [], r"torch is missing; install what this example needs: pip install torch .*matplotlib\n"),
-        ("matplotlib", ["--plot", "x.png"], r"matplotlib is missing, which --plot needs: pip install matplotlib\n"),
+        *(
+            (script, "torch", [], r"torch is missing; install what this example needs: pip install torch.*\n")
+            for script in SCRIPTS
+        ),
+        *(
+            (
+                script,
+                "matplotlib",
+                ["--plot", "x.png"],
+                r"matplotlib is missing, which --plot needs: pip install matplotlib\n",
+            )
+            for script in SCRIPTS[:2]
+        ),
     ],
 )
 def test_what_is_missing_is_named_at_once(script, absent, options, message, tmp_path):
@@ -154,9 +222,17 @@ def test_what_is_missing_is_named_at_once(script, absent, options, message, tmp_
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
+        ("torch_characters.py", ["--steps", "0"], "must be at least 1, not 0"),
+        (
+            "torch_dqn.py",
+            ["--optimizer", "adam", "--state-dtype", "int8"],
+            "are for RMSpropGraves, not adam",
+        ),
+        *((script, ["--state-dtype", "float16"], "choose from") for script in SCRIPTS),
         ("torch_digits.py", ["--epochs", "0"], "must be at least 1, not 0"),
         ("torch_digits.py", ["--plot", "absent/x.png"], "there is no folder absent"),
         ("torch_dqn.py", ["--plot", "absent/x.png"], "there is no folder absent"),
+        ("torch_dqn.py", ["--eps", "0"], "must be above 0, not 0.0"),
         ("torch_dqn.py", ["--steps", "0"], "must be at least 1, not 0"),
         ("torch_dqn.py", ["--optimizer", "sgd"], "choose from"),
         ("torch_dqn.py", ["--optimizer", "adam", "--compare"], "not allowed with"),
