@@ -38,9 +38,11 @@ def _lr(name: str, value: Any) -> Any:
     return number(name, value, 0, FLOAT32_MAX)
 
 
-def _state_dtype(name: str, value: Any) -> torch.dtype | None:
-    for known in (torch.bfloat16, torch.int8):
-        if value in (known, str(known).removeprefix("torch.")):
+def _state_dtype(name: str, value: Any) -> str | None:
+    """A name, which all that saves groups can save; PyTorch's distributed checkpoints refuse a dtype."""
+    for dtype in (torch.bfloat16, torch.int8):
+        known = str(dtype).removeprefix("torch.")
+        if value in (dtype, known):
             return known
     if value is None:
         return None
@@ -92,9 +94,9 @@ class RMSpropGraves(torch.optim.Optimizer):
         centered: False leaves the mean of the gradient out: ``grad_avg`` stays 0 and ``grad_var`` is ``E[g*g]``.
         maximize: take steps up the gradient.
         initial_square_avg: what ``grad_var`` starts at; TensorFlow 1 and its ports start at 1.
-        state_dtype: None: float32, or float64 for float64 parameters, 12 or 24 bytes an element. ``torch.bfloat16``: 6 bytes,
-            ``torch.int8``: 3.05, rounded at random so that small changes add up on average; float64 and complex parameters
-            keep what they have.
+        state_dtype: None: float32, or float64 for float64 parameters, 12 or 24 bytes an element. ``torch.bfloat16`` takes 6,
+            ``torch.int8`` 3.05; both are rounded at random so that small changes add up on average, and float64 and complex
+            parameters keep what they have. Groups hold its name, ``"bfloat16"`` or ``"int8"``.
         master_weights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that. A
             parameter that you write yourself counts, not its copy.
         capturable: allow :meth:`step` to be captured in a CUDA graph; all parameters are then on CUDA devices.
@@ -102,11 +104,11 @@ class RMSpropGraves(torch.optim.Optimizer):
     Each is an option of parameter groups as well. The state of a parameter is made at its first step with a gradient:
     ``step``, ``grad_avg``, ``grad_var``, ``momentum_buffer`` (and ``master``). :meth:`load_state_dict` keeps their dtypes.
 
-    With ``state_dtype=torch.int8`` those three are codes, uint8, and there are ``scales``, uint8: 3 for each 64 elements that
-    follow each other in memory, one for each of the three. Codes say nothing without them, nor in another order in memory. Of
-    a DTensor, as FSDP2 makes them, the blocks are of each process's part: its state in 8 bits goes on with as many processes
-    as saved it. To read the numbers, or to go on with other processes, change ``state_dtype`` in a group, or in a state_dict
-    before it is loaded: the state is turned into that.
+    With ``state_dtype=torch.int8`` those three are codes, uint8, and there are ``scales``, uint8: 3 for each block of 64
+    elements that follow each other in memory, one for each of the three. Codes say nothing without them, nor in another
+    order in memory. Of a DTensor, as FSDP2 makes them, the blocks are of each process's part: its state in 8 bits goes on
+    with as many processes as saved it. To read the numbers, or to go on with other processes, change ``state_dtype`` in a
+    group, or in a state_dict before it is loaded: the state is turned into that.
 
     Raises:
         ValueError: an option is no number or out of range, here, in a group, or when it was changed, at the next step.
@@ -250,8 +252,8 @@ class RMSpropGraves(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads the state that :meth:`state_dict` of this class gave, or of another RMSprop.
 
-        Options come with it, ``state_dtype`` too. Write another into ``state_dict["param_groups"]`` before, or into the groups
-        after, and the state is turned into that, each number rounded to the nearest.
+        Options come with it, ``state_dtype`` too. Write another into ``state_dict["param_groups"]`` before, or into the
+        groups after, and the state is turned into that, each number rounded to the nearest.
 
         The state of ``torch.optim.RMSprop``, timm's ``RMSpropTF`` and Stable-Baselines3's ``RMSpropTFLike`` is turned into
         this one's, and a CheckpointWarning says so: :func:`puzzlelib_rmsprop.convert.fromTorch` has the rules.
@@ -285,12 +287,11 @@ class RMSpropGraves(torch.optim.Optimizer):
         """
         found = {}
         for own, group in zip(self.param_groups, given["param_groups"], strict=False):
-            for name in _CHECKS.keys() & group.keys():
-                _CHECKS[name](name, group[name])
+            options = {**self.defaults, **{n: check(n, group[n]) for n, check in _CHECKS.items() if n in group}}
             names = own.get("param_names") or group["params"]
             for key, name, param in zip(group["params"], names, own["params"], strict=False):
                 if key in given["state"]:
-                    state = copied_state(f"parameter {name!r}", param, given["state"][key], {**self.defaults, **group})
+                    state = copied_state(f"parameter {name!r}", param, given["state"][key], options)
                     found[key] = param, state
         return found
 

@@ -22,6 +22,7 @@ __all__ = [
 
 STATE = ("grad_avg", "grad_var", "momentum_buffer")  # in the kernels' order
 ENTITIES = (*STATE, "scales", "master")  # all that may be there besides the step
+_WANTED = {None: torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
@@ -48,12 +49,12 @@ def same_order(first: torch.Tensor, second: torch.Tensor) -> bool:
     return (first.is_contiguous() and second.is_contiguous()) or first.stride() == second.stride()
 
 
-def _dtype_of(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+def _dtype_of(dtype: torch.dtype, wanted: str | None) -> torch.dtype:
     """The dtype of the state of parameters of ``dtype``, where the group's ``state_dtype`` is ``wanted``; int8's codes."""
     wide = REAL.get(dtype, dtype) == torch.float64
     if dtype.is_complex:
         return torch.complex128 if wide else torch.complex64
-    return torch.float64 if wide else torch.uint8 if wanted == torch.int8 else wanted or torch.float32
+    return torch.float64 if wide else _WANTED[wanted]
 
 
 def _zeros(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -146,7 +147,7 @@ def encode(state: Mapping[str, torch.Tensor], entity: str, numbers: torch.Tensor
 # ---- of another dtype or order --------------------------------------------------------------------------------------
 
 
-def fit_state(state: dict[str, Any], param: torch.Tensor, wanted: torch.dtype | None, like: torch.Tensor) -> None:
+def fit_state(state: dict[str, Any], param: torch.Tensor, wanted: str | None, like: torch.Tensor) -> None:
     """Puts tensors of another dtype, and elements in the order of ``like``, in the place of those that have others."""
     dtype, former, had_scales = _dtype_of(param.dtype, wanted), {**state}, "scales" in state
     if dtype == torch.uint8:

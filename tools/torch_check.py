@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "maximize": {"lr": 0.01, "maximize": True},
     "not centered": {"lr": 0.01, "centered": False, "initial_square_avg": 1.0},
     "bfloat16 state": {"lr": 0.01, "state_dtype": "bfloat16"},
+    "8-bit state": {"lr": 0.01, "state_dtype": "int8"},
     "masters": {"lr": 1e-5, "master_weights": True},
 }
 STEPS = 6

@@ -128,7 +128,8 @@ class Shards:
     def put(self, array: Any, dtype: np.dtype, begin: int, content: np.ndarray) -> None:
         """Copies state from element ``begin`` of the flat buffer on, all of it this process's, into its part."""
         if content.size:
-            self._family.set(self._family.view(array, begin - self.bounds(dtype)[0], (content.size,)), content)
+            family = family_of(array)
+            family.set(family.view(array, begin - self.bounds(dtype)[0], (content.size,)), content)
 
 
 class GatheredState(Mapping):

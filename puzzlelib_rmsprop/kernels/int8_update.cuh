@@ -50,26 +50,28 @@ struct Int8Update {
         const bool vectors = !ahead<EACH>(param) && !ahead<EACH>(grad) && !ahead<EACH>(mg) && !ahead<EACH>(variance) &&
                              !ahead<EACH>(delta) && (!Kind::MASTER || !ahead<EACH>(master));
         for (u32 i = threadIdx.x * EACH; i / BLOCK * BLOCK < size; i += blockDim.x * EACH) {
-            const u32 count = i + EACH <= size ? EACH : i < size ? size - i : 0;
-            at(i, count, vectors && count == EACH);
+            if (vectors && i / BLOCK * BLOCK + BLOCK <= size)  // for a whole team at a time
+                at<true>(i, EACH);
+            else
+                at<false>(i, i + EACH <= size ? EACH : i < size ? size - i : 0);
         }
     }
 
-    // `count` elements from the i-th on, in vectors or one by one; what there is not counts as 0.
-    __device__ __forceinline__ void at(u32 i, u32 count, bool vectors) const
+    // `count` elements from the i-th on, in VECTORS or one by one; what there is not counts as 0.
+    template <bool VECTORS>
+    __device__ __forceinline__ void at(u32 i, u32 count) const
     {
         float p[EACH], g[EACH], f[EACH] = {};
-        load(param + i, p, count, vectors);
-        load(grad + i, g, count, vectors);
-        const u32 m = codes(mg + i, count, vectors), v = codes(variance + i, count, vectors);
-        const u32 d = codes(delta + i, count, vectors);
+        load<VECTORS>(param + i, p, count);
+        load<VECTORS>(grad + i, g, count);
+        const u32 m = codes<VECTORS>(mg + i, count), v = codes<VECTORS>(variance + i, count);
+        const u32 d = codes<VECTORS>(delta + i, count);
         if constexpr (Kind::MASTER)
-            load(master + i, f, count, vectors);
+            load<VECTORS>(master + i, f, count);
         unsigned char *const scale = scales + i / BLOCK * STATES;
         const float m_step = MgCodes::step_of(scale[0]), v_step = VarianceCodes::step_of(scale[1]);
         const float d_step = DeltaCodes::step_of(scale[2]);
         float rm[EACH], rv[EACH], rd[EACH];
-        u32 m_largest = 0, v_largest = 0, d_largest = 0;
 #pragma unroll
         for (u32 k = 0; k < EACH; ++k) {
             rm[k] = MgCodes::decoded(code(m, k), m_step);
@@ -84,47 +86,25 @@ struct Int8Update {
             graves(p[k], more.operate(g[k], p[k]), rm[k], rv[k], rd[k], c);
             more.decay(p[k], before, rd[k]);
             g[k] = 0.0f;
-            if (k < count) {
-                m_largest = larger(m_largest, magnitude_of(rm[k]));
-                v_largest = larger(v_largest, magnitude_of(rv[k]));
-                d_largest = larger(d_largest, magnitude_of(rd[k]));
-            }
         }
-        const u32 m_scale = scale_of(largest_of_team(m_largest)), v_scale = scale_of(largest_of_team(v_largest));
-        const u32 d_scale = scale_of(largest_of_team(d_largest));
-        const float m_steps = MgCodes::steps_of(m_scale), v_steps = VarianceCodes::steps_of(v_scale);
-        const float d_steps = DeltaCodes::steps_of(d_scale);
-        u32 new_m = 0, new_v = 0, new_d = 0;
-        const RandomBits bits(more.random(i / BLOCK * BLOCK));
-#pragma unroll
-        for (u32 k = 0; k < EACH; ++k) {
-            const u32 own = RandomBits::own(i % BLOCK + k);
-            new_m |= MgCodes::encoded(rm[k], m_steps, MgCodes::mixed(bits.mg, own)).code << 8 * k;
-            new_v |= VarianceCodes::encoded(rv[k], v_steps, VarianceCodes::mixed(bits.variance, own)).code << 8 * k;
-            new_d |= DeltaCodes::encoded(rd[k], d_steps, DeltaCodes::mixed(bits.delta, own)).code << 8 * k;
-        }
-        store_codes(m_scale == NAN_SCALE ? 0 : new_m, mg + i, count, vectors);
-        store_codes(v_scale == NAN_SCALE ? 0 : new_v, variance + i, count, vectors);
-        store_codes(d_scale == NAN_SCALE ? 0 : new_d, delta + i, count, vectors);
-        store(p, param + i, count, vectors);
+        store<VECTORS>(p, param + i, count);
         if constexpr (Kind::MASTER)
-            store(p, master + i, count, vectors);
+            store<VECTORS>(p, master + i, count);
         if (more.zeroGrad())
-            store(g, grad + i, count, vectors);
-        if (i % BLOCK == 0) {
-            scale[0] = static_cast<unsigned char>(m_scale);
-            scale[1] = static_cast<unsigned char>(v_scale);
-            scale[2] = static_cast<unsigned char>(d_scale);
-        }
+            store<VECTORS>(g, grad + i, count);
+        // one after the other, which takes fewer registers
+        const RandomBits bits(more.random(i / BLOCK * BLOCK));
+        encode<MgCodes, VECTORS>(rm, bits.mg, mg, scale, i, count);
+        encode<VarianceCodes, VECTORS>(rv, bits.variance, variance, scale + 1, i, count);
+        encode<DeltaCodes, VECTORS>(rd, bits.delta, delta, scale + 2, i, count);
     }
 
   private:
-    // Elements of one thread go as floats, and codes in one word: structs of less than 32 bits that are loaded in two ways keep
-    // nvcc 13.0 busy without end.
-    template <class T>
-    __device__ __forceinline__ static void load(const T *from, float (&to)[EACH], u32 count, bool vector)
+    // Elements of one thread go as floats, and codes in one word: nvcc 13.0 does not come to an end with a struct of four bytes.
+    template <bool VECTORS, class T>
+    __device__ __forceinline__ static void load(const T *from, float (&to)[EACH], u32 count)
     {
-        if (vector) {
+        if constexpr (VECTORS) {
             Pack<T, EACH> all;
             all.load(from);
 #pragma unroll
@@ -137,10 +117,10 @@ struct Int8Update {
         }
     }
 
-    template <class T>
-    __device__ __forceinline__ static void store(const float (&from)[EACH], T *to, u32 count, bool vector)
+    template <bool VECTORS, class T>
+    __device__ __forceinline__ static void store(const float (&from)[EACH], T *to, u32 count)
     {
-        if (vector) {
+        if constexpr (VECTORS) {
             Pack<T, EACH> all;
 #pragma unroll
             for (u32 k = 0; k < EACH; ++k)
@@ -156,27 +136,49 @@ struct Int8Update {
 
     __device__ __forceinline__ static int8 code(u32 word, u32 k) { return {static_cast<unsigned char>(word >> 8 * k)}; }
 
-    __device__ __forceinline__ static u32 codes(const int8 *from, u32 count, bool vector)
+    template <bool VECTORS>
+    __device__ __forceinline__ static u32 codes(const int8 *from, u32 count)
     {
-        if (vector)
+        if constexpr (VECTORS) {
             return *reinterpret_cast<const u32 *>(from);
-        u32 word = 0;
+        } else {
+            u32 word = 0;
 #pragma unroll
-        for (u32 k = 0; k < EACH; ++k)
-            word |= k < count ? u32(from[k].code) << 8 * k : 0;
-        return word;
+            for (u32 k = 0; k < EACH; ++k)
+                word |= k < count ? u32(from[k].code) << 8 * k : 0;
+            return word;
+        }
     }
 
-    __device__ __forceinline__ static void store_codes(u32 word, int8 *to, u32 count, bool vector)
+    template <class Coding, bool VECTORS>
+    __device__ __forceinline__ static void encode(const float (&from)[EACH], u32 bits, int8 *to, unsigned char *scale, u32 i,
+                                                  u32 count)
     {
-        if (vector) {
-            *reinterpret_cast<u32 *>(to) = word;
-            return;
-        }
+        u32 largest = 0, word = 0;
 #pragma unroll
         for (u32 k = 0; k < EACH; ++k)
-            if (k < count)
-                to[k] = code(word, k);
+            largest = k < count ? larger(largest, magnitude_of(from[k])) : largest;
+        const u32 found = scale_of(largest_of_team(largest));
+        const float steps = Coding::steps_of(found);
+#pragma unroll
+        for (u32 k = 0; k < EACH; ++k)
+            word |= Coding::encoded(from[k], steps, Coding::mixed(bits, RandomBits::own(i % BLOCK + k))).code << 8 * k;
+        store_codes<VECTORS>(found == NAN_SCALE ? 0 : word, to + i, count);
+        if (i % BLOCK == 0)
+            *scale = static_cast<unsigned char>(found);
+    }
+
+    template <bool VECTORS>
+    __device__ __forceinline__ static void store_codes(u32 word, int8 *to, u32 count)
+    {
+        if constexpr (VECTORS) {
+            *reinterpret_cast<u32 *>(to) = word;
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < EACH; ++k)
+                if (k < count)
+                    to[k] = code(word, k);
+        }
     }
 };
 

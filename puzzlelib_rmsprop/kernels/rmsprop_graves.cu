@@ -196,12 +196,14 @@ using namespace puzzlelib_rmsprop::KERNEL_NAMESPACE;
 
 extern "C" {
 
-#define EXTENDED(NAME, ...)                                                                                             \
-    __global__ void __launch_bounds__(THREADS) graves_extended_##NAME(                                                  \
+#define WITHIN(BOUNDS, NAME, ...)                                                                                        \
+    __global__ void __launch_bounds__ BOUNDS graves_extended_##NAME(                                                    \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count, StepOptions options) \
     {                                                                                                                 \
         extended<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
     }
+#define EXTENDED(NAME, ...) WITHIN((THREADS), NAME, __VA_ARGS__)
+#define INT8(NAME, ...) WITHIN((THREADS, 2), NAME, __VA_ARGS__)  // two blocks at a time: left alone, ptxas spills
 #define EVERY(NAME, ...)                                                                                              \
     __global__ void __launch_bounds__(THREADS) graves_many_##NAME(                                                    \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count)                      \
@@ -221,11 +223,11 @@ EXTENDED(float16_float32_master, float16, float, float, true)
 EXTENDED(bfloat16_float32_master, bfloat16, float, float, true)
 EXTENDED(float16_bfloat16_master, float16, bfloat16, float, true)
 EXTENDED(bfloat16_bfloat16_master, bfloat16, bfloat16, float, true)
-EXTENDED(float32_int8, float, int8, float, false)
-EXTENDED(float16_int8, float16, int8, float, false)
-EXTENDED(bfloat16_int8, bfloat16, int8, float, false)
-EXTENDED(float16_int8_master, float16, int8, float, true)
-EXTENDED(bfloat16_int8_master, bfloat16, int8, float, true)
+INT8(float32_int8, float, int8, float, false)
+INT8(float16_int8, float16, int8, float, false)
+INT8(bfloat16_int8, bfloat16, int8, float, false)
+INT8(float16_int8_master, float16, int8, float, true)
+INT8(bfloat16_int8_master, bfloat16, int8, float, true)
 
 #define FOR_GRADIENTS(NAME, STORED, REAL)                                                                             \
     __global__ void __launch_bounds__(THREADS) statistics_##NAME(                                                     \

@@ -12,6 +12,7 @@ import puzzlelib_rmsprop
 
 TESTS = Path(__file__).resolve().parents[1]
 RULE, NUMBERS, ELEMENTS, GRADIENTS, UPDATES = "rule.h", "numbers.h", "elements.cuh", "gradients.cuh", "rmsprop_graves.cu"
+INT8 = "int8_update.cuh"
 LAUNCHES, OPTIONS = "cuda.py", "cuda_source.py"
 
 # What is wrong: the file, what stands there, what is put in its place. First in the update, and in its order on streams.
@@ -174,6 +175,27 @@ OF_NUMBERS = {
     "large squares forgotten": (RULE, "return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;", "return 0.0;"),
 }
 
+# In state in 8 bits: what the CPU's text has as well is in tests/kernels/test_int8_faults.py.
+OF_INT8 = {
+    "a team of 32 threads": (INT8, "TEAM = BLOCK / EACH;", "TEAM = 2 * BLOCK / EACH;"),
+    "a team of 8 threads": (INT8, "TEAM = BLOCK / EACH;", "TEAM = BLOCK / EACH / 2;"),
+    "the mask of the warp's first team": (INT8, "((1u << TEAM) - 1) << (lane & ~(TEAM - 1))", "((1u << TEAM) - 1)"),
+    "a largest of some threads": (INT8, "other = TEAM / 2; other;", "other = TEAM / 4; other;"),
+    "a largest of what is not there": (INT8, "largest = k < count ? ", "largest = k < EACH + count ? "),
+    "the scale of another state": (INT8, "VarianceCodes::step_of(scale[1])", "VarianceCodes::step_of(scale[0])"),
+    "another state in its place": (INT8, "encode<DeltaCodes, VECTORS>(rd,", "encode<DeltaCodes, VECTORS>(rm,"),
+    "scales that stay": (INT8, "*scale = static_cast<unsigned char>(found);", ";"),
+    "scales of the first chunk": (INT8, "+ begin / BLOCK * STATES", "+ 0 * begin"),
+    "NaN codes that are kept": (INT8, "found == NAN_SCALE ? 0 : word", "word"),
+    "random bits of each thread's own": (INT8, "more.random(i / BLOCK * BLOCK)", "more.random(i)"),
+    "an element's number by thread": (INT8, "RandomBits::own(i % BLOCK + k)", "RandomBits::own(k)"),
+    "an alignment that is not looked at": (INT8, "!ahead<EACH>(param) && !ahead<EACH>(grad) && ", "!ahead<EACH>(param) && "),
+    "teams that go one by one": (INT8, "i / BLOCK * BLOCK < size;", "i < size;"),
+    "vectors over the end": (INT8, "vectors && i / BLOCK * BLOCK + BLOCK <= size", "vectors"),
+    "a variance rounded to 0": ("int8_state.h", "larger(code, x > 0.0f)", "code"),
+    "no last code": ("int8_state.h", "(bits < TWO + (LAST << CUT) ? bits : TWO + (LAST << CUT)) >> CUT", "bits >> CUT"),
+}
+
 CAUGHT_BY = [
     (OF_THE_RULE, ["test_rule.py", "test_streams.py", "-k", "every or thousand or side_by_side or late_streams"]),
     (
@@ -185,6 +207,7 @@ CAUGHT_BY = [
         ],
     ),
     (OF_NUMBERS, ["test_numbers.py"]),
+    (OF_INT8, ["test_int8_state.py", "test_extended.py", "-k", "int8"]),
 ]
 CASES = [pytest.param(*fault, tests, id=what) for faults, tests in CAUGHT_BY for what, fault in faults.items()]
 

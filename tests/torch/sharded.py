@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
@@ -67,8 +67,12 @@ def in_8_bits(mesh, folder):
     empty = get_optimizer_state_dict(sharded, fresh)
     checkpoint.load(empty, checkpoint_id=f"{folder}.dcp")
     set_optimizer_state_dict(sharded, fresh, empty)
+    whole = get_optimizer_state_dict(sharded, second, options=StateDictOptions(full_state_dict=True))
+    again = RMSpropGraves(sharded.parameters(), **options)
+    set_optimizer_state_dict(sharded, again, whole, options=StateDictOptions(full_state_dict=True))
     for part in sharded.parameters():
         for entity in ("grad_avg", "grad_var", "momentum_buffer", "scales"):
+            assert torch.equal(again.state[part][entity].to_local(), second.state[part][entity].to_local()), entity
             assert torch.equal(fresh.state[part][entity].to_local(), second.state[part][entity].to_local()), entity
 
 

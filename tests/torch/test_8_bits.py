@@ -51,7 +51,7 @@ def test_memory(name):
     """3 bytes a parameter, and 3 for each 64 of them; ``scales`` is the last but for the master."""
     p = torch.nn.Parameter(random(1000, 10))
     optimizer = RMSpropGraves([p], state_dtype=name)
-    assert optimizer.param_groups[0]["state_dtype"] is torch.int8
+    assert optimizer.param_groups[0]["state_dtype"] == "int8"
     p.grad = torch.ones_like(p)
     optimizer.step()
     state = optimizer.state[p]
@@ -69,7 +69,7 @@ def test_a_state_of_floats_is_loaded_into_8_bits(form, old):
     p, optimizer = trained(old, form=form)
     q = torch.nn.Parameter(p.detach().clone())
     fresh = RMSpropGraves([q])
-    fresh.load_state_dict(with_option(optimizer.state_dict(), torch.int8))
+    fresh.load_state_dict(with_option(optimizer.state_dict(), "int8"))
     before, state = optimizer.state[p], fresh.state[q]
     for name in BUFFERS:
         assert (state[name].dtype, state[name].stride()) == (torch.uint8, q.stride())

@@ -31,14 +31,15 @@ def test_scaled_gradients_and_skipped_steps(late, options):  # noqa: F811
     assert pair.on_cuda.state[pair.cuda[0]]["step"].item() == 5
 
 
-def test_the_first_step_is_skipped(late):  # noqa: F811
-    pair = Pair(*DTYPES, lr=0.01)
+@pytest.mark.parametrize("state_dtype", [None, torch.int8], ids=str)
+def test_the_first_step_is_skipped(late, state_dtype):  # noqa: F811
+    pair = Pair(*DTYPES, lr=0.01, state_dtype=state_dtype)
     before = [bits_of(param.detach().cpu()) for param in pair.cuda]
     pair.new_gradients()
     tell(pair.on_cuda, 1.0, 1.0, pair.where)
     pair.on_cuda.step()
     assert [bits_of(param.detach().cpu()) for param in pair.cuda] == before
-    assert pair.on_cuda.state[pair.cuda[0]]["step"].item() == 0
+    assert not any(value.cpu().any() for state in pair.on_cuda.state.values() for value in state.values())
 
 
 def test_neither_scale_nor_skip_makes_the_host_wait(simulator, torch_cuda):  # noqa: F811

@@ -120,7 +120,7 @@ WRONG = [
     ("weight_decay", "0.1"),
     ("centered", None),
     ("initial_square_avg", -5.0),
-    ("state_dtype", torch.int8),
+    ("state_dtype", torch.uint8),
     ("master_weights", "no"),
 ]
 

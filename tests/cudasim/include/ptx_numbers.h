@@ -117,7 +117,7 @@ template <bool LESS, bool FTZ, bool NAN_WINS, class T>
 inline T extreme(T a, T b) {
     a = taken<FTZ>(a), b = taken<FTZ>(b);
     if (a != a || b != b) return given<false>(a != a && b != b ? a : (a != a) == NAN_WINS ? a : b);
-    if (a == b) return __builtin_signbit(a) == LESS ? a : b;
+    if (a == b) return bool(__builtin_signbit(a)) == LESS ? a : b;
     return (a < b) == LESS ? a : b;
 }
 template <bool FTZ = false, bool NAN_WINS = false, class T>

@@ -9,6 +9,7 @@ from tests.distributed.program.nets import SHAPES, content, put, some_net, train
 OPTIONS = {
     "plain": {},
     "bfloat16 state": {"stateDtype": "bfloat16", "seed": 7},
+    "int8 state": {"stateDtype": "int8", "seed": 8, "masterWeights": True},
     "master weights": {"masterWeights": True},
     "all at once": {"stateDtype": "bfloat16", "masterWeights": True, "fuseZeroGrad": True},
     "gradients of the loss": {"gradOfLoss": True, "fuseZeroGrad": True},

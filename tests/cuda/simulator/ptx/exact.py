@@ -40,7 +40,7 @@ def rounded(value, mode, kind):
 
 def root(value):
     """A square root, exact, or between two numbers of any format."""
-    shift = 400
+    shift = 1200  # far below the smallest double
     scaled = value * 4**shift
     number = scaled.numerator // scaled.denominator
     found = isqrt(number)

@@ -5,6 +5,7 @@ import pytest
 
 from tests.cuda.simulator.machine import control, drv
 from tests.cuda.simulator.ptx.running import HEADER, kernel, launch, load
+from tests.cuda.simulator.test_settings import python
 
 
 def run(body, arrays, threads=1, blocks=1, variables="", registers=""):
@@ -166,6 +167,21 @@ def test_what_was_never_written_is_not_read(context):
     drv.memset_d8(memory, 0, 8)
     module.get_function("tested")(memory, block=(1, 1, 1))
     drv.Context.synchronize()
+
+
+def test_without_checks():
+    body = "mov.u32 %r0, 7; st.global.u32 [%p0+4], %r0; ld.global.u32 %r1, [%p0+4]; st.global.u32 [%p0], %r1;"
+    text = HEADER + kernel("tested", body, 1)
+    done = python(
+        f"""
+        module, memory = drv.module_from_buffer({text.encode()!r} + bytes(1)), drv.mem_alloc(4)
+        module.get_function("tested")(memory, block=(1, 1, 1))
+        print(drv.from_device(memory, 1, np.uint32))
+        """,
+        CUSIM_CHECK="0",
+        CUSIM_PTX="1",
+    )
+    assert (done.stdout, done.stderr) == ("[7]\n", "")
 
 
 def test_local_memory(context):
