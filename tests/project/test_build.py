@@ -212,7 +212,8 @@ def test_a_setuptools_that_is_new_or_unknown_is_taken(copy, version):
 
 @pytest.mark.skipif(cpu.library is None, reason="the compiled library is not here")
 def test_the_library_was_built_from_these_sources():
-    names = ("cpu.cpp", "look.cpp", "cpu_loops.cpp", "cpu_loops.h", "rule.h", "numbers.h", "layout.h")  # as in setup.py
+    headers = ("cpu_loops.h", "cpu_tiles.h", "int8_state.h", "rule.h", "numbers.h", "layout.h")
+    names = ("cpu.cpp", "look.cpp", "cpu_loops.cpp", *headers)  # as in setup.py
     if not (KERNELS / "cpu.cpp").is_file():
         pytest.skip("the sources are not beside the library")
     assert {path.name for end in ("cpp", "h") for path in KERNELS.glob(f"*.{end}")} == set(names)
