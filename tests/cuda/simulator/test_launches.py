@@ -31,8 +31,9 @@ def test_prepared_calls_and_launch_records(module):
 def test_kernel_parameters_as_pointers(module):
     """The other launch form of cuLaunchKernel, which PyCUDA does not use."""
     driver = ctypes.CDLL("libcuda.so.1")
-    image = Path(OUT, "cache").glob("*.cubin")
-    path = next(p for p in image if b"affine_bf16" in p.read_bytes())
+    # an older build of the simulator, whose modules are laid out in another way, may have left some
+    images = sorted(Path(OUT, "cache").glob("*.cubin"), key=lambda path: path.stat().st_mtime, reverse=True)
+    path = next(p for p in images if b"affine_bf16" in p.read_bytes())
     handle, function = ctypes.c_void_p(), ctypes.c_void_p()
     assert driver.cuModuleLoad(ctypes.byref(handle), str(path).encode()) == 0
     assert driver.cuModuleGetFunction(ctypes.byref(function), handle, b"add") == 0

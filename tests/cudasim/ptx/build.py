@@ -70,7 +70,7 @@ def _make(file: Path, command: list[str], source: str | None = None) -> None:
     """Runs a compiler whose result is seen whole or not at all."""
     if file.exists():
         return
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=file.suffix)
+    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}-", suffix=file.suffix)
     os.close(descriptor)
     try:
         command = [*command, "-o", temporary]

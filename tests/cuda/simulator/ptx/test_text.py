@@ -226,6 +226,6 @@ def test_many_processes_make_the_same_module_at_once(tmp_path):
     told = {results.get(timeout=60) for _ in processes}
     for process in processes:
         process.join()
-    (path,) = told
-    assert Path(path.strip()).read_bytes()[:4] == b"\x7fELF"
-    assert not list(Path(path).parent.glob("tmp*")), "nothing half written is left"
+    (path,) = map(Path, map(str.strip, told))
+    assert path.read_bytes()[:4] == b"\x7fELF"
+    assert list(path.parent.glob(f"{path.stem}*{path.suffix}")) == [path], "nothing half written is left"
