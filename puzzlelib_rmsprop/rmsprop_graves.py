@@ -12,7 +12,7 @@ from .arrays import Family, common_family, dtype_of, family_of, refuse_overlap, 
 from .checkpoint import MeanSquare
 from .errors import CheckpointError, CheckpointWarning, HyperParameterError, SetupError, warn
 from .graves_state import GravesState, arrays_of, check_segment, check_state, kernel_segment, state_of
-from .kernels import PLAIN, STATE, Hyper, StepOptions, real_dtype, seeds_of
+from .kernels import PLAIN, RANDOMLY_ROUNDED, STATE, Hyper, StepOptions, real_dtype, seeds_of
 from .kernels.layout import BLOCK
 from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
@@ -208,7 +208,7 @@ class RMSPropGraves(Optimizer):
         return real_dtype(dtype) if self.stateDtype is None or dtype == np.float64 else self.stateDtype
 
     def _rounds_randomly(self, dtype: np.dtype) -> bool:
-        return self._dtype_of_state(dtype).name in ("bfloat16", "int8")
+        return self._dtype_of_state(dtype).name in RANDOMLY_ROUNDED
 
     def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
         """The entities of the state of parameters of ``dtype``."""

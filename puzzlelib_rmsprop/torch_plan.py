@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .errors import VariableError
-from .kernels import DECAY, PLAIN, SCALE, Hyper, Operation, StepOptions, seeds_of
+from .kernels import DECAY, PLAIN, RANDOMLY_ROUNDED, SCALE, Hyper, Operation, StepOptions, seeds_of
 from .kernels.layout import HYPER, pack_hyper
 from .kernels.look import same_arrays, same_objects
 from .torch_members import Member, refuse_shared_memory
@@ -60,7 +60,7 @@ class _Batch:
         self._is_cuda = device.type == "cuda"
         self._copied = [member for _, member in members if member.is_copied]
         segments = [member.segment(keys[number]) for number, member in members]
-        self._random = {segment.group for segment in segments if segment.state in ("bfloat16", "int8")}
+        self._random = {segment.group for segment in segments if segment.state in RANDOMLY_ROUNDED}
         self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
         self._lives: dict[int, _LiveHyper] = {}
         self._former: list[_LiveHyper] = []  # captured launches may read them

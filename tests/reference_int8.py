@@ -45,6 +45,11 @@ def values(codes, scales, entity):
     return np.copysign(found, np.where(signed & (codes >= 128), -1.0, 1.0)).astype(np.float32)
 
 
+def largest(entity):
+    """The largest number that a code can stand for."""
+    return float(values([FORMS[entity][2]], [MOST_SCALE], entity)[0])
+
+
 def scale_of(block):
     """Of some numbers."""
     if np.isnan(block).any():

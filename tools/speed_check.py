@@ -86,10 +86,10 @@ def seconds_of(launch: Callable[[], Any], most: float) -> float:
 
 def launches(kind: Kind, size: int) -> Iterator[tuple[str, int, Callable[[], Any], Variable]]:
     """The kernels that update a kind: name, bytes moved, what launches it, and on what."""
-    from puzzlelib_rmsprop.kernels import Hyper, StepOptions, cuda
+    from puzzlelib_rmsprop.kernels import RANDOMLY_ROUNDED, Hyper, StepOptions, cuda
 
     hyper = Hyper(0.1, 0.95, 0.9, 1e-4)  # a step that float16 can show
-    only_extended = kind[1] in ("bfloat16", "int8") or kind[2]
+    only_extended = kind[1] in RANDOMLY_ROUNDED or kind[2]
     # a seed that nothing is rounded with: an option, so that the other kernel runs, and no more work
     for name, options in (("many", StepOptions()), ("extended", StepOptions(seed=(1, 0)))):
         if name == "extended" or not only_extended:

@@ -102,17 +102,8 @@ class QuantizedFamily(Family):
     def fault(self, array: Any) -> str | None:
         return self.base.fault(array.codes) or self.base.fault(array.scales)
 
-    def address(self, array: Any) -> int:
-        return self.base.address(array.codes)
-
-    def fill_zero(self, array: Any, stream: Any = None) -> None:
-        array.set(np.zeros(array.shape, np.float32))
-
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
         return flat.view(offset, shape)
-
-    def copy(self, target: Any, source: Any) -> None:
-        target.set(source.get())
 
     def get(self, array: Any) -> np.ndarray:
         return array.get()

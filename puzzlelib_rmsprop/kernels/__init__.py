@@ -17,6 +17,7 @@ __all__ = [
     "LASSO",
     "LENIENT",
     "PLAIN",
+    "RANDOMLY_ROUNDED",
     "SCALE",
     "STATE",
     "Hyper",
@@ -68,6 +69,7 @@ class Hyper(NamedTuple):
 
 
 STATE = ("mg", "variance", "delta")  # what the rule keeps of a variable
+RANDOMLY_ROUNDED = ("bfloat16", "int8")  # dtypes of the state that are, and whose steps need a seed
 
 SCALE, CLIP, DECAY, LASSO = range(4)
 

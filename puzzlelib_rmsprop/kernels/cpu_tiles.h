@@ -28,10 +28,8 @@ static_assert(FLT_EVAL_METHOD == 0, "each operation has to be rounded to its own
 // Zen 5 moves memory from beyond its first-level cache by a quarter faster in vectors of 32 bytes than of 64.
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define NARROW __attribute__((target("prefer-vector-width=256")))
-#define WIDE __attribute__((target("prefer-vector-width=512")))
 #else
 #define NARROW
-#define WIDE
 #endif
 
 namespace puzzlelib_rmsprop {

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DependencyError, DeviceError
-from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
+from . import LENIENT, PLAIN, RANDOMLY_ROUNDED, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, real_dtype
 from .context import default_stream_ended, explain, explained, pycuda_module
 from .cuda_compile import compiled
 from .cuda_memory import check_context, device_copy, send
@@ -149,7 +149,7 @@ class _Uniform:
         self.group = first.group
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
-        self._extended_only = bool(first.master) or first.state in ("bfloat16", "int8")
+        self._extended_only = bool(first.master) or first.state in RANDOMLY_ROUNDED
         # packed at their first use after a change of the rates, because most tables need one of the two
         self._plain: _Launch | None = None
         self._extended: _Launch | None = None

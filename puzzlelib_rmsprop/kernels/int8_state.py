@@ -8,7 +8,7 @@ import numpy as np
 
 from .layout import BLOCK
 
-__all__ = ["CODES", "Codes", "blocks_of", "decoded", "encoded", "largest_magnitude", "random_bits"]
+__all__ = ["CODES", "Codes", "blocks_of", "decoded", "encoded", "random_bits"]
 
 NAN_SCALE = 255  # of a block with a NaN: its codes are 0, and all of it is NaN
 _TWO = np.uint32(0x40000000)  # the bits of float32's 2
@@ -41,11 +41,6 @@ CODES = {"mg": Codes(3, 4, 127, True, 0), "variance": Codes(4, 4, 255, False, 13
 def blocks_of(size: int) -> int:
     """How many blocks, and scales, ``size`` elements have."""
     return -(-size // BLOCK)
-
-
-def largest_magnitude(entity: str) -> float:
-    """The largest number that a code of ``entity`` can stand for."""
-    return float(decoded(np.array([CODES[entity].last], np.uint8), np.array([253], np.uint8), entity)[0])
 
 
 def random_bits(numbers: np.ndarray, entity: str) -> np.ndarray:

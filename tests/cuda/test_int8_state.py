@@ -1,7 +1,5 @@
 """State in 8 bits on CUDA: the bits of the CPU, whatever lies in a block, and one block never in another's scale."""
 
-import struct
-
 import numpy as np
 import pytest
 
@@ -104,40 +102,6 @@ def test_many_variables_of_every_size_in_one_launch(kernels, simulator, monkeypa
         for variable in variables:
             variable.check()
         assert [launch["name"] for launch in simulator.launches()] == ["graves_extended_float32_int8"] * 2
-
-
-@pytest.mark.parametrize("first", [2**32 - 3008, 2**32 - 64, 2**32, 2**40 + 64 * 12345])
-def test_indices_of_64_bits_name_random_numbers(kernels, first):
-    variable = Variable(chunk() + 500, "float32", "int8", first=first, key=77)
-    table = table_of(kernels, variable)
-    for t in range(2):
-        variable.new_grad()
-        table.update(Hyper(**HYPER), options=StepOptions(seed=(t, 9)))
-        variable.step(seed=(t, 9))
-        variable.check()
-
-
-def test_a_variable_of_more_than_2_33_elements(kernels):
-    # its last chunk, of which alone there is memory
-    from pycuda import driver
-
-    far = 1 << 33
-    variable = Variable(500, "float32", "int8", first=far + 64, key=5, wc=1.0)
-    segments = layout.pack_segments([variable.segment()])
-    for name, array in zip(variable.buffers.names, variable.buffers.guarded, strict=True):
-        segments[name] -= np.uint64(far // BLOCK * 3 if name == "scales" else far * array.dtype.itemsize)
-    segments["size"], segments["wc"], segments["first"] = far + 500, 1.0, 64
-    chunks = np.zeros(1, layout.CHUNKS)
-    chunks["index"] = far // layout.CHUNK
-    held = [driver.to_device(segments), driver.to_device(chunks)]
-    variable.new_grad()
-    hyper = layout.pack_hyper(Hyper(**HYPER), np.dtype(np.float32))
-    arguments = struct.pack("=6d4Q", *hyper, 0, int(held[0]), int(held[1]), 1)
-    arguments += layout.pack_options(StepOptions(tuple(OPS["all"]), zeroGrad=True, seed=(21, 22)))
-    function = kernels.function("graves_extended_float32_int8")
-    function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
-    variable.step(OPS["all"], seed=(21, 22))
-    variable.check(zeroed=True)
 
 
 def test_the_optimizer_has_the_bits_of_the_cpu(cuda, globalState):

@@ -1,4 +1,4 @@
-"""Random rounding of bfloat16 state: the reference's bits, numbers past 32 bits, and that it is fair."""
+"""Random rounding of the state: the reference's bits, numbers past 32 bits, and that it is fair."""
 
 import struct
 
@@ -11,10 +11,13 @@ from tests.cuda.extended import OPS, Variable, table_of
 from tests.cuda.variables import HYPER, chunk
 from tests.reference_extended import numbers
 
+FAR = [("bfloat16", first) for first in (2**32 - 3000, 2**32 - 1, 2**32, 2**33 - 5, 2**40 + 12345)]
+FAR += [("int8", first) for first in (2**32 - 3008, 2**32 - 64, 2**32, 2**40 + 64 * 12345)]  # where blocks begin
 
-@pytest.mark.parametrize("first", [2**32 - 3000, 2**32 - 1, 2**32, 2**33 - 5, 2**40 + 12345])
-def test_indices_of_64_bits_name_random_numbers(kernels, first):
-    variable = Variable(chunk() + 500, "float32", "bfloat16", first=first, key=77)
+
+@pytest.mark.parametrize(("state", "first"), FAR)
+def test_indices_of_64_bits_name_random_numbers(kernels, state, first):
+    variable = Variable(chunk() + 500, "float32", state, first=first, key=77)
     table = table_of(kernels, variable)
     for t in range(2):
         variable.new_grad()
@@ -23,16 +26,17 @@ def test_indices_of_64_bits_name_random_numbers(kernels, first):
         variable.check()
 
 
-def test_a_variable_of_more_than_2_33_elements(kernels):
+@pytest.mark.parametrize(("state", "first"), [("bfloat16", 3), ("int8", layout.BLOCK)])
+def test_a_variable_of_more_than_2_33_elements(kernels, state, first):
     # its last chunk, of which alone there is memory
     from pycuda import driver
 
     far = 1 << 33
-    variable = Variable(500, "float32", "bfloat16", first=far + 3, key=5, wc=1.0)
+    variable = Variable(500, "float32", state, first=far + first, key=5, wc=1.0)
     segments = layout.pack_segments([variable.segment()])
-    for i, name in enumerate(("param", "grad", "mg", "variance", "delta")):
-        segments[name] -= np.uint64(far * variable.buffers.guarded[i].dtype.itemsize)
-    segments["size"], segments["wc"], segments["first"] = far + 500, 1.0, 3
+    for name, array in zip(variable.buffers.names, variable.buffers.guarded, strict=True):
+        segments[name] -= np.uint64(far // layout.BLOCK * 3 if name == "scales" else far * array.dtype.itemsize)
+    segments["size"], segments["wc"], segments["first"] = far + 500, 1.0, first
     chunks = np.zeros(1, layout.CHUNKS)
     chunks["index"] = far // layout.CHUNK
     held = [driver.to_device(segments), driver.to_device(chunks)]
@@ -40,7 +44,7 @@ def test_a_variable_of_more_than_2_33_elements(kernels):
     hyper = layout.pack_hyper(Hyper(**HYPER), np.dtype(np.float32))
     arguments = struct.pack("=6d4Q", *hyper, 0, int(held[0]), int(held[1]), 1)
     arguments += layout.pack_options(StepOptions(tuple(OPS["all"]), zeroGrad=True, seed=(21, 22)))
-    function = kernels.function("graves_extended_float32_bfloat16")
+    function = kernels.function(f"graves_extended_float32_{state}")
     function._launch_kernel((1, 1), (kernels.THREADS, 1, 1), arguments, 0, None)
     variable.step(OPS["all"], seed=(21, 22))
     variable.check(zeroed=True)

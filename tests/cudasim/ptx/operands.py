@@ -137,22 +137,25 @@ class Operands:
             return f"{c_type(kind)}({bits[1]:#x}ull)"
         raise self.error(f"'{text}' is no .{kind}")
 
+    def _check_register(self, text: str, held: str, kind: str, loose: bool, how: str) -> None:
+        """Whether a register of the type ``held`` may be "read" or "written" as ``kind``."""
+        fits = (held == "pred") == (kind == "pred")
+        if fits and held not in ("pred", kind):
+            fits = width(held) == width(kind) or (loose and width(held) > width(kind))
+            if is_float(held):
+                fits = fits and (kind[0] == "b" or loose) and (how == "read" or width(held) == width(kind))
+            elif is_float(kind):
+                fits = fits and held[0] == "b"
+        if not fits:
+            raise self.error(f"register {text} is .{held}, {how} as .{kind}")
+
     def _from_register(self, name: str, held: str, text: str, kind: str, loose: bool) -> str:
-        if (held == "pred") != (kind == "pred"):
-            raise self.error(f"register {text} is .{held}, read as .{kind}")
-        if held == "pred":
-            return name
-        if width(held) != width(kind) and not (loose and width(held) > width(kind)):
-            raise self.error(f"register {text} is .{held}, read as .{kind}")
+        self._check_register(text, held, kind, loose, "read")
         if held == kind:
             return name
         if is_float(held):
-            if kind[0] != "b" and not loose:
-                raise self.error(f"register {text} is .{held}, read as .{kind}")
             return f"{c_type(kind)}(ptx::bits<{c_type('b' + held[1:])}>({name}))"
         if is_float(kind):
-            if held[0] != "b":
-                raise self.error(f"register {text} is .{held}, read as .{kind}")
             return f"ptx::bits<{c_type(kind)}>({c_type('b' + kind[1:])}({name}))"
         return f"{c_type(kind)}({name})"
 
@@ -167,21 +170,12 @@ class Operands:
         if not found:
             raise self.error(f"'{text}' is no register")
         name, held = found
-        if (held == "pred") != (kind == "pred"):
-            raise self.error(f"register {text} is .{held}, written as .{kind}")
-        if held == "pred":
-            return f"{name} = {expression};"
-        if width(held) != width(kind) and not (loose and width(held) > width(kind)):
-            raise self.error(f"register {text} is .{held}, written as .{kind}")
+        self._check_register(text, held, kind, loose, "written")
         if held == kind:
             return f"{name} = {expression};"
         if is_float(held):
-            if width(held) != width(kind) or (kind[0] != "b" and not loose):
-                raise self.error(f"register {text} is .{held}, written as .{kind}")
             return f"{name} = ptx::bits<{c_type(held)}>({c_type('b' + held[1:])}({expression}));"
         if is_float(kind):
-            if held[0] != "b":
-                raise self.error(f"register {text} is .{held}, written as .{kind}")
             return f"{name} = {c_type(held)}(ptx::bits<{c_type('b' + kind[1:])}>({expression}));"
         return f"{name} = {c_type(held)}({c_type(kind)}({expression}));"
 
