@@ -87,8 +87,8 @@ typedef SignedCodes<3, 4, 127> MgCodes;
 typedef PositiveCodes<4, 4, 255> VarianceCodes;
 typedef SignedCodes<2, 5, 123> DeltaCodes;
 
-// A block has one random number. Each of its states is rounded by bits of their own of it, each element by those bits with a
-// number of its own mixed in (xor), so that all values are as likely for every element, and even over the block.
+// A block has one random number, and each of the three states takes other bits of it. An element mixes a number of its own
+// into them (xor): so all values are equally likely for each element, and spread evenly over the block.
 struct RandomBits {
     u32 mg, variance, delta;
 

@@ -6,11 +6,11 @@
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-constexpr u32 EACH = 4;               // elements of a thread
-constexpr u32 TEAM = BLOCK / EACH;    // threads that share a block
+constexpr u32 EACH = 4;             // elements of a thread
+constexpr u32 TEAM = BLOCK / EACH;  // threads that share a block
 static_assert(32 % TEAM == 0 && CHUNK % BLOCK == 0, "blocks lie in one warp and one chunk");
 
-// The largest of a team's; every thread of it gets it.
+// The largest of the numbers of a team's threads; each of them gets it.
 __device__ __forceinline__ u32 largest_of_team(u32 own)
 {
     const u32 lane = threadIdx.x % 32, mask = ((1u << TEAM) - 1) << (lane & ~(TEAM - 1));
@@ -44,7 +44,7 @@ struct Int8Update {
     {
     }
 
-    // Elements [0, size) by all threads of the block. Those of a team come and go together.
+    // Elements [0, size) by all threads of the block. The threads of a team exchange numbers, so they take the same turns.
     __device__ __forceinline__ void all(u32 size) const
     {
         const bool vectors = !ahead<EACH>(param) && !ahead<EACH>(grad) && !ahead<EACH>(mg) && !ahead<EACH>(variance) &&

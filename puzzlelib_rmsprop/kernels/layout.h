@@ -18,8 +18,7 @@ constexpr int MAX_OPERATIONS = 8;  // on a gradient, in one step
 constexpr int LANES = 256;
 constexpr int CHUNK_LANES = 512;
 
-// State in 8 bits: so many elements of a variable, from its first on, share a scale, a byte for each of STATES (mg, variance,
-// delta).
+// State in 8 bits: every BLOCK elements of a variable share scales, one byte for each of its STATES (mg, variance, delta).
 constexpr int BLOCK = 64;
 constexpr int STATES = 3;
 
