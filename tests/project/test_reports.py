@@ -1,4 +1,4 @@
-"""docs/reports.md: every row has a link, and names tests that there are."""
+"""docs/reports: every row has a link, and names tests that there are."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,12 @@ NAMES = {name for text in TESTS.values() for name in re.findall(r"def (test_\w+)
 
 
 def rows():
-    for line in (ROOT / "docs/reports.md").read_text(encoding="utf-8").splitlines():
+    lines = [
+        line
+        for path in sorted((ROOT / "docs/reports").glob("*.md"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    for line in lines:
         if line.startswith("| ["):
             yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
 
