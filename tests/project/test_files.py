@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 400  # lines
-ROOT_FILES = [".gitattributes", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md"]
-ROOT_FILES += ["pyproject.toml", "setup.py"]
+ROOT_FILES = [".gitattributes", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in"]
+ROOT_FILES += ["README.md", "SECURITY.md", "pyproject.toml", "setup.py"]
 
 
 @pytest.fixture(scope="module")
