@@ -1,10 +1,12 @@
 """The pages of the documentation: their blocks of code, and ``python pages.py PAGE``, which runs those in Python.
 
 All blocks of a page run in one namespace, in their order: ``python`` as a script, ``pycon`` as a doctest. A comment
-``<!-- setup ... -->`` is code that runs and is not shown. A page with ``<!-- needs NAME -->`` runs if NAME can be imported.
+``<!-- setup ... -->`` is code that runs and is not shown. A page with ``<!-- needs NAME -->`` runs if NAME can be imported; so does
+a block that follows ``<!-- if NAME -->``.
 """
 
 import doctest
+import importlib.util
 import re
 import sys
 from dataclasses import dataclass
@@ -54,6 +56,9 @@ def run(path, text):
     namespace = {"__name__": "__main__"}
     examples = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for block in blocks(text):
+        package = re.fullmatch(r"if (\w+)", block.comment)
+        if package and importlib.util.find_spec(package[1]) is None:
+            continue
         if block.language == "python":
             exec(compile("\n" * (block.line - 1) + block.text, path, "exec"), namespace)
         elif block.language == "pycon":
