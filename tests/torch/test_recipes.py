@@ -1,4 +1,4 @@
-"""The recipes of docs/torch-recipes.md: each line there is run, and what the table says of it is compared."""
+"""The recipes of docs/pytorch-recipes.md: each line there is run, and what the page says of it is compared."""
 
 import copy
 import re
@@ -12,16 +12,21 @@ torch = pytest.importorskip("torch")
 from puzzlelib_rmsprop.torch import RMSpropGraves  # noqa: E402
 from tests.torch.theirs import Theirs, one_thread  # noqa: E402, F401 (a fixture)
 
-TABLE = Path(__file__).parents[2] / "docs" / "torch-recipes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pytorch-recipes.md"
+RECIPE = re.compile(
+    r"^### (?P<name>.+)\n(?:(?!###|```).*\n)*```{code-block} python\n# before\n(?P<old>(?:(?!```).*\n)+?)# after\n"
+    r"(?P<new>(?:(?!```).*\n)+?)```\n\n\*\*Same steps:\*\* (?P<same>.*)$",
+    re.M,
+)
 
 
 def recipes():
-    """The rows of the table: what one has -> the old line, the new one, and whether they do the same."""
-    _, mark, rest = TABLE.read_text(encoding="utf-8").partition("<!-- recipes -->\n")
-    assert mark
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rest.partition("\n\n")[0].split("\n")]
-    assert rows[0] == ["you have", "old line", "new line", "the same?"]
-    return {have: (old.strip("`"), new.strip("`"), same) for have, old, new, same in rows[2:]}
+    """The recipes of the page: name -> the old code, the new one, and whether they take the same steps."""
+    text = PAGE.read_text(encoding="utf-8")
+    found = [(each["name"], (each["old"].strip(), each["new"].strip(), each["same"])) for each in RECIPE.finditer(text)]
+    # each heading of the third level is one, each code block but that of the import, and no two have a name
+    assert len(dict(found)) == len(found) == len(re.findall("^### ", text, re.M)) == text.count("```{code-block}") - 1
+    return dict(found)
 
 
 RECIPES = recipes()
@@ -37,13 +42,11 @@ def rows(pattern):
 TORCH, TENSORFLOW, AGENTS, TIMM = r"torch\.optim", r"tf\.|optax\.", r"A2C|DQN", r"create_optimizer_v2"
 
 
-def test_the_readme_has_recipes_of_the_table():
-    readme = (TABLE.parents[1] / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("| in place of | write |\n| --- | --- |\n")[2].partition("\n\n")[0]
-    lines = [line.split("`")[-2] for line in table.split("\n")]
-    assert len(lines) >= 4
-    for line in lines:
-        assert any(line in new for _, new, _ in RECIPES.values()), line
+@pytest.mark.parametrize(
+    "old", ["optimizer_class=RMSpropTFLike", '"rmsproptf"', "tf.train.RMSPropOptimizer", "torch.optim.RMSprop"]
+)
+def test_the_page_has_a_recipe_for(old):
+    assert any(old in line for line, _, _ in RECIPES.values())
 
 
 def test_every_row_is_run():
@@ -71,7 +74,7 @@ def numbers_of(line):
 @rows(TENSORFLOW)
 def test_of_tensorflow_and_optax(row):
     old, new, same = RECIPES[row]
-    assert same.startswith("yes")
+    assert same.startswith("yes.")
     param = torch.zeros(200, dtype=torch.float64, requires_grad=True)
     optimizer = eval(new, {"params": [param], "RMSpropGraves": RMSpropGraves})
     theirs = Theirs([np.zeros(200)], **numbers_of(old))
@@ -87,7 +90,7 @@ def test_of_tensorflow_and_optax(row):
 def test_of_pytorch(row):
     """Steps are 1 to sqrt(2) times as long; with the paper's epsilon from a tenth of that to (1 + 0.01) / sqrt(1 + 0.01)."""
     old, new, same = RECIPES[row]
-    assert same.startswith(("no", "nearly"))
+    assert same.startswith(("no.", "nearly."))
     first, second = (torch.zeros(200, dtype=torch.float64, requires_grad=True) for _ in range(2))
     optimizers = [
         eval(line, {"params": [param], "torch": torch, "RMSpropGraves": RMSpropGraves})
@@ -105,7 +108,7 @@ def test_of_pytorch(row):
         ratios.append(((second - before[1]) / (first - before[0])).detach())
     ratios = torch.stack(ratios)
     # 1e-6: what is added to a parameter is rounded to some 1e-16 of it
-    least, most = (0.1 - 1e-6, 1.01 / 1.01**0.5 + 1e-6) if same.startswith("no") else (1 - 1e-6, 2**0.5 + 1e-6)
+    least, most = (0.1 - 1e-6, 1.01 / 1.01**0.5 + 1e-6) if same.startswith("no.") else (1 - 1e-6, 2**0.5 + 1e-6)
     assert ((ratios >= least) & (ratios <= most)).all()
     assert ratios.min() < least + 0.1
     assert ratios.max() > most - 0.1
@@ -113,7 +116,7 @@ def test_of_pytorch(row):
 
 def test_the_paper_has_epsilon_inside():
     """The rule of the DQN paper's program: two averages, 0.01 added to their difference, then the root."""
-    row = next(name for name in RECIPES if "the paper's rule" in name)
+    row = next(name for name in RECIPES if "paper's rule" in name)
     param = torch.zeros(200, dtype=torch.float64, requires_grad=True)
     optimizer = eval(RECIPES[row][1], {"params": [param], "RMSpropGraves": RMSpropGraves})
     mean = square = expected = np.zeros(200)
@@ -131,7 +134,7 @@ def test_of_timm(row):
     """A net of timm's in training: the old line and the new one, each with its own gradients."""
     optim = pytest.importorskip("timm.optim")
     old, new, same = RECIPES[row]
-    assert same == "yes"
+    assert same == "yes."
     torch.manual_seed(0)
     nets = [pytest.importorskip("timm").create_model("test_efficientnet", num_classes=10).double()]
     nets.append(copy.deepcopy(nets[0]))
@@ -171,4 +174,4 @@ def test_of_stable_baselines(row):
     moved = max((a - b).abs().max().item() for a, b in zip(after[1], first, strict=True))
     apart = max((a - b).abs().max().item() for a, b in zip(*after, strict=True))
     assert moved > 1e-3
-    assert apart <= 1e-5 if same == "yes" else apart > 1e-5
+    assert apart <= 1e-5 if same == "yes." else apart > 1e-5
