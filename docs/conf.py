@@ -10,6 +10,7 @@ from puzzlelib_rmsprop import __version__  # noqa: E402
 
 project = "puzzlelib_rmsprop"
 author = "The puzzlelib_rmsprop authors"
+copyright = "the puzzlelib_rmsprop authors, Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
