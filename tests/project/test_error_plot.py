@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("benchmarks", reason="the sources are not beside the tests")
 from benchmarks import error_plot
+from tests.stress.numerics_rule import of_the_movement
 
 PROMISED = 1e-4
 
@@ -28,6 +29,11 @@ def test_ours_is_as_near_as_promised_and_the_difference_is_not(tmp_path, capsys)
     assert formula[58] == math.inf
     assert path.stat().st_size < 150_000
     assert min(image.imread(path).shape[:2]) > 800
+
+
+def test_the_rule_promises_that_for_every_gradient_of_the_plot():
+    for level in (*error_plot.LEVELS, *error_plot.QUICK):
+        assert of_the_movement(level, level * error_plot.NOISE, error_plot.STEPS, 0.95) <= PROMISED
 
 
 def test_it_is_the_relative_error_of_the_movement(monkeypatch):
