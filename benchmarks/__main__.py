@@ -112,7 +112,8 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
     add("--peers", nargs="*", metavar="NAME", help="words from the names of those to time beside ours; default: all")
-    add("--suite", nargs="+", choices=[*the_cases.SUITES, "all"], default=["all"], help="what to measure: see NOTES.md")
+    suites = [*the_cases.SUITES, "all"]
+    add("--suite", nargs="+", choices=suites, default=["all"], help="what to measure: see docs/benchmarks.md")
     add("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
     add("--json", type=Path, metavar="PATH", help="write every figure there")
     add("--markdown", type=Path, metavar="PATH", help="write the tables there as well")

@@ -1,7 +1,7 @@
 """Formats of an 8-bit state, emulated, to choose between them: python -m benchmarks.state_formats steps|characters|digits
 
 A number is stored as the value of the code below or above it. `steps`: the rule beside float64 with many kinds of gradients,
-the library's own state with them. The others: examples trained with such a state. docs/int8-state.md has what came out.
+the library's own state with them. The others: examples trained with such a state. docs/int8-format.md has the results.
 """
 
 from __future__ import annotations

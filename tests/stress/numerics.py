@@ -1,4 +1,4 @@
-"""A grid of hard gradients against float64, with a bound on the error that is derived in docs/numerics.md.
+"""A grid of hard gradients against float64, with a bound on the error that is derived in docs/error-derivation.md.
 
     python -m tests.stress.numerics                 a sample of the grid: seconds
     python -m tests.stress.numerics --long          all of it, 3,000 steps a row
@@ -86,7 +86,7 @@ BUFFERS = ("param", "mg", "variance", "delta")
 
 
 class Bound:
-    """The bound on each buffer's error, carried along beside the exact values: docs/numerics.md, "The bound".
+    """The bound on each buffer's error, carried along beside the exact values: docs/error-derivation.md, "The bound".
 
     Before a step, ``error[name]`` bounds |stored - exact| element by element. ``out[name]`` marks what has left the range
     of its format, exactly or by the bound, and says nothing from there on.
@@ -259,8 +259,8 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def summary(results: dict[str, Result]) -> str:
-    """A line for each kind of row; ratios and the bound are of elements that stay in range."""
-    body = []
+    """Two tables with a line for each kind of row; ratios and the bound are of elements that stay in range."""
+    counted, bounds = [], []
     for label, result in results.items():
         inside = {name: ~result.out[name] for name in BUFFERS}
         kept = {name: result.ratio[name][inside[name]] for name in BUFFERS}
@@ -270,12 +270,11 @@ def summary(results: dict[str, Result]) -> str:
             sum(result.infinite[name].sum() for name in BUFFERS),
             sum(np.sum(~(ratio <= 1)) for ratio in kept.values()),
         )
-        cells = [f"{count:,}" for count in counts]
-        cells += [f"{max(ratio.max() for ratio in kept.values()):.3f}"]
-        cells += [f"{np.median(result.relative[name][inside[name]]):.0e}" for name in BUFFERS]
-        body.append([label, *cells])
-    head = ["", "checked", "out of range", "not finite", "above the bound", "largest error/bound"]
-    return table([*head, *(f"bound: {name}" for name in BUFFERS)], body)
+        worst = max(ratio.max() for ratio in kept.values())
+        counted.append([label, *(f"{count:,}" for count in counts), f"{worst:.3f}"])
+        bounds.append([label, *(f"{np.median(result.relative[name][inside[name]]):.0e}" for name in BUFFERS)])
+    head = ["elements of buffers", "checked", "out of range", "not finite", "above the bound", "largest error/bound"]
+    return f"{table(head, counted)}\n\n{table(['median bound', *BUFFERS], bounds)}"
 
 
 def machine() -> str:

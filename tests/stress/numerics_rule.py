@@ -1,4 +1,4 @@
-"""How far float32 may be from exact values for gradients about one level: docs/numerics.md, "Where float32 is enough"."""
+"""How far float32 may be from exact values for gradients of one size: docs/error-bounds.md, "Where float32 is enough"."""
 
 import numpy as np
 

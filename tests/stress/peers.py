@@ -217,6 +217,8 @@ PEERS: dict[str, Any] = {
     "Optax": Optax,
     "Paddle": Paddle,
 }
+# as the table has them
+LABELS = {"here": "this library", "formula": "PuzzleLib's formula in NumPy"}
 
 
 class Exact:
@@ -332,9 +334,10 @@ def compare(names: Sequence[str], configs: np.ndarray, steps: int) -> str:
             lost, default = outcome.lost > 0, np.all(configs == DEFAULTS, axis=1)
             first = str(outcome.lost[lost].min()) if lost.any() else "-"
             shares = (where.mean() for where in (lost, outcome.wrong, lost[default], outcome.wrong[default]))
-            body.append([name, dtype, version(name), *(f"{share:.1%}" for share in shares), first])
-    head = ["", "dtype", "version", "not finite", "wrong", "not finite at the defaults", "wrong at the defaults"]
-    return numerics.table([*head, "first not finite at step"], body) + "".join(f"\n\n{note}" for note in notes)
+            body.append([LABELS.get(name, name), dtype, *(f"{share:.1%}" for share in shares), first])
+    head = ["", "dtype", "not finite", "wrong", "defaults: not finite", "defaults: wrong", "first not finite at step"]
+    versions = "; ".join(f"{LABELS.get(name, name)} {version(name)}" for name in wanted)
+    return numerics.table(head, body) + "".join(f"\n\n{note}" for note in (f"Versions: {versions}.", *notes))
 
 
 def main(given: str, result: str) -> None:

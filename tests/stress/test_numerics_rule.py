@@ -1,4 +1,4 @@
-"""Where float32 is within 1e-4 of exact values: the rule of docs/numerics.md against long double and the carried bound."""
+"""Where float32 is within 1e-4 of exact values: docs/error-bounds.md, against long double and the carried bound."""
 
 import itertools
 
