@@ -11,7 +11,7 @@ from puzzlelib_rmsprop import RMSPropGraves, Variable
 from puzzlelib_rmsprop.checkpoint import atomicFile
 from puzzlelib_rmsprop.errors import CheckpointError
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
 
 
 class ClosingNet:
@@ -55,17 +55,15 @@ def content(net, optimizer):
     return [np.array(net.var.data).tolist(), *(np.array(state[key]).ravel()[:3].tolist() for key in state), optimizer.t]
 
 
-def readme_block(text):
-    (found,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S) if text in block
-    ]
+def block_of_the_page(text):
+    (found,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S) if text in block]
     return found
 
 
-def test_the_readmes_example(globalState, tmp_path, monkeypatch):
+def test_the_documentations_example(globalState, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net, optimizer = trained(3, globalState)
-    exec(readme_block("with atomicFile("), {"net": net, "optimizer": optimizer})
+    exec(block_of_the_page("with atomicFile("), {"net": net, "optimizer": optimizer})
     other, another = trained(1, globalState)
     assert content(other, another) != content(net, optimizer)
     with h5py.File("run.hdf") as file:
