@@ -56,7 +56,8 @@ def content(net, optimizer):
 
 
 def block_of_the_page(text):
-    (found,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S) if text in block]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (found,) = [block for block in blocks if text in block]
     return found
 
 
