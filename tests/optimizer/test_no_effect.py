@@ -87,7 +87,7 @@ def test_a_variable_that_came_later(arrays, globalState):
     optimizer.setupOn(net, globalState)
     net.vars["late"] = arrays.var(np.zeros(3, np.float32))
     message = (
-        r"^variable 'late' came into the net after setupOn, and will not be trained: call setupOn\(net, keepState=True\)$"
+        r"^variable 'late' was added to the net after setupOn and will not be trained: call setupOn\(net, keepState=True\)$"
     )
     with pytest.warns(SetupWarning, match=message) as said:
         optimizer.update()
@@ -104,13 +104,13 @@ def test_one_that_comes_in_the_middle_is_found(tmp_path):
     for _ in range(10):
         optimizer.update()
     net["late"], net["also"] = var(), var()
-    with pytest.warns(SetupWarning, match="variables 'late', 'also' came into the net"):
+    with pytest.warns(SetupWarning, match="variables 'late', 'also' were added to the net"):
         optimizer.save(tmp_path / "run.hdf")
     optimizer.save(tmp_path / "run.hdf")
     net["third"] = var()
     while optimizer.t < 16:
         optimizer.update()
-    with pytest.warns(SetupWarning, match="variable 'third' came into the net"):
+    with pytest.warns(SetupWarning, match="variable 'third' was added to the net"):
         optimizer.update()
 
 

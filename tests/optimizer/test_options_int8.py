@@ -299,12 +299,12 @@ def short_scales(net, optimizer):
 
 
 REFUSED = {
-    "an array of floats": (replaced("mg", array_of), r"'a.W': its mg must be a QuantizedArray, as stateDtype='int8' makes"),
+    "an array of floats": (replaced("mg", array_of), r"'a.W': its mg must be a QuantizedArray, as made by stateDtype='int"),
     "nothing": (replaced("delta", lambda *_: None), "its delta must be a QuantizedArray.*got NoneType"),
-    "another entity": (replaced("mg", variance), "its mg must be the one that was made for it; got that of 'variance'"),
+    "another entity": (replaced("mg", variance), "its mg must be the array made for 'mg'; got the one made for 'variance'"),
     "scales of another": (
         replaced("mg", scales_of_another),
-        "must be those that were made together, with one array of scales",
+        "must be made together and share one array of scales",
     ),
     "another variable's": (smaller, r"'a.W'.*shape"),
     "scales too short": (short_scales, r"'a.W'.*scales"),
@@ -331,7 +331,7 @@ def test_eight_bits_where_floats_belong():
 
 
 def test_what_does_not_go_with_it():
-    with pytest.raises(HyperParameterError, match="capturable=True does not go with stateDtype='int8', whose rounding"):
+    with pytest.raises(HyperParameterError, match="capturable=True cannot be combined with stateDtype='int8', whose r"):
         RMSPropGraves(stateDtype="int8", capturable=True)
     optimizer = RMSPropGraves(stateDtype="int8")
     optimizer.setupOn({"W": Variable(np.zeros(3, np.float32))})

@@ -57,7 +57,7 @@ def test_ms_is_a_key_error_that_says_what_took_its_place(arrays, globalState):
     optimizer.setupOn(net, globalState)
     optimizer.update()
     for state in (*optimizer.states.values(), *seen):
-        with pytest.raises(KeyError, match=r"'variance' took its place, and ms is variance \+ mg\*mg"):
+        with pytest.raises(KeyError, match=r"'ms' was replaced by 'variance': ms equals variance \+ mg\*mg"):
             state["ms"]
         assert "ms" not in state
         with pytest.raises(KeyError, match="^'other'$"):
@@ -165,7 +165,7 @@ def test_variables_with_the_same_arrays_and_other_rates_are_refused(arrays, glob
     first = net.vars["a"]
     net.vars["b"] = type(first)(first.data, grad=first.grad)
     net.vars["b"].wc = 0.5
-    with pytest.raises(VariableError, match="'a' and 'b' have the same arrays, but wc 0.0 and 0.5; make them one"):
+    with pytest.raises(VariableError, match="'a' and 'b' share their arrays but have wc 0.0 and 0.5; make them one"):
         RMSPropGraves().setupOn(net, globalState)
 
 
@@ -177,7 +177,7 @@ def test_variables_with_the_same_arrays_and_other_rates_are_refused(arrays, glob
 )
 def test_a_hook_that_does_not_take_three_arguments_is_refused(hook):
     optimizer = RMSPropGraves()
-    with pytest.raises(SetupError, match=r"a hook is called as hook\(var, state, stream\), and .* takes \(.*write it as"):
+    with pytest.raises(SetupError, match=r"a hook is called as hook\(var, state, stream\), but .* takes \(.*define it as"):
         optimizer.addHook(hook)
     assert optimizer.hooks == []
 

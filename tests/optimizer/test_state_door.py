@@ -87,7 +87,7 @@ def test_options_and_hooks_come_along(arrays):
     _, other = made(arrays, True, seed=6)
     own = LossScaling(1.0)
     other.addHook(own)
-    with pytest.warns(CheckpointWarning, match="saved with gradOfLoss=True, and this optimizer has False"):
+    with pytest.warns(CheckpointWarning, match="saved with gradOfLoss=True, but this optimizer has gradOfLoss=False"):
         other.importState(optimizer.exportState())
     assert (other.seed, own.scale) == (5, 2.0**10)
     # the mean of gradients of the other sign

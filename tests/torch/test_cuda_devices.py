@@ -102,7 +102,7 @@ def test_refused_before_anything_is_changed(torch_cuda, state_dtype):  # noqa: F
     param = torch.nn.Parameter(torch.ones(3, device="cuda"))
     param.grad = torch.ones(3, device="cuda")
     optimizer = RMSpropGraves([param], capturable=True, state_dtype=state_dtype)
-    with pytest.raises(ValueError, match=f"capturable=True does not go with state_dtype={str(state_dtype)[6:]}"):
+    with pytest.raises(ValueError, match=f"capturable=True cannot be combined with state_dtype={str(state_dtype)[6:]}"):
         optimizer.step()
     assert not optimizer.state
 

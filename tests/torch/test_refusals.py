@@ -287,5 +287,5 @@ def test_a_module_is_told_where_to_go():
     from puzzlelib_rmsprop import RMSPropGraves
     from puzzlelib_rmsprop.errors import SetupError
 
-    with pytest.raises(SetupError, match=r"a Linear is PyTorch's: use puzzlelib_rmsprop.torch.RMSpropGraves"):
+    with pytest.raises(SetupError, match=r"not a PyTorch module; got a Linear: use puzzlelib_rmsprop.torch.RMSpropGraves"):
         RMSPropGraves().setupOn(torch.nn.Linear(2, 2))
