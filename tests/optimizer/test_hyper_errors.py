@@ -133,7 +133,7 @@ TABLE = [
             for act in ("update", "save")
         ],
         *[
-            (lambda name=name, mode=mode: rated(name, 1e300, mode), f"'W': its {name} must be.*; got 1e.300 .it overflows float32")
+            (lambda name=name, mode=mode: rated(name, 1e300, mode), f"'W': its {name} must be.*; got 1e.300 .it overflows")
             for name in ("learnRate", "momRate", "wc")
             for mode in (False, True)
         ],

@@ -299,7 +299,10 @@ def short_scales(net, optimizer):
 
 
 REFUSED = {
-    "an array of floats": (replaced("mg", array_of), r"'a.W': its mg must be a QuantizedArray, as made by stateDtype='int"),
+    "an array of floats": (
+        replaced("mg", array_of),
+        r"'a.W': its mg must be a QuantizedArray, as made by stateDtype='int8'; got",
+    ),
     "nothing": (replaced("delta", lambda *_: None), "its delta must be a QuantizedArray.*got NoneType"),
     "another entity": (replaced("mg", variance), "its mg must be the array made for 'mg'; got the one made for 'variance'"),
     "scales of another": (
@@ -331,7 +334,8 @@ def test_eight_bits_where_floats_belong():
 
 
 def test_what_does_not_go_with_it():
-    with pytest.raises(HyperParameterError, match="capturable=True cannot be combined with stateDtype='int8', whose r"):
+    message = "capturable=True cannot be combined with stateDtype='int8', whose rounding"
+    with pytest.raises(HyperParameterError, match=message):
         RMSPropGraves(stateDtype="int8", capturable=True)
     optimizer = RMSPropGraves(stateDtype="int8")
     optimizer.setupOn({"W": Variable(np.zeros(3, np.float32))})
