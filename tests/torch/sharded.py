@@ -54,7 +54,7 @@ def in_8_bits(mesh, folder):
     before, given = second.state_dict(), second.state_dict()
     for scales, text in (
         (before["state"][0]["scales"].full_tensor(), "'scales' must be"),
-        (before["state"][0]["scales"] * 0, "its 'scales' are of a parameter that was cut in another way"),
+        (before["state"][0]["scales"] * 0, "its 'scales' are of a parameter that was sharded differently"),
     ):
         given["state"][0] = {**before["state"][0], "scales": scales}
         with pytest.raises(ValueError, match=f"parameter 0: {text}"):
@@ -105,7 +105,7 @@ def main(rank, size, file):
     other = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, part.placements))
     other.grad = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()])
     optimizer = RMSpropGraves([other])
-    with pytest.raises(ValueError, match=r"parameter 0: its gradient must be placed as the parameter.*redistribute"):
+    with pytest.raises(ValueError, match=r"parameter 0: its gradient must have the parameter's placements, .*redistribute"):
         optimizer.step()
     assert not optimizer.state
     dist.barrier()

@@ -226,11 +226,11 @@ def test_no_longer_centered():
 
 
 UNFIT = {
-    "no scales": ({"scales": ...}, "its state lacks 'scales', without which 'grad_avg' of torch.uint8 says nothing"),
+    "no scales": ({"scales": ...}, "its state lacks 'scales', without which 'grad_avg' of torch.uint8 cannot be decoded"),
     "scales of another size": (
         {"scales": torch.zeros(27, dtype=torch.uint8)},
-        r"'scales' must be a dense tensor of torch.uint8 and shape \(30,\), 3 for each 64 elements; got one of torch.uint8, "
-        r"shape \(27,\)",
+        r"'scales' must be a dense tensor of torch.uint8 and shape \(30,\), 3 for each block of 64 elements; got one of "
+        r"torch.uint8, shape \(27,\)",
     ),
     "scales of two dimensions": ({"scales": torch.zeros(10, 3, dtype=torch.uint8)}, r"'scales' must be.*shape \(10, 3\)"),
     "scales of floats": (
@@ -242,7 +242,7 @@ UNFIT = {
     "scales on meta": ({"scales": torch.zeros(30, dtype=torch.uint8, device="meta")}, "'scales' must be.*on meta"),
     "a float beside scales": (
         {"grad_var": torch.zeros(SHAPE)},
-        "'grad_var' must be codes of torch.uint8, as there are 'scales'; got torch.float32",
+        "'grad_var' must be codes of torch.uint8, as its state has 'scales'; got torch.float32",
     ),
     "codes of int8": (
         {"momentum_buffer": torch.zeros(SHAPE, dtype=torch.int8)},

@@ -71,7 +71,7 @@ def test_a_state_that_is_no_dict():
     given["state"][0] = None
     with pytest.raises(ValueError, match="parameter 0: its state must be a dict; got None"):
         optimizer.load_state_dict(given)
-    with pytest.raises(ValueError, match="takes what state_dict\\(\\) gave, a dict; got NoneType"):
+    with pytest.raises(ValueError, match="takes a dict returned by state_dict\\(\\); got NoneType"):
         optimizer.load_state_dict(None)
     with pytest.raises(ValueError, match="no state_dict of an optimizer"):
         optimizer.load_state_dict({"state": {}})
