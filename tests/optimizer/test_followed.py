@@ -1,4 +1,4 @@
-"""What hooks, users and subclasses change between steps, and within one: followed, or refused by name."""
+"""Changes that hooks, users and subclasses make between or within steps are followed, or refused with the name."""
 
 import copy
 import types
@@ -129,7 +129,7 @@ def test_factors_that_overflow_or_are_frozen():
     optimizer.globalVar[F].learnRate = 1e10
     with pytest.raises(HyperParameterError, match=r"'w' \(times globalVar's rates\): its learnRate must be a finite number"):
         optimizer.update()
-    var.learnRate = optimizer.globalVar[F].learnRate = -1.0  # two that freeze do not thaw
+    var.learnRate = optimizer.globalVar[F].learnRate = -1.0  # the product of two negative rates still freezes
     optimizer.update()
     assert not var.data.any()
 
@@ -285,7 +285,7 @@ def test_an_interrupt_before_the_kernel_does_not_count(monkeypatch, globalState)
     assert optimizer.t == 0
 
 
-# ------------------------------------------------------------------------------------------------ odd nets
+# ------------------------------------------------------------------------------------------------ unusual nets
 
 
 def test_arrays_of_rates_on_variables_that_share_arrays_are_refused(globalState):

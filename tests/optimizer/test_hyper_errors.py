@@ -1,4 +1,4 @@
-"""Hyperparameters and options that are refused."""
+"""Invalid hyperparameters and options are refused."""
 
 import decimal
 import math
@@ -33,7 +33,7 @@ def test_options_refused(options, message):
 
 
 def rated(name, value, globalState=False):
-    """Gives a variable's own rate a value, and updates."""
+    """Sets a variable's own rate and updates."""
     updated(lambda net, _: setattr(net.getVar("W"), name, value), globalState, W=var(), V=var())
 
 

@@ -1,4 +1,4 @@
-"""stateDtype="int8": state of a byte a number, in blocks with a scale each."""
+"""stateDtype="int8": state with one byte per number and one scale per block."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ def train(arrays, net, optimizer, steps=4, first=1):
 
 
 def bytes_of(arrays, optimizer):
-    """Codes and scales, by name."""
+    """Returns codes and scales by name."""
     found = {}
     for variable in optimizer._variables:
         state = {entity: arrays.get(variable.state[entity].codes).tobytes() for entity in STATE}
@@ -116,7 +116,7 @@ def test_dtypes_of_their_own_in_one_net(arrays, globalState):
 
 
 class Looked:
-    """A hook of somebody's own, on the state."""
+    """A user's hook that reads the state."""
 
     def __init__(self):
         self.calls = []
@@ -222,7 +222,7 @@ def test_replaced_arrays_are_followed(arrays):
 
 
 class OneByOne(RMSPropGraves):
-    """As somebody writes it who wants to see each variable."""
+    """A user's subclass that sees each variable."""
 
     def updateVar(self, var, state, stream=None):
         self.seen = [*getattr(self, "seen", []), state["variance"].shape]
@@ -257,7 +257,7 @@ def test_a_copy_goes_on_by_itself(arrays, globalState, how):
     net, optimizer = made(arrays, globalState)
     train(arrays, net, optimizer, 2)
     other = how(optimizer)
-    other.exportState()  # which finds the state of the copied net
+    other.exportState()  # sets the copy up on its own net
     assert bytes_of(arrays, other) == bytes_of(arrays, optimizer)
     before = bytes_of(arrays, other)
     train(arrays, net, optimizer, 2, first=3)
@@ -357,4 +357,4 @@ def test_what_an_array_of_8_bits_says_of_itself():
     found = array.get()
     assert np.abs(found - np.linspace(-1, 1, array.size).reshape(array.shape)).max() < 0.02
     assert np.array_equal(found.ravel(), values(array.codes.ravel(), array.scales[2::3], "delta"))
-    assert not optimizer.states["a.W"]["mg"].get().any()  # whose scales lie beside
+    assert not optimizer.states["a.W"]["mg"].get().any()  # its scales lie beside those of delta

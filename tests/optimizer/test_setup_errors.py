@@ -46,7 +46,7 @@ class NoneFound(Net):
 
 
 class Bare:
-    """No variable at all."""
+    """Not a variable."""
 
     def __init__(self):
         self.data = self.grad = gpuarray.zeros(3)

@@ -1,4 +1,4 @@
-"""What update and the other methods refuse: calls out of order, what was spoilt since the set-up."""
+"""update and other methods refuse calls in the wrong order, and nets damaged after setupOn."""
 
 import numpy as np
 

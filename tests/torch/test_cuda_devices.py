@@ -1,4 +1,4 @@
-"""Several devices, and what becomes of the state between them."""
+"""Several devices, and moving the state between them."""
 
 import copy
 
@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float16]
 
 
 class Mixed(Pair):
-    """Its twins lie on several devices, in one optimizer."""
+    """A pair whose CUDA twins are on several devices, in one optimizer."""
 
     def __init__(self, devices, **options):
         super().__init__(*DTYPES, **options)
@@ -81,7 +81,7 @@ def test_state_goes_to_other_devices_and_back(late, options):  # noqa: F811
     pair.on_cuda.load_state_dict(state)
     pair.steps(2)
     pair.check()
-    # the CPU's, which has the same bits
+    # the CPU's state, which is bitwise equal
     pair.on_cuda = RMSpropGraves(pair.cuda, **options)
     pair.on_cuda.load_state_dict(pair.on_host.state_dict())
     pair.on_host, former = RMSpropGraves(pair.host, **options), pair.on_host

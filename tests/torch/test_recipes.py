@@ -1,4 +1,4 @@
-"""The recipes of docs/torch-recipes.md: each line there is run, and what the table says of it is compared."""
+"""The recipes of docs/torch-recipes.md: each line is run, and the table's statement about it is checked."""
 
 import copy
 import re
@@ -16,7 +16,7 @@ TABLE = Path(__file__).parents[2] / "docs" / "torch-recipes.md"
 
 
 def recipes():
-    """The rows of the table: what one has -> the old line, the new one, and whether they do the same."""
+    """Returns the rows of the table: case -> the old line, the new one, and whether they are equivalent."""
     _, mark, rest = TABLE.read_text(encoding="utf-8").partition("<!-- recipes -->\n")
     assert mark
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rest.partition("\n\n")[0].split("\n")]
@@ -28,7 +28,7 @@ RECIPES = recipes()
 
 
 def rows(pattern):
-    """A parameter of a test: the rows that have something in their old line."""
+    """Parametrizes a test with the rows whose old line contains a text."""
     found = [name for name, (old, _, _) in RECIPES.items() if re.match(pattern, old)]
     assert found
     return pytest.mark.parametrize("row", found)
@@ -53,7 +53,7 @@ def test_every_row_is_run():
 
 
 def gradients(steps=100):
-    """Of very different sizes, and with a mean."""
+    """Returns gradients of very different sizes, and with a nonzero mean."""
     rng = np.random.default_rng(0)
     scale = np.logspace(-6, 1, 200)
     for _ in range(steps):
@@ -61,7 +61,7 @@ def gradients(steps=100):
 
 
 def numbers_of(line):
-    """The arguments of a call of TensorFlow or Optax, in the names of the float64 copy."""
+    """Returns the arguments of a call of TensorFlow or Optax, under the names of the float64 copy."""
     found = {"momentum": 0.0, "centered": "True" in line, "lr_in_momentum": True, "start": float(line.startswith("tf."))}
     for names, key in (("learning_rate=|rmsprop\\(", "lr"), ("decay=", "alpha"), ("epsilon=|eps=", "eps")):
         found[key] = float(re.search(f"(?:{names})([-.e0-9]+)", line)[1])
@@ -93,7 +93,7 @@ def test_of_pytorch(row):
         eval(line, {"params": [param], "torch": torch, "RMSpropGraves": RMSpropGraves})
         for line, param in ((old, first), (new, second))
     ]
-    for optimizer in optimizers:  # one step has no momentum yet: what is compared is one step, from the same averages
+    for optimizer in optimizers:  # a first step has no momentum: single steps from the same averages are compared
         optimizer.param_groups[0]["momentum"] = 0.0
     ratios = []
     for g in gradients():
@@ -104,7 +104,7 @@ def test_of_pytorch(row):
             optimizer.step()
         ratios.append(((second - before[1]) / (first - before[0])).detach())
     ratios = torch.stack(ratios)
-    # 1e-6: what is added to a parameter is rounded to some 1e-16 of it
+    # 1e-6: a parameter's update is rounded to some 1e-16 of the parameter
     least, most = (0.1 - 1e-6, 1.01 / 1.01**0.5 + 1e-6) if same.startswith("no") else (1 - 1e-6, 2**0.5 + 1e-6)
     assert ((ratios >= least) & (ratios <= most)).all()
     assert ratios.min() < least + 0.1
@@ -112,7 +112,7 @@ def test_of_pytorch(row):
 
 
 def test_the_paper_has_epsilon_inside():
-    """The rule of the DQN paper's program: two averages, 0.01 added to their difference, then the root."""
+    """The rule of the DQN paper's code: the root of the difference of two averages plus 0.01."""
     row = next(name for name in RECIPES if "the paper's rule" in name)
     param = torch.zeros(200, dtype=torch.float64, requires_grad=True)
     optimizer = eval(RECIPES[row][1], {"params": [param], "RMSpropGraves": RMSpropGraves})
@@ -128,7 +128,7 @@ def test_the_paper_has_epsilon_inside():
 
 @rows(TIMM)
 def test_of_timm(row):
-    """A net of timm's in training: the old line and the new one, each with its own gradients."""
+    """Trains a timm net with the old line and with the new one, each with its own gradients."""
     optim = pytest.importorskip("timm.optim")
     old, new, same = RECIPES[row]
     assert same == "yes"
@@ -152,7 +152,7 @@ def test_of_timm(row):
 
 @rows(AGENTS)
 def test_of_stable_baselines(row):
-    """An agent in training. Where the optimizers are the same, so are the agents, up to float32's digits."""
+    """Trains agents. If the optimizers are equivalent, the agents are equal up to float32 precision."""
     library = pytest.importorskip("stable_baselines3")
     like = pytest.importorskip("stable_baselines3.common.sb2_compat.rmsprop_tf_like").RMSpropTFLike
     old, new, same = RECIPES[row]
@@ -160,7 +160,7 @@ def test_of_stable_baselines(row):
     agents, begins = [], []
     for line in (old, new):
         more = ", learning_starts=50" if line.startswith("DQN") else ""
-        # the seed is that of PyTorch's generator, which all agents share: one after the other
+        # one after the other, as all agents share PyTorch's generator, which is seeded
         agent = eval(line.replace("env", f"'CartPole-v1', seed=0, device='cpu'{more}", 1), names)
         begins.append([p.detach().clone() for p in agent.policy.parameters()])
         agents.append(agent.learn(300))
