@@ -52,7 +52,7 @@ def test_nodeinfo_needs_global_state_and_no_updaters():
     optimizer = RMSPropGraves(nodeinfo=NodeInfo())
     with pytest.raises(SetupError, match="needs global state"):
         optimizer.setupOn(Net(x=Variable(gpuarray.zeros(2))))
-    with pytest.raises(VariableError, match="'x' has an updater"):
+    with pytest.raises(VariableError, match="'x' has its own updater"):
         optimizer.setupOn(Net(x=Variable(gpuarray.zeros(2), updater=print)), useGlobalState=True)
 
 
