@@ -1,6 +1,7 @@
 """Graves' RMSProp as a drop-in optimizer for PuzzleLib nets, PyCUDA arrays and NumPy arrays.
 
-Importing this package loads no compiler and touches no GPU.
+The optimizer for PyTorch is :class:`puzzlelib_rmsprop.torch.RMSpropGraves`. Importing this package does not load a
+compiler, initialize a GPU or import PyTorch.
 
 Example:
     >>> from puzzlelib_rmsprop import RMSPropGraves

@@ -1,4 +1,4 @@
-"""Commands of the package: ``python -m puzzlelib_rmsprop doctor``: what works here; ``inspect FILE``: what is in a file."""
+"""Command line: ``python -m puzzlelib_rmsprop doctor`` checks the installation; ``inspect FILE`` describes a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command named by the first argument; returns the exit status."""
+    """Runs the command named by the first argument and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m puzzlelib_rmsprop", description="Graves' RMSProp: tools")
     parser.add_argument("--version", action="version", version=f"puzzlelib_rmsprop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # a command brings a function that adds its options and names what runs it
+    # each command adds its own options, and the function that runs it
     doctor.add_command(commands)
     inspection.add_command(commands)
     given = parser.parse_args(arguments)
@@ -29,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names may have characters that a terminal has not
+            sys.stdout.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal lacks
         status = main()
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None:  # None if it was closed
             sys.stdout.flush()
         sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # a pipe that nobody reads any more, a full disk
-        if not isinstance(error, BrokenPipeError):  # who reads the pipe has seen enough
-            print(f"the answer cannot be printed: {error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to print at the end goes there
+    except OSError as error:  # for example a closed pipe or a full disk
+        if not isinstance(error, BrokenPipeError):  # the reader of the pipe has stopped early
+            print(f"cannot write the output: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""A dict or a list of variables, in the place of a net."""
+"""Dicts and lists of variables, used in place of a net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Variables", "as_net"]
 
 
 class Variables:
-    """A dict of variables with the three methods that an optimizer asks of a net.
+    """A dict of variables with the three methods that an optimizer needs of a net.
 
     Example:
         >>> import numpy as np
@@ -28,43 +28,44 @@ class Variables:
         self.variables = variables
 
     def getVarTable(self) -> dict[Any, list[str]]:
-        """Each variable with its names: several where it is there more than once."""
+        """Returns a dict of variables to lists of names; a variable that occurs more than once has several names."""
         table: dict[Any, list[str]] = {}
         for name, var in self.variables.items():
             table.setdefault(var, []).append(name)
         return table
 
     def getVar(self, name: str) -> Any:
-        """The variable of that name; KeyError where there is none."""
+        """Returns the variable called ``name``. Raises KeyError if there is none."""
         return self.variables[name]
 
     def setVar(self, name: str, var: Any) -> None:
-        """Puts a variable in another's place."""
+        """Replaces the variable called ``name``."""
         self.variables[name] = var
 
 
 def as_net(given: Any) -> Any:
-    """``given``, where it is a net; a net of the variables, where it is a dict or a list of them.
+    """Returns ``given`` if it is a net, or a net of its variables if it is a dict or a list.
 
-    A dict is used itself: variables that are put into it later are followed. Names of a list are the variables' own
-    (``Variable(array, name="w")``); one that was made without is called by its place in the list.
+    A dict is not copied: a variable that is replaced in it later is followed. The variables of a list keep their own names
+    (``Variable(array, name="w")``); a variable created without a name is named after its index in the list.
 
     Raises:
-        SetupError, VariableError: what is in it is no variable with a name of its own.
+        SetupError: ``given`` is a PyTorch module, or an iterable other than a dict or a list.
+        VariableError: an element is not a Variable, or its name is not text or not unique.
     """
     if hasattr(given, "named_parameters"):
         raise SetupError(
-            f"setupOn takes a net with getVarTable(); a {type(given).__qualname__} is PyTorch's: use "
+            f"setupOn takes a net with getVarTable(), not a PyTorch module; got a {type(given).__qualname__}: use "
             f"puzzlelib_rmsprop.torch.RMSpropGraves(module.parameters())"
         )
     if isinstance(given, Mapping):
         if not isinstance(given, dict):
-            raise SetupError(f"setupOn takes a dict of names to variables; got a {type(given).__qualname__}")
+            raise SetupError(f"setupOn takes a dict of names to variables; got a mapping of type {type(given).__qualname__}")
         pairs = list(given.items())
     elif isinstance(given, Sequence) and not isinstance(given, str | bytes):
-        # one that is there twice is one
+        # a variable that occurs twice counts once
         each = {id(var): var for var in given}.values()
-        # by its place: its running number depends on what else was made in the process
+        # by index: the default name is a running number, which depends on what else the process has created
         pairs = [
             (getattr(var, "name", None) if getattr(var, "isNamed", True) else str(i), var) for i, var in enumerate(each)
         ]

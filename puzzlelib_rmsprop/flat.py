@@ -1,4 +1,4 @@
-"""Global mode: all parameters of a dtype moved into one buffer, all their gradients into another, the net given views."""
+"""Global mode: moves all parameters of a dtype into one buffer, and all gradients into another; the net gets views."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["FlatBuffers", "check_buffers", "check_moved", "check_views", "flatte
 
 
 class FlatBuffers(NamedTuple):
-    """What :func:`flatten` made.
+    """The result of :func:`flatten`.
 
     Attributes:
-        params, grads: dtype -> the buffer of the parameters, and that of the gradients.
-        variables: dtype -> a Variable of both, whose rates are factors on those of all variables of the dtype.
+        params, grads: dtype -> the buffer of the parameters, and of the gradients.
+        variables: dtype -> a Variable of both buffers. Its rates are factors on the rates of all variables of the dtype.
     """
 
     params: dict[np.dtype, SharedArray]
@@ -32,9 +32,9 @@ class FlatBuffers(NamedTuple):
 def flatten(
     net: Any, variables: Sequence[TrackedVariable], family: Family, parts: int = 1, multiple: int = 1
 ) -> FlatBuffers:
-    """Moves variables into flat buffers of ``parts`` equal parts, one at a time, and points the net at them.
+    """Moves the variables into flat buffers, one at a time, and points the net at views of them.
 
-    Each begins at a multiple of ``multiple`` elements.
+    Every buffer has ``parts`` parts of equal size. Every variable begins at a multiple of ``multiple`` elements.
     """
     params: dict[np.dtype, SharedArray] = ByDtype()
     grads: dict[np.dtype, SharedArray] = ByDtype()
@@ -55,7 +55,7 @@ def flatten(
             for each in variable.names:
                 net.setVar(each, var)
         except BaseException:
-            # what was moved before is whole where it is; this one goes back
+            # the variables moved before are complete in the buffers; only this one is restored
             var.data, var.grad = variable.data, variable.grad
             raise
         if family.keeps_arrays:
@@ -65,12 +65,12 @@ def flatten(
         variable.data, variable.grad, variable.offset = var.data, var.grad, params[variable.dtype].offsets[name]
     flat = ByDtype({dtype: Variable(params[dtype].ary, name=str(dtype), grad=grads[dtype].ary) for dtype in params})
     for var in flat.values():
-        var.wc = 1.0  # a factor, as its other rates
+        var.wc = 1.0  # a factor, like its other rates
     return FlatBuffers(params, grads, flat)
 
 
 def check_moved(variables: Sequence[TrackedVariable], params: Mapping[np.dtype, SharedArray], owner: str) -> None:
-    """Raises SetupError where a variable was not moved: ``setupGlobalState`` of the class ``owner`` left it out."""
+    """Raises SetupError if ``setupGlobalState`` of the class ``owner`` did not move one of the variables."""
     for variable in variables:
         buffer = params.get(variable.dtype)
         if buffer is None or buffer.blocks.get(variable.name) is not variable.data:
@@ -81,7 +81,7 @@ def check_moved(variables: Sequence[TrackedVariable], params: Mapping[np.dtype, 
 
 
 def check_buffers(flat: FlatBuffers) -> None:
-    """Raises VariableError where another array stands in the place of a flat one."""
+    """Raises VariableError if a flat array was replaced."""
     for dtype, var in flat.variables.items():
         for what, array, own in (("data", var.data, flat.params), ("gradient", var.grad, flat.grads)):
             if array is not own[dtype].ary:
@@ -94,10 +94,10 @@ def check_buffers(flat: FlatBuffers) -> None:
 def share_states(
     variables: Sequence[TrackedVariable], states: Any, globalVar: Mapping[np.dtype, Any], is_whole: bool
 ) -> None:
-    """Gives each variable its state; in global mode its views of the flat one, where that ``is_whole``.
+    """Gives each variable its state; in global mode views of the flat state, unless it is sharded (not ``is_whole``).
 
     Raises:
-        VariableError: there is none for a variable, or it is no dict.
+        VariableError: a variable has no state, or a state is not a dict.
     """
     if not isinstance(states, Mapping):
         raise VariableError(f"states must be a dict of the variables' states; got {states!r}")
@@ -116,7 +116,7 @@ def share_states(
 
 
 def _share(variable: TrackedVariable, state: dict[str, Any], total: int) -> None:
-    """Gives a variable its views of the flat state, of ``total`` elements; what hooks keep of it stays."""
+    """Gives a variable its views of the flat state of ``total`` elements; keeps the entries that hooks added."""
     views = variable.views
     if views.keys() == state.keys() and all(views[entity][0] is array for entity, array in state.items()):
         return
@@ -128,18 +128,18 @@ def _share(variable: TrackedVariable, state: dict[str, Any], total: int) -> None
 
 
 def check_views(variables: Sequence[TrackedVariable]) -> None:
-    """Raises VariableError where a hook has put an array in the place of a view, where the step would not use it."""
+    """Raises VariableError if a hook replaced a view of the flat state: the step would not use the new array."""
     for variable in variables:
         for entity, (_, view) in variable.views.items():
             if variable.state.get(entity) is not view:
                 raise VariableError(
                     f"variable {variable.name!r}: a hook replaced its {entity!r}, in global mode a view of the flat state; "
-                    f"write into it: state[{entity!r}][...] = values"
+                    f"write into the view instead: state[{entity!r}][...] = values"
                 )
 
 
 def part_of(array: Any, offset: int, shape: tuple[int, ...], total: int) -> Any:
-    """A variable's part of a flat array of ``total`` elements; any other array is one for all variables, and given whole."""
+    """Returns a variable's part of a flat array of ``total`` elements; any other array, shared by all, as it is."""
     try:
         shape_of_array = shape_of(array)
     except ArrayError:

@@ -1,4 +1,4 @@
-"""What happens to the gradients before a step: hooks, the average over a group, and what hooks want to know of all."""
+"""Prepares the gradients for a step: hooks, statistics for hooks, and the average over a group of processes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = ["bind_hooks", "check_hook", "decay_by_itself", "prepare_gradients"]
 
 
 def check_hook(hook: Any, others: Sequence[Any]) -> None:
-    """Raises SetupError for what cannot be called as a hook, or is a second NonFiniteGuard beside ``others``."""
+    """Raises SetupError if ``hook`` cannot be called as a hook, or is a second NonFiniteGuard in addition to ``others``."""
     check_hooks([hook])
     try:
         signature = inspect.signature(hook)
-    except (TypeError, ValueError):  # of a builtin: who knows
+    except (TypeError, ValueError):  # a builtin may have none
         signature = None
     try:
-        # PuzzleLib calls it so in local mode
+        # as PuzzleLib calls it in local mode
         if signature is not None:
             signature.bind(None, {}, None)
     except TypeError as error:
         raise SetupError(
-            f"a hook is called as hook(var, state, stream), and {hook!r} takes {signature} ({error}): write it as "
+            f"a hook is called as hook(var, state, stream), but {hook!r} takes {signature} ({error}): define it as "
             f"hook(var, state, stream=None)"
         ) from error
     if isinstance(hook, NonFiniteGuard) and any(isinstance(other, NonFiniteGuard) for other in others):
@@ -47,20 +47,21 @@ def check_hook(hook: Any, others: Sequence[Any]) -> None:
 
 
 def bind_hooks(optimizer: Optimizer) -> None:
-    """Makes the records of the hooks that have one, where the optimizer's arrays are."""
+    """Allocates the records of the hooks that have one, on the device of the optimizer's arrays."""
     for hook in optimizer.hooks:
         if isinstance(hook, StatisticsHook) and optimizer.family is not None:
             hook._bind(optimizer.family)
 
 
 def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepOptions]:
-    """Runs the hooks and the average over nodes; returns what is left for the step to do in passing.
+    """Runs the hooks and averages the gradients over the group, except for the operations that the step can fuse.
 
-    Hooks run in their order, and before the average, as PuzzleLib's do; one that needs statistics, and what follows it,
-    after it. The last ones of the library's own are left to the step, where it can do them; so is decoupled decay, always.
+    Hooks run in their order, before the averaging, as in PuzzleLib. The first hook that needs statistics, and all hooks
+    after it, run after the averaging. If the last hooks are the library's own, they are left to the step where it can fuse
+    them. Decoupled decay always is.
 
     Returns:
-        The plan of what the hooks have left, and the options of the step.
+        The plan, a new one if a hook changed the net, and the options of the step.
     """
     if optimizer.family is None:
         return plan, PLAIN
@@ -72,7 +73,7 @@ def prepare_gradients(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Pl
 
 
 def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepOptions]:
-    hooks = plan.hooks  # one may take itself off the list, or add another: that is for the next step
+    hooks = plan.hooks  # a hook may change the optimizer's list: that takes effect at the next step
     decays = [hook for hook in hooks if type(hook) is WeightDecay and hook.decoupled is True]
     if decays:
         hooks = [hook for hook in hooks if not any(hook is each for each in decays)]
@@ -80,7 +81,7 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
     first = next((i for i, hook in enumerate(hooks) if isinstance(hook, StatisticsHook)), len(hooks))
     fold = len(hooks)
     if optimizer._fuses():
-        # each of them is one operation at most
+        # each of these hooks is at most one operation
         while fold > max(0, len(hooks) - MAX_OPERATIONS) and type(hooks[fold - 1]) in FUSED:
             fold -= 1
     if group:
@@ -92,7 +93,7 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
         _average(optimizer, hooks, stream)
     if first < fold:
         plan = _run(optimizer, plan, hooks[first:fold], stream)
-    # with what hooks have left of the rates, and before a record counts this step
+    # after hooks may have changed the rates, and before a record counts this step
     for hook, why in plan.idle:
         if hook.rate > 0:
             _tell(plan, hook, why)
@@ -111,7 +112,7 @@ def _prepare(optimizer: Optimizer, plan: Plan, stream: Any) -> tuple[Plan, StepO
     for operation in operations:
         if operation.kind in (DECAY, LASSO) and abs(operation.value) * plan.largest_wc > FLOAT32_MAX:
             raise HyperParameterError(
-                f"a rate of {abs(operation.value):g} times the largest wc, {plan.largest_wc:g}, is beyond float32"
+                f"a rate of {abs(operation.value):g} times the largest wc, {plan.largest_wc:g}, overflows float32"
             )
     return plan, StepOptions(operations, skip=0 if guard is None else guard._field("bad"), decay=decay)
 
@@ -123,30 +124,30 @@ def _tell(plan: Plan, hook: WeightDecay, why: str) -> None:
 
 
 def _checked_decay(optimizer: Optimizer, plan: Plan, hooks: Sequence[WeightDecay]) -> float:
-    """The rates of decoupled hooks together; HyperParameterError where they take more of a parameter than there is."""
+    """Returns the sum of the decoupled rates. Raises HyperParameterError if the decay would flip a parameter's sign."""
     decay, learnRate = sum(hook.rate for hook in hooks), abs(number("learnRate", optimizer.learnRate, -math.inf))
     for variable in optimizer._variables if learnRate * plan.largest_rate * decay * plan.largest_wc > 1.0 else ():
         own, _, wc = variable.rates
         if own > 0.0 and wc > 0.0 and learnRate * own * decay * wc > 1.0:
             raise HyperParameterError(
-                f"variable {variable.name!r}: learnRate {learnRate:g} times its own, {own:g}, times the decoupled decay, "
-                f"{decay:g}, times its wc, {wc:g}, must be at most 1, or its parameters change their sign; it is "
+                f"variable {variable.name!r}: the product of learnRate ({learnRate:g}), its own learnRate ({own:g}), the "
+                f"decoupled decay ({decay:g}) and its wc ({wc:g}) must be at most 1, or its parameters change sign; got "
                 f"{learnRate * own * decay * wc:g}"
             )
     if decay and not learnRate and optimizer.t > 1 and not optimizer._fuses():  # a schedule may begin with 0
-        _tell(plan, hooks[0], "does nothing: its decay is a part of the optimizer's learnRate, and that is 0")
+        _tell(plan, hooks[0], "has no effect: decoupled decay is proportional to the optimizer's learnRate, which is 0")
     return decay
 
 
 def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream: Any) -> None:
-    """Decoupled decay of a segment that ``updateVar`` updates: what the library's own step does in passing."""
+    """Applies decoupled decay to a segment that ``updateVar`` updates; the library's own step fuses it."""
     own, _, wc = segment.rates
     if optimizer.family is None or not wc > 0.0:
         return
     family = optimizer.family
     loss = Operation(DECAY, -(abs(optimizer.learnRate) * own * decay * wc))
     param = optimizer._gradient_segment(replace(segment, grad=segment.data))
-    # with a copy, that counts, unless the parameter was written since: then its new value is not the copy's either
+    # decays the master copy's value, unless the parameter was written since the last step and no longer matches it
     operations = (loss,) if not param.master else (Operation(SCALE, 0.0), Operation(DECAY, 1.0), loss)
     with family.in_order(stream, segment.data, *([segment.state["master"]] if param.master else ())) as own:
         family.kernels().operate(param, 1.0, operations, own)
@@ -157,7 +158,7 @@ def decay_by_itself(optimizer: Optimizer, segment: Segment, decay: float, stream
 
 
 def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
-    """Replaces the gradients by their means over the group; of this process's part, where no more is needed."""
+    """Replaces the gradients by their means over the group; only in this process's part, if no more is needed."""
     if optimizer._shards is not None and not any(isinstance(hook, StatisticsHook) for hook in hooks):
         optimizer._shards.reduce(stream)
         return
@@ -167,7 +168,7 @@ def _average(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
 
 
 def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) -> Plan:
-    """Runs hooks one after the other on each variable; one that needs statistics on all at once."""
+    """Runs hooks in their order, variable by variable; a hook that needs statistics runs on all variables at once."""
     alone: list[Callable[..., None]] = []
     for hook in [*hooks, None]:
         if hook is not None and not isinstance(hook, StatisticsHook):
@@ -176,7 +177,7 @@ def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) ->
         if alone:
             _run_alone(optimizer, alone, stream)
             check_views(optimizer._variables)
-            # one may have replaced an array or set a rate
+            # a hook may have replaced an array or changed a rate
             plan = optimizer._current_plan(plan.hooks)
             alone = []
         if hook is not None:
@@ -189,24 +190,24 @@ def _run(optimizer: Optimizer, plan: Plan, hooks: Sequence[Any], stream: Any) ->
 def _run_alone(optimizer: Optimizer, hooks: Sequence[Any], stream: Any) -> None:
     for variable in _with_gradient(optimizer):
         for hook in hooks:
-            if variable.var.grad is None:  # a hook before has taken it out of the step
+            if variable.var.grad is None:  # an earlier hook took the variable out of the step
                 break
             if type(hook) not in FUSED:
                 hook(variable.var, variable.state, stream)
                 continue
-            # with the factors of globalVar, and what a hook before it left in the variable
+            # includes globalVar's factors, and changes that earlier hooks made to the variable
             var, flat = variable.var, optimizer.globalVar.get(variable.dtype)
             wc = product(var.wc, 1.0 if flat is None else flat.wc)
             optimizer.family.operate(var.grad, var.data, wc, hook._ops(), stream)  # type: ignore[union-attr]
 
 
 def _with_gradient(optimizer: Optimizer) -> list[TrackedVariable]:
-    """The variables that are in this step."""
+    """Returns the variables that take part in this step."""
     return [variable for variable in optimizer._variables if variable.grad is not None]
 
 
 def _measure(optimizer: Optimizer, plan: Plan, hook: StatisticsHook, operations: tuple[Operation, ...], stream: Any) -> None:
-    """Has all gradients that count measured, as they are after ``operations``."""
+    """Computes the hook's statistics of the gradients, as they are after ``operations``."""
     plan.statistics[hook][1].run(operations, hook._scaling_policy(), stream)
     try:
         hook._tripped(optimizer._variables)

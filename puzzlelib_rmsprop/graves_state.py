@@ -1,4 +1,4 @@
-"""The state of a variable under RMSPropGraves: its arrays, made, checked, and as the kernels take them."""
+"""The state of a variable of RMSPropGraves: creates it, checks it, and converts it for the kernels."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _UINT8 = np.dtype(np.uint8)
 
 
 class GravesState(dict):
-    """The state of a variable: ``mg``, ``variance``, ``delta``, and ``master`` with masterWeights."""
+    """The state of a variable: ``mg``, ``variance``, ``delta``, and with masterWeights also ``master``."""
 
     def __missing__(self, key: Any) -> Any:
         if key == "ms" and "variance" in self:
-            raise KeyError("there is no 'ms' any more: 'variance' took its place, and ms is variance + mg*mg")
+            raise KeyError("'ms' was replaced by 'variance': ms equals variance + mg*mg")
         raise KeyError(key)
 
 
 def state_of(family: Family, shape: tuple[int, ...], dtype: np.dtype) -> GravesState:
-    """``mg``, ``variance`` and ``delta`` of zeros."""
+    """Returns a state of zeros: ``mg``, ``variance`` and ``delta``."""
     if dtype == np.int8:
         return GravesState(QuantizedArray.zeros(family, shape))
     return GravesState({entity: family.zeros(shape, dtype) for entity in STATE})
 
 
 def arrays_of(segment: Segment) -> Iterator[tuple[str, Any]]:
-    """All arrays that a step works on, with what messages call them; the kernels' order."""
+    """Yields all arrays that a step works on, with their names in error messages, in the kernels' order."""
     state = segment.state
     yield "data", segment.data
     yield "gradient", segment.grad
@@ -50,7 +50,7 @@ def arrays_of(segment: Segment) -> Iterator[tuple[str, Any]]:
 
 
 def kernel_segment(segment: Segment, family: Family) -> kernels.Segment:
-    """The segment as the kernels take it."""
+    """Returns the segment in the form that the kernels take."""
     addresses = {what: family.address(array) for what, array in arrays_of(segment)}
     return kernels.Segment(
         segment.dtype.name,
@@ -65,7 +65,7 @@ def kernel_segment(segment: Segment, family: Family) -> kernels.Segment:
 
 
 def check_state(segment: Segment, dtypes: Mapping[str, np.dtype]) -> None:
-    """Whether the state of a segment has all its arrays. Raises VariableError."""
+    """Raises VariableError if the state of a segment lacks an array, or has one of the wrong kind."""
     state, name = segment.state, segment.name
     if not isinstance(state, Mapping):
         raise VariableError(f"variable {name!r}: its state must be a dict of arrays; got {state!r}")
@@ -75,17 +75,17 @@ def check_state(segment: Segment, dtypes: Mapping[str, np.dtype]) -> None:
     for entity in STATE:
         array, in_8_bits = state[entity], dtypes[entity] == np.int8
         if isinstance(array, QuantizedArray) != in_8_bits:
-            wanted = "a QuantizedArray, as stateDtype='int8' makes it" if in_8_bits else f"an array of {dtypes[entity]}"
+            wanted = "a QuantizedArray, as made by stateDtype='int8'" if in_8_bits else f"an array of {dtypes[entity]}"
             raise VariableError(f"variable {name!r}: its {entity} must be {wanted}; got {type(array).__name__}")
         if in_8_bits and array.entity != entity:
             raise VariableError(
-                f"variable {name!r}: its {entity} must be the one that was made for it; got that of {array.entity!r}. Write "
-                f"new values with state[{entity!r}].set(array)"
+                f"variable {name!r}: its {entity} must be the array made for {entity!r}; got the one made for "
+                f"{array.entity!r}. Write new values with state[{entity!r}].set(array)"
             )
 
 
 def check_segment(segment: Segment, family: Family, dtypes: Mapping[str, np.dtype]) -> None:
-    """Every array of a segment: its family, dtype, shape, and whether the kernel can work on it in place."""
+    """Checks every array of a segment: its family, dtype, shape, and that the kernels can work on it in place."""
     name, shape = segment.name, shape_of(segment.data)
     check_dtype(name, family, segment.dtype)
     for what, array in arrays_of(segment):
@@ -99,6 +99,6 @@ def check_segment(segment: Segment, family: Family, dtypes: Mapping[str, np.dtyp
         places = {family.address(segment.state[entity].scales) for entity in STATE}
         if len(places) > 1 and family.size(segment.data):
             raise VariableError(
-                f"variable {name!r}: its mg, variance and delta in 8 bits must be those that were made together, with one "
-                f"array of scales; write new values with state[entity].set(array)"
+                f"variable {name!r}: its 8-bit mg, variance and delta must be made together and share one array of scales; "
+                f"write new values with state[entity].set(array)"
             )

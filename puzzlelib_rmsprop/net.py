@@ -1,4 +1,4 @@
-"""What a net has to train: its variables, checked once and followed from step to step."""
+"""The trainable variables of a net: checked once and followed from step to step."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ RATES = ("learnRate", "momRate", "wc")
 
 @dataclass(eq=False)
 class TrackedVariable:
-    """A variable as the optimizer knows it.
+    """A variable as the optimizer sees it.
 
     Attributes:
-        names: every name that the net has for it.
-        var: the net's object.
-        data, grad: the arrays that it was checked with. No gradient, in local mode after setupOn: not in this step.
-        state: its state; in global mode views of the flat one, and what hooks keep there.
-        views: in global mode entity -> the flat array and the view of it.
-        offset: of its first element in the flat buffers; global mode only.
-        memory: what holds the memory of ``data`` and ``grad``, where these are wrappers.
-        made: the entities of the state that the optimizer made; others are hooks'.
-        rates: learnRate, momRate and wc: its own, times those of its dtype in ``globalVar``.
+        names: all names of the variable in the net.
+        var: the net's Variable object.
+        data, grad: the arrays checked last. In local mode, a ``grad`` of None leaves the variable out of the step.
+        state: its state; in global mode views of the flat state, and entries that hooks added.
+        views: entity -> the flat array and the view of it; global mode only.
+        offset: index of its first element in the flat buffers; global mode only.
+        memory: values that identify the memory of ``data`` and ``grad``, if these are wrappers.
+        made: the entries of the state that the optimizer made; hooks added the others.
+        rates: learnRate, momRate and wc: the variable's own, times those of its dtype in ``globalVar``.
     """
 
     names: list[str]
@@ -67,12 +67,12 @@ class TrackedVariable:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of data and gradient."""
+        """The dtype of data and gradient."""
         return dtype_of(self.data)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of data and gradient."""
+        """The shape of data and gradient."""
         return shape_of(self.data)
 
     @property
@@ -81,18 +81,18 @@ class TrackedVariable:
         return math.prod(self.shape)
 
     def kept(self) -> dict[str, Any]:
-        """What hooks keep in the state, besides what the optimizer made."""
+        """Returns the entries of the state that hooks added."""
         return {k: array for k, array in self.state.items() if k not in self.made and k not in self.views}
 
     def memory_now(self, family: Family | None) -> tuple[Any, Any] | None:
-        """What holds the memory of data and gradient at present; None where the arrays are no wrappers."""
+        """Returns values that identify the current memory of data and gradient; None if neither is a wrapper."""
         if family is None:
             return None
         found = family.memory(self.data), None if self.grad is None else family.memory(self.grad)
         return None if all(memory is None for memory in found) else found
 
     def has_other_memory(self, family: Family | None) -> bool:
-        """Whether a wrapper holds other memory than at the last look."""
+        """Returns whether a wrapper refers to other memory than when it was last checked."""
         return any(map(other_memory, self.memory_now(family) or (), self.memory or ()))
 
 
@@ -100,14 +100,14 @@ class TrackedVariable:
 
 
 def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str], Family | None]:
-    """Reads a net's variables and checks all of them; changes nothing.
+    """Reads and checks all variables of a net; changes nothing.
 
     Returns:
-        The variables to train; the first names of those with an updater of their own; the family of the arrays.
+        The variables to train; the first names of the variables with their own updater; the array family.
 
     Raises:
         SetupError: the net lacks a method or has no variables.
-        VariableError, ArrayError: a variable does not fit; names it.
+        VariableError, ArrayError: a variable is not valid; the message names it.
     """
     for method in ("getVarTable", "getVar", "setVar"):
         if isinstance(net, type) or not callable(getattr(net, method, None)):
@@ -117,16 +117,16 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
     custom: list[str] = []
     family: Family | None = None
     seen: set[str] = set()
-    # PuzzleLib's global mode gives each name of a tied variable a Variable of its own, with the same arrays
+    # PuzzleLib's global mode creates a Variable for each name of a tied variable, with the same arrays
     twins: dict[tuple[int, int], TrackedVariable] = {}
     table = net.getVarTable()
     if not isinstance(table, Mapping):
-        raise SetupError(f"getVarTable() must give a dict of variables to lists of names; got {type(table).__qualname__}")
+        raise SetupError(f"getVarTable() must return a dict of variables to lists of names; got {type(table).__qualname__}")
     for var, names in table.items():
         names = _checked_names(net, var, names, seen)
         if getattr(var, "hasUpdater", False):
             if nodeinfo is not None:
-                raise VariableError(f"variable {names[0]!r} has an updater of its own: not allowed with a nodeinfo")
+                raise VariableError(f"variable {names[0]!r} has its own updater, which is not allowed with a nodeinfo")
             if not callable(getattr(var, "update", None)):
                 raise VariableError(f"variable {names[0]!r} has an updater, but no method update(learnRate)")
             custom.append(names[0])
@@ -134,12 +134,13 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
         for attribute in ("data", "grad", "learnRate", "momRate", "wc"):
             if not hasattr(var, attribute):
                 raise VariableError(
-                    f"variable {names[0]!r}: a {type(var).__qualname__} without {attribute!r} is no variable"
+                    f"variable {names[0]!r}: a variable needs the attribute {attribute!r}, which this "
+                    f"{type(var).__qualname__} lacks"
                 )
         variable = TrackedVariable(names, var, var.data, var.grad)
         if variable.grad is None:
             raise VariableError(
-                f"variable {variable.name!r} has no gradient; make it with withgrad=True, set one, or give it an updater"
+                f"variable {variable.name!r} has no gradient; make it with withgrad=True, set var.grad or give it an updater"
             )
         family = _check_arrays(variable, _wider(family, variable.data))
         twin = twins.setdefault((id(variable.data), id(variable.grad)), variable)
@@ -155,13 +156,13 @@ def read_net(net: Any, nodeinfo: Any) -> tuple[list[TrackedVariable], list[str],
 
 
 def _checked_names(net: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
-    """The names of a variable, each once: a module that is used twice lists a name twice."""
+    """Returns the names of a variable without duplicates, which a module that is used twice produces."""
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise SetupError(f"getVarTable() must give each variable a list of names; got {names!r}")
+        raise SetupError(f"getVarTable() must map each variable to a list of names; got {names!r}")
     names = list(dict.fromkeys(names))
     for name in names:
         if not encodable(name):
-            raise VariableError(f"variable {name!r}: its name must be text that UTF-8 has")
+            raise VariableError(f"variable {name!r}: its name must be text that UTF-8 can encode")
         if name in seen:
             raise VariableError(f"variable {name!r}: two variables of the net have this name")
         seen.add(name)
@@ -170,24 +171,24 @@ def _checked_names(net: Any, var: Any, names: Any, seen: set[str]) -> list[str]:
         except Exception as error:
             raise VariableError(f"variable {name!r} is in getVarTable(), but getVar() does not find it: {error}") from error
         if found is not var:
-            raise VariableError(f"variable {name!r}: getVarTable() and getVar() give different objects")
+            raise VariableError(f"variable {name!r}: getVarTable() and getVar() return different objects")
     return names
 
 
 def _tie(variable: TrackedVariable, other: TrackedVariable) -> None:
-    """Makes of two variables with the same arrays one with the names of both. VariableError where their rates differ."""
+    """Merges two variables with the same arrays into one with all names. Raises VariableError if their rates differ."""
     for rate in ("learnRate", "momRate", "wc"):
         own, its = getattr(variable.var, rate), getattr(other.var, rate)
         if own is not its and not (np.ndim(own) == np.ndim(its) == 0 and own == its):
             raise VariableError(
-                f"variables {variable.name!r} and {other.name!r} have the same arrays, but {rate} {own!r} and {its!r}; "
-                f"make them one Variable, or give them arrays of their own"
+                f"variables {variable.name!r} and {other.name!r} share their arrays but have {rate} {own!r} and {its!r}; "
+                f"make them one Variable, or give each its own arrays"
             )
     variable.names += other.names
 
 
 def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
-    """Checks one variable's data and gradient against the net's family, if it is known yet; returns it."""
+    """Checks a variable's data and gradient, against the net's family if it is known. Returns the family."""
     name = variable.name
     try:
         own = family_of(variable.data)
@@ -203,10 +204,10 @@ def _check_arrays(variable: TrackedVariable, family: Family | None) -> Family:
 
 
 def _wider(family: Family | None, array: Any) -> Family | None:
-    """The net's family so far, or that of a further array, where that one takes both."""
+    """Returns the net's family so far, or the family of another array if it accepts both."""
     try:
         own = family_of(array)
-    except ArrayError:  # said where it is checked
+    except ArrayError:  # _check_arrays reports it
         return family
     return own if family is not None and own.takes(family) and not family.takes(own) else family
 
@@ -222,13 +223,13 @@ def _extents(variables: Sequence[TrackedVariable], family: Family) -> Iterator[t
 
 
 def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None, fixed: bool) -> None:
-    """Takes over the arrays that the user put in place of others since the last call, or refuses them.
+    """Adopts the arrays that the user replaced since the last call, or refuses them.
 
     Args:
-        fixed: whether the arrays are views of the flat buffers, so that no other can take their place.
+        fixed: whether the arrays are views of the flat buffers, which cannot be replaced.
 
     Raises:
-        VariableError, ArrayError: a variable is gone, or its arrays do not fit; names it. Nothing was taken over then.
+        VariableError, ArrayError: a variable is gone, or its arrays do not fit; the message names it. Nothing was changed.
     """
     changed: dict[TrackedVariable, TrackedVariable] = {}
     for variable in variables:
@@ -236,7 +237,9 @@ def follow(net: Any, variables: Sequence[TrackedVariable], family: Family | None
             var = net.getVar(variable.name)
             data, grad = var.data, var.grad
         except Exception as error:
-            raise VariableError(f"variable {variable.name!r}: the net has none of that name any more: {error!r}") from error
+            raise VariableError(
+                f"variable {variable.name!r}: the net no longer has a variable of this name: {error!r}"
+            ) from error
         other = variable.has_other_memory(family)
         if var is not variable.var or data is not variable.data or grad is not variable.grad or other:
             if fixed:
@@ -273,54 +276,56 @@ def _replacement(variable: TrackedVariable, var: Any, family: Family | None) -> 
     _check_arrays(new, family)
     if new.shape != variable.shape or new.dtype != variable.dtype:
         raise VariableError(
-            f"variable {variable.name!r}: replaced after setupOn by one of shape {new.shape} and dtype {new.dtype}, where "
+            f"variable {variable.name!r}: replaced after setupOn by one of shape {new.shape} and dtype {new.dtype}, but "
             f"its state is for {variable.shape} and {variable.dtype}; call setupOn(net, keepState=True)"
         )
     return new
 
 
 def check_tied(net: Any, variables: Sequence[TrackedVariable]) -> None:
-    """Raises VariableError where a name of a variable stands for another now: it is updated under the first of them."""
+    """Raises VariableError if a name of a tied variable now refers to another one: only the first name is updated."""
     for variable in variables:
         for name in variable.names[1:]:
             try:
                 tied = net.getVar(name) is net.getVar(variable.name)
             except Exception as error:
-                raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+                raise VariableError(
+                    f"variable {name!r}: the net no longer has a variable of this name: {error!r}"
+                ) from error
             if not tied:
                 raise VariableError(
-                    f"variable {name!r} was tied to {variable.name!r} at setupOn and is no more; call setupOn again"
+                    f"variable {name!r} was tied to {variable.name!r} at setupOn and no longer is; call setupOn again"
                 )
 
 
 def warn_of_new(optimizer: Any) -> None:
-    """Warns, once for each, of variables that the net has got since ``setupOn``: nothing trains them."""
+    """Warns once of each variable that was added to the net after ``setupOn``, as it is not trained."""
     try:
         names = [list(names) for names in optimizer.module.getVarTable().values()]
-    except Exception:  # what is wrong with a net is told where that matters
+    except Exception:  # a faulty net is reported where it matters
         return
     known = {name for variable in optimizer._variables for name in variable.names}
     known |= {*optimizer.customVars, *optimizer._told}
     new = [each[0] for each in names if each and known.isdisjoint(each)]
     if new:
         optimizer._told.update(new)
+        which = f"variable{'s' * (len(new) > 1)} {', '.join(map(repr, new))} {'were' if len(new) > 1 else 'was'}"
         warn(
-            f"variable{'s' * (len(new) > 1)} {', '.join(map(repr, new))} came into the net after setupOn, and will not be "
-            f"trained: call setupOn(net, keepState=True)",
+            f"{which} added to the net after setupOn and will not be trained: call setupOn(net, keepState=True)",
             SetupWarning,
         )
 
 
 def rates_of(whose: str, var: Any) -> tuple[Any, Any, Any]:
-    """learnRate, momRate and wc as they stand now, out of 0-d arrays. VariableError where one is gone."""
+    """Returns the current learnRate, momRate and wc, 0-d arrays as numbers. Raises VariableError if one was deleted."""
     try:
         return plain_number(var.learnRate), plain_number(var.momRate), plain_number(var.wc)
     except AttributeError as error:
-        raise VariableError(f"{whose}: it has lost a rate: {error}") from None
+        raise VariableError(f"{whose}: one of its rates was deleted: {error}") from None
 
 
 def numbers_of(var: Any) -> Rates | None:
-    """learnRate, momRate and wc as floats; None where an update would refuse them."""
+    """Returns learnRate, momRate and wc as floats, or None if an update would refuse them."""
     try:
         rates = rates_of("", var)
         check_rates("", *rates)
@@ -330,28 +335,28 @@ def numbers_of(var: Any) -> Rates | None:
 
 
 def check_rates(whose: str, learnRate: float, momRate: float, wc: float) -> None:
-    """Raises HyperParameterError for a rate that is no finite number; names both."""
+    """Raises HyperParameterError if a rate is not a finite number in its range; the message names variable and rate."""
     for what, value, least in (("learnRate", learnRate, -math.inf), ("momRate", momRate, 0.0), ("wc", wc, -math.inf)):
         try:
             good = isinstance(value, numbers.Real) and math.isfinite(value) and least <= float(value) <= FLOAT32_MAX
         except (TypeError, OverflowError):
             good = False
         if not good:
-            rule = "a finite number" + (" of at least 0" if least == 0.0 else "")
-            hint = " (float32 takes it for an infinity)" if isinstance(value, float) and value > FLOAT32_MAX else ""
+            rule = "a finite number" + (", at least 0" if least == 0.0 else "")
+            hint = " (it overflows float32)" if isinstance(value, float) and value > FLOAT32_MAX else ""
             hint += text_hint(value)
             raise HyperParameterError(f"{whose}: its {what} must be {rule}; got {shown(value)[:80]}{hint}")
 
 
 def updater_of(net: Any, name: str) -> Callable[[float], None]:
-    """What updates a variable that has its own updater; looked up before anything else is updated."""
+    """Returns the update method of a variable with its own updater; called before anything is updated."""
     try:
         var = net.getVar(name)
     except Exception as error:
-        raise VariableError(f"variable {name!r}: the net has none of that name any more: {error!r}") from error
+        raise VariableError(f"variable {name!r}: the net no longer has a variable of this name: {error!r}") from error
     update = getattr(var, "update", None)
     if not getattr(var, "hasUpdater", False) or update is None:
-        raise VariableError(f"variable {name!r} has no updater any more; call setupOn again")
+        raise VariableError(f"variable {name!r} no longer has an updater; call setupOn again")
     if not callable(getattr(var, "updater", update)):
         raise VariableError(f"variable {name!r}: its updater must be callable; got {var.updater!r}")
     return update

@@ -1,4 +1,4 @@
-"""PuzzleLib's Optimizer: its attributes and methods, and the order in which the rest is called."""
+"""PuzzleLib's Optimizer: its attributes and methods, and the order of calls within an update."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ __all__ = ["Optimizer"]
 
 
 class Optimizer(PlanMethods, StateMethods, CopyMethods):
-    """Base class of optimizers; PuzzleLib's class of that name.
+    """Base class of optimizers, a drop-in for PuzzleLib's ``Optimizer``.
 
-    The order of calls: ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and
-    ``update()``. One optimizer belongs to one thread at a time; different optimizers may update at the same time.
+    Call ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and ``update()``. Two
+    threads must not use one optimizer at the same time, but different optimizers may update concurrently.
 
     Args:
-        nodeinfo: the group of processes to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); needs global state.
-            ``setupOn`` compares them; rates and hooks changed later have to be changed on all alike, and are not compared.
+        nodeinfo: the group of processes to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); requires global mode.
+            ``setupOn`` checks that all processes agree. Later changes to rates and hooks must be made in every process.
 
     Attributes:
         t: number of updates so far.
-        learnRate: the learning rate; assigning it acts from the next update on.
-        attrs: names of the attributes that are saved, see :meth:`setAttr`.
-        module: the net that :meth:`setupOn` was called with.
+        learnRate: the learning rate; a new value applies from the next update on.
+        attrs: names of the attributes that are saved; see :meth:`setAttr`.
+        module: the net passed to :meth:`setupOn`.
         states: local mode: first name of a variable -> its state; global mode: dtype -> the flat state.
-        hooks: what :meth:`addHook` added.
-        globalState: whether the mode is global.
+        hooks: the hooks added by :meth:`addHook`.
+        globalState: True in global mode.
         globalVar: dtype -> :class:`Variable` of the flat parameters and gradients; global mode only. Its ``learnRate``,
-            ``momRate`` and ``wc`` are factors on those of all variables of the dtype, 1 at first, whenever they are set.
+            ``momRate`` and ``wc``, initially 1, are factors on the rates of all variables of the dtype.
         shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
         customVars: first names of the variables that have their own updater.
-        nodeinfo: as given.
-        shardState: whether each process of the group holds, and updates, only its part of the state; False by default.
-            Then ``states`` holds that part, gradients are undefined after an update, and hooks get an empty state.
+        nodeinfo: the group of processes, or None.
+        shardState: whether each process of the group holds and updates only its part of the state; False by default.
+            If True, ``states`` holds that part, gradients are undefined after an update, and hooks get an empty state.
 
     Example:
-        A whole optimizer. Gradients are in PuzzleLib's sign, so the step is added.
+        A complete optimizer. Gradients have PuzzleLib's sign, so the step is added.
 
         >>> import numpy as np
         >>> from puzzlelib_rmsprop import Optimizer, Variable, gpuarray
@@ -98,24 +98,24 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         self._variables: list[TrackedVariable] = []
         self._shards: Shards | None = None
         self._plan: Plan | None = None
-        self._former: Plan | None = None  # the last one that was given up: its table may do for the next
-        self._zeroed: Plan | None = None  # whose gradients the last step has zeroed, in passing
+        self._former: Plan | None = None  # the previous plan; its table may be reused
+        self._zeroed: Plan | None = None  # the plan whose gradients the last step has set to zero
         self._own_stream: Any = None
         self._carried: CarriedState | None = None
-        self._told: set[str] = set()  # variables that came later, of which the user knows
-        # of the present call
+        self._told: set[str] = set()  # variables added later, which the user was warned about
+        # of the current call
         self._stream: Any = None
-        self._overridden = True  # whether a subclass, or an instance, does something around what the library does
+        self._overridden = True  # whether a subclass or an instance runs its own code around the library's
         self._stepping = False
-        self._verdict: Exception | None = None  # of a hook that has seen the mean gradients, as every process's has
+        self._verdict: Exception | None = None  # a hook's error about the mean gradients, raised in every process
 
     # -------------------------------------------------------------------------------- attributes and hooks
 
     def setAttr(self, name: str, attr: Any) -> None:
-        """Sets an attribute and registers it for :meth:`save`: a number, text, an array, a list, None. So does who loads it.
+        """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, text, an array, a list or None.
 
         Raises:
-            SetupError: when ``name`` is no identifier, or a method or part of the optimizer.
+            SetupError: ``name`` is not an identifier, or is a method or part of the optimizer.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
@@ -132,17 +132,17 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             raise
 
     def getAttrDict(self) -> dict[str, Any]:
-        """Every registered attribute with its value."""
+        """Returns the registered attributes as a dict of names to values."""
         return {name: getattr(self, name) for name in sorted(self.attrs)}
 
     def addHook(self, hook: Callable[..., None]) -> None:
-        """Adds ``hook(var, state, stream)``, run on every variable before each update, frozen ones included.
+        """Adds a hook, called as ``hook(var, state, stream)`` for every variable, also a frozen one, before each update.
 
         In both modes a hook gets the net's own variables one by one, with their own state. (In PuzzleLib's global mode
         it gets the flat buffer, without rates or names.)
 
         Raises:
-            SetupError: when ``hook`` cannot be called with these three, or is a second NonFiniteGuard.
+            SetupError: ``hook`` cannot be called with these three arguments, or is a second NonFiniteGuard.
         """
         check_hook(hook, self.hooks)
         self.hooks.append(hook)
@@ -151,26 +151,25 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
     # --------------------------------------------------------------------------------------------- set-up
 
     def setupOn(self, mod: Any, useGlobalState: bool = False, *, keepState: bool = False) -> None:
-        """Binds the optimizer to a net, with fresh state. Called again, on this net or another, it starts clean.
+        """Binds the optimizer to a net and creates new state. It may be called again, on this net or another.
 
-        Everything is checked before anything is changed. Hyper-parameters and hooks stay.
+        Everything is checked before anything is changed. Hyper-parameters and hooks are kept.
 
         Args:
-            mod: the net: anything with ``getVarTable()`` (Variable -> list of its names), ``getVar(name)`` and
-                ``setVar(name, variable)``. Or, without a net, a dict of names to variables, or a list of variables, whose
-                names are their own.
-            useGlobalState: False keeps every variable in its own memory. True moves all parameters of a dtype into one
-                flat buffer and all their gradients into another, variables in the order of their first names, and
-                points the net's own variables at views of them.
-            keepState: called again, for a net that has grown or shrunk: ``t`` and the state of each variable that was there,
-                by name, stay. A warning names variables whose shape or dtype is another: their state starts anew.
+            mod: the net: any object with ``getVarTable()`` (returns a dict of Variables to lists of their names),
+                ``getVar(name)`` and ``setVar(name, variable)``. Or a dict of names to variables, or a list of variables.
+            useGlobalState: False leaves every variable in its own memory. True moves all parameters of a dtype into one
+                flat buffer and all their gradients into another, in the order of the variables' first names, and makes
+                the arrays of the net's variables views of them.
+            keepState: for a net that has grown or shrunk since the last call: keep ``t`` and the state of the variables
+                that were there before, by name. A variable whose shape or dtype has changed gets new state, with a warning.
 
         Raises:
-            SetupError: the net lacks a method or has no variables, a nodeinfo lacks global state, the processes of its
-                group differ in their optimizers or nets (VariableError where it is a variable; all are told the first
-                difference), or with ``keepState`` no variable was there before.
-            VariableError: a variable does not fit; names it.
-            ArrayError: an array cannot be used, or two overlap; names the variables.
+            SetupError: the net lacks a method or has no variables, a nodeinfo is used without global mode, the processes
+                of a group have different optimizers or nets (every process reports the first difference; VariableError
+                if it is in a variable), or with ``keepState`` no variable was there before.
+            VariableError: a variable is not valid; the message names it.
+            ArrayError: an array cannot be used, or two overlap; the message names the variables.
         """
         carried = None
         try:
@@ -199,13 +198,13 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             self.t = 0
 
     def _check_setup(self, family: Family | None) -> None:
-        """Raises where a subclass's options do not go with each other, or with arrays of ``family``."""
+        """Raises if a subclass's options conflict with each other, or with arrays of ``family``."""
 
     def _bind(
         self, mod: Any, useGlobalState: bool, variables: list[TrackedVariable], custom: list[str], family: Family | None
     ) -> None:
         if family is not None:
-            family.synchronize()  # what writes the arrays may be queued on any stream
+            family.synchronize()  # work that writes the arrays may be queued on any stream
         self._unbind()
         self.module, self.globalState, self.customVars, self.family = mod, useGlobalState, custom, family
         self._variables = sorted(variables, key=lambda variable: variable.name) if useGlobalState else variables
@@ -226,18 +225,18 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             variable.memory = variable.memory_now(family)
         bind_hooks(self)
         if family is not None:
-            # the first update may come on a stream that the default one, where this was queued, is not ordered with
+            # this was queued on the default stream, and the first update may use one that is not ordered with it
             family.synchronize()
 
     def setupLocalStates(self, vartable: Mapping[Any, list[str]]) -> None:
-        """Makes the states in local mode; called by :meth:`setupOn`. ``vartable``: variable -> its names."""
+        """Creates the states in local mode; called by :meth:`setupOn`. ``vartable``: variable -> its names."""
         for var, names in vartable.items():
             self.states[names[0]] = self._made_state(var, names[0])
 
     def setupGlobalState(self, vartable: Mapping[Any, list[str]]) -> None:
-        """Moves the variables into flat buffers and makes their states; called by :meth:`setupOn` in global mode.
+        """Moves the variables into flat buffers and creates their states; called by :meth:`setupOn` in global mode.
 
-        A subclass that overrides this calls the base class's, with ``vartable`` as it was given: variable -> its names.
+        An override must call the base class's method with ``vartable`` (variable -> its names) unchanged.
         """
         if self.family is not None:
             variables = [variable for variable in self._variables if variable.var in vartable]
@@ -256,7 +255,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
     def _made_state(self, var: Any, name: str) -> dict[str, Any]:
         state = self.setupState(var)
         if not isinstance(state, Mapping):
-            raise VariableError(f"variable {name!r}: setupState() must give a dict of arrays; got {state!r}")
+            raise VariableError(f"variable {name!r}: setupState() must return a dict of arrays; got {state!r}")
         return state if isinstance(state, dict) else dict(state)
 
     # ------------------------------------------------------------------------------------------ iteration
@@ -265,12 +264,12 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """Sets every gradient to zero, except those of variables with their own updater. Does not wait for a GPU.
 
         Args:
-            stream: the ``pycuda.driver.Stream`` to do it on; the default one by default. The CPU needs none.
+            stream: the ``pycuda.driver.Stream`` to use; None for the default stream. Not needed on the CPU.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
-            HyperParameterError: ``stream`` is no stream.
-            DeviceError: the arrays' CUDA context is not current in this thread, or not to be used in this process.
+            SetupError: :meth:`setupOn` was not called.
+            HyperParameterError: ``stream`` is not a stream.
+            DeviceError: the arrays' CUDA context is not current in this thread, or cannot be used in this process.
         """
         if self._look(self.hooks) is None:
             self._follow()
@@ -296,24 +295,24 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 family.fill_zero(var.grad, stream)
 
     def update(self, useStreams: bool = False, sync: bool = True, *, stream: Any = None) -> None:
-        """Counts ``t`` up, runs the hooks, averages the gradients over a nodeinfo, and takes one step.
+        """Increments ``t``, runs the hooks, averages the gradients over the group, if any, and takes one step.
 
         A variable with its own updater is updated last, by ``var.update(self.learnRate)``. On a GPU the work is queued
-        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU it has ended on return. Ctrl-C in
-        the middle of a step is raised after it, and ``t`` counts the step.
+        and the call returns; only ``useStreams=True`` with ``sync=True`` waits. On the CPU the work is done on return.
+        Ctrl-C during a step is raised after the step, and ``t`` counts it.
 
         Args:
-            useStreams: queue it on a stream of the optimizer's own, which is ordered with the default stream.
+            useStreams: queue the work on the optimizer's own stream, which is ordered with the default stream.
             sync: wait for that stream before returning.
-            stream: queue it on this ``pycuda.driver.Stream``, and do not wait. The CPU needs none; hooks get it.
+            stream: queue the work on this ``pycuda.driver.Stream`` without waiting; hooks get it. Not needed on the CPU.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
-            VariableError, ArrayError: an array of the net was replaced by one that does not fit; names the variable.
-                In local mode one that fits is followed, and a variable whose gradient is None is not in the step; in global
-                mode the views of the flat buffer have to stay.
-            HyperParameterError: a rate of a variable, ``t`` or an argument is of the wrong type or out of range.
-            DeviceError: the arrays' CUDA context is not current in this thread, or not to be used in this process.
+            SetupError: :meth:`setupOn` was not called.
+            VariableError, ArrayError: an array of the net was replaced by one that does not fit; the message names the
+                variable. In local mode an array that fits is followed, and a variable whose gradient is None is left out
+                of the step; in global mode the views of the flat buffer must not be replaced.
+            HyperParameterError: a rate of a variable, ``t`` or an argument has the wrong type or is out of range.
+            DeviceError: the arrays' CUDA context is not current in this thread, or cannot be used in this process.
         """
         t, self._stepping, self._verdict, self._zeroed = self.t, False, None, None
         try:
@@ -325,7 +324,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 stream = self._stream_of_step(useStreams, stream)
             if type(self.t) is not int or self.t < 0:
                 self.t = whole("t", self.t, 0, 2**63)
-            if not (self.t & 255 and self.t & (self.t - 1)):  # not at each step: a net tells its variables slowly
+            if not (self.t & 255 and self.t & (self.t - 1)):  # not at each step: getVarTable() is slow
                 warn_of_new(self)
             custom = [updater_of(self.module, name) for name in self.customVars] if self.customVars else ()
             self.t += 1
@@ -335,12 +334,12 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             arguments = () if self.globalState else (useStreams, sync)
             self._in_order(step, arguments) if useStreams and self.family is not None else step(*arguments)
         except BaseException as error:
-            # a signal's handler, Ctrl-C's, raises when the kernel returns: then the step has been taken. (It may also raise
-            # in the microsecond before the kernel begins.)
+            # a signal handler, as for Ctrl-C, raises when the kernel returns: the step has been taken. (It may also raise
+            # in the microsecond before the kernel starts.)
             if not self._stepping or isinstance(error, Exception):
                 self.t = t
-            # the others wait for this process, or will; but not where they have come to the same verdict, which is not
-            # kept: its traceback holds all arrays of the callers
+            # the other processes wait for this one, or will, unless they raise the same error. That error is not kept: its
+            # traceback holds all arrays of the callers
             verdict, self._verdict = self._verdict, None
             if error is not verdict:
                 tell(self.nodeinfo, error)
@@ -361,9 +360,9 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
     def _take_step(self) -> None:
         plan, stream, options = self._plan, self._stream, PLAIN
         if plan is None or self._overridden:
-            # what a subclass did before it called this may have changed the net
+            # a subclass may have changed the net before it called this
             plan = self._current_plan(self.hooks)
-        self._overridden = True  # for whoever calls the methods directly
+        self._overridden = True  # for direct calls of these methods
         if self.hooks or self.nodeinfo is not None:
             plan, options = prepare_gradients(self, plan, stream)
         self._step(plan, stream, options)
@@ -371,7 +370,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             self._shards.gather(stream)
 
     def _step(self, plan: Plan, stream: Any, options: StepOptions) -> None:
-        """Updates everything once; a subclass that can do it in one call, and ``options`` with it, overrides this."""
+        """Updates all segments once; overridden by a subclass that does it in one call, ``options`` included."""
         if options.skip and next(hook for hook in plan.hooks if isinstance(hook, NonFiniteGuard))._bad():
             return
         self._stepping = True
@@ -380,17 +379,17 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 decay_by_itself(self, segment, options.decay, stream)
             self.updateVar(segment.var, segment.state, stream)
 
-    # ------------------------------------------------------------------------------- what a subclass writes
+    # ------------------------------------------------------------------------------- written by a subclass
 
     def setupState(self, var: Any) -> dict[str, Any]:
-        """The state for a variable, or for a flat buffer: name -> array of the shape of ``var.data``. Default: none."""
+        """Returns the state for a variable or a flat buffer: name -> array of the shape of ``var.data``. Default: empty."""
         return {}
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
-        """Takes one step on ``var.data``, from ``var.grad`` and ``state``, element by element.
+        """Takes one step: updates ``var.data`` in place from ``var.grad`` and ``state``, element by element.
 
-        Called once a variable in local mode. In global mode ``var`` is a part of a flat buffer whose variables share
-        ``learnRate`` and ``momRate``, so the same code serves both.
+        Called once per variable in local mode. In global mode ``var`` is a part of a flat buffer whose variables share
+        ``learnRate`` and ``momRate``, so the same code works in both.
         """
         raise NotImplementedError(f"{type(self).__name__} must define updateVar(self, var, state, stream=None)")
 

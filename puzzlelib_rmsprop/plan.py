@@ -1,4 +1,4 @@
-"""What one step does, prepared: the memory to update, in segments, and what was found of the net when they were made."""
+"""A prepared step: the segments to update, and a record of the net that they were made from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["Found", "Plan", "PlanMethods", "product"]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a plan was made from, and holds for as long as it is all there still.
+    """What a plan was made from. The plan is valid as long as nothing of it has changed.
 
     Attributes:
-        variables: of each the name, the Variable, its arrays and its rates.
+        variables: for each variable its name, the Variable, its arrays and its rates.
         further_names: the other names of tied variables, with the Variable.
-        factors: of each flat buffer the dtype, the Variable in ``globalVar``, its arrays and its rates.
-        memory: every array that may get other memory, with what stands for what it has.
-        memory_of: what gives that of an array.
+        factors: for each flat buffer its dtype, the Variable in ``globalVar``, its arrays and its rates.
+        memory: every array whose memory may be exchanged, with a value that identifies its memory.
+        memory_of: the function that returns this value for an array.
         state: every array in ``states``.
     """
 
@@ -50,8 +50,8 @@ class Found:
         globalVar: Mapping[np.dtype, Any],
         states: dict[Any, dict[str, Any]],
     ) -> bool:
-        """One look at each variable and everything else: whether nothing was replaced and no rate has changed."""
-        # two loops of one body: one loop over both takes a tenth of a small net's update longer
+        """Returns whether nothing was replaced and no rate has changed; looks up every variable once."""
+        # two loops with the same body: one loop over both makes the update of a small net a tenth slower
         for name, var, data, grad, learnRate, momRate, wc in self.variables:
             found = get(name)
             if (
@@ -86,22 +86,22 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One step, prepared. Where the net, the rates, the state or the hooks have changed, another takes its place.
+    """A prepared step. It is replaced when the net, the rates, the state or the hooks change.
 
     Attributes:
-        found: what it was made from.
-        segments: what is updated.
-        frozen: what is left as it is.
-        held: the arrays, or what holds their memory, that the table was made of.
-        table: the segments as the kernels take them; None where ``updateVar`` updates one after the other. The next plan
-            takes it over, where that is of the same arrays, and tells it new rates.
-        alone: where there is none, what ``updateVar`` packed for each segment, by the identity of its Variable.
-        hooks: the optimizer's.
-        statistics: hook -> its record, and what fills it from the gradients of all variables that are updated.
+        found: what the plan was made from.
+        segments: the segments to update.
+        frozen: the segments that are left unchanged.
+        held: the arrays that the table was made of, or values that identify their memory.
+        table: the segments in the form that the kernels take; None if ``updateVar`` updates them one by one. The next plan
+            reuses it, with new rates, if its arrays are the same.
+        alone: if there is no table, what ``updateVar`` packed for each segment, by the id of its Variable.
+        hooks: the optimizer's hooks.
+        statistics: hook -> its record, and the object that fills it from the gradients of all updated variables.
         largest_rate: the largest learnRate of a variable.
-        largest_wc: the largest wc.
-        idle: hooks whose decay has not the effect that its rate says, and why.
-        told: types of hooks of which the user was told so since ``setupOn``.
+        largest_wc: the largest wc of a variable.
+        idle: hooks whose decay does not have the effect that its rate suggests, and the reason.
+        told: types of hooks that the user has been warned about since ``setupOn``.
     """
 
     found: Found
@@ -118,7 +118,7 @@ class Plan:
     told: set[type] = field(default_factory=set)
 
     def has_hooks(self, hooks: Sequence[Any]) -> bool:
-        """Whether it was made with these hooks, and each still has its record."""
+        """Returns whether the plan was made with these hooks, and each still has its record."""
         for hook, (record, _) in self.statistics.items():
             if hook._record is not record:
                 return False
@@ -126,18 +126,18 @@ class Plan:
 
     @cached_property
     def by_variable(self) -> dict[int, Segment]:
-        """The segments by the identity of the Variable that ``updateVar`` gets."""
+        """The segments by the id of the Variable that ``updateVar`` gets."""
         return {id(segment.var): segment for segment in self.segments}
 
 
 class PlanMethods:
-    """The methods of an optimizer that keep its plan, and those that one with a call for all segments overrides."""
+    """The methods of an optimizer that keep its plan, and those to override if one call can update all segments."""
 
     _plan: Plan | None
-    _former: Plan | None  # the last plan that was given up: its table may do for the next
+    _former: Plan | None  # the previous plan; its table may be reused
 
     def _look(self: Any, hooks: Sequence[Any]) -> Plan | None:
-        """One look at the net: the plan of a step with ``hooks``; or None, and it is gone."""
+        """Returns the plan for a step with ``hooks`` if the net has not changed. Otherwise drops it and returns None."""
         plan = self._plan
         if plan is None:
             return None
@@ -151,13 +151,13 @@ class PlanMethods:
                     idle = _idle(hooks, plan.largest_rate, plan.largest_wc)
                     plan = self._plan = replace(plan, hooks=list(hooks), statistics=statistics, idle=idle)
                 return plan
-        except Exception:  # whatever it is, _follow() says it
+        except Exception:  # _follow() reports the error
             pass
         self._plan, self._former = None, plan
         return None
 
     def _current_plan(self: Any, hooks: Sequence[Any]) -> Plan:
-        """The plan of a step with ``hooks``: the last one's, or another."""
+        """Returns the plan for a step with ``hooks``: the present one, or a new one if the net has changed."""
         plan = self._look(hooks)
         if plan is None:
             self._follow()
@@ -166,23 +166,23 @@ class PlanMethods:
         return plan
 
     def _state_block(self) -> int:
-        """So many elements of a variable, a power of two, have state that only goes together."""
+        """Returns how many elements, a power of two, have state that cannot be split."""
         return 1
 
     def _updates_one_by_one(self) -> bool:
-        """Whether each variable is a segment of its own in global mode as well."""
+        """Returns whether each variable is its own segment in global mode too."""
         return False
 
     def _make_table(self, segments: Sequence[Segment], family: Family, former: Plan | None) -> tuple[list[Any], Any]:
-        """The arrays of the segments, and a table of them as the kernels take it, where one call can update all."""
+        """Returns the segments' arrays and a table of them for the kernels; an empty list and None without such a table."""
         return [], None
 
     def _gradient_segment(self: Any, variable: TrackedVariable | Segment) -> kernels.Segment:
-        """Where the gradient and the parameter of a variable lie."""
+        """Returns the addresses of a variable's gradient and parameter."""
         return self.family.gradient_segment(variable.data, variable.grad)
 
     def _follow(self: Any) -> None:
-        """Takes over what the user did to the net and to ``states`` since the last call, or refuses it."""
+        """Adopts the user's changes to the net and to ``states`` since the last call, or refuses them."""
         if self.module is None:
             raise SetupError(f"{type(self).__name__} is not set up: call setupOn(net) first")
         if self._carried is not None:
@@ -192,10 +192,10 @@ class PlanMethods:
         share_states(self._variables, self.states, self.globalVar, self._shards is None)
 
     def _stream_of_step(self: Any, useStreams: bool, stream: Any) -> Any:
-        """What a step is queued on: the optimizer's own stream, or the one given."""
+        """Returns the stream to queue a step on: the optimizer's own, or the given one."""
         if useStreams:
             if stream is not None:
-                raise SetupError("update() takes useStreams=True, or a stream, not both")
+                raise SetupError("update() takes either useStreams=True or a stream, not both")
             if self._own_stream is None and self.family is not None:
                 self._own_stream = self.family.stream()
             return self._own_stream
@@ -204,21 +204,21 @@ class PlanMethods:
         return stream
 
     def _in_order(self: Any, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """Calls what queues work on the optimizer's own stream, in the order of those that users work on."""
+        """Makes a call that queues work on the optimizer's own stream, ordered with the streams that the user works on."""
         arrays = [array for v in self._variables for array in (v.data, v.grad) if array is not None]
         with self.family.joined(arrays, self._stream):
             call(*arguments)
 
     def _fuses(self) -> bool:
-        """Whether :meth:`_step` does the operations in ``options`` itself, in passing."""
+        """Returns whether :meth:`_step` fuses the operations in ``options`` into the update."""
         return False
 
 
 def _make_plan(optimizer: Optimizer, hooks: Sequence[Any], former: Plan | None) -> Plan:
-    """The plan of a step with ``hooks``; a table of the ``former`` one is used again where it is of the same memory.
+    """Makes the plan for a step with ``hooks``; reuses the table of the ``former`` plan if the memory is the same.
 
     Raises:
-        VariableError, HyperParameterError: a variable or a rate does not fit; names it.
+        VariableError, HyperParameterError: a variable or a rate is not valid; the message names it.
     """
     variables, family, shards = optimizer._variables, optimizer.family, optimizer._shards
     globalVar, states = optimizer.globalVar, optimizer.states
@@ -267,18 +267,21 @@ def _packed_alone(optimizer: Optimizer, segments: Sequence[Segment], former: Pla
     before = {} if former is None else former.alone
     packed = {id(segment.var): before.get(id(segment.var)) for segment in segments}
     if getattr(optimizer, "capturable", False):
-        packed[0] = {**before, 0: None}  # a graph may still replay on the last plan's
+        packed[0] = {**before, 0: None}  # a captured graph may still use the former plan's
     return packed
 
 
 def _read_rates(
     variables: Sequence[TrackedVariable], globalVar: Mapping[np.dtype, Any]
 ) -> tuple[list[Rates], dict[np.dtype, Rates]]:
-    """The rates of the variables and those in ``globalVar``, checked; each variable gets the products.
+    """Checks the rates of the variables and of ``globalVar``, and gives each variable their products.
+
+    Returns:
+        The rates of each variable, and the rates in ``globalVar`` by dtype.
 
     Raises:
-        VariableError: a rate is gone.
-        HyperParameterError: a rate is no number, or out of range.
+        VariableError: a rate was deleted.
+        HyperParameterError: a rate is not a number, or is out of range.
     """
     own = [rates_of(f"variable {variable.name!r}", variable.var) for variable in variables]
     factors = {dtype: rates_of(f"globalVar[{dtype}]", var) for dtype, var in globalVar.items()}
@@ -288,43 +291,46 @@ def _read_rates(
         check_rates(f"globalVar[{dtype}]", *rates)
     for variable, rates in zip(variables, own, strict=True):
         learnRate, momRate, wc = map(product, rates, factors.get(variable.dtype, (1.0, 1.0, 1.0)))
-        check_rates(f"variable {variable.name!r}, times globalVar's", learnRate, momRate, wc)
+        check_rates(f"variable {variable.name!r} (times globalVar's rates)", learnRate, momRate, wc)
         variable.rates = learnRate, momRate, wc
     return own, factors
 
 
 def product(rate: Any, factor: Any) -> float:
-    """Of a rate and a factor on it, in float64; 0, which is none, where one of the two is not above 0."""
+    """Returns the product of a rate and a factor on it, in float64; 0 unless both are above 0."""
     return float(rate) * float(factor) if rate > 0 and factor > 0 else 0.0
 
 
-# ------------------------------------------------------------------------------------------------- of hooks
+# ---------------------------------------------------------------------------------------------------- hooks
 
 
 def _idle(hooks: Sequence[Any], largest_rate: float, largest_wc: float) -> list[tuple[WeightDecay, str]]:
-    if not largest_rate > 0.0:  # where nothing is trained, nothing is missing
+    if not largest_rate > 0.0:  # nothing is trained, so no decay is missing
         return []
-    # a subclass may decay by something else
+    # a subclass may decay in another way
     decays = [hook for hook in hooks if isinstance(hook, WeightDecay) and type(hook).__call__ is WeightDecay.__call__]
     if not largest_wc > 0.0:
-        why = "does nothing: the wc of every variable, times globalVar's, is 0; set variable.wc = 1.0 where it is to act"
+        why = "has no effect: the wc of every variable, times globalVar's, is 0; set variable.wc = 1.0 where it should act"
         return [(hook, why) for hook in decays]
     scaled = next((i for i, hook in enumerate(hooks) if isinstance(hook, LossScaling)), 0)
     before = {id(hook) for hook in hooks[:scaled]}
-    why = "stands before LossScaling, which divides it by the scale as well: add LossScaling first"
+    why = "runs before LossScaling, which divides the decay by the scale: add LossScaling first"
     return [(hook, why) for hook in decays if id(hook) in before and hook.decoupled is not True]
 
 
 def _statistics(
     optimizer: Optimizer, hooks: Sequence[Any], known: Mapping[StatisticsHook, tuple[Any, Any]] | None = None
 ) -> dict[StatisticsHook, tuple[Any, Any]]:
-    """What fills the record of each hook that looks at all gradients; ``known``: of the same variables and rates."""
+    """Returns, for each hook that needs statistics, its record and the object that fills it.
+
+    ``known`` holds those of a plan with the same variables and rates, which are reused.
+    """
     found: dict[StatisticsHook, tuple[Any, Any]] = {}
     family = optimizer.family
     of_all = [hook for hook in hooks if isinstance(hook, StatisticsHook)]
     if not of_all or family is None:
         return found
-    # variable by variable, in an order that neither the mode nor the net decides: so are the sums
+    # in an order that does not depend on the mode or the net, so that the sums do not either
     updated = [v for v in optimizer._variables if v.rates[0] > 0.0 and v.grad is not None]
     updated.sort(key=lambda v: (v.dtype.name, v.name))
     for hook in of_all:

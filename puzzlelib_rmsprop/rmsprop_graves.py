@@ -1,4 +1,4 @@
-"""RMSProp in the form of A. Graves, Generating Sequences With Recurrent Neural Networks (2013), eq. 38-45."""
+"""RMSProp as in A. Graves, Generating Sequences With Recurrent Neural Networks (2013), eq. 38-45."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from .net import Rates, TrackedVariable, check_rates, rates_of
 from .optimizer import Optimizer
 from .plan import Plan
 from .segments import Segment
-from .validation import FLOAT32_MAX, FLOAT32_TINY, Checked, HyperParameter, flag, learn_rate, misnamed, state_dtype, whole
+from .validation import (
+    BELOW_ONE,
+    BELOW_ONE_HINT,
+    FLOAT32_MAX,
+    FLOAT32_TINY,
+    Checked,
+    HyperParameter,
+    flag,
+    learn_rate,
+    misnamed,
+    state_dtype,
+    whole,
+)
 
 if TYPE_CHECKING:
     from .distributed import NodeInfo
@@ -36,7 +48,7 @@ def _checked_seed(name: str, value: Any) -> int:
 @misnamed(learnRate="lr learnrate learningRate learning_rate", momRate="momrate momentum", epsilon="eps", alpha="rho")
 @misnamed(**{"addHook(WeightDecay(rate))": "weight_decay weightDecay"})
 class RMSPropGraves(Optimizer):
-    r"""Graves' RMSProp: centered, with momentum, epsilon inside the root. PuzzleLib's class of that name.
+    r"""Graves' RMSProp: centered, with momentum, and epsilon inside the square root. A drop-in for PuzzleLib's class.
 
     For every element, in this order::
 
@@ -46,46 +58,48 @@ class RMSPropGraves(Optimizer):
         delta    = momRate*delta + learnRate*g / sqrt(variance + epsilon)
         param    = param + delta
 
-    in float32 for 16-bit and float32 parameters and in float64 for float64 ones, each operation rounded once; ``mg``,
-    ``variance`` and ``delta`` start at 0. ``learnRate`` and ``momRate`` are multiplied by the variable's own; a variable
-    whose ``learnRate`` is not above 0 is skipped. ``variance`` is the ``ms - mg*mg`` of Graves and PuzzleLib, by a
-    recurrence: that loses no digits where the gradient is nearly constant, and cannot go negative. Numbers below the
-    smallest normal one (1.2e-38 in float32) are taken for zero.
+    16-bit and float32 parameters are updated in float32 arithmetic, float64 parameters in float64, and each operation is
+    rounded once. ``mg``, ``variance`` and ``delta`` start at 0. ``learnRate`` and ``momRate`` are multiplied by the
+    variable's own; a variable whose ``learnRate`` is not above 0 is skipped. ``variance`` equals ``ms - mg*mg`` of Graves
+    and PuzzleLib, but is computed by a recurrence that loses no digits when the gradient is nearly constant, and cannot
+    become negative. Subnormal numbers (below 1.2e-38 in float32) are treated as zero.
 
-    **Sign.** ``g`` is the gradient of *minus* the loss, as PuzzleLib's costs give it, so the step is added. If yours is
-    the gradient of the loss itself, as from calculus by hand, PyTorch or JAX, say ``gradOfLoss=True``.
+    **Sign.** ``g`` is the gradient of *minus* the loss, as PuzzleLib's cost functions return it, so the step is added. If
+    your gradients are those of the loss itself, as computed by hand, PyTorch or JAX, pass ``gradOfLoss=True``.
 
     Args:
-        learnRate: at least 0.
+        learnRate: learning rate, at least 0.
         alpha: decay of the two averages, at least 0, below 1.
         momRate: decay of the momentum, at least 0, below 1.
         epsilon: added to the variance, above 0.
         nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
-        gradOfLoss: whether gradients are of the loss itself; then the step is subtracted.
-        stateDtype: dtype of the state; None is that of the arithmetic. ``"bfloat16"`` takes 6 bytes a parameter in place of
-            12, ``"int8"`` 3.05: 8 bits for each number and a scale for each block of 64 elements (see
-            :class:`~puzzlelib_rmsprop.arrays.QuantizedArray`). Both are rounded at random, so that small changes add up on
-            average. float64 parameters keep float64 state.
-        masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that,
-            so that steps too small for 16 bits are not lost. A parameter that you write yourself counts, not its copy.
-        fuseZeroGrad: zero each gradient while the update reads it. The first ``zeroGradParams()`` after that costs
-            nothing, so nothing may write gradients between the two.
-        seed: of the random rounding, from 0 to 2**64 - 1. The rounding depends on it, on ``t``, the variable's first name
-            and the element's index, on nothing else: not on the mode, the device or the number of threads.
+        gradOfLoss: whether gradients are those of the loss itself; the step is then subtracted.
+        stateDtype: dtype of the state; None for that of the arithmetic. ``"bfloat16"`` takes 6 bytes per parameter instead
+            of 12, ``"int8"`` takes 3.05: 8 bits per number and a scale per block of 64 elements (see
+            :class:`~puzzlelib_rmsprop.arrays.QuantizedArray`). Both use stochastic rounding, so that small changes add up
+            on average. float64 parameters keep float64 state.
+        masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and update the copy,
+            so that steps too small for 16 bits are not lost. If you write to a parameter, the new value replaces the copy.
+        fuseZeroGrad: set each gradient to zero while the update reads it. The first ``zeroGradParams()`` after the update
+            then does nothing, so gradients must not be written between the two.
+        seed: seed of the stochastic rounding, from 0 to 2**64 - 1. The rounding depends only on the seed, ``t``, the
+            variable's first name and the element's index; not on the mode, the device or the number of threads.
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
-            graph follows what is assigned to the optimizer's later; ``setupOn`` then refuses arrays that are not on a GPU
-            (SetupError). Take one update before the capture: the first allocates, which a capture forbids. ``t`` does not
-            count replays, and after a variable's own rates or arrays, or a hook, were changed the graph has to be captured
-            anew. Not with ``stateDtype``, as the rounding follows ``t``, and not in a group of processes
-            (SetupError).
-        shardState: with a nodeinfo, each process holds and updates only its part of the state, 1/N of it: gradients are
-            averaged part by part, and the parameters gathered. ``save`` and ``load`` are then for all processes to call.
+            graph uses the optimizer's present hyper-parameters at each replay. Take one update before the capture: it
+            allocates memory, which is not allowed during a capture. Replays do not increment ``t``. Capture again after a
+            change to a variable's own rates or arrays, or to a hook. Cannot be combined with ``stateDtype``, whose
+            rounding depends on ``t``. ``setupOn`` raises SetupError for arrays that are not on a GPU, and in a group of
+            processes.
+        shardState: with a nodeinfo of N processes, each process holds and updates only its part of the state, 1/N of it:
+            gradients are averaged part by part, and the parameters are gathered. All processes must call ``save`` and
+            ``load``.
 
-    The state of a variable: ``mg``, ``variance`` and ``delta``, of its shape; float64 for float64 parameters, else float32.
-    Operations of the library's own hooks are done in the same pass over memory (:mod:`puzzlelib_rmsprop.hooks`).
+    The state of a variable is ``mg``, ``variance`` and ``delta``, of its shape: float64 for float64 parameters, otherwise
+    ``stateDtype`` or float32. The operations of the library's own hooks are fused into the update
+    (:mod:`puzzlelib_rmsprop.hooks`).
 
     Raises:
-        HyperParameterError: a value is no number or out of range, here or at a later assignment.
+        HyperParameterError: a value is not a number or is out of range, here or in a later assignment.
 
     Example:
         >>> import numpy as np
@@ -107,8 +121,8 @@ class RMSPropGraves(Optimizer):
     """
 
     learnRate = Checked(learn_rate)
-    alpha = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
-    momRate = HyperParameter(0, 1 - 2**-25, hint=" (float32 takes anything nearer to 1 for 1)")
+    alpha = HyperParameter(0, BELOW_ONE, BELOW_ONE_HINT)
+    momRate = HyperParameter(0, BELOW_ONE, BELOW_ONE_HINT)
     epsilon = HyperParameter(FLOAT32_TINY, FLOAT32_MAX)
     gradOfLoss = Checked(flag)
     stateDtype = Checked(lambda name, value: None if value is None else state_dtype(value), fixed=True)
@@ -157,14 +171,14 @@ class RMSPropGraves(Optimizer):
     def _check_options(self) -> None:
         if self.capturable and self.stateDtype is not None:
             raise HyperParameterError(
-                f"capturable=True does not go with stateDtype={self.stateDtype.name!r}, whose rounding follows t"
+                f"capturable=True cannot be combined with stateDtype={self.stateDtype.name!r}, whose rounding depends on t"
             )
 
     def _check_setup(self, family: Family | None) -> None:
         self._check_options()
         if self.capturable and getattr(self.nodeinfo, "gridsize", 1) > 1:
-            # over MPI the host adds, and over NCCL no replay would be watched
-            raise SetupError("capturable=True is for one process: the averages of a group are in no CUDA graph")
+            # MPI adds on the host, and nothing would watch for hangs of NCCL in a replay
+            raise SetupError("capturable=True is for a single process: a CUDA graph cannot capture averages over a group")
         if self.capturable and (family is None or family.device != "cuda"):
             raise SetupError(f"capturable=True needs arrays on a GPU; the net's are {getattr(family, 'name', 'none')}")
 
@@ -177,7 +191,7 @@ class RMSPropGraves(Optimizer):
         if found is None:
             rate = -self.learnRate if self.gradOfLoss else self.learnRate
             found = Hyper(rate, self.alpha, self.momRate, self.epsilon)
-            # a property of a subclass, a schedule say, may be another at each step
+            # a property of a subclass, for example a schedule, may change at each step
             if all(isinstance(getattr(type(self), name), Checked) for name in _HYPER):
                 self._known_hyper = found
         return found
@@ -188,7 +202,7 @@ class RMSPropGraves(Optimizer):
             self._live.write(self._hyper())
 
     def setupState(self, var: Any) -> dict[str, Any]:
-        """Zeros for ``mg``, ``variance`` and ``delta``, arrays of ``var.data``'s family; with masterWeights a ``master``."""
+        """Returns zeros for ``mg``, ``variance`` and ``delta``, and with masterWeights a ``master`` copy of ``var.data``."""
         family, own = family_of(var.data), dtype_of(var.data)
         shape, dtype = shape_of(var.data), self._dtype_of_state(own)
         state = state_of(family, shape, dtype)
@@ -199,7 +213,7 @@ class RMSPropGraves(Optimizer):
 
     def _made_state(self, var: Any, name: str) -> dict[str, Any]:
         state = super()._made_state(var, name)
-        return GravesState(state) if type(state) is dict else state  # a subclass may give a plain one
+        return GravesState(state) if type(state) is dict else state  # a subclass may return a plain dict
 
     def _has_master(self, dtype: np.dtype) -> bool:
         return self.masterWeights and dtype.itemsize == 2
@@ -211,7 +225,7 @@ class RMSPropGraves(Optimizer):
         return self._dtype_of_state(dtype).name in RANDOMLY_ROUNDED
 
     def _dtypes(self, dtype: np.dtype) -> dict[str, np.dtype]:
-        """The entities of the state of parameters of ``dtype``."""
+        """Returns the dtype of each entity of the state of parameters of ``dtype``."""
         found = dict.fromkeys(STATE, self._dtype_of_state(dtype))
         return found | ({"master": np.dtype(np.float32)} if self._has_master(dtype) else {})
 
@@ -227,35 +241,35 @@ class RMSPropGraves(Optimizer):
             _checked_seed("seed", options.get("seed", self.seed))
             sign_of_loss = flag("gradOfLoss", options.get("gradOfLoss", self.gradOfLoss))
         except HyperParameterError as error:
-            raise CheckpointError(f"the file's option is not valid: {error}") from error
+            raise CheckpointError(f"an option in the file is not valid: {error}") from error
         if sign_of_loss == self.gradOfLoss:
             return states
         warn(
-            f"the state was saved with gradOfLoss={sign_of_loss}, and this optimizer has {self.gradOfLoss}: its means "
-            f"change their sign; your gradients have to have it as well",
+            f"the state was saved with gradOfLoss={sign_of_loss}, but this optimizer has gradOfLoss={self.gradOfLoss}: the "
+            f"sign of 'mg' is changed; make sure that your gradients have the new sign too",
             CheckpointWarning,
         )
-        # the mean of gradients of the other sign
+        # mg is the mean of the gradients, which now have the other sign
         return [{e: -array if e == "mg" else array for e, array in state.items()} for state in states]
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
-        # what the random rounding goes on with
+        # the stochastic rounding continues with the saved seed
         self.seed = options.get("seed", self.seed)
 
     def _state_block(self) -> int:
         return BLOCK if self.stateDtype == np.int8 else 1
 
     def _updates_one_by_one(self) -> bool:
-        # an element's random numbers are found by the name of its variable and its index there
+        # an element's random numbers depend on its variable's name and its index in it
         return self.stateDtype is not None
 
     def _zero_gradients(self, family: Family, stream: Any) -> None:
-        # where a subclass does something before, the plan may be of other arrays
+        # a subclass may have replaced arrays of the plan before it called this
         plan, zeroed, self._zeroed = None if self._overridden else self._plan, self._zeroed, None
-        # where an array was replaced, there is no plan now
+        # without a plan, an array was replaced
         if plan is not None and zeroed is plan:
             return
-        few = len(self._variables) < (2 if family.device == "cuda" else 4)  # then one by one is faster
+        few = len(self._variables) < (2 if family.device == "cuda" else 4)  # one by one is faster then
         if self.globalState or few or plan is None or plan.table is None:
             super()._zero_gradients(family, stream)
             return
@@ -264,13 +278,13 @@ class RMSPropGraves(Optimizer):
             family.fill_zero(segment.grad, stream)
 
     def updateVar(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
-        """One step on one variable.
+        """Takes one step on one variable; updates ``var.data`` and ``state`` in place.
 
         Raises:
-            VariableError, ArrayError: an array does not fit; names it.
-            HyperParameterError: a rate of the variable is no number.
+            VariableError, ArrayError: an array does not fit; the message names it.
+            HyperParameterError: a rate of the variable is not a number, or is out of range.
         """
-        # a Variable's own name may be a running number, and random rounding is of the name in the net
+        # stochastic rounding uses the name in the net: the Variable's own may be a running number
         planned = None if self._plan is None else self._plan.by_variable.get(id(var))
         name, first = (str(getattr(var, "name", "?")), 0) if planned is None else (planned.name, planned.first)
         rates = rates_of(f"variable {name!r}", var)
@@ -280,11 +294,11 @@ class RMSPropGraves(Optimizer):
         known = {} if self._plan is None else self._plan.alone
         packed = self._pack([segment], common_family(var.data, var.grad), known.get(id(var)))
         if id(var) in known:
-            known[id(var)] = packed  # to make it anew at each step, the host would have to wait for the device
+            known[id(var)] = packed  # packing it again at each step would make the host wait for the device
         packed.table.update(self._hyper(), stream, options)
 
     def _fuses(self) -> bool:
-        # a subclass, or an instance, has a rule, or something around the rule, of its own
+        # not if a subclass or an instance overrides updateVar
         return getattr(self.updateVar, "__func__", None) is _UPDATE_VAR
 
     def _step(self, plan: Plan, stream: Any, options: StepOptions) -> None:
@@ -303,7 +317,7 @@ class RMSPropGraves(Optimizer):
         if self.fuseZeroGrad:
             for segment in plan.frozen if plan.table is not None else (*plan.segments, *plan.frozen):
                 self.family.fill_zero(segment.grad, stream)  # type: ignore[union-attr]
-            # in parts, the others' are left as they are
+            # with sharded state, the gradients of the other parts were not zeroed
             self._zeroed = None if self.shardState else plan
 
     def _gradient_segment(self, variable: TrackedVariable | Segment) -> kernels.Segment:
@@ -315,10 +329,10 @@ class RMSPropGraves(Optimizer):
         return self._pack(segments, family, former) if self._fuses() else ([], None)
 
     def _pack(self, segments: Sequence[Segment], family: Family, former: Plan | _Packed | None = None) -> _Packed:
-        """Checks the segments and packs them; where their memory is that of a former table, it is told the rates."""
+        """Checks the segments and packs them into a table; reuses the former table, with new rates, for the same memory."""
         for segment in segments:
             check_state(segment, self._dtypes(segment.dtype))
-        # by identity: then nothing else has to be checked, or packed, again
+        # memory with the same identity need not be checked or packed again
         held = [family.held(array) for segment in segments for _, array in arrays_of(segment)]
         rates = [segment.rates for segment in segments]
         if former is not None and former.table is not None and same_memory(held, former.held):
@@ -339,19 +353,19 @@ class RMSPropGraves(Optimizer):
                 self._live = family.kernels().LiveHyper()
                 self._live.write(self._hyper())
             table.follow(self._live)
-            table.former = None if former is None else former.table  # a graph may still replay on its memory
+            table.former = None if former is None else former.table  # a captured graph may still use its memory
             if table.former is not None:
                 table.former.former = None
         return _Packed(held, table)
 
 
 class _Packed(NamedTuple):
-    held: list[Any]  # arrays, or what holds their memory
+    held: list[Any]  # arrays, or values that identify their memory
     table: Any
 
 
 def _tell_rates(table: Any, rates: list[Rates]) -> None:
-    table.rates = None  # what it has, until it has all of them
+    table.rates = None  # unknown until all are set
     table.set_rates(rates)
     table.rates = rates
 
@@ -360,10 +374,10 @@ _UPDATE_VAR = RMSPropGraves.updateVar
 
 
 def _refuse_rate(hyper: Hyper, plan: Plan) -> None:
-    """Raises HyperParameterError where the learning rate of a variable is beyond what float32 holds."""
+    """Raises HyperParameterError if the learning rate of a variable overflows float32."""
     for segment in plan.segments:
         if abs(hyper.learnRate) * segment.rates[0] > FLOAT32_MAX and segment.dtype != np.float64:
             raise HyperParameterError(
-                f"variable {segment.name!r}: learnRate {abs(hyper.learnRate):g} times its own, {segment.rates[0]:g}, is "
-                f"beyond float32"
+                f"variable {segment.name!r}: learnRate {abs(hyper.learnRate):g} times its own, {segment.rates[0]:g}, "
+                f"overflows float32"
             )

@@ -1,4 +1,4 @@
-"""Segments: memory that one step updates with one set of rates."""
+"""Segments: pieces of memory that a step updates with one set of rates."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["Segment", "segments_of"]
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Memory that is updated with one set of rates: a variable, or the part of a flat buffer whose variables share them.
+    """Memory updated with one set of rates: a variable, or a part of a flat buffer whose variables have the same rates.
 
     Attributes:
-        name: of the variable; of a part of a buffer the dtype, and which elements.
-        var: what ``updateVar`` gets: the net's own, or one of the part.
-        data, grad: its arrays.
-        state: its state.
+        name: the variable's name; for a part of a buffer its dtype and range of elements.
+        var: the Variable that ``updateVar`` gets: the net's own, or one made for the part.
+        data, grad: the arrays.
+        state: the state.
         rates: learnRate, momRate and wc.
-        offset: of its first element in the flat buffer; global mode only.
-        first: index, within its variable, of the first element; above 0 where a process updates only a part of it.
+        offset: index of the first element in the flat buffer; global mode only.
+        first: index of the first element within its variable; above 0 if this process updates only a part of the variable.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Segment:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of data and gradient."""
+        """The dtype of data and gradient."""
         return dtype_of(self.data)
 
     @property
     def frozen(self) -> bool:
-        """Whether it is left as it is."""
+        """True if a step leaves the segment unchanged."""
         return not self.rates[0] > 0.0
 
 
@@ -59,11 +59,11 @@ def segments_of(
     shards: Shards | None,
     one_by_one: bool,
 ) -> list[Segment]:
-    """What one call of ``updateVar`` each updates.
+    """Returns the segments of a net; ``updateVar`` is called once for each.
 
-    Local mode, and global mode where ``one_by_one``: every variable. Global mode: the longest parts of the flat buffers
-    whose variables have the same rates; the whole buffer, where no variable has rates of its own. With shards: what of it
-    lies in this process's part.
+    In local mode, and in global mode with ``one_by_one``, every variable is a segment. Otherwise the segments are the
+    longest parts of the flat buffers whose variables have the same rates: the whole buffer if all rates are equal. With
+    shards, each segment is cut to this process's part.
     """
     if globalVar and not one_by_one:
         segments = [
@@ -95,7 +95,7 @@ def _of_buffer(
         else:
             name, shape = f"{dtype}[{low}:{high}]", (high - low,)
             data, grad = part_of(flat.data, low, shape, size), part_of(flat.grad, low, shape, size)
-            # of a shard it is cut later
+            # with shards, _own_part cuts the state
             state = {} if shards is not None else {e: part_of(a, low, shape, size) for e, a in states[dtype].items()}
         yield Segment(name, _variable(data, grad, name, rates), data, grad, state, rates, low)
 

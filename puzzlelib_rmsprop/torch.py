@@ -1,4 +1,4 @@
-"""Graves' RMSProp as an optimizer of PyTorch, on the same kernels. Only this and torch_*.py import torch."""
+"""Graves' RMSProp as a PyTorch optimizer, on the same kernels. Only this module and torch_*.py import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from .convert.torch_optimizers import own_form
 from .errors import CheckpointError, DependencyError, HyperParameterError
 from .kernels import Hyper
-from .validation import FLOAT32_MAX, FLOAT32_TINY, flag, number
+from .validation import BELOW_ONE, BELOW_ONE_HINT, FLOAT32_MAX, FLOAT32_TINY, flag, number
 
 try:
     import torch
@@ -22,16 +22,14 @@ from .torch_state import copied_state
 
 __all__ = ["RMSpropGraves"]
 
-_NEAR_ONE = 1 - 2**-25
-_NEAR_ONE_HINT = " (float32 takes anything nearer to 1 for 1)"
-
 
 def _lr(name: str, value: Any) -> Any:
-    """A learning rate: a number, or a tensor of one element, which is read at each step."""
+    """Checks and returns a learning rate: a number, or a one-element tensor, which is read at each step."""
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise HyperParameterError(
-                f"{name} must be a number, or one element: Tensor lr must be 1-element; got shape {tuple(value.shape)}"
+                f"{name} must be a number or a one-element tensor (Tensor lr must be 1-element); got shape "
+                f"{tuple(value.shape)}"
             )
         number(name, value.detach().reshape(()), 0, FLOAT32_MAX)
         return value
@@ -39,7 +37,7 @@ def _lr(name: str, value: Any) -> Any:
 
 
 def _state_dtype(name: str, value: Any) -> str | None:
-    """A name, which all that saves groups can save; PyTorch's distributed checkpoints refuse a dtype."""
+    """Returns the name of a state dtype: PyTorch's distributed checkpoints refuse to save a dtype."""
     for dtype in (torch.bfloat16, torch.int8):
         known = str(dtype).removeprefix("torch.")
         if value in (dtype, known):
@@ -49,11 +47,11 @@ def _state_dtype(name: str, value: Any) -> str | None:
     raise HyperParameterError(f"{name} must be None, torch.bfloat16 or torch.int8; got {value!r}")
 
 
-# what each option of a group has to be
+# the check of each option of a group
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "lr": _lr,
-    "alpha": lambda name, value: number(name, value, 0, _NEAR_ONE, _NEAR_ONE_HINT),
-    "momentum": lambda name, value: number(name, value, 0, _NEAR_ONE, _NEAR_ONE_HINT),
+    "alpha": lambda name, value: number(name, value, 0, BELOW_ONE, BELOW_ONE_HINT),
+    "momentum": lambda name, value: number(name, value, 0, BELOW_ONE, BELOW_ONE_HINT),
     "eps": lambda name, value: number(name, value, FLOAT32_TINY, FLOAT32_MAX),
     "weight_decay": lambda name, value: number(name, value, 0, FLOAT32_MAX),
     "decoupled_weight_decay": flag,
@@ -67,7 +65,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 class RMSpropGraves(torch.optim.Optimizer):
-    r"""Graves' RMSProp: centered, with momentum, epsilon inside the root; one native call a step.
+    r"""Graves' RMSProp: centered, with momentum, and epsilon inside the square root; one native call per step.
 
     For every element of every parameter, in this order, where ``g`` is the gradient of the loss::
 
@@ -77,41 +75,45 @@ class RMSpropGraves(torch.optim.Optimizer):
         momentum_buffer = momentum*momentum_buffer - lr*g / sqrt(grad_var + eps)
         param           = param + momentum_buffer
 
-    in float32 for float16, bfloat16 and float32 parameters and in float64 for float64 ones, each operation rounded once;
-    complex parameters count as two reals. ``grad_var`` is the variance of the gradient, ``E[g*g] - E[g]*E[g]``, by a
-    recurrence that loses no digits and cannot go negative. The results are those of
-    :class:`puzzlelib_rmsprop.RMSPropGraves` with ``gradOfLoss=True``, bit for bit.
+    float16, bfloat16 and float32 parameters are updated in float32 arithmetic, float64 parameters in float64, and each
+    operation is rounded once. A complex parameter counts as two reals. ``grad_var`` is the variance of the gradient,
+    ``E[g*g] - E[g]*E[g]``, computed by a recurrence that loses no digits and cannot become negative. The results are those
+    of :class:`puzzlelib_rmsprop.RMSPropGraves` with ``gradOfLoss=True``, bit for bit.
 
     Args:
-        params: parameters, (name, parameter) pairs, or dicts of groups, as for every optimizer of PyTorch. On the CPU, or
-            on CUDA devices, for which PyCUDA has to be installed.
-        lr: learning rate, at least 0; a float, or a tensor of one element, which is read at each step.
+        params: parameters, (name, parameter) pairs, or dicts of groups, as for every PyTorch optimizer. They may be on the
+            CPU or on CUDA devices, which require PyCUDA.
+        lr: learning rate, at least 0; a float, or a one-element tensor, which is read at each step.
         alpha: decay of the two averages, at least 0, below 1.
         momentum: decay of the momentum, at least 0, below 1.
-        eps: added to the variance, inside the root; above 0.
+        eps: added to the variance, inside the square root; above 0.
         weight_decay: ``weight_decay*param`` is added to the gradient; at least 0.
-        decoupled_weight_decay: take ``lr*weight_decay*param`` off the parameter instead, as AdamW does.
-        centered: False leaves the mean of the gradient out: ``grad_avg`` stays 0 and ``grad_var`` is ``E[g*g]``.
-        maximize: take steps up the gradient.
-        initial_square_avg: what ``grad_var`` starts at; TensorFlow 1 and its ports start at 1.
-        state_dtype: None: float32, or float64 for float64 parameters, 12 or 24 bytes an element. ``torch.bfloat16`` takes 6,
-            ``torch.int8`` 3.05; both are rounded at random so that small changes add up on average, and float64 and complex
-            parameters keep what they have. Groups hold its name, ``"bfloat16"`` or ``"int8"``.
-        master_weights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and step on that. A
-            parameter that you write yourself counts, not its copy.
-        capturable: allow :meth:`step` to be captured in a CUDA graph; all parameters are then on CUDA devices.
+        decoupled_weight_decay: subtract ``lr*weight_decay*param`` from the parameter instead, as in AdamW.
+        centered: if False, the mean of the gradient is not used: ``grad_avg`` stays 0 and ``grad_var`` is ``E[g*g]``.
+        maximize: maximize the objective instead of minimizing it.
+        initial_square_avg: initial value of ``grad_var``, at least 0; TensorFlow 1 and its ports start at 1.
+        state_dtype: dtype of the state. None is float32, or float64 for float64 parameters: 12 or 24 bytes per element.
+            ``torch.bfloat16`` takes 6 bytes, ``torch.int8`` 3.05; both use stochastic rounding, so that small changes add up
+            on average, and do not apply to float64 and complex parameters. Groups hold the name, ``"bfloat16"`` or
+            ``"int8"``.
+        master_weights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and update the
+            copy. If you write to a parameter, the new value replaces the copy.
+        capturable: allow :meth:`step` to be captured in a CUDA graph; all parameters must be on CUDA devices.
 
-    Each is an option of parameter groups as well. The state of a parameter is made at its first step with a gradient:
-    ``step``, ``grad_avg``, ``grad_var``, ``momentum_buffer`` (and ``master``). :meth:`load_state_dict` keeps their dtypes.
+    Each of these is also an option of parameter groups. The state of a parameter is created at its first step with a
+    gradient: ``step``, ``grad_avg``, ``grad_var``, ``momentum_buffer`` (and ``master``). :meth:`load_state_dict` keeps the
+    dtypes of the state.
 
-    With ``state_dtype=torch.int8`` those three are codes, uint8, and there are ``scales``, uint8: 3 for each block of 64
-    elements that follow each other in memory, one for each of the three. Codes say nothing without them, nor in another
-    order in memory. Of a DTensor, as FSDP2 makes them, the blocks are of each process's part: its state in 8 bits goes on
-    with as many processes as saved it. To read the numbers, or to go on with other processes, change ``state_dtype`` in a
-    group, or in a state_dict before it is loaded: the state is turned into that.
+    With ``state_dtype=torch.int8``, ``grad_avg``, ``grad_var`` and ``momentum_buffer`` are uint8 codes. The uint8 tensor
+    ``scales`` holds 3 scales, one for each of them, per block of 64 elements that are consecutive in memory. The codes are
+    meaningless without the scales, or in another memory order. The blocks of a DTensor, as created by FSDP2, are those of
+    each process's part, so its 8-bit state can only be loaded by as many processes as saved it. To read the values, or to
+    continue with another number of processes, change ``state_dtype`` in a group, or in a state_dict before loading it: the
+    state is then converted.
 
     Raises:
-        ValueError: an option is no number or out of range, here, in a group, or when it was changed, at the next step.
+        ValueError: an option is not a number or is out of range, here or in a group; for an option that was changed later,
+            at the next step.
 
     Example:
         >>> import torch
@@ -125,12 +127,12 @@ class RMSpropGraves(torch.optim.Optimizer):
         ['grad_avg', 'grad_var', 'momentum_buffer', 'step']
     """
 
-    # GradScaler leaves the gradients as they are, and says `grad_scale` and `found_inf`
+    # GradScaler does not unscale the gradients then, but sets `grad_scale` and `found_inf`
     _step_supports_amp_scaling = True
     _plan: Plan | None
-    _known_settings: dict[int, tuple[list[Any], Settings]]  # by group: values, and what they were checked to be
+    _known_settings: dict[int, tuple[list[Any], Settings]]  # by group: the options' values, and the checked settings
     _loading: dict[Any, tuple[torch.Tensor, Any]]
-    _captured: list[Plan]  # graphs read their tables at each replay
+    _captured: list[Plan]  # kept, as CUDA graphs read their tables at each replay
 
     def __init__(
         self,
@@ -154,7 +156,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         self._forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group of parameters with options of their own. Raises ValueError for an option that is out of range."""
+        """Adds a parameter group: a dict with ``params`` and options. Raises ValueError if an option is out of range."""
         if isinstance(param_group, dict):
             options = {n: check(n, param_group[n]) for n, check in _CHECKS.items() if n in param_group}
             param_group = {**param_group, **options}
@@ -163,17 +165,17 @@ class RMSpropGraves(torch.optim.Optimizer):
     # ---- a step ----------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on every parameter that has a gradient.
+        """Takes one step on every parameter that has a gradient.
 
         Args:
-            closure: evaluates the model again and returns the loss.
+            closure: reevaluates the model and returns the loss.
 
         Returns:
-            The closure's loss; None without one.
+            The loss returned by the closure, or None without a closure.
 
         Raises:
-            ValueError: an option of a group is out of range, or a parameter's device or dtype has no kernel.
-            RuntimeError: a gradient is sparse.
+            ValueError: an option of a group is out of range, or a parameter, its gradient or its state is not supported.
+            RuntimeError: a gradient is sparse, or a CUDA graph captures the step without the preparations for it.
         """
         loss = None
         if closure is not None:
@@ -193,22 +195,22 @@ class RMSpropGraves(torch.optim.Optimizer):
         return loss
 
     def _update(self, owners: list[torch.Tensor], tensors: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
-        """The step on the parameters ``owners``, of which ``tensors`` may be copies, in the order of the groups."""
+        """Takes the step on the parameters ``owners``, in the order of the groups; ``tensors`` may be copies of them."""
         settings = [self._settings_of(number, group) for number, group in enumerate(self.param_groups)]
         captured = self._check_capture()
         plan = self._plan
         if plan is None or not plan.holds(self.param_groups, self.state, owners, tensors):
             if captured:
                 raise RuntimeError(
-                    "step() is captured in a CUDA graph, but its state and tables have to be made before: take one step "
-                    "with gradients for the same parameters first"
+                    "step() is captured in a CUDA graph, but its state and tables must be created before the capture: take "
+                    "one step with gradients for the same parameters first"
                 )
             self._plan = None
-            # state is made for later steps, too, which may be outside of an inference mode
+            # the state is also used by later steps, which may be outside of inference mode
             with torch.inference_mode(False), torch.no_grad():
                 plan = Plan(self.param_groups, self.state, owners, tensors, grads, plan)
         found_inf = getattr(self, "found_inf", None)
-        # on the CPU it is known, and nothing has to be done then
+        # on the CPU its value is known: the whole step is skipped
         if found_inf is None or found_inf.is_cuda or not found_inf.item():
             plan.step(grads, settings, getattr(self, "grad_scale", None), found_inf)
         self._plan = plan
@@ -216,7 +218,7 @@ class RMSpropGraves(torch.optim.Optimizer):
             self._captured.append(plan)
 
     def _settings_of(self, number: int, group: dict[str, Any]) -> Settings:
-        """What the kernels take of a group's options; checked where they have changed."""
+        """Returns a group's options in the form that the kernels take; checks them if they have changed."""
         values = [group[name] for name in _CHECKS]
         lr, live = values[0], None
         if isinstance(lr, torch.Tensor):
@@ -229,7 +231,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         if known is not None and known[0] == values and known[1].lr is live:
             return known[1]
         of = {name: check(name, value) for (name, check), value in zip(_CHECKS.items(), values, strict=True)}
-        # as plain numbers: what they were given as may change in place
+        # as plain numbers: a given array may change in place
         group.update(
             {name: value for name, value in of.items() if not isinstance(group[name], torch.Tensor) or name != "lr"}
         )
@@ -239,7 +241,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         return settings
 
     def _check_capture(self) -> bool:
-        """Whether a CUDA graph captures the step. RuntimeError where a group does not allow it."""
+        """Returns whether a CUDA graph captures the step. Raises RuntimeError if a group does not allow it."""
         captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
         if captured:
             for number, group in enumerate(self.param_groups):
@@ -250,28 +252,32 @@ class RMSpropGraves(torch.optim.Optimizer):
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads the state that :meth:`state_dict` of this class gave, or of another RMSprop.
+        """Loads a state returned by :meth:`state_dict` of this class, or of another RMSprop.
 
-        Options come with it, ``state_dtype`` too. Write another into ``state_dict["param_groups"]`` before, or into the
-        groups after, and the state is turned into that, each number rounded to the nearest.
+        The options of the groups are loaded too, including ``state_dtype``. If you change ``state_dtype`` in
+        ``state_dict["param_groups"]`` before loading, or in the groups afterwards, the state is converted, rounded to
+        nearest.
 
-        The state of ``torch.optim.RMSprop``, timm's ``RMSpropTF`` and Stable-Baselines3's ``RMSpropTFLike`` is turned into
-        this one's, and a CheckpointWarning says so: :func:`puzzlelib_rmsprop.convert.fromTorch` has the rules.
+        The state of ``torch.optim.RMSprop``, timm's ``RMSpropTF`` and Stable-Baselines3's ``RMSpropTFLike`` is converted to
+        this class's, with a CheckpointWarning; see :func:`puzzlelib_rmsprop.convert.fromTorch` for the rules.
+
+        Args:
+            state_dict: a dict with the keys ``state`` and ``param_groups``.
 
         Raises:
-            ValueError: it does not fit the parameters, or an option is out of range. Nothing was changed.
+            ValueError: the state does not fit the parameters, or an option is out of range. Nothing was changed.
         """
 
         def take(_: Any, given: dict[str, Any]) -> dict[str, Any]:
             given = own_form(given, self.param_groups)
             self._loading = self._checked(given)
-            # PyTorch would cast the state to the parameters' dtypes: __setstate__ takes it from _loading
+            # PyTorch would cast the state to the parameters' dtypes, so __setstate__ takes it from _loading
             rest = {key: value for key, value in given["state"].items() if key not in self._loading}
             return {**given, "state": rest}
 
         if not isinstance(state_dict, Mapping):
-            raise CheckpointError(f"load_state_dict takes what state_dict() gave, a dict; got {type(state_dict).__name__}")
-        # the last of those hooks, so that it sees what the others made of it
+            raise CheckpointError(f"load_state_dict takes a dict returned by state_dict(); got {type(state_dict).__name__}")
+        # registered last, so that it sees the changes of other hooks
         handle = self.register_load_state_dict_pre_hook(take)
         try:
             super().load_state_dict(state_dict)
@@ -280,7 +286,7 @@ class RMSpropGraves(torch.optim.Optimizer):
             self._loading = {}
 
     def _checked(self, given: Mapping[str, Any]) -> dict[Any, tuple[torch.Tensor, Any]]:
-        """The parameter and a copy of the state of each number in a state_dict of this class's form.
+        """Returns the parameter and a copy of its state for each number in a state_dict of this class's form.
 
         Raises:
             ValueError: an option, or the state of a parameter, does not fit.
@@ -305,7 +311,7 @@ class RMSpropGraves(torch.optim.Optimizer):
             self.state[param] = own
 
     def _forget(self) -> None:
-        """Starts without what is kept from step to step."""
+        """Drops what is kept from step to step."""
         self._plan = None
         self._known_settings = {}
         self._loading = self.__dict__.get("_loading", {})
@@ -319,7 +325,7 @@ _OPTIMIZERS: weakref.WeakValueDictionary[int, RMSpropGraves] = weakref.WeakValue
 
 
 def _compiled_step(optimizer: int, places: list[int], params: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
-    """The step as one operation of a compiled graph; what else it needs it reads from the optimizer when it runs."""
+    """The step as one operation of a compiled graph; it reads everything else from the optimizer when it runs."""
     own = _OPTIMIZERS[optimizer]
     every = [param for group in own.param_groups for param in group["params"]]
     own._update([every[place] for place in places], params, grads)

@@ -1,4 +1,4 @@
-"""What the kernels take of one tensor of PyTorch: the parameter, its state and its gradient, checked."""
+"""A PyTorch parameter with its state and gradient: checked, and in the form that the kernels take."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Member:
     """One parameter of a step.
 
     Args:
-        name: what error messages call it.
+        name: its name in error messages.
         group: the number of its group.
         tensor: the parameter.
 
     Raises:
-        ValueError: there are no kernels for it, or its elements share memory.
+        ValueError: there is no kernel for its dtype, device or layout, or its elements share memory.
     """
 
     def __init__(self, name: str, group: int, tensor: torch.Tensor) -> None:
@@ -57,7 +57,7 @@ class Member:
             raise VariableError(f"{name}: its layout must be torch.strided; got {local.layout}")
         if local.numel() and not local.data_ptr():
             raise VariableError(
-                f"{name}: it has no memory of its own, as tensors of some subclasses; got {type(local).__name__}"
+                f"{name}: it has no memory of its own, like tensors of some subclasses; got {type(local).__name__}"
             )
         if not is_dense(local) and local.numel() and len(_addresses(local).unique()) < local.numel():
             raise VariableError(f"{name}: its elements share memory, as after expand(): use param.contiguous()")
@@ -68,19 +68,19 @@ class Member:
             local.is_contiguous(),
         )
         self._is_complex, self._is_neg, self._is_conj = local.is_complex(), local.is_neg(), local.is_conj()
-        # what is worked on in place, or a copy without gaps
+        # the memory that the kernels update: the parameter's, or a copy without gaps
         self.is_copied = not is_dense(local) or self._is_neg or self._is_conj
         self.work = torch.empty_like(local) if self.is_copied else local.detach()
         self.own_state: dict[str, Any] = {}  # until one is attached
-        # nothing about the gradient has to be looked at but the usual
+        # a gradient needs only the usual checks
         self.is_plain = self.is_contiguous and self.placements is None and not local.is_complex()
 
     def attach(self, state: dict[str, Any], options: Mapping[str, Any]) -> None:
-        """Takes a state: makes it, where there is none, and anew what has another dtype or order of elements.
+        """Attaches a state: creates it if it is empty, and converts tensors of another dtype or order of elements.
 
         Args:
-            state: that of the parameter.
-            options: those of its group.
+            state: the state of the parameter.
+            options: the options of its group.
         """
         if not state:
             state.update(make_state(self.tensor, options))
@@ -100,7 +100,7 @@ class Member:
         self.note_memory()
 
     def uncenter(self) -> None:
-        """Makes the state that of RMSProp that is not centered: no mean, and the mean square in the variance's place."""
+        """Converts the state to RMSProp without centering: the mean becomes 0, the variance the mean square."""
         if "scales" in self.buffers:
             if self.buffers["grad_avg"].any():
                 mean, variance = (decoded(self.buffers, entity) for entity in STATE[:2])
@@ -114,7 +114,7 @@ class Member:
         mean.zero_()
 
     def is_for(self, group: int, tensor: torch.Tensor, state: Any, options: Mapping[str, Any]) -> bool:
-        """Whether it is one for these, and can be kept in another plan."""
+        """Returns whether this member was made for these objects, so that another plan can reuse it."""
         return (
             group == self.group
             and tensor is self.tensor
@@ -126,12 +126,12 @@ class Member:
         )
 
     def note_memory(self) -> None:
-        """Keeps where everything lies, for :meth:`is_unchanged`."""
+        """Records the addresses of the parameter and its state, for :meth:`is_unchanged`."""
         self._address = local_part(self.tensor).data_ptr()
         self._kept = [(kept, kept.data_ptr()) for kept in (self.own_state["step"], *self.buffers.values())]
 
     def is_unchanged(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor is in the memory that this one was made for, and so is the state."""
+        """Returns whether ``tensor`` and the state are still in the memory that this member was made for."""
         for kept, address in self._kept:
             if kept.data_ptr() != address:
                 return False
@@ -146,18 +146,18 @@ class Member:
         )
 
     def fitted(self, grad: torch.Tensor) -> torch.Tensor:
-        """A gradient with its elements in the order of ``work``; a copy, where it has to be one.
+        """Returns a gradient with its elements in the order of ``work``; a copy if necessary.
 
         Raises:
-            RuntimeError: it is sparse.
-            ValueError: it does not fit.
+            RuntimeError: the gradient is sparse.
+            ValueError: the gradient does not fit the parameter.
         """
         if grad.layout is not torch.strided:
             raise RuntimeError(f"{self.name}: RMSpropGraves does not support sparse gradients; got {grad.layout}")
         if getattr(grad, "placements", None) != self.placements:
             raise VariableError(
-                f"{self.name}: its gradient must be placed as the parameter, {self.placements}; got "
-                f"{getattr(grad, 'placements', None)}: grad.redistribute(placements=param.placements)"
+                f"{self.name}: its gradient must have the parameter's placements, {self.placements}; got "
+                f"{getattr(grad, 'placements', None)}: use grad.redistribute(placements=param.placements)"
             )
         grad = local_part(grad)
         for what, own, found in (
@@ -166,7 +166,7 @@ class Member:
             ("shape", tuple(self.work.shape), tuple(grad.shape)),
         ):
             if own != found:
-                raise VariableError(f"{self.name}: its gradient must be of {what} {own}, the parameter's; got {found}")
+                raise VariableError(f"{self.name}: its gradient must have the parameter's {what}, {own}; got {found}")
         if grad.numel() and not grad.data_ptr():
             raise VariableError(f"{self.name}: its gradient has no memory of its own; got {type(grad).__name__}")
         if grad.is_neg() or grad.is_conj() or not same_order(grad, self.work):
@@ -174,7 +174,7 @@ class Member:
         return grad
 
     def segment(self, key: str) -> Segment:
-        """The member for the kernels, without its gradient."""
+        """Returns the member in the form that the kernels take, without its gradient."""
         grad_avg, grad_var, buffer = (self.buffers[entity] for entity in STATE)
         scales, master = (self.buffers[e].data_ptr() if e in self.buffers else 0 for e in ("scales", "master"))
         size = self.numel * (2 if self.dtype.is_complex else 1)
@@ -186,7 +186,7 @@ class Member:
 
 
 def _addresses(tensor: torch.Tensor) -> torch.Tensor:
-    """Of every element, in bytes."""
+    """Returns the address of every element, in bytes."""
     found = torch.tensor(tensor.data_ptr())
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         found = found.unsqueeze(-1) + torch.arange(size) * (stride * tensor.element_size())
@@ -194,14 +194,14 @@ def _addresses(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_shared_memory(members: Sequence[Member], states: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where parameters, or their states, share memory: each would be written by two steps."""
+    """Raises ValueError if parameters or their states share memory, which a step would update twice."""
     tensors = [(member.name, local_part(member.tensor)) for member in members]
     for member, state in zip(members, states, strict=True):
         tensors += [(f"{member.name}: {e!r}", local_part(state[e])) for e in ENTITIES if e in state]
     tensors = [(name, tensor) for name, tensor in tensors if tensor.numel()]
     dense = [(name, tensor.data_ptr(), tensor.nbytes) for name, tensor in tensors if is_dense(tensor)]
     refuse_overlap(dense)
-    # between the elements of one that has gaps, those of others may lie
+    # other tensors may lie in the gaps of a tensor that is not dense
     for number, (name, tensor) in enumerate(tensors):
         if is_dense(tensor):
             continue

@@ -1,4 +1,4 @@
-"""What a step of PyTorch's does, prepared: tensors are checked and packed once, and updated by one call a step."""
+"""A prepared step for PyTorch: tensors are checked and packed once, and updated by one call per step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Plan", "Settings"]
 
 
 class Settings(NamedTuple):
-    """What a group of parameters is updated with. ``lr`` is a tensor on a GPU that the kernels are to read, or None."""
+    """A group's options in the form that the kernels take. ``lr`` is a GPU tensor that the kernels read, or None."""
 
     hyper: Hyper
     weight_decay: float
@@ -30,30 +30,30 @@ class Settings(NamedTuple):
 
 
 class _LiveHyper:
-    """Hyper-parameters in a GPU's memory, which follow a learning rate that lies there too."""
+    """Hyper-parameters in GPU memory, for a learning rate that is a GPU tensor."""
 
     def __init__(self, device: torch.device) -> None:
         self._values = torch.zeros(2, len(HYPER.names or ()), dtype=torch.float64, device=device)
         self._written = [[0.0] * self._values.shape[1]] * 2
 
     def address(self, real: np.dtype) -> int:
-        """Where those lie that arithmetic in ``real`` takes."""
+        """Returns the address of the values for arithmetic in ``real``."""
         return self._values[int(real == np.float64)].data_ptr()
 
     def write(self, hyper: Hyper, lr: torch.Tensor) -> None:
-        """Queues the values on the current stream of PyTorch."""
+        """Queues writing the values on PyTorch's current stream."""
         packed = [list(pack_hyper(hyper, np.dtype(real))) for real in (np.float32, np.float64)]
         for row, (before, now) in enumerate(zip(self._written, packed, strict=True)):
             for column, value in enumerate(now):
                 if value != before[column]:
-                    # a number of a launch: a copy from the host's memory would wait, or be read again by a CUDA graph
+                    # fill_ passes the number with the launch: a copy from the host would wait, or be replayed by a graph
                     self._values[row, column].fill_(value)
         self._written = packed
         self._values[:, 0].copy_(lr.detach().reshape(()).neg())
 
 
 class _Batch:
-    """The members on one device, updated by one call; on CUDA by one launch for each group and kind of dtypes."""
+    """The members on one device, updated by one call; on CUDA with one launch per group and combination of dtypes."""
 
     def __init__(self, device: torch.device, members: Sequence[tuple[int, Member]], keys: Sequence[str]) -> None:
         self.device, self.members = device, members
@@ -63,14 +63,14 @@ class _Batch:
         self._random = {segment.group for segment in segments if segment.state in RANDOMLY_ROUNDED}
         self._known: dict[int, tuple[Settings | None, Any]] = {segment.group: (None, None) for segment in segments}
         self._lives: dict[int, _LiveHyper] = {}
-        self._former: list[_LiveHyper] = []  # captured launches may read them
-        # the numbers of steps in one tensor, so that one operation counts all; not those that other processes see
+        self._former: list[_LiveHyper] = []  # captured launches may still read them
+        # all step counts in one tensor, so that one operation increments them; not those shared with other processes
         states = [member.own_state for _, member in members]
         self.t = 0
         if self._random or not self._is_cuda:
             self.t = int(max(float(state["step"]) for state in states))
         steps = [state["step"] for state in states]
-        # what lies on the GPU is not read, for which it would have to wait, and stays: a CUDA graph may count it as well
+        # counts on the GPU are not read, which would wait, and are not moved, as a CUDA graph may increment them too
         stay = [isinstance(step, torch.Tensor) and step.device == device and step.is_shared() for step in steps]
         if all(stay) if self._is_cuda else any(stay):
             self._counts: list[Any] = steps
@@ -79,7 +79,7 @@ class _Batch:
             for (_, member), step in zip(members, together.unbind(), strict=True):
                 member.own_state["step"] = step
                 member.note_memory()
-            self._counts = [together if self._is_cuda else together.numpy()]  # the same memory, and faster
+            self._counts = [together if self._is_cuda else together.numpy()]  # the same memory; NumPy is faster
         self._unscale = torch.ones((), dtype=torch.float64, device=device)
         with self._launching():
             self._table = self._kernels().Table(segments)
@@ -95,7 +95,7 @@ class _Batch:
 
     @contextlib.contextmanager
     def _launching(self) -> Iterator[Any]:
-        """Gives a stream for what the caller's is to do next, in the primary context of the device."""
+        """Yields PyTorch's current stream for launches, in the primary context of the device; None on the CPU."""
         if not self._is_cuda:
             yield None
             return
@@ -107,7 +107,7 @@ class _Batch:
             yield stream
 
     def fitted(self, grads: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The members' gradients as the kernels take them. Raises before anything was changed."""
+        """Returns the members' gradients in the form that the kernels take. Raises before anything is changed."""
         found, is_cuda = [], self._is_cuda
         for number, member in self.members:
             grad = grads[number]
@@ -126,7 +126,7 @@ class _Batch:
         return found
 
     def step(self, grads: list[torch.Tensor], settings: Sequence[Settings], scale: Any, found_inf: Any) -> None:
-        """Updates the members; ``grads`` are what :meth:`fitted` gave."""
+        """Updates the members; ``grads`` is the result of :meth:`fitted`."""
         if not self._is_cuda and found_inf is not None:
             if found_inf.item():
                 return
@@ -138,7 +138,7 @@ class _Batch:
         if scale is not None:
             unscale = self._unscaling(scale)
         if found_inf is not None:
-            found_inf = found_inf.to(self.device, torch.float32)  # above 1, where several devices have found one
+            found_inf = found_inf.to(self.device, torch.float32)  # may be above 1 with several devices
             skip = found_inf.data_ptr()
         for group in self._known:
             self._tell(group, settings[group], (*unscale, skip))
@@ -161,14 +161,14 @@ class _Batch:
             local_part(member.tensor.detach()).copy_(member.work)
 
     def _unscaling(self, scale: torch.Tensor) -> tuple[float, int]:
-        """What gradients are multiplied by to take off GradScaler's scale, and the address of what they are as well."""
+        """Returns the factor that undoes GradScaler's scale, and the address of a further factor in GPU memory, or 0."""
         if not self._is_cuda:
             return 1.0 / float(scale), 0
         torch.reciprocal(scale.to(self.device, torch.float64).reshape(()), out=self._unscale)
         return 1.0, self._unscale.data_ptr()
 
     def _tell(self, group: int, own: Settings, scaling: tuple[float, int, int]) -> None:
-        """Tells the table what a group is updated with, where that has changed."""
+        """Passes a group's settings to the table if they have changed."""
         known, known_scaling = self._known[group]
         if own.lr is not None and not self._is_cuda:
             own = own._replace(hyper=own.hyper._replace(learnRate=-float(own.lr)), lr=None)
@@ -203,15 +203,15 @@ class _Batch:
 
 
 class Plan:
-    """The parameters that take part in a step, in one batch for each device.
+    """The parameters that take part in a step, in one batch per device.
 
     Args:
         groups: the optimizer's ``param_groups``.
-        state: the optimizer's state, where that of parameters without one is made.
+        state: the optimizer's state; it is created for parameters without one.
         owners: the parameters that have gradients, in the order of the groups.
-        tensors: what is updated: the owners, or tensors that stand for them.
+        tensors: the tensors to update: the owners, or copies that a compiled graph passes for them.
         grads: their gradients.
-        former: the plan of a step before, of which is kept what is unchanged.
+        former: the previous plan, whose unchanged members are reused.
 
     Raises:
         ValueError, RuntimeError: a tensor or its state does not fit, or shares memory with another. Nothing was changed.
@@ -234,8 +234,8 @@ class Plan:
                 places[param] = len(places), number, name
         for number, group in enumerate(groups):
             if len({*group["params"]}) < len(group["params"]):
-                raise VariableError(f"a parameter is in group {number} twice: give each once (dict.fromkeys(params))")
-        # all that can be refused comes before anything is changed
+                raise VariableError(f"a parameter is in group {number} twice: pass each once, as in dict.fromkeys(params)")
+        # everything is checked before anything is changed
         self._members: list[Member] = []
         known = {} if former is None else {id(member.tensor): member for member in former._members}
         for owner, tensor, grad in zip(owners, tensors, grads, strict=True):
@@ -247,7 +247,7 @@ class Plan:
             member.fitted(grad)
             _check_capturable(member, groups[number])
             self._members.append(member)
-        if not all(member.own_state for member in self._members):  # those of the former plan were looked at there
+        if not all(member.own_state for member in self._members):  # members of the former plan were checked then
             refuse_shared_memory(self._members, [state.get(owner, {}) for owner in owners])
         batches: dict[torch.device, list[tuple[int, Member]]] = {}
         for number, (owner, member) in enumerate(zip(owners, self._members, strict=True)):
@@ -266,7 +266,7 @@ class Plan:
         owners: Sequence[torch.Tensor],
         tensors: Sequence[torch.Tensor],
     ) -> bool:
-        """Whether it is one for these: the same objects, in the same memory."""
+        """Returns whether the plan was made for these objects, and they are still in the same memory."""
         return (
             same_objects(owners, self._owners)
             and same_arrays(_of_parameters(state) if self._has_others else state, self._held)
@@ -279,8 +279,8 @@ class Plan:
 
         Args:
             grads: the gradients, in the parameters' order.
-            settings: of each group.
-            scale, found_inf: as GradScaler gives them, or None.
+            settings: the settings of each group.
+            scale, found_inf: GradScaler's ``grad_scale`` and ``found_inf``, or None.
 
         Raises:
             ValueError, RuntimeError: a gradient does not fit. Nothing was changed.
@@ -288,29 +288,29 @@ class Plan:
         fitted = [batch.fitted(grads) for batch in self.batches]
         for batch, own in zip(self.batches, fitted, strict=True):
             batch.step(own, settings, scale, found_inf)
-        # as PyTorch's own operations do, so that a backward pass that needs the former values fails
+        # as PyTorch's own operations do, so that a backward pass that needs the old values fails
         torch.autograd.graph.increment_version(self._owners)
 
 
 def _of_parameters(state: Mapping[Any, Any]) -> dict[Any, dict[str, Any]]:
-    """The state without entries of the user's own, which are not for a parameter."""
+    """Returns the state without the user's own entries, which do not belong to a parameter."""
     return {key: own for key, own in state.items() if isinstance(own, dict)}
 
 
 def _check_capturable(member: Member, options: Mapping[str, Any]) -> None:
-    """Raises ValueError where ``capturable=True`` does not go with the parameter or the other options."""
+    """Raises ValueError if ``capturable=True`` conflicts with the parameter or the other options."""
     if not options["capturable"]:
         return
     if member.device.type != "cuda":
         raise VariableError(f"{member.name}: capturable=True needs parameters on a GPU; it is on {member.device}")
     if options["state_dtype"] is not None:
         raise VariableError(
-            f"{member.name}: capturable=True does not go with state_dtype={options['state_dtype']}, whose rounding follows "
-            f"the number of the step"
+            f"{member.name}: capturable=True cannot be combined with state_dtype={options['state_dtype']}, whose rounding "
+            f"depends on the number of the step"
         )
 
 
 def _kinds(groups: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """What of the groups a plan is made for."""
+    """Returns the properties of the groups that a plan depends on."""
     names = ("state_dtype", "master_weights", "capturable")
     return [(len(group["params"]), *map(group.__getitem__, names)) for group in groups]

@@ -1,4 +1,4 @@
-"""The state of a parameter of PyTorch: made, checked, copied, and turned from one dtype into another."""
+"""The state of a PyTorch parameter: creates, checks, copies and converts it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = [
 ]  # fmt: skip
 
 STATE = ("grad_avg", "grad_var", "momentum_buffer")  # in the kernels' order
-ENTITIES = (*STATE, "scales", "master")  # all that may be there besides the step
+ENTITIES = (*STATE, "scales", "master")  # all possible entries except the step
 _WANTED = {None: torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}
 REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of a DTensor that this process holds; any other tensor as it is."""
+    """Returns the part of a DTensor that this process holds; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether its elements fill their memory without gaps, in whatever order."""
+    """Returns whether the elements fill their memory without gaps, in any order."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -45,12 +45,12 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 
 def same_order(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether elements of the same shape lie in the same places."""
+    """Returns whether two tensors of the same shape have the same memory order."""
     return (first.is_contiguous() and second.is_contiguous()) or first.stride() == second.stride()
 
 
 def _dtype_of(dtype: torch.dtype, wanted: str | None) -> torch.dtype:
-    """The dtype of the state of parameters of ``dtype``, where the group's ``state_dtype`` is ``wanted``; int8's codes."""
+    """Returns the dtype of the state for parameters of ``dtype`` and the ``state_dtype`` ``wanted``; uint8 for "int8"."""
     wide = REAL.get(dtype, dtype) == torch.float64
     if dtype.is_complex:
         return torch.complex128 if wide else torch.complex64
@@ -62,7 +62,7 @@ def _zeros(param: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a parameter before its first step."""
+    """Returns the state of a parameter before its first step."""
     dtype = _dtype_of(param.dtype, options["state_dtype"])
     state = {name: _zeros(param, dtype) for name in STATE}
     square = options["initial_square_avg"]
@@ -82,7 +82,7 @@ def make_state(param: torch.Tensor, options: Mapping[str, Any]) -> dict[str, Any
 
 
 def _scales_size(param: torch.Tensor) -> int:
-    """How many scales a process has for a parameter: of a DTensor all have as many as the largest part, and a mark."""
+    """Returns how many scales a process has; for a DTensor as many as the largest part needs, and a checksum."""
     size, more = local_part(param).numel(), 0
     if hasattr(param, "placements"):
         shape, more = list(param.shape), len(STATE)
@@ -94,7 +94,7 @@ def _scales_size(param: torch.Tensor) -> int:
 
 
 def _mark(param: torch.Tensor) -> torch.Tensor:
-    """What follows the scales of a DTensor: cut in another way, the blocks are of other elements."""
+    """Returns a checksum of a DTensor's sharding, stored after its scales: with another one, the blocks differ."""
     cut = [(parts, getattr(each, "dim", -1)) for parts, each in zip(param.device_mesh.shape, param.placements, strict=True)]
     return torch.tensor(
         [*zlib.crc32(f"{[*param.shape]} {cut}".encode()).to_bytes(4, "big")[: len(STATE)]], dtype=torch.uint8
@@ -102,7 +102,7 @@ def _mark(param: torch.Tensor) -> torch.Tensor:
 
 
 def _zero_scales(param: torch.Tensor) -> torch.Tensor:
-    """The scales of a state of zeros; of a DTensor one that is cut where that is, so that each process saves its own."""
+    """Returns the scales of a state of zeros; for a DTensor sharded as it is, so that each process saves its own."""
     local = torch.zeros(_scales_size(param), dtype=torch.uint8, device=param.device)
     if not hasattr(param, "placements"):
         return local
@@ -114,12 +114,12 @@ def _zero_scales(param: torch.Tensor) -> torch.Tensor:
 
 
 def _scales_of(state: Mapping[str, torch.Tensor], entity: str) -> torch.Tensor:
-    """Those of one entity, a view."""
+    """Returns a view of the scales of one entity."""
     return local_part(state["scales"]).view(-1, len(STATE))[:, STATE.index(entity)]
 
 
 def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements one after the other, as the kernels have them; a view, where they have no gaps between them."""
+    """Returns the elements in memory order, as the kernels see them; a view if the tensor is dense."""
     tensor = tensor.detach().resolve_neg()
     if not is_dense(tensor):
         tensor = tensor.clone(memory_format=torch.preserve_format)
@@ -127,7 +127,7 @@ def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def decoded(state: Mapping[str, torch.Tensor], entity: str) -> torch.Tensor:
-    """The numbers that the codes of this process stand for, in a tensor of float32 in the same order."""
+    """Decodes this process's codes into a float32 tensor with the same memory order."""
     codes = local_part(state[entity])
     name = KERNEL_NAMES[STATE.index(entity)]
     numbers = int8_state.decoded(_in_memory_order(codes).cpu().numpy(), _scales_of(state, entity).cpu().numpy(), name)
@@ -137,18 +137,18 @@ def decoded(state: Mapping[str, torch.Tensor], entity: str) -> torch.Tensor:
 
 
 def encode(state: Mapping[str, torch.Tensor], entity: str, numbers: torch.Tensor) -> None:
-    """Writes codes and scales of ``numbers``, float32 in the codes' order, each rounded to the nearest."""
+    """Encodes ``numbers``, float32 in the codes' memory order, into codes and scales, rounded to nearest."""
     name = KERNEL_NAMES[STATE.index(entity)]
     codes, scales = int8_state.encoded(_in_memory_order(numbers).cpu().numpy(), name)
     _in_memory_order(local_part(state[entity])).copy_(torch.from_numpy(codes))
     _scales_of(state, entity)[: len(scales)].copy_(torch.from_numpy(scales))
 
 
-# ---- of another dtype or order --------------------------------------------------------------------------------------
+# ---- another dtype or memory order ----------------------------------------------------------------------------------
 
 
 def fit_state(state: dict[str, Any], param: torch.Tensor, wanted: str | None, like: torch.Tensor) -> None:
-    """Puts tensors of another dtype, and elements in the order of ``like``, in the place of those that have others."""
+    """Converts the tensors of a state that do not have the wanted dtype, and the memory order of ``like``."""
     dtype, former, had_scales = _dtype_of(param.dtype, wanted), {**state}, "scales" in state
     if dtype == torch.uint8:
         scales = local_part(state["scales"] if had_scales else param)
@@ -177,7 +177,7 @@ def fit_state(state: dict[str, Any], param: torch.Tensor, wanted: str | None, li
 
 
 def fit_master(state: dict[str, Any], param: torch.Tensor, like: torch.Tensor) -> None:
-    """The same for a float32 copy of the parameter."""
+    """Does the same for the float32 copy of the parameter."""
     dtype = _dtype_of(param.dtype, None)
     if not _fits(state["master"], dtype, like):
         state["master"] = _zeros(param, dtype).copy_(state["master"])
@@ -193,13 +193,13 @@ def _fits(tensor: torch.Tensor, dtype: torch.dtype, like: torch.Tensor) -> bool:
 
 
 def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the state of a parameter, in the dtypes that it has here.
+    """Returns a copy of a parameter's state, in the dtypes that the options ask for.
 
     Args:
-        name: what error messages call the parameter.
+        name: the parameter's name in error messages.
         param: the parameter.
         given: its state in a state_dict.
-        options: those of its group.
+        options: the options of its group.
 
     Raises:
         ValueError: the state does not fit the parameter.
@@ -210,8 +210,8 @@ def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[st
     is_cut = "scales" in given and hasattr(param, "placements")
     if is_cut and not torch.equal(local_part(given["scales"])[-len(STATE) :].cpu(), _mark(param)):
         raise CheckpointError(
-            f"{name}: its 'scales' are of a parameter that was cut in another way. Blocks of elements are of each process's "
-            f"part, so that a state in 8 bits goes on with as many processes as saved it"
+            f"{name}: its 'scales' are of a parameter that was sharded differently. 8-bit state must be loaded with as many "
+            f"processes as saved it: to use another number, change state_dtype before saving"
         )
     dtype = _dtype_of(param.dtype, options["state_dtype"])
     if given and ("scales" in given) != (dtype == torch.uint8):
@@ -231,7 +231,7 @@ def copied_state(name: str, param: torch.Tensor, given: Any, options: Mapping[st
 
 
 def check_state(name: str, param: torch.Tensor, state: Mapping[str, Any]) -> None:
-    """Raises ValueError where the state of a parameter, if there is any, does not fit it."""
+    """Raises ValueError if the state of a parameter is not empty and does not fit it."""
     for key in ("step", *STATE) if state else ():
         if key not in state:
             raise CheckpointError(f"{name}: its state lacks {key!r}; it has {', '.join(map(repr, state))}")
@@ -249,9 +249,9 @@ def check_state(name: str, param: torch.Tensor, state: Mapping[str, Any]) -> Non
             )
         if key in STATE and (value.dtype == torch.uint8) != ("scales" in state):
             if "scales" in state:
-                text = f"{key!r} must be codes of torch.uint8, as there are 'scales'; got {value.dtype}"
+                text = f"{key!r} must be codes of torch.uint8, as its state has 'scales'; got {value.dtype}"
             else:
-                text = f"its state lacks 'scales', without which {key!r} of torch.uint8 says nothing"
+                text = f"its state lacks 'scales', without which {key!r} of torch.uint8 cannot be decoded"
             raise CheckpointError(f"{name}: {text}")
     if "scales" in state:
         _check_scales(name, param, state)
@@ -267,14 +267,16 @@ def _check_scales(name: str, param: torch.Tensor, state: Mapping[str, Any]) -> N
     local = local_part(scales)
     if local.dtype != torch.uint8 or local.shape != (size,) or local.layout is not torch.strided or local.is_meta:
         raise CheckpointError(
-            f"{name}: 'scales' must be a dense tensor of torch.uint8 and shape ({size},), {len(STATE)} for each "
+            f"{name}: 'scales' must be a dense tensor of torch.uint8 and shape ({size},), {len(STATE)} for each block of "
             f"{int8_state.BLOCK} elements; got one of {local.dtype}, shape {tuple(local.shape)} and {local.layout} on "
             f"{local.device}"
         )
-    # blocks are those of each process's part
+    # the blocks are those of each process's part
     for key in STATE:
         placements = [getattr(each, "placements", None) for each in (param, state[key])]
         if placements[0] != placements[1]:
-            raise CheckpointError(f"{name}: {key!r} must be placed as the parameter, {placements[0]}; got {placements[1]}")
+            raise CheckpointError(
+                f"{name}: {key!r} must have the parameter's placements {placements[0]}; got {placements[1]}"
+            )
     if hasattr(param, "placements") != hasattr(scales, "placements"):
-        raise CheckpointError(f"{name}: 'scales' must be a DTensor where the parameter is one, and only there")
+        raise CheckpointError(f"{name}: 'scales' must be a DTensor if the parameter is one, and a plain tensor if not")

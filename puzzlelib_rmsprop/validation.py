@@ -13,6 +13,8 @@ import numpy as np
 from .errors import DependencyError, HyperParameterError, SetupError, SetupWarning, warn
 
 __all__ = [
+    "BELOW_ONE",
+    "BELOW_ONE_HINT",
     "FLOAT32_MAX",
     "FLOAT32_TINY",
     "Checked",
@@ -34,6 +36,8 @@ __all__ = [
 
 FLOAT32_TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
+BELOW_ONE = 1 - 2**-25  # the bound of numbers that have to stay below 1 in float32
+BELOW_ONE_HINT = " (in float32, 1 - 2**-25 and above is rounded to 1)"
 
 
 def shown(value: Any) -> str:

@@ -120,5 +120,5 @@ def test_the_optimizer_has_the_bits_of_the_cpu(cuda, globalState):
 
 
 def test_it_cannot_be_captured():
-    with pytest.raises(HyperParameterError, match="capturable=True does not go with stateDtype='int8'"):
+    with pytest.raises(HyperParameterError, match="capturable=True cannot be combined with stateDtype='int8'"):
         RMSPropGraves(stateDtype="int8", capturable=True)

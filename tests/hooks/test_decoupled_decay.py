@@ -288,7 +288,8 @@ def test_one_that_has_no_learning_rate_is_told_so(arrays):
     optimizer.setupOn(net)
     optimizer.update()  # a schedule may begin so
     with pytest.warns(
-        SetupWarning, match=r"WeightDecay\(0\.5\) does nothing: its decay is a part of the optimizer's learnRate"
+        SetupWarning,
+        match=r"WeightDecay\(0\.5\) has no effect: decoupled decay is proportional to the optimizer's learnRate",
     ):
         optimizer.update()
     optimizer.update()
@@ -312,8 +313,8 @@ def test_more_than_there_is_is_refused(arrays, globalState, make):
     arrays.put(net.getVar("z").grad, np.full((1,), np.nan, np.float32))
     with pytest.raises(
         HyperParameterError,
-        match=r"variable 'a\.W': learnRate 0\.01 times its own, 1, times the decoupled decay, 110, times its wc, 1, "
-        r"must be at most 1, or its parameters change their sign; it is 1\.1",
+        match=r"variable 'a\.W': the product of learnRate \(0\.01\), its own learnRate \(1\), the decoupled decay \(110\) "
+        r"and its wc \(1\) must be at most 1, or its parameters change sign; got 1\.1",
     ):
         optimizer.update()
     assert_same(contents(arrays, net, optimizer), before)

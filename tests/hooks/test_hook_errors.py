@@ -44,7 +44,7 @@ TABLE = [
         (lambda: WeightDecay(1, decoupled=None), "decoupled must be True or False; got None"),
         (
             lambda: [optimizer := decoupled(1e4), optimizer.update()],
-            "learnRate 0.0001 times its own, 1, .* must be at most 1",
+            r"learnRate \(0.0001\), its own learnRate \(1\), .* must be at most 1",
         ),
         (lambda: Lasso(math.inf), "rate.*got inf"),
         (lambda: GradientClipping(0), "threshold must be.*got 0"),

@@ -46,7 +46,7 @@ def test_it_is_said_once_a_set_up(arrays, globalState, hooks, wc):
     for again in (False, True):
         if again:
             optimizer.setupOn(net, globalState)
-        message = rf"^{name} does nothing: the wc of every variable.* is 0; set variable\.wc = 1\.0 where it is to act$"
+        message = rf"^{name} has no effect: the wc of every variable.* is 0; set variable\.wc = 1\.0 where it should act$"
         with pytest.warns(SetupWarning, match=message) as found:
             optimizer.update()
         assert len(found) == 1
@@ -70,14 +70,14 @@ def test_a_rate_that_is_0_at_first(arrays, globalState):
     optimizer.update()
     optimizer.update()
     decay.rate = 0.1
-    with pytest.warns(SetupWarning, match="does nothing"):
+    with pytest.warns(SetupWarning, match="has no effect"):
         optimizer.update()
 
 
 def test_a_factor_of_0_counts(arrays):
     _, optimizer = made(arrays, True, [WeightDecay(0.1)], wc=1.0)
     optimizer.globalVar[np.dtype(np.float32)].wc = 0.0
-    with pytest.warns(SetupWarning, match="does nothing"):
+    with pytest.warns(SetupWarning, match="has no effect"):
         optimizer.update()
 
 
@@ -130,7 +130,7 @@ def test_no_false_alarm(arrays, globalState, hook, change):
 def test_decay_before_the_loss_scale_is_divided_by_it(arrays, globalState, kind):
     _, optimizer = made(arrays, globalState, [kind(0.1), GradientClipping(1.0), LossScaling()], wc=1.0)
     message = (
-        rf"^{kind.__name__}\(0\.1\) stands before LossScaling, which divides it by the scale as well: add LossScaling first$"
+        rf"^{kind.__name__}\(0\.1\) runs before LossScaling, which divides the decay by the scale: add LossScaling first$"
     )
     with pytest.warns(SetupWarning, match=message) as found:
         optimizer.update()

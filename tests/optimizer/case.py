@@ -35,7 +35,7 @@ class Case:
         return grads
 
     def step(self, frozen=(), learnRate=None, momRate=None, change=None):
-        """One update, and the reference's with each variable's own rates; ``change`` is what hooks do to a gradient."""
+        """Takes one update, and the reference's with each variable's rates; ``change`` imitates the hooks on a gradient."""
         grads = self.fill_grads()
         self.optimizer.update()
         for name, reference in self.expected.items():

@@ -1,4 +1,4 @@
-"""What the tests of RMSPropGraves' options share: a small net, its gradients, what is compared."""
+"""Shared by the tests of RMSPropGraves' options: a small net, its gradients, and the values to compare."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def set_grads(arrays, net, seed, scale=1.0):
 
 
 def states_of(arrays, optimizer):
-    """The state by name, what is in 8 bits as float32."""
+    """Returns the states by name, 8-bit state decoded to float32."""
     return {slot.names[0]: {e: read(arrays, a) for e, a in slot.state.items()} for slot in optimizer._variables}
 
 
@@ -43,13 +43,13 @@ def assert_same_nets(arrays, a, b, *optimizers):
 
 
 def takes_bfloat16(arrays, dtype="float32"):
-    """Whether state can be of bfloat16, for parameters of ``dtype``."""
-    protocols = ("dlpack", "cuda-interface2", "cuda-interface3")  # which do not have it
+    """Returns whether parameters of ``dtype`` can have bfloat16 state."""
+    protocols = ("dlpack", "cuda-interface2", "cuda-interface3")  # these do not support it
     return arrays.name not in ("puzzlelib", "puzzlelib-cuda") and (arrays.name not in protocols or dtype != "bfloat16")
 
 
 def seeds(seed, t):
-    """SplitMix64, as its authors give it: output number t."""
+    """Returns output number t of SplitMix64, as published by its authors."""
     z = (seed + t * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

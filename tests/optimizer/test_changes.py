@@ -1,4 +1,4 @@
-"""A step follows what changed in the net since the last, and looks at each variable once."""
+"""A step follows the changes to the net since the last step, and looks up each variable once."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.reference import Reference
 
 
 class Counting(Module):
-    """A net that counts how often it is asked for a variable."""
+    """A net that counts the look-ups of its variables."""
 
     asked = 0
 
@@ -27,7 +27,7 @@ def counting(globalState, **options):
         net.vars[name].grad.fill(1.0)
     optimizer = RMSPropGraves(1e-2, **options)
     optimizer.setupOn(net, globalState)
-    for _ in range(3):  # the first ones make tables
+    for _ in range(3):  # the first steps create tables
         optimizer.zeroGradParams()
         optimizer.update()
     net.asked = 0

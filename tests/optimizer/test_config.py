@@ -1,4 +1,4 @@
-"""How many threads an update may use at first: the affinity and the CPU quotas of control groups."""
+"""The default number of threads of an update: limited by the affinity and by the CPU quotas of control groups."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def _many_cores(monkeypatch):
 
 
 def tree(folder, cgroup, **files):
-    """A file system with these control groups; ``__`` in a name is a slash, and ``-`` stands as it is."""
+    """Creates a file system with these control groups; ``__`` in a name stands for a slash."""
     (folder / "proc/self").mkdir(parents=True)
     (folder / "proc/self/cgroup").write_text(cgroup)
     for name, content in files.items():
@@ -38,10 +38,10 @@ V1 = "12:memory:/m\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/\n"
         ("0::/\n", {"cpu_max": "250000 100000\n"}, 3),  # rounded up
         ("0::/\n", {"cpu_max": "10000 100000\n"}, 1),
         ("0::/\n", {"cpu_max": "9900000 100000\n"}, 64),  # more than the affinity allows
-        ("0::/a/b\n", {"a__b__cpu_max": "max 100000\n", "a__cpu_max": "300000 100000\n"}, 3),  # of a group above
+        ("0::/a/b\n", {"a__b__cpu_max": "max 100000\n", "a__cpu_max": "300000 100000\n"}, 3),  # the quota of a parent group
         ("0::/a/b\n", {"a__b__cpu_max": "500000 100000\n", "a__cpu_max": "300000 100000\n"}, 3),
         ("0::/a/b\n", {"a__b__cpu_max": "300000 100000\n", "a__cpu_max": "500000 100000\n"}, 3),
-        ("0::/a/b\n", {"cpu_max": "400000 100000\n"}, 4),  # a container's own root, and a path that only the host has
+        ("0::/a/b\n", {"cpu_max": "400000 100000\n"}, 4),  # the root of a container, and a path that exists only on the host
         ("0::/a:b\n", {"a:b__cpu_max": "400000 100000\n"}, 4),
         ("0::/../x\n", {"cpu_max": "400000 100000\n"}, 4),
         (V1, {"cpu__docker__abc__cpu_cfs_quota_us": "150000\n", "cpu__docker__abc__cpu_cfs_period_us": "50000\n"}, 3),

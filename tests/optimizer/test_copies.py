@@ -17,7 +17,7 @@ OWN = ARRAYS["own"]
 
 @pytest.fixture
 def copied(arrays):
-    """Arrays that can be copied and pickled: PuzzleLib's of a GPU have neither, so a net of them has not."""
+    """The arrays that can be copied and pickled; PuzzleLib's GPU arrays cannot, so a net of them cannot either."""
     if arrays.name == "puzzlelib-cuda":
         pytest.skip("a net of these arrays cannot be copied or pickled by itself")
     return arrays
@@ -80,7 +80,7 @@ def test_a_copy_goes_on_by_itself(copied, globalState, how, options):
 
 @pytest.mark.parametrize("how", [copy.deepcopy, pickled], ids=["copy", "pickle"])
 def test_net_and_optimizer_together(copied, globalState, how):
-    """The copy of the optimizer trains the copy of the net, whichever is copied first, or refers to the other."""
+    """The copied optimizer trains the copied net, whichever of the two is copied first or refers to the other."""
     arrays = copied
     net, optimizer = made(arrays, globalState)
     step(arrays, net, optimizer, 0)
@@ -173,7 +173,7 @@ def test_a_shallow_copy_has_what_hooks_keep(globalState):
 
 
 def test_a_copy_with_the_net_of_the_first_is_refused():
-    """In global mode one optimizer has the net; the first goes on."""
+    """In global mode a net belongs to one optimizer; the original can continue."""
     net, optimizer = made(OWN, True)
     twin = copy.deepcopy(optimizer, {id(net): net})
     step(OWN, net, optimizer, 0)

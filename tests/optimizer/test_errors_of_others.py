@@ -1,4 +1,4 @@
-"""Errors of a net, a hook or a subclass pass through, and cost no more than the step."""
+"""Errors raised by a net, a hook or a subclass are passed on, and only the step is lost."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.standins import Net
 
 
 class Boom(Exception):
-    """Somebody else's."""
+    """An error of the user's code."""
 
 
 def boom(*args):
@@ -56,7 +56,7 @@ def test_a_hook_that_fails_on_the_second_variable_takes_no_step():
 
 @pytest.mark.parametrize("globalState", [False, True])
 def test_a_step_that_was_taken_counts_though_it_was_interrupted(globalState, monkeypatch):
-    # the handler of Ctrl-C raises when the kernel returns; a checkpoint saved then has to say so
+    # Ctrl-C raises when the kernel returns, and a checkpoint saved then must contain the step
     net, optimizer = ready(globalState)
     before = net.getVar("W").data.copy()
     table = type(optimizer._plan.table)

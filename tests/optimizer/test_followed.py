@@ -1,4 +1,4 @@
-"""What hooks, users and subclasses change between steps, and within one: followed, or refused by name."""
+"""Changes that hooks, users and subclasses make between or within steps are followed, or refused with the name."""
 
 import copy
 import types
@@ -106,20 +106,20 @@ def test_statistics_of_a_net_that_has_only_updaters(tmp_path):
 def test_products_of_rates_that_overflow_are_refused(globalState):
     var = variable(0.0, learnRate=3e38)
     optimizer = ready(var, globalState, learnRate=100.0)
-    with pytest.raises(HyperParameterError, match="learnRate 100 times its own, 3e.38, is beyond float32"):
+    with pytest.raises(HyperParameterError, match="learnRate 100 times its own, 3e.38, overflows float32"):
         optimizer.update()
     assert not var.data.any()
     optimizer.learnRate = 1e-4
     optimizer.update()
     optimizer.learnRate = 100.0
-    with pytest.raises(HyperParameterError, match="beyond float32"):
+    with pytest.raises(HyperParameterError, match="overflows float32"):
         optimizer.update()
     assert optimizer.t == 1
 
 
 def test_a_decay_that_overflows_is_refused(globalState):
     optimizer = ready(variable(1.0, wc=3e38), globalState, [WeightDecay(100.0)])
-    with pytest.raises(HyperParameterError, match="a rate of 100 times the largest wc, 3e.38, is beyond float32"):
+    with pytest.raises(HyperParameterError, match="a rate of 100 times the largest wc, 3e.38, overflows float32"):
         optimizer.update()
 
 
@@ -127,9 +127,9 @@ def test_factors_that_overflow_or_are_frozen():
     var = variable(0.0, 1.0, learnRate=1e38)
     optimizer = ready(var, True)
     optimizer.globalVar[F].learnRate = 1e10
-    with pytest.raises(HyperParameterError, match="variable 'w', times globalVar's: its learnRate must be a finite number"):
+    with pytest.raises(HyperParameterError, match=r"'w' \(times globalVar's rates\): its learnRate must be a finite number"):
         optimizer.update()
-    var.learnRate = optimizer.globalVar[F].learnRate = -1.0  # two that freeze do not thaw
+    var.learnRate = optimizer.globalVar[F].learnRate = -1.0  # the product of two negative rates still freezes
     optimizer.update()
     assert not var.data.any()
 
@@ -151,7 +151,7 @@ def test_a_rate_that_is_gone_is_named(globalState):
     optimizer = ready(var, globalState)
     optimizer.update()
     del var.learnRate
-    with pytest.raises(VariableError, match="variable 'w': it has lost a rate: .*learnRate"):
+    with pytest.raises(VariableError, match="variable 'w': one of its rates was deleted: .*learnRate"):
         optimizer.update()
 
 
@@ -285,14 +285,14 @@ def test_an_interrupt_before_the_kernel_does_not_count(monkeypatch, globalState)
     assert optimizer.t == 0
 
 
-# ------------------------------------------------------------------------------------------------ odd nets
+# ------------------------------------------------------------------------------------------------ unusual nets
 
 
 def test_arrays_of_rates_on_variables_that_share_arrays_are_refused(globalState):
     first = variable(0.0)
     second = Variable(first.data, grad=first.grad)
     second.learnRate = np.ones(3)
-    with pytest.raises(VariableError, match="'a' and 'b' have the same arrays, but learnRate"):
+    with pytest.raises(VariableError, match="'a' and 'b' share their arrays but have learnRate"):
         RMSPropGraves().setupOn(Net({"a": first, "b": second}), globalState)
 
 

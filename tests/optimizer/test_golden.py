@@ -1,4 +1,4 @@
-"""The library's results beside those of PuzzleLib itself (tests/data/README.md)."""
+"""Compares the library's results with those of PuzzleLib itself (tests/data/README.md)."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_kernel_steps(case, globalState):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_trainings(kind, globalState):
-    # in either mode: where PuzzleLib's global mode works, it computes what its local mode does
+    # in either mode: where PuzzleLib's global mode works, its results equal those of its local mode
     replay = Replay(kind, globalState)
     for step, expected in enumerate(replay.golden["errors"]):
         error, grad = replay.cost(replay.net(replay.data), replay.target)

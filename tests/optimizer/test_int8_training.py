@@ -1,4 +1,4 @@
-"""stateDtype="int8" over many steps beside the formula in float64: no step that is far too long, and right on average."""
+"""stateDtype="int8" over many steps, compared with the formula in float64: no step is much too long; the mean is right."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class Exact:
 
 
 def sizes_of(rng, largest):
-    """Of the gradients: each block's differ by a factor of 1,000; the blocks' largest are of three powers of ten."""
+    """Returns gradient sizes that differ by a factor of 1,000 within a block; the blocks' maxima are three powers of ten."""
     return np.concatenate(
         [rng.permutation(np.geomspace(1e-3, 1.0, 64)) * largest / 10.0 ** rng.integers(0, 3) for _ in range(BLOCKS)]
     )
@@ -52,7 +52,7 @@ def gradients(kind, seed, largest):
 
 
 def trained(kind, seed, largest):
-    """The largest step in learning rates, and where the parameters end, here and by the formula."""
+    """Returns the largest step, in learning rates, and the final parameters of the optimizer and of the formula."""
     var = Variable(np.zeros(64 * BLOCKS, np.float32))
     optimizer = RMSPropGraves(RATE, stateDtype="int8", seed=seed)
     optimizer.setupOn({"w": var})
@@ -68,7 +68,7 @@ def trained(kind, seed, largest):
 
 
 seeds = pytest.mark.parametrize("seed", [1, 2, 3])
-# with 10 the default epsilon is above the variance of the small ones, with 1e4 below
+# for 10 the default epsilon is above the variance of the small gradients, for 1e4 below it
 largest = pytest.mark.parametrize("largest", [10.0, 1e4])
 
 
@@ -78,7 +78,7 @@ largest = pytest.mark.parametrize("largest", [10.0, 1e4])
 def test_steps_are_right_on_average(kind, seed, largest):
     longest, found, right = trained(kind, seed, largest)
     assert longest < 50
-    # seen: 0.2% and 0.8%; where epsilon counts for nothing 0.8% and 1.7%, of sparse gradients 3% and 3.5%
+    # observed: 0.2% and 0.8%; with negligible epsilon 0.8% and 1.7%, with sparse gradients 3% and 3.5%
     assert np.sum(found * np.sign(right)) == pytest.approx(np.abs(right).sum(), rel=0.05)
     assert np.abs(found - right).mean() < 0.06 * np.abs(right).mean()
 
@@ -86,7 +86,7 @@ def test_steps_are_right_on_average(kind, seed, largest):
 @seeds
 @largest
 def test_beside_much_larger_gradients_steps_are_short_not_long(seed, largest):
-    # a variance cannot be less than a 32,767th of its block's largest: what is smaller takes shorter steps
+    # the smallest variance is 1/32,767 of its block's largest: elements below that take shorter steps
     longest, found, right = trained("one large", seed, largest)
     assert longest < 50
     assert np.sum(found * np.sign(right)) < 1.01 * np.abs(right).sum()
@@ -95,6 +95,6 @@ def test_beside_much_larger_gradients_steps_are_short_not_long(seed, largest):
 @compiled
 @pytest.mark.skipif(cpu.chosen() is not cpu, reason="plants a fault in the compiled library, which is not in use")
 def test_the_grid_shows_a_variance_that_falls_to_0(monkeypatch, tmp_path):
-    # what these tests are for
+    # shows that these tests detect the fault
     monkeypatch.setattr(cpu, "library", compiled_anew(tmp_path, [FAULT], kind="float, int8, float, false"))
     assert trained("one large", 1, 1e4)[0] > 50

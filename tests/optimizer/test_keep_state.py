@@ -1,4 +1,4 @@
-"""setupOn(net, keepState=True): the state of what stays, where a net has grown or shrunk."""
+"""setupOn(net, keepState=True) keeps the state of the remaining variables when a net has grown or shrunk."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def value(name, shape, seed):
 
 
 def grow(arrays, net, shapes):
-    """The net with variables of these names: those that it has already stay."""
+    """Gives the net variables of these names; existing ones are kept."""
     for name in [name for name in net.vars if name not in shapes]:
         del net.vars[name]
     for name, shape in shapes.items():
@@ -38,7 +38,7 @@ def step(arrays, net, optimizer, seed, references=()):
 
 @pytest.mark.parametrize("after", [False, True], ids=["to local", "to global"])
 def test_a_net_that_grows_and_shrinks(arrays, globalState, after):
-    """Against the rule in float64: a variable that stays never sees that the net has changed."""
+    """Compared with the rule in float64: changes to the net do not affect the remaining variables."""
     net, optimizer = Net({}), RMSPropGraves(learnRate=0.01)
     grow(arrays, net, {"b": (3,), "d": (2, 2), "f": (4,)})
     references = {name: Reference(arrays.get(var.data)) for name, var in net.vars.items()}
@@ -156,7 +156,7 @@ def test_state_in_parts_is_refused():
 
 
 def test_factors_go_into_the_rates_in_local_mode():
-    """What was frozen by globalVar stays frozen."""
+    """Variables frozen by globalVar stay frozen."""
     net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
     optimizer.setupOn(net, True)
     optimizer.globalVar[np.float32].learnRate = 0

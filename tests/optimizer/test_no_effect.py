@@ -1,4 +1,4 @@
-"""What a user sets and nothing reads: said once, with what counts in its place."""
+"""Settings without effect: one warning that names the right one."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ def test_other_names_for_hyper_parameters(name, right):
     with pytest.warns(SetupWarning, match=f"^RMSPropGraves.{name} has no effect: use {right}$") as said:
         setattr(optimizer, name, 0.5)
     assert said[0].filename == __file__
-    setattr(optimizer, name, 0.25)  # said once
+    setattr(optimizer, name, 0.25)  # warned once
     assert getattr(optimizer, name) == 0.25
     delattr(optimizer, name)
     assert not hasattr(optimizer, name)
@@ -50,7 +50,7 @@ def test_other_names_for_rates_of_a_variable(name):
 
 
 def test_attributes_of_ones_own():
-    """Registered, defined by a class, or read by a rule of one's own: nobody's business."""
+    """No warning for attributes that are registered, defined by a class, or used by the user's own rule."""
 
     class Mine(RMSPropGraves):
         momentum = 0.0
@@ -87,7 +87,7 @@ def test_a_variable_that_came_later(arrays, globalState):
     optimizer.setupOn(net, globalState)
     net.vars["late"] = arrays.var(np.zeros(3, np.float32))
     message = (
-        r"^variable 'late' came into the net after setupOn, and will not be trained: call setupOn\(net, keepState=True\)$"
+        r"^variable 'late' was added to the net after setupOn and will not be trained: call setupOn\(net, keepState=True\)$"
     )
     with pytest.warns(SetupWarning, match=message) as said:
         optimizer.update()
@@ -104,18 +104,18 @@ def test_one_that_comes_in_the_middle_is_found(tmp_path):
     for _ in range(10):
         optimizer.update()
     net["late"], net["also"] = var(), var()
-    with pytest.warns(SetupWarning, match="variables 'late', 'also' came into the net"):
+    with pytest.warns(SetupWarning, match="variables 'late', 'also' were added to the net"):
         optimizer.save(tmp_path / "run.hdf")
     optimizer.save(tmp_path / "run.hdf")
     net["third"] = var()
     while optimizer.t < 16:
         optimizer.update()
-    with pytest.warns(SetupWarning, match="variable 'third' came into the net"):
+    with pytest.warns(SetupWarning, match="variable 'third' was added to the net"):
         optimizer.update()
 
 
 def test_variables_with_an_updater_are_known(globalState):
-    """They, and tied ones, are the optimizer's business."""
+    """No warning for variables with an updater, nor for tied ones."""
     shared, own = OWN.var(np.zeros(3, np.float32)), Variable(OWN.make(np.zeros(2)), updater=lambda var, rate: None)
     net = Net({"a": shared, "b": shared, "own": own})
     optimizer = RMSPropGraves()

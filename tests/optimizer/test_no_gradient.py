@@ -1,4 +1,4 @@
-"""``variable.grad = None``: in local mode the variable is not in this step, as in PyTorch."""
+"""``variable.grad = None``: in local mode the variable is left out of the step, as in PyTorch."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def made(arrays=OWN, globalState=False, hooks=(), kind=RMSPropGraves, **options)
 
 @pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fuseZeroGrad"])
 def test_left_out_of_the_step(arrays, fuse):
-    """Neither parameter nor state moves, momentum neither; with a gradient again it goes on where it was."""
+    """Parameter and state, including momentum, stay unchanged; with a gradient again, training continues from there."""
     net, optimizer = made(arrays, learnRate=0.01, fuseZeroGrad=fuse)
     references = {name: Reference(arrays.get(var.data)) for name, var in net.vars.items()}
     rng = np.random.default_rng(1)
@@ -145,4 +145,4 @@ def test_the_only_one_with_decay_is_left_out():
     net, optimizer = made(hooks=[WeightDecay(0.5)])
     net.getVar("a").wc = 1.0
     net.getVar("a").grad = None
-    optimizer.update()  # no warning that nothing has a wc
+    optimizer.update()  # no warning that all wc are 0

@@ -1,4 +1,4 @@
-"""What an optimizer asks of its nodeinfo: a group's average, and when it is taken."""
+"""How an optimizer uses its nodeinfo: the average over a group, and when it is computed."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_nodeinfo_averages_after_the_hooks(arrays):
     flat = optimizer.globalVar[np.dtype("float32")]
     ((what, name, buffer),) = nodeinfo.calls
     assert (what, name) == ("broadcast", "data")
-    # PuzzleLib's CUDA arrays hand over their memory, as its own optimizer does
+    # for PuzzleLib's CUDA arrays their memory is passed on, as by PuzzleLib's own optimizer
     assert buffer is (flat.data.gpudata if arrays.name == "puzzlelib-cuda" else flat.data)
     optimizer.addHook(lambda var, state, stream: arrays.put(var.grad, 1.0))
     optimizer.update()
@@ -52,7 +52,7 @@ def test_nodeinfo_needs_global_state_and_no_updaters():
     optimizer = RMSPropGraves(nodeinfo=NodeInfo())
     with pytest.raises(SetupError, match="needs global state"):
         optimizer.setupOn(Net(x=Variable(gpuarray.zeros(2))))
-    with pytest.raises(VariableError, match="'x' has an updater"):
+    with pytest.raises(VariableError, match="'x' has its own updater"):
         optimizer.setupOn(Net(x=Variable(gpuarray.zeros(2), updater=print)), useGlobalState=True)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people have them: 0-d arrays, scalars of NumPy and others, text from a configuration file."""
+"""Numbers of various types: 0-d arrays, scalars of NumPy and other libraries, text from a configuration file."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from puzzlelib_rmsprop.validation import number
 
 
 class Tensor:
-    """Another library's: of no dimensions, with a number inside."""
+    """A 0-d tensor of another library."""
 
     shape, dtype = (), "float32"
 
@@ -52,7 +52,7 @@ def test_a_rate_in_an_array_is_followed_where_it_changes(globalState):
     var.learnRate = rate
     optimizer.update()
     before = var.data.copy()
-    rate[...] = 0.0  # in place: the array is the same, the number is not
+    rate[...] = 0.0  # in place: the same array with another number
     optimizer.update()
     assert np.array_equal(var.data, before)
 

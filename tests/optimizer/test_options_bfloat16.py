@@ -1,4 +1,4 @@
-"""stateDtype: state in bfloat16, rounded at random from a seed."""
+"""stateDtype: bfloat16 state with seeded stochastic rounding."""
 
 import zlib
 
@@ -73,7 +73,7 @@ def test_float64_keeps_its_state(arrays, globalState):
 
 
 def test_small_changes_add_up_on_average():
-    # a gradient that changes mg by a tenth of what bfloat16 can tell apart: rounded to nearest it would stay for ever
+    # each gradient changes mg by a tenth of a bfloat16 unit: rounded to nearest, mg would never change
     net = Net({"W": Variable(gpuarray.zeros(40_000))})
     optimizer = RMSPropGraves(1e-4, alpha=0.999, stateDtype="bfloat16")
     optimizer.setupOn(net)
@@ -85,6 +85,6 @@ def test_small_changes_add_up_on_average():
         mean = 0.999 * mean + 0.001 * 1.0
         spread.append(float(optimizer.states["W"]["mg"].astype(np.float64).mean()) - mean)
     assert bfloat16(np.float32(0.999 * 0.75 + 0.001)) == 0.75
-    # each element is off by a random walk of at most 200 steps within one unit (2**-8), their mean by a 200th of that
+    # each element's error is a random walk of at most 200 steps within one unit (2**-8), the mean's a 200th of that
     assert abs(spread[-1]) < 4 * 200**0.5 * 2**-8 / 2 / 40_000**0.5
     assert mean > 0.79

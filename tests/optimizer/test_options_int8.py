@@ -1,4 +1,4 @@
-"""stateDtype="int8": state of a byte a number, in blocks with a scale each."""
+"""stateDtype="int8": state with one byte per number and one scale per block."""
 
 import copy
 import pickle
@@ -37,7 +37,7 @@ def train(arrays, net, optimizer, steps=4, first=1):
 
 
 def bytes_of(arrays, optimizer):
-    """Codes and scales, by name."""
+    """Returns codes and scales by name."""
     found = {}
     for variable in optimizer._variables:
         state = {entity: arrays.get(variable.state[entity].codes).tobytes() for entity in STATE}
@@ -116,7 +116,7 @@ def test_dtypes_of_their_own_in_one_net(arrays, globalState):
 
 
 class Looked:
-    """A hook of somebody's own, on the state."""
+    """A user's hook that reads the state."""
 
     def __init__(self):
         self.calls = []
@@ -222,7 +222,7 @@ def test_replaced_arrays_are_followed(arrays):
 
 
 class OneByOne(RMSPropGraves):
-    """As somebody writes it who wants to see each variable."""
+    """A user's subclass that sees each variable."""
 
     def updateVar(self, var, state, stream=None):
         self.seen = [*getattr(self, "seen", []), state["variance"].shape]
@@ -257,7 +257,7 @@ def test_a_copy_goes_on_by_itself(arrays, globalState, how):
     net, optimizer = made(arrays, globalState)
     train(arrays, net, optimizer, 2)
     other = how(optimizer)
-    other.exportState()  # which finds the state of the copied net
+    other.exportState()  # sets the copy up on its own net
     assert bytes_of(arrays, other) == bytes_of(arrays, optimizer)
     before = bytes_of(arrays, other)
     train(arrays, net, optimizer, 2, first=3)
@@ -299,12 +299,15 @@ def short_scales(net, optimizer):
 
 
 REFUSED = {
-    "an array of floats": (replaced("mg", array_of), r"'a.W': its mg must be a QuantizedArray, as stateDtype='int8' makes"),
+    "an array of floats": (
+        replaced("mg", array_of),
+        r"'a.W': its mg must be a QuantizedArray, as made by stateDtype='int8'; got",
+    ),
     "nothing": (replaced("delta", lambda *_: None), "its delta must be a QuantizedArray.*got NoneType"),
-    "another entity": (replaced("mg", variance), "its mg must be the one that was made for it; got that of 'variance'"),
+    "another entity": (replaced("mg", variance), "its mg must be the array made for 'mg'; got the one made for 'variance'"),
     "scales of another": (
         replaced("mg", scales_of_another),
-        "must be those that were made together, with one array of scales",
+        "must be made together and share one array of scales",
     ),
     "another variable's": (smaller, r"'a.W'.*shape"),
     "scales too short": (short_scales, r"'a.W'.*scales"),
@@ -331,7 +334,8 @@ def test_eight_bits_where_floats_belong():
 
 
 def test_what_does_not_go_with_it():
-    with pytest.raises(HyperParameterError, match="capturable=True does not go with stateDtype='int8', whose rounding"):
+    message = "capturable=True cannot be combined with stateDtype='int8', whose rounding"
+    with pytest.raises(HyperParameterError, match=message):
         RMSPropGraves(stateDtype="int8", capturable=True)
     optimizer = RMSPropGraves(stateDtype="int8")
     optimizer.setupOn({"W": Variable(np.zeros(3, np.float32))})
@@ -353,4 +357,4 @@ def test_what_an_array_of_8_bits_says_of_itself():
     found = array.get()
     assert np.abs(found - np.linspace(-1, 1, array.size).reshape(array.shape)).max() < 0.02
     assert np.array_equal(found.ravel(), values(array.codes.ravel(), array.scales[2::3], "delta"))
-    assert not optimizer.states["a.W"]["mg"].get().any()  # whose scales lie beside
+    assert not optimizer.states["a.W"]["mg"].get().any()  # its scales lie beside those of delta

@@ -1,4 +1,4 @@
-"""masterWeights: float32 copies of parameters of 16 bits."""
+"""masterWeights: float32 copies of 16-bit parameters."""
 
 import zlib
 
@@ -29,7 +29,7 @@ def test_every_bit_of_master_weights_is_the_formulas(arrays, globalState, dtype,
     for t in range(1, 6):
         set_grads(arrays, net, t)
         if t == 4:
-            # written by somebody else: that counts from now on
+            # written by the user: the new value counts from now on
             arrays.put(net.getVar("a.b").data, np.arange(5).astype(dtype))
             expected["a.b"].param = np.arange(5).astype(np.float32)
         for name, var in net.vars.items():
@@ -43,7 +43,7 @@ def test_every_bit_of_master_weights_is_the_formulas(arrays, globalState, dtype,
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_small_steps_train_with_master_weights_and_stop_without(dtype):
-    # each step is a tenth of half a unit in the last place of 1.0
+    # each step is a tenth of half a unit in the last place (ulp) of 1.0
     unit = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
     found = {}
     for master in (False, True):

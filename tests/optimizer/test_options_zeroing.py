@@ -1,4 +1,4 @@
-"""fuseZeroGrad: gradients that the update zeroes in passing; and zeroing without it."""
+"""fuseZeroGrad: the update sets the gradients to zero; and zeroing without it."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_zeroing_in_passing_changes_nothing_else(arrays, globalState, dtype):
             set_grads(arrays, net, step)
             optimizer.update()
     assert_same_nets(arrays, *nets, *optimizers)
-    for var in nets[0].vars.values():  # the frozen one too
+    for var in nets[0].vars.values():  # the frozen variable too
         assert arrays.get(var.grad).tobytes() == bytes(arrays.get(var.grad).nbytes)
     for var in nets[1].vars.values():
         assert arrays.get(var.grad).any()
@@ -37,7 +37,7 @@ def test_only_the_first_zeroing_after_an_update_is_free(arrays, globalState):
         optimizer.update()
         optimizer.zeroGradParams()  # known to be zero
         set_grads(arrays, net, 1)
-        optimizer.zeroGradParams()  # a batch thrown away
+        optimizer.zeroGradParams()  # a discarded batch
         assert not any(arrays.get(var.grad).any() for var in net.vars.values())
 
 

@@ -1,4 +1,4 @@
-"""The plan of a step: made once, made anew where something has changed, and told new rates."""
+"""The plan of a step: made once, replaced when something has changed, and updated with new rates."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def made(arrays, globalState, hooks=(), **options):
 
 @pytest.fixture
 def tables(monkeypatch):
-    """Every table that is made, of any device."""
+    """Records every table that is created, on any device."""
     found = []
     real = RMSPropGraves._pack
 
@@ -70,7 +70,7 @@ def test_a_change_makes_another(arrays, globalState, change):
 def test_new_rates_are_told_to_the_table_that_is_there(arrays, tables):
     net, optimizer = made(arrays, False)
     for step in range(6):
-        net.vars["a"].learnRate = 1.0 / (1 + step)  # a schedule of its own
+        net.vars["a"].learnRate = 1.0 / (1 + step)  # its own schedule
         optimizer.update()
     assert len(tables) == 1
     net.vars["c"].learnRate = 0.0
@@ -79,7 +79,7 @@ def test_new_rates_are_told_to_the_table_that_is_there(arrays, tables):
 
 
 def test_a_schedule_of_a_variable_counts(arrays, globalState):
-    """Bit for bit as an optimizer that is set up anew before each step, and given the state."""
+    """Bitwise equal to an optimizer that is set up again before each step and given the state."""
     net, optimizer = made(arrays, globalState)
     other_net, other = made(arrays, globalState)
     rng = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""Steps after something went wrong, or was changed in an unusual way: the next one is right again."""
+"""After an error or an unusual change, the next step is right again."""
 
 import types
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ def failing(what):
 
 @pytest.mark.parametrize("error", [MemoryError("no memory"), KeyboardInterrupt()])
 def test_rates_of_a_plan_that_was_never_made_are_not_used(globalState, monkeypatch, error):
-    """The table is told new rates; then making the plan fails, and the rates are set back."""
+    """The table gets new rates, then making the plan fails, and the rates are restored."""
     net, other = variables(), variables()
     optimizer, right = RMSPropGraves(), RMSPropGraves()
     optimizer.setupOn(net, globalState)
@@ -140,7 +140,7 @@ def test_what_is_no_state_is_refused_by_name(globalState):
 
 
 def test_a_schedule_of_one_variable_is_exact(globalState):
-    """Beside the formula in float64: a rate that changes in every step is told to the table that is there."""
+    """Compared with the formula in float64: the present table gets a rate that changes in every step."""
     net, optimizer = variables(4), RMSPropGraves(learnRate=0.01)
     optimizer.setupOn(net, globalState)
     references = {name: Reference(np.full(3, 0.5, F)) for name in net}

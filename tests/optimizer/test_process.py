@@ -1,4 +1,4 @@
-"""What users do to a process: threads, forks, several at once, an interpreter that ends. Each in a process of its own."""
+"""Threads, forks, several processes at once, interpreter shutdown. Each test runs in its own process."""
 
 import os
 import platform
@@ -131,7 +131,7 @@ def test_helpers_take_no_signals_of_the_program():
 @compiled
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no such timer")
 def test_ctrl_c_during_an_update():
-    # it is raised after the call: every element has made the step, or none, and nothing works on the arrays any more
+    # raised after the call: every element has taken the step, or none, and nothing still writes the arrays
     done = run("""
         import signal
         def interrupt(*_): raise KeyboardInterrupt
@@ -168,7 +168,7 @@ def test_ctrl_c_during_an_update():
 
 @forks
 def test_fork_after_an_update():
-    # a data loader's worker: forked from a process whose helper threads exist, and which may train itself
+    # a data loader's worker: forked from a process with helper threads, and may train too
     done = run("""
         training = Training(0)
         training.step()
@@ -317,7 +317,7 @@ def test_an_update_writes_no_file(tmp_path):
     done = run("training = Training(0); training.step(); print(training.right())", env, cwd=folders["cwd"])
     assert done.stdout == "True\n", done.stderr
     assert [list(folder.iterdir()) for folder in folders.values()] == [[], [], []]
-    # bytecode is of Python's keeping, and other processes of the tests write it
+    # Python's bytecode cache, which other test processes write too
     kept = [path for path in sorted(package.rglob("*")) if "__pycache__" not in path.parts]
     assert kept == [path for path in before if "__pycache__" not in path.parts]
 

@@ -1,4 +1,4 @@
-"""Processes started while the CPU's helper threads are there: by fork, spawn and forkserver, in threads, one in another."""
+"""Processes started while the CPU's helper threads exist: by fork, spawn and forkserver, from threads, and nested."""
 
 import os
 import subprocess
@@ -87,7 +87,7 @@ def test_a_fork_of_a_fork():
 
 @forks
 def test_a_fork_in_a_thread_that_trains():
-    # the child's only thread is one that the interpreter did not begin with
+    # the child's only thread is not the one that started the interpreter
     done = run("""
         import threading
         warnings.simplefilter("ignore", DeprecationWarning)

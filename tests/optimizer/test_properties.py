@@ -49,7 +49,7 @@ def test_any_net(variables, keys, rates, globalState, seed):
 
 
 class Calls(RuleBasedStateMachine):
-    """A training in which the user does, at any time, anything the documentation allows."""
+    """A training in which the user does anything that the documentation allows, at any time."""
 
     @initialize(seed=st.integers(0, 2**32 - 1))
     def start(self, seed):
@@ -115,7 +115,7 @@ class Calls(RuleBasedStateMachine):
         for key, state in states.items():
             var = next(var for var in self.variables() if id(var) == key)
             for name, content in self.expected[key].buffers().items():
-                # up to fifty steps, some with the gradient unchanged from the last: more rounding than in ten
+                # up to fifty steps, some with the same gradient as the last: more rounding than in ten
                 scale = self.expected[key].largest[name]
                 assert_close({"param": var.data, **state}[name], content, 1e-4, name, scale)
 

@@ -1,4 +1,4 @@
-"""What PuzzleLib's users do with an optimizer besides the usual, and nets that are none."""
+"""Less usual ways in which PuzzleLib's users use an optimizer, and dicts and lists in place of a net."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_ms_is_a_key_error_that_says_what_took_its_place(arrays, globalState):
     optimizer.setupOn(net, globalState)
     optimizer.update()
     for state in (*optimizer.states.values(), *seen):
-        with pytest.raises(KeyError, match=r"'variance' took its place, and ms is variance \+ mg\*mg"):
+        with pytest.raises(KeyError, match=r"'ms' was replaced by 'variance': ms equals variance \+ mg\*mg"):
             state["ms"]
         assert "ms" not in state
         with pytest.raises(KeyError, match="^'other'$"):
@@ -76,7 +76,7 @@ def test_rates_of_globalVar_are_factors_on_those_of_all_its_variables(arrays, st
     nets = [make_net(arrays, tuple(own)) for _ in range(2)]
     for net, optimizer in ((net, RMSPropGraves(1e-2, stateDtype=stateDtype)) for net in nets):
         optimizer.addHook(WeightDecay(0.1))
-        optimizer.addHook(lambda var, state, stream: None)  # one that has decay done variable by variable
+        optimizer.addHook(lambda var, state, stream: None)  # a hook that makes the decay run variable by variable
         optimizer.addHook(WeightDecay(0.2))
         optimizer.setupOn(net, useGlobalState=True)
         flat = optimizer.globalVar[np.float32]
@@ -85,7 +85,7 @@ def test_rates_of_globalVar_are_factors_on_those_of_all_its_variables(arrays, st
             for name, var in net.vars.items():
                 if net is nets[0]:
                     var.learnRate, var.momRate, var.wc = own[name]
-                else:  # the product on the variable itself
+                else:  # the product as the variable's own rate
                     late = 1.0 if step < 2 else None
                     rates = zip(own[name], factors.values(), strict=True)
                     var.learnRate, var.momRate, var.wc = (rate * (late or factor) for rate, factor in rates)
@@ -104,7 +104,7 @@ def test_a_rate_of_globalVar_counts_before_the_first_update_and_stays(arrays):
     optimizer.globalVar[np.float32].learnRate = 0
     before = {name: arrays.get(var.data) for name, var in net.vars.items()}
     optimizer.update()
-    net.getVar("fc0.W").learnRate = 0.5  # a variable's own rate does not bring it back
+    net.getVar("fc0.W").learnRate = 0.5  # a variable's own rate does not unfreeze it
     optimizer.update()
     for name, var in net.vars.items():
         assert np.array_equal(arrays.get(var.data), before[name])
@@ -145,7 +145,7 @@ def test_a_second_optimizer_takes_over_a_tied_net(arrays):
 
 
 def test_variables_with_the_same_arrays_are_one(arrays, globalState):
-    # what PuzzleLib's own optimizer makes of a tied net in global mode
+    # a tied net after PuzzleLib's own optimizer in global mode
     net = make_net(arrays, ("a", "c"))
     first = net.vars["a"]
     net.vars["b"] = type(first)(first.data, grad=first.grad)
@@ -165,7 +165,7 @@ def test_variables_with_the_same_arrays_and_other_rates_are_refused(arrays, glob
     first = net.vars["a"]
     net.vars["b"] = type(first)(first.data, grad=first.grad)
     net.vars["b"].wc = 0.5
-    with pytest.raises(VariableError, match="'a' and 'b' have the same arrays, but wc 0.0 and 0.5; make them one"):
+    with pytest.raises(VariableError, match="'a' and 'b' share their arrays but have wc 0.0 and 0.5; make them one"):
         RMSPropGraves().setupOn(net, globalState)
 
 
@@ -177,7 +177,7 @@ def test_variables_with_the_same_arrays_and_other_rates_are_refused(arrays, glob
 )
 def test_a_hook_that_does_not_take_three_arguments_is_refused(hook):
     optimizer = RMSPropGraves()
-    with pytest.raises(SetupError, match=r"a hook is called as hook\(var, state, stream\), and .* takes \(.*write it as"):
+    with pytest.raises(SetupError, match=r"a hook is called as hook\(var, state, stream\), but .* takes \(.*define it as"):
         optimizer.addHook(hook)
     assert optimizer.hooks == []
 
@@ -247,7 +247,7 @@ def test_variables_that_are_none_or_have_no_name_are_refused():
 
 
 class Recording(RMSPropGraves):
-    """Overrides every method of PuzzleLib's that there is to override, and calls the base class's."""
+    """Overrides every method that PuzzleLib's subclasses can override, and calls the base class's."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -372,7 +372,7 @@ def test_a_global_set_up_that_moves_nothing_is_refused(arrays):
 
 
 def test_variables_without_names_are_called_by_their_place(tmp_path):
-    """Their running numbers depend on what else was made: state went to the wrong one of the same shape, silently."""
+    """Default names depend on how many variables were created before, so state could go to a wrong variable."""
 
     def made():
         return Variable(np.zeros(3, np.float32), grad=np.zeros(3, np.float32))

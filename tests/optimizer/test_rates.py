@@ -1,4 +1,4 @@
-"""The learning rate, and the rates of single variables: live at every step, in both modes."""
+"""The learning rate and the rates of single variables are read at every step, in both modes."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tests.standins import Net
 def test_frozen_and_own_rates_are_live_in_both_modes(arrays, globalState):
     case = Case(arrays, globalState)
     case.step()
-    # PuzzleLib's global mode drops rates: there, none of these lines does anything
+    # PuzzleLib's global mode ignores rates: there, none of these lines has an effect
     case.var("fc0.b").learnRate = 0
     case.var("fc1.W").learnRate, case.var("fc1.W").momRate = 0.25, 0.5
     frozen = arrays.get(case.var("fc0.b").data)
@@ -18,7 +18,7 @@ def test_frozen_and_own_rates_are_live_in_both_modes(arrays, globalState):
         case.step(frozen={"fc0.b"}, learnRate={"fc1.W": 0.25}, momRate={"fc1.W": 0.5})
     assert np.array_equal(arrays.get(case.var("fc0.b").data), frozen)
     case.check()
-    # thawed again, its state is where it was
+    # unfrozen again, it continues with its old state
     case.var("fc0.b").learnRate = 2.0
     case.step(learnRate={"fc1.W": 0.25, "fc0.b": 2.0}, momRate={"fc1.W": 0.5})
     case.check()
@@ -48,7 +48,7 @@ def test_learn_rate_of_the_optimizer_is_live(arrays, globalState):
     case.step()
     case.optimizer.learnRate = 0.5
     case.step()
-    # at zero the averages and the momentum go on
+    # at zero the averages and the momentum are still updated
     case.optimizer.learnRate = 0
     case.step()
     case.check()

@@ -34,7 +34,7 @@ def test_global_buffers(arrays):
         assert var.data is shared[name]
         assert getattr(case.net, name.replace(".", "_")) is var.data, "setVar points the module's attribute at the view"
         assert var.data.shape == shape
-    # a view: what is written into the flat buffer shows in the variable
+    # a view: the variable shows what is written into the flat buffer
     arrays.put(flat.data, np.arange(arrays.shape(flat.data)[0], dtype=np.float32))
     for name, shape in shapes.items():
         start = shared.offsets[name]
@@ -126,7 +126,7 @@ def test_replaced_arrays_are_followed_in_local_mode(arrays):
     var.grad = arrays.make(np.zeros(SHAPES["fc0.W"], np.float32))
     var.data = arrays.make(arrays.get(var.data))
     case.step()
-    # and a variable that was replaced whole
+    # and a variable that was replaced as a whole
     case.net.setVar("fc1.W", arrays.var(arrays.get(case.var("fc1.W").data)))
     case.step()
     case.check()

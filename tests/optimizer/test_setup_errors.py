@@ -46,7 +46,7 @@ class NoneFound(Net):
 
 
 class Bare:
-    """No variable at all."""
+    """Not a variable."""
 
     def __init__(self):
         self.data = self.grad = gpuarray.zeros(3)
@@ -84,13 +84,13 @@ TABLE = [
         (lambda: setup(net=Net), r"a method getVarTable\(\); got the class Net"),
         (
             lambda: setup(net=types.MappingProxyType({"W": var()})),
-            "setupOn takes a dict of names to variables; got a mappingproxy",
+            "setupOn takes a dict of names to variables; got a mapping of type mappingproxy",
         ),
         (lambda: RMSPropGraves().setupOn(None), r"a method getVarTable\(\); got NoneType"),
         *[
             (
                 lambda given=given, mode=mode: table(given, mode),
-                f"must give a dict of variables to lists of names; got {kind}",
+                f"must return a dict of variables to lists of names; got {kind}",
             )
             for mode in (False, True)
             for given, kind in (
@@ -102,7 +102,7 @@ TABLE = [
         *[
             (
                 lambda names=names: table(lambda net: dict.fromkeys(net.vars.values(), names)),
-                "must give each variable a list of n",
+                "must map each variable to a list of n",
             )
             for names in ("W", {"W"}, (name for name in ["W"]), 3, None, [], [b"W"], [None])
         ],
@@ -110,17 +110,17 @@ TABLE = [
             lambda: RMSPropGraves(nodeinfo=3).setupOn(Net(W=var()), True),
             r"nodeinfo must have a method broadcastBuffer\(\).*got 3",
         ),
-        (lambda: setup(net=Nameless(a=var())), "must give each variable a list of names"),
-        (lambda: setup(net=Odd(a=var())), r"must give each variable a list of names; got \(3,\)"),
+        (lambda: setup(net=Nameless(a=var())), "must map each variable to a list of names"),
+        (lambda: setup(net=Odd(a=var())), r"must map each variable to a list of names; got \(3,\)"),
     ),
     *rows(
         VariableError,
-        (lambda: setup(**{"\udc80": var()}), "its name must be text that UTF-8 has"),
+        (lambda: setup(**{"\udc80": var()}), "its name must be text that UTF-8 can encode"),
         (lambda: setup(a=var(), b=var(withgrad=False)), "'b' has no gradient"),
         (lambda: setup(True, a=var(), b=var(withgrad=False)), "'b' has no gradient"),
-        (lambda: setup(net=NoneFound(a=var())), "'a': getVarTable.. and getVar.. give different objects"),
-        (lambda: setup(a=Bare()), "'a': a Bare without 'learnRate' is no variable"),
-        (lambda: table(lambda net: {3: ["W"]}), "'W': getVarTable.. and getVar.. give different objects"),
+        (lambda: setup(net=NoneFound(a=var())), "'a': getVarTable.. and getVar.. return different objects"),
+        (lambda: setup(a=Bare()), "'a': a variable needs the attribute 'learnRate', which this Bare lacks"),
+        (lambda: table(lambda net: {3: ["W"]}), "'W': getVarTable.. and getVar.. return different objects"),
         *[
             (lambda dtype=dtype, mode=mode: setup(mode, a=Variable(np.zeros(3, dtype))), "'a': dtype must be.*; got")
             for mode in (False, True)
@@ -148,7 +148,7 @@ TABLE = [
         ),
         (lambda: setup(net=Twice(a=var(), b=var())), "'same': two variables of the net have this name"),
         (lambda: setup(net=Lost(a=var())), r"'gone.a' is in getVarTable\(\), but getVar\(\) does not find it"),
-        (lambda: setup(net=Other(a=var())), "'a': getVarTable.. and getVar.. give different objects"),
+        (lambda: setup(net=Other(a=var())), "'a': getVarTable.. and getVar.. return different objects"),
         (
             lambda: setup(a=with_grad(gpuarray.zeros(3), gpuarray.zeros(4))),
             r"'a': its gradient must be of shape \(3,\); got \(4,\)",
@@ -181,7 +181,7 @@ TABLE = [
         ),
         (lambda: setup(W=var(), u=Updaterless()), "'u' has an updater, but no method update"),
         *[
-            (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must give a dict of arrays; got")
+            (lambda given=given: setup(optimizer=Stateful(given), W=var()), "must return a dict of arrays; got")
             for given in (None, [1], 3)
         ],
     ),

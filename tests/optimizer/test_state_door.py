@@ -1,4 +1,4 @@
-"""exportState and importState: out of one optimizer, into another, in local and in global mode."""
+"""exportState and importState: state from one optimizer to another, in local and global mode."""
 
 import dataclasses
 
@@ -87,10 +87,10 @@ def test_options_and_hooks_come_along(arrays):
     _, other = made(arrays, True, seed=6)
     own = LossScaling(1.0)
     other.addHook(own)
-    with pytest.warns(CheckpointWarning, match="saved with gradOfLoss=True, and this optimizer has False"):
+    with pytest.warns(CheckpointWarning, match="saved with gradOfLoss=True, but this optimizer has gradOfLoss=False"):
         other.importState(optimizer.exportState())
     assert (other.seed, own.scale) == (5, 2.0**10)
-    # the mean of gradients of the other sign
+    # the mean of gradients with the opposite sign
     assert np.array_equal(states(arrays, other)["a"]["mg"], -states(arrays, optimizer)["a"]["mg"])
 
 
@@ -146,7 +146,7 @@ def test_before_set_up():
 
 
 class Kept:
-    """A hook that keeps the gradient of the step before."""
+    """A hook that keeps the gradient of the previous step."""
 
     def __init__(self, arrays):
         self.arrays = arrays
@@ -166,13 +166,13 @@ def test_what_hooks_keep_is_saved_in_both_modes(arrays, globalState, into, tmp_p
     optimizer.save(tmp_path / "run.hdf")
     kept = states(arrays, optimizer)
     step(arrays, net, optimizer, 2)
-    optimizer.load(tmp_path / "run.hdf")  # after one more step too
+    optimizer.load(tmp_path / "run.hdf")  # after another step too
     assert_same(states(arrays, optimizer), kept)
     for name in SHAPES:
         arrays.put(net.vars[name].data, np.full(SHAPES[name], 0.5))
     other_net, other = made(arrays, into)
     other.addHook(Kept(arrays))
-    other.load(tmp_path / "run.hdf")  # where the hook has not kept anything yet
+    other.load(tmp_path / "run.hdf")  # before the hook has kept anything
     assert_same(states(arrays, other), kept)
     step(arrays, net, optimizer, 3)
     step(arrays, other_net, other, 3)
@@ -194,7 +194,7 @@ def test_a_file_from_before_a_hook_kept_something(arrays, globalState, tmp_path)
 def test_states_are_found_by_name():
     _net, optimizer = made(OWN, True)
     layout = {v.name: v for v in optimizer.stateLayout()}
-    named = [layout["c"], layout["a"], layout["b.W"]]  # in an order of their own
+    named = [layout["c"], layout["a"], layout["b.W"]]  # in another order
     states_of = [
         dict.fromkeys(("mg", "variance", "delta"), np.full(v.shape, i + 1, np.float32)) for i, v in enumerate(named)
     ]
@@ -245,7 +245,7 @@ def test_an_attribute_that_is_unknown_is_ignored_with_a_warning():
 
 
 class Scaled(Optimizer):
-    """State of one element for all variables, beside state of each."""
+    """State with one element shared by all variables, and state of each variable."""
 
     def setupState(self, var):
         return {"m": np.zeros(var.data.shape, np.float32), "scale": np.full(1, 2.0, np.float32)}
@@ -276,7 +276,7 @@ def test_one_array_for_all_variables(globalState):
 
 @pytest.mark.parametrize("into", [False, True], ids=["into local", "into global"])
 def test_what_hooks_keep_under_the_name_of_a_form(globalState, into, tmp_path):
-    """A hook's "ms" is no mean square of ours; bfloat16 stays so."""
+    """A hook's "ms" is not the optimizer's mean square; it stays bfloat16."""
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     _net, optimizer = made(OWN, globalState)
     optimizer._variables[0].state["half"] = np.full(3, 1.5, bfloat16)

@@ -1,4 +1,4 @@
-"""Optimizers of one's own: a rule of a user's, overridden methods, attributes."""
+"""Users' own optimizers: another rule, overridden methods, attributes."""
 
 import numpy as np
 import pytest

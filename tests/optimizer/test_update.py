@@ -44,7 +44,7 @@ def test_defaults_are_puzzlelibs():
 
 
 def test_sign(arrays):
-    # the gradient of minus the loss is added; that of the loss itself is taken off, and ends at the same place
+    # a step along the gradient of minus the loss is added, along that of the loss subtracted: the result is the same
     grad = np.array([1.0, -2.0, 0.5], np.float32)
     ends = []
     for gradOfLoss in (False, True):
@@ -188,7 +188,7 @@ def test_a_state_put_in_place_as_a_whole_is_used():
 
 
 def test_optimizers_of_two_threads():
-    # one net each: results are those of one thread
+    # one net per thread: the results equal those of a single thread
     pairs = [ready(W=var((1000,))) for _ in range(4)]
     threads = [threading.Thread(target=lambda o=o: [o.update() for _ in range(50)]) for _, o in pairs[1:]]
     for thread in threads:

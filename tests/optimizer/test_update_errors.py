@@ -1,4 +1,4 @@
-"""What update and the other methods refuse: calls out of order, what was spoilt since the set-up."""
+"""update and other methods refuse calls in the wrong order, and nets damaged after setupOn."""
 
 import numpy as np
 
@@ -42,7 +42,7 @@ TABLE = [
             )
         ],
         (lambda: updated(lambda n, o: o.hooks.append(3), W=var()), "a hook must be callable.*got 3"),
-        (lambda: ready()[1].update(True, stream=3), r"takes useStreams=True, or a stream, not both"),
+        (lambda: ready()[1].update(True, stream=3), r"takes either useStreams=True or a stream, not both"),
         *[
             (lambda name=name: RMSPropGraves().setAttr(name, 1), "the name of an attribute must be an identifier; got")
             for name in (3, None, "", ".", "a/b", "a\0b", "\udc80")
@@ -52,10 +52,13 @@ TABLE = [
         VariableError,
         (
             lambda: updated(lambda n, o: n.vars.pop("W"), W=var(), V=var()),
-            "'W': the net has none of that name any more: KeyError",
+            "'W': the net no longer has a variable of this name: KeyError",
         ),
-        (lambda: updated(lambda n, o: n.vars.update(W=None), W=var()), "'W': the net has none of that name any more"),
-        (lambda: updated(lambda n, o: n.vars.update(W=3), True, W=var()), "'W': the net has none of that name any more"),
+        (lambda: updated(lambda n, o: n.vars.update(W=None), W=var()), "'W': the net no longer has a variable of this name"),
+        (
+            lambda: updated(lambda n, o: n.vars.update(W=3), True, W=var()),
+            "'W': the net no longer has a variable of this name",
+        ),
         *[
             (
                 lambda what=what: updated(lambda n, o: setattr(n.getVar("W"), what, gpuarray.zeros(3)), True, W=var()),
@@ -85,7 +88,7 @@ TABLE = [
         ),
         (
             lambda: updated(lambda n, o: n.setVar("W", var((4,))), W=var()),
-            r"'W': replaced after setupOn by one of shape \(4,\) and dtype float32, where its state is for \(3,\)",
+            r"'W': replaced after setupOn by one of shape \(4,\) and dtype float32, but its state is for \(3,\)",
         ),
         (
             lambda: updated(lambda n, o: setattr(n.getVar("W"), "grad", None), True, W=var()),
@@ -104,10 +107,10 @@ TABLE = [
             (lambda change=change, mode=mode: updated(change, mode, W=var(), u=own()), message)
             for mode in (False, True)
             for change, message in (
-                (lambda n, o: n.vars.pop("u"), "'u': the net has none of that name any more: KeyError"),
-                (lambda n, o: n.vars.update(u=None), "'u' has no updater any more"),
-                (lambda n, o: n.vars.update(u=var()), "'u' has no updater any more"),
-                (lambda n, o: setattr(n.getVar("u"), "updater", None), "'u' has no updater any more"),
+                (lambda n, o: n.vars.pop("u"), "'u': the net no longer has a variable of this name: KeyError"),
+                (lambda n, o: n.vars.update(u=None), "'u' no longer has an updater"),
+                (lambda n, o: n.vars.update(u=var()), "'u' no longer has an updater"),
+                (lambda n, o: setattr(n.getVar("u"), "updater", None), "'u' no longer has an updater"),
                 (lambda n, o: setattr(n.getVar("u"), "updater", 3), "'u': its updater must be callable; got 3"),
             )
         ],
@@ -117,9 +120,9 @@ TABLE = [
             for change, message in (
                 (
                     lambda net: net.setVar("also", var()),
-                    "'also' was tied to 'W' at setupOn and is no more; call setupOn again",
+                    "'also' was tied to 'W' at setupOn and no longer is; call setupOn again",
                 ),
-                (lambda net: net.vars.pop("also"), "'also': the net has none of that name any more: KeyError"),
+                (lambda net: net.vars.pop("also"), "'also': the net no longer has a variable of this name: KeyError"),
             )
         ],
         (lambda: [o := ready()[1], setattr(o, "states", None), o.update()], "states must be a dict of .*; got None"),
@@ -155,7 +158,7 @@ TABLE = [
 # with Config.backend = cuda: gpuarray's arrays lie on the GPU
 CUDA = [
     (lambda: elsewhere(lambda n, o: o.update()), DeviceError, "context that is current is not the one the arrays lie in"),
-    (lambda: ready()[1].update(True, stream=3), SetupError, "takes useStreams=True, or a stream, not both"),
+    (lambda: ready()[1].update(True, stream=3), SetupError, "takes either useStreams=True or a stream, not both"),
     (
         lambda: updated(lambda n, o: setattr(n.getVar("W"), "data", gpuarray.zeros(3)), True, W=var()),
         VariableError,

@@ -1,4 +1,4 @@
-"""What Variable refuses."""
+"""Variable refuses invalid arguments."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def copied(target, source):
 
 
 class Matrix(np.ndarray):
-    """Somebody's subclass."""
+    """A user's subclass."""
 
 
 TABLE = [

@@ -1,4 +1,4 @@
-"""What these tests share: an optimizer that is compared with the oracle at each step."""
+"""Shared by these tests: an optimizer that is compared with the oracle at each step."""
 
 import copy
 import io
@@ -13,20 +13,20 @@ from tests.torch.eight_bits import assert_rounded, numbers_of, size_of_scales
 from tests.torch.oracle import BUFFERS, Oracle
 
 OPTIONS = ("lr", "alpha", "momentum", "eps", "weight_decay", "decoupled_weight_decay", "centered", "maximize")
-# the oracle's names for what the table of tolerances calls otherwise
+# the oracle's names, and those in the table of tolerances
 TABLE = {"param": "param", "grad_avg": "mg", "grad_var": "variance", "momentum_buffer": "delta"}
 # a bfloat16 has 8 bits: a value next to a tie may end one unit away, 2**-7 of itself
 BFLOAT16 = 8e-3
 
 
 def numbers(tensor):
-    """A copy in float64, whatever the layout; of complex numbers both parts, in a last dimension of their own."""
+    """Returns a float64 copy of a tensor of any layout; a complex one as pairs of reals in an extra last dimension."""
     tensor = tensor.detach()
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).to(torch.float64, copy=True).numpy()
 
 
 def plain(option):
-    """What a group has: a number, a flag, or a tensor of one number."""
+    """Returns an option as a plain value: a number, a flag, or a one-element tensor's number."""
     return option.item() if isinstance(option, torch.Tensor) else option
 
 
@@ -35,7 +35,7 @@ def real(dtype):
 
 
 def tolerance(tensor, name):
-    """Of a buffer whose numbers are those of ``tensor``."""
+    """Returns the tolerance for a buffer with the numbers of ``tensor``."""
     dtype = real(tensor.dtype)
     if dtype == torch.bfloat16:
         return BFLOAT16
@@ -47,12 +47,12 @@ def parameters(optimizer):
 
 
 def state_of(optimizer, p):
-    """The state of a parameter; asking does not make one."""
+    """Returns the state of a parameter without creating one."""
     return optimizer.state.get(p, {})
 
 
 def snapshot(optimizer):
-    """Copies of all parameters and of their states, to compare bit for bit."""
+    """Copies all parameters and their states, for bitwise comparison."""
     return [
         (p.detach().clone(), {key: value.clone() for key, value in state_of(optimizer, p).items()})
         for p in parameters(optimizer)
@@ -66,12 +66,12 @@ def bits(tensor):
 
 
 def same_bits(a, b):
-    """Equal in dtype, shape and every bit: a NaN equals itself, 0.0 is not -0.0."""
+    """Returns whether dtype, shape and every bit are equal: a NaN equals itself, 0.0 differs from -0.0."""
     return (a.dtype, a.shape) == (b.dtype, b.shape) and bits(a) == bits(b)
 
 
 def assert_same(a, b):
-    """Two snapshots, bit for bit."""
+    """Compares two snapshots bitwise."""
     assert len(a) == len(b)
     for (param, state), (other, other_state) in zip(a, b, strict=True):
         assert same_bits(param, other)
@@ -80,9 +80,9 @@ def assert_same(a, b):
 
 
 class Lockstep:
-    """An optimizer with an oracle for each parameter, from which the oracle starts again at each step.
+    """An optimizer and an oracle for each parameter; the oracle restarts from the optimizer's values at each step.
 
-    Every step is so checked by itself: within rounding errors of one step, whatever was rounded before it.
+    So each step is checked separately, within the rounding errors of a single step.
     """
 
     def __init__(self, optimizer):
@@ -90,7 +90,7 @@ class Lockstep:
         self.oracles, self.largest = {}, {}
 
     def expect(self):
-        """Takes the oracles' step from the parameters, states and gradients as they are now."""
+        """Computes the oracles' step from the current parameters, states and gradients."""
         self.before = snapshot(self.optimizer)
         self.stepped = set()
         for group in self.optimizer.param_groups:
@@ -109,13 +109,13 @@ class Lockstep:
                 self.stepped.add(p)
 
     def note(self, p, oracle):
-        # errors are relative to the largest that a buffer has been, where terms have cancelled
+        # errors are relative to the largest value that a buffer has had, as terms may cancel
         largest = self.largest.setdefault(p, {})
         for name, values in oracle.values().items():
             largest[name] = max(largest.get(name, 0.0), float(np.max(np.abs(values), initial=0.0)))
 
     def step(self, closure=None):
-        """One step of the optimizer, compared; gives what it gave. ``closure`` makes the gradients."""
+        """Takes one step, compares it, and returns its result. ``closure`` computes the gradients."""
 
         def closure_and_oracles():
             loss = closure()
@@ -158,7 +158,7 @@ class Lockstep:
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
-    """Normal numbers, the same in each run."""
+    """Returns normally distributed numbers, the same in each run."""
     generator = torch.Generator().manual_seed(seed)
     return scale * torch.randn(shape, dtype=dtype, generator=generator)
 
@@ -187,7 +187,7 @@ class Fit:
         return (self.weight.mv(self.data) + self.bias).pow(2).sum()
 
     def backward(self):
-        """Fresh gradients; gives the loss."""
+        """Computes new gradients and returns the loss."""
         self.weight.grad = self.bias.grad = None
         loss = self.loss()
         loss.backward()
@@ -200,7 +200,7 @@ def build(fit, options, named=False):
 
 
 def trained(options, steps=3, named=False):
-    """A problem and an optimizer that has taken steps on it."""
+    """Returns a problem and an optimizer that has taken steps on it."""
     fit = Fit()
     optimizer = build(fit, options, named)
     for _ in range(steps):
@@ -222,5 +222,5 @@ def saved(value):
 
 
 def assert_equal(a, b):
-    """PyTorch's comparison of anything nested, without tolerance."""
+    """Compares nested values with PyTorch's own function, without tolerance."""
     PyTorchTestCase().assertEqual(a, b, rtol=0, atol=0)  # noqa: PT009

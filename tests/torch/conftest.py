@@ -1,4 +1,4 @@
-"""Where there is no torch this folder is left out, which the summary says; elsewhere its fixtures."""
+"""Skips this folder if PyTorch is not installed, as the test summary reports; otherwise defines its fixtures."""
 
 import pytest
 
@@ -16,7 +16,7 @@ else:
     ROUNDED = [example.desc for example in rounded()]
 
     def arguments(desc):
-        """New ones for each test: a learning rate in a tensor may be written to."""
+        """Returns new arguments for each test, as a learning rate tensor may be modified."""
         made = [*pytorch_info.inputs("cpu"), *rounded()]
         return next(example.kwargs for example in made if example.desc == desc)
 
@@ -27,10 +27,10 @@ else:
 
     @pytest.fixture(params=EXACT)
     def exact_options(request):
-        """Arguments without a state that is rounded at random: by the place of an element in the whole model."""
+        """Arguments without stochastic rounding, which depends on an element's place in the whole model."""
         return arguments(request.param)
 
     @pytest.fixture(params=range(len(pytorch_info.SCHEDULERS)), ids=[*pytorch_info.SCHEDULERS])
     def schedulers(request):
-        """What makes the learning rate schedulers of one training, from its optimizer."""
+        """Returns a function that creates the schedulers of a training for its optimizer."""
         return pytorch_info.INFO.scheduler_inputs[request.param]

@@ -1,4 +1,4 @@
-"""What PyTorch has of a CUDA device besides tensors, on the simulator: streams, graphs, memory that is used again."""
+"""Stand-ins for PyTorch's CUDA streams, graphs and caching allocator, on the simulator."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from puzzlelib_rmsprop.kernels.context import driver_library, uncaptured
 from tests.cudasim import control
 
 _HOST_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-_UNIT = 512  # of the allocator, bytes
+_UNIT = 512  # the allocator's granularity in bytes
 
 
 def _driver(name, *arguments):
@@ -26,7 +26,7 @@ def index_of(device):
 
 
 class Stream:
-    """A stream of a device; without a handle a new one."""
+    """A stream of a device; a new one without a handle."""
 
     def __init__(self, device=0, handle=None):
         self.device = torch.device("cuda", device)
@@ -42,23 +42,23 @@ class Stream:
             _driver(name, *arguments)
 
     def submit(self, work):
-        """Queues a function of Python's, which must not call CUDA."""
+        """Queues a Python function, which must not call CUDA."""
         number = next(machine.numbers)
         machine.calls[number] = work, machine.is_capturing()
         self._call("cuLaunchHostFunc", ctypes.c_void_p(self.cuda_stream), machine.entry, ctypes.c_void_p(number))
 
     def poison(self, address, size):
-        """Queues ones into every bit: NaN in every dtype of floats."""
+        """Queues setting every bit to one, which is a NaN in every floating-point dtype."""
         stream = ctypes.c_void_p(self.cuda_stream)
         self._call("cuMemsetD8Async", ctypes.c_uint64(address), ctypes.c_ubyte(255), ctypes.c_size_t(size), stream)
 
     def synchronize(self):
-        """Has the host wait."""
+        """Makes the host wait for the stream."""
         self._call("cuStreamSynchronize", ctypes.c_void_p(self.cuda_stream))
         machine.check()
 
     def wait_stream(self, other):
-        """Orders it after what the other was given so far."""
+        """Orders this stream after the work queued so far on the other."""
         event = ctypes.c_void_p()
         other._call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(2))
         other._call("cuEventRecord", event, ctypes.c_void_p(other.cuda_stream))
@@ -71,11 +71,11 @@ class Graph:
 
     @contextlib.contextmanager
     def captured(self, stream):
-        """Inside, what the stream is given is captured."""
+        """Captures the work queued on the stream inside the context."""
         machine.graphs += 1
         handle, graph, self._executable = ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p(), ctypes.c_void_p()
         with machine.on_stream(stream):
-            stream._call("cuStreamBeginCapture_v2", handle, 0)  # what is unsafe in any thread fails, as PyTorch has it
+            stream._call("cuStreamBeginCapture_v2", handle, 0)  # as in PyTorch, unsafe calls fail in every thread
             try:
                 yield
             finally:
@@ -83,18 +83,18 @@ class Graph:
         stream._call("cuGraphInstantiateWithFlags", ctypes.byref(self._executable), graph, ctypes.c_ulonglong(0))
 
     def replay(self):
-        """Queues what was captured on the current stream."""
+        """Queues the captured work on the current stream."""
         stream = machine.current_stream()
         stream._call("cuGraphLaunch", self._executable, ctypes.c_void_p(stream.cuda_stream))
 
 
 class Storage:
-    """Memory of a device, of the stream that is current. It goes back to that stream with the last tensor in it."""
+    """Device memory allocated for the current stream. It returns to that stream when its last tensor is freed."""
 
     def __init__(self, device, size):
         self.stream = machine.current_stream(device)
         self.size = max(-(-size // _UNIT), 1) * _UNIT
-        # what is made in a capture is of its graph alone
+        # memory allocated in a capture belongs to its graph alone
         owner = self.stream.cuda_stream, machine.graphs if machine.is_capturing() else None
         self._pool = machine.pools.setdefault((device, owner, self.size), [])
         if self._pool:
@@ -104,7 +104,7 @@ class Storage:
             with machine.context(device), uncaptured():
                 _driver("cuMemAlloc_v2", ctypes.byref(found), ctypes.c_size_t(self.size))
             self.address = found.value
-            with control.eager():  # what is read too early is NaN then, and no fault that ends everything
+            with control.eager():  # reading it too early gives NaN, not a fault that ends the process
                 machine.filler(device).poison(self.address, self.size)
         self.stream.poison(self.address, self.size)
         self.bytes = torch.frombuffer((ctypes.c_ubyte * self.size).from_address(self.address), dtype=torch.uint8)
@@ -114,7 +114,7 @@ class Storage:
 
 
 class Machine:
-    """What PyTorch keeps of the devices."""
+    """PyTorch's bookkeeping of the devices."""
 
     def __init__(self):
         self.fillers = {}
@@ -130,16 +130,16 @@ class Machine:
                 work()
                 if not again:
                     del self.calls[number]
-        except BaseException as error:  # there is nobody to raise it to
+        except BaseException as error:  # no caller could catch it
             self.errors.append(error)
 
     def check(self):
-        """Raises what an operation raised when it ran."""
+        """Raises the error of an operation that failed while it ran."""
         if self.errors:
             raise self.errors.pop()
 
     def start(self):
-        """As the runtime does it: the primary context of the first device is current, where none is."""
+        """Like the runtime, makes the primary context of the first device current if none is."""
         current = ctypes.c_void_p()
         _driver("cuInit", ctypes.c_uint(0))
         _driver("cuCtxGetCurrent", ctypes.byref(current))
@@ -147,7 +147,7 @@ class Machine:
             _driver("cuCtxSetCurrent", self.primary(0))
 
     def filler(self, device):
-        """A stream that nothing is ordered with."""
+        """Returns a stream that is not ordered with any other."""
         if device not in self.fillers:
             self.fillers[device] = Stream(device)
         return self.fillers[device]
@@ -172,7 +172,7 @@ class Machine:
         return getattr(self._local, "device", 0)
 
     def set_device(self, device):
-        """As the runtime does it: the primary context takes the place of the current one."""
+        """Like the runtime, replaces the current context by the primary context."""
         if device != self.device:
             _driver("cuCtxSetCurrent", self.primary(device))
             self._local.device = device
@@ -204,7 +204,7 @@ class Machine:
             self.set_device(before)
 
     def is_capturing(self):
-        """Whether the current stream of the current device is captured."""
+        """Returns whether the current stream of the current device is being captured."""
         status = ctypes.c_int()
         stream = self.current_stream()
         stream._call("cuStreamIsCapturing", ctypes.c_void_p(stream.cuda_stream), ctypes.byref(status))

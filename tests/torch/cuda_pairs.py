@@ -1,4 +1,4 @@
-"""The same training twice: on PyTorch's CPU, and on stand-ins for its CUDA tensors on the simulator."""
+"""The same training twice: on PyTorch's CPU tensors, and on stand-ins for its CUDA tensors on the simulator."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ SHAPES = [(33, 7), (5,), (), (0, 3), (2049,), (2, 3, 4, 5)]
 
 @pytest.fixture
 def torch_cuda(simulator):
-    """``torch.cuda``, of the simulator's devices."""
+    """``torch.cuda`` with the simulator's devices."""
     try:
         with cuda_of_torch() as machine:
             yield machine
@@ -24,7 +24,7 @@ def torch_cuda(simulator):
 
 @pytest.fixture(params=range(4))
 def late(request, torch_cuda):
-    """The same, four times, with work late in other ways."""
+    """The same, for four different delays of the queued work."""
     from tests.cudasim import control
 
     control.seed(request.param)
@@ -44,11 +44,11 @@ class Pair:
     """Parameters on the CPU and on CUDA, each with its optimizer, and the same gradients for both.
 
     Args:
-        dtypes: of the parameters; each has one of every shape.
-        groups: makes the optimizer's parameter groups of a list of parameters.
-        form: makes of a tensor the parameter.
+        dtypes: dtypes of the parameters; each has one of every shape.
+        groups: converts a list of parameters to the optimizer's parameter groups.
+        form: converts a tensor to the parameter.
         device: the number of the CUDA device.
-        options: of the optimizers.
+        options: options of the optimizers.
     """
 
     def __init__(self, *dtypes, groups=list, form=torch.clone, device=0, shapes=SHAPES, **options):
@@ -62,7 +62,7 @@ class Pair:
         self.on_cuda = RMSpropGraves(groups(self.cuda), **options)
 
     def normal(self, shape, dtype):
-        # steady in part, so that the variance is small beside the mean
+        # partly constant, so that the variance is small relative to the mean
         if dtype.is_complex:
             wide = torch.randn(shape, dtype=torch.complex128, generator=self.random)
         else:
@@ -70,7 +70,7 @@ class Pair:
         return wide.to(dtype)
 
     def new_gradients(self, scale=1.0):
-        """Gradients in other memory than those before, which are freed."""
+        """Creates gradients in new memory, and frees the previous ones."""
         for param, twin in zip(self.host, self.cuda, strict=True):
             param.grad = self.normal(param.shape, param.dtype) * scale
             twin.grad = param.grad.to(self.where, non_blocking=True)
@@ -86,7 +86,7 @@ class Pair:
             self.step()
 
     def check(self):
-        """That every bit of parameters and state is the same."""
+        """Checks that parameters and states are bitwise equal."""
         torch.cuda.synchronize()
         moved = 0
         for number, (param, twin) in enumerate(zip(self.host, self.cuda, strict=True)):
@@ -96,7 +96,7 @@ class Pair:
             for name in own:
                 same_bits(own[name], theirs[name], f"{name} of {number}")
             moved += own["momentum_buffer"].count_nonzero().item() if own else 0
-        assert moved  # or there is nothing to compare
+        assert moved  # otherwise there is nothing to compare
 
 
 def same_bits(expected, tensor, what):

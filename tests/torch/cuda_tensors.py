@@ -1,10 +1,10 @@
-"""Stand-ins for PyTorch's tensors on CUDA, for its CPU build: they lie in the simulator's memory and work on its streams.
+"""Stand-ins for PyTorch's CUDA tensors, for its CPU build: they are in the simulator's memory and work on its streams.
 
-An operation is queued on the current stream and computed by PyTorch's CPU kernels when the simulator comes to it, in any
-order that CUDA allows. Memory is poisoned when it is handed out, in the stream's order, and what is freed goes to the next
-tensor of the same stream and size at once, as PyTorch's caching allocator has it. What makes PyTorch wait for a device
-waits here: `.item()`, a copy to the host, and one from the host without non_blocking. New streams are not ordered with the
-default one, as PyTorch's are not. Autograd does not run on them: assign gradients.
+An operation is queued on the current stream and computed by PyTorch's CPU kernels when the simulator executes it, in any
+order that CUDA allows. Memory is poisoned when it is allocated, in stream order, and freed memory is reused at once by the
+next tensor of the same stream and size, as by PyTorch's caching allocator. Operations that make PyTorch wait for a device
+wait here too: `.item()`, a copy to the host, and a copy from the host without non_blocking. As in PyTorch, new streams are
+not ordered with the default one. Autograd does not run on these tensors: assign gradients.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ _READS = {_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonze
 
 
 def on_host(tensor):
-    """The CPU's view of the memory of a stand-in; any other value as it is."""
+    """Returns a CPU view of a stand-in's memory; any other value as it is."""
     return tensor.inner if isinstance(tensor, CudaTensor) else tensor
 
 
 class CudaTensor(torch.Tensor):
-    """A tensor that says that it is on a CUDA device."""
+    """A tensor that reports to be on a CUDA device."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -55,7 +55,7 @@ class CudaTensor(torch.Tensor):
         return memo.setdefault(id(self), self.detach().clone().requires_grad_(self.requires_grad))
 
     def is_shared(self):
-        return True  # as PyTorch says of every CUDA tensor
+        return True  # as for every CUDA tensor of PyTorch
 
     def __repr__(self, **_):
         return f"CudaTensor({self.cpu()!r}, device='{self.device}')"
@@ -75,7 +75,7 @@ def empty(shape, dtype, device=0, strides=None):
 
 
 def _with_index(value):
-    """A device with its number, which the guard would not know."""
+    """Returns a device with its index, which the device guard would not know."""
     if (isinstance(value, str) and value == "cuda") or (isinstance(value, torch.device) and value.type == "cuda"):
         return torch.device("cuda", index_of(value))
     return value
@@ -86,7 +86,7 @@ def _is_cuda(device):
 
 
 def _queue(device, func, args, kwargs, into=None):
-    """Has the current stream call ``func`` on the memory, and copy what it gives into new tensors."""
+    """Queues calling ``func`` on the memory, and copying its results into new tensors."""
     host_args, host_kwargs = tree_map(on_host, (args, kwargs))
     targets = [on_host(each) for each in into or []]
 
@@ -101,16 +101,16 @@ def _queue(device, func, args, kwargs, into=None):
 
 
 def _copy(target, source, non_blocking):
-    """``copy_``, in whatever direction."""
+    """``copy_`` in any direction."""
     if isinstance(target, CudaTensor):
         if isinstance(source, CudaTensor):
-            if source.index != target.index:  # PyTorch does it on the source's stream, joined with the target's
+            if source.index != target.index:  # PyTorch uses the source's stream, ordered with the target's
                 machine.current_stream(source.index).wait_stream(machine.current_stream(target.index))
             _queue(source.index, _aten.copy_.default, (target, source), {})
             if source.index != target.index:
                 machine.current_stream(target.index).wait_stream(machine.current_stream(source.index))
             return target
-        _queue(target.index, _aten.copy_.default, (target, source.clone()), {})  # the driver has read it on return
+        _queue(target.index, _aten.copy_.default, (target, source.clone()), {})  # the driver has read the source on return
         if not non_blocking:
             machine.current_stream(target.index).synchronize()
         return target
@@ -119,7 +119,7 @@ def _copy(target, source, non_blocking):
 
 
 def dispatch(func, args, kwargs):
-    """One operation of which something is on CUDA."""
+    """Runs one operation with an argument on CUDA."""
     flat = tree_flatten((args, kwargs))[0]
     tensors = [each for each in flat if isinstance(each, torch.Tensor)]
     own = [each for each in tensors if isinstance(each, CudaTensor)]
@@ -176,7 +176,7 @@ def _to_copy(source, *, dtype=None, device=None, non_blocking=False, memory_form
 
 
 class _Factories(TorchDispatchMode):
-    """What makes tensors on CUDA out of none."""
+    """Functions that create CUDA tensors."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -186,7 +186,7 @@ class _Factories(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What PyTorch does below the level of modes."""
+    """Functions that modes do not intercept."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.device:
@@ -202,7 +202,7 @@ class _Functions(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _device_guard():
-    """PyTorch's C++ asks for a guard of the device: it gets that of the meta device, which does nothing."""
+    """Gives PyTorch's C++ the device guard of the meta device, which does nothing."""
     library = ctypes.CDLL(os.path.join(os.path.dirname(torch.__file__), "lib", "libc10.so"))
     registry = (ctypes.c_void_p * 15).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
     before, registry[1] = registry[1], registry[14]
@@ -214,7 +214,7 @@ def _device_guard():
 
 @contextlib.contextmanager
 def cuda_of_torch():
-    """Inside, ``device="cuda"`` and ``torch.cuda`` are the stand-ins'. Gives the machine."""
+    """Inside the context, ``device="cuda"`` and ``torch.cuda`` are the stand-ins. Yields the machine."""
     names = {
         "current_stream": machine.current_stream,
         "stream": machine.on_stream,

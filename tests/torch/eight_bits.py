@@ -1,4 +1,4 @@
-"""What a state in 8 bits stands for, by the layout that the documentation promises, without puzzlelib_rmsprop.torch."""
+"""Decodes 8-bit state by the documented layout, without puzzlelib_rmsprop.torch."""
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ def size_of_scales(param):
 
 
 def in_memory(tensor):
-    """A view with its dimensions as they lie in memory, the last one fastest."""
+    """Returns a view with its dimensions in memory order, the last one varying fastest."""
     return tensor.permute(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis)))
 
 
 def numbers_of(state, name, more=0):
-    """What codes stand for, in float64, each with ``more`` added to its magnitude as far as that goes."""
+    """Decodes the codes to float64, with ``more`` added to each code's magnitude as far as possible."""
     codes = in_memory(state[name].cpu())
     scales = state["scales"].cpu().numpy().reshape(-1, 3)[:, BUFFERS.index(name)]
     content, sign = codes.reshape(-1).numpy().astype(int), 0 if name == "grad_var" else 128
@@ -31,15 +31,15 @@ def numbers_of(state, name, more=0):
 
 
 def assert_rounded(state, name, expected, within, what, share=1.0):
-    """Whether each number is one of the two next to the expected one, or the nearest with ``share=0.5``.
+    """Checks that each number is one of the two next to the expected one, or the nearest with ``share=0.5``.
 
-    ``within`` is for float32's rounding before.
+    ``within`` allows for previous rounding to float32.
     """
     found = numbers_of(state, name)
     step = np.maximum(abs(numbers_of(state, name, 1) - found), abs(numbers_of(state, name, -1) - found))
     magnitudes = state[name].cpu().numpy() & (255 if name == "grad_var" else 127)
     last = int8_state.CODES[KERNEL_NAMES[name]].last
-    # beyond the last code there is none, and a variance above 0 stays above 0
+    # no code is beyond the last one, and a variance above 0 stays above 0
     at_end = (magnitudes == last) | ((name == "grad_var") & (magnitudes == 1))
     step = np.where(at_end, step, share * step)
     wrong = ~(abs(found - expected) <= step + within)

@@ -1,6 +1,6 @@
-"""A plugin of pytest for PyTorch's own test files: their table of optimizers holds ours alone. See docs/pytorch-tests.md.
+"""A pytest plugin for PyTorch's own test files: it reduces their table of optimizers to ours. See docs/pytorch-tests.md.
 
-``OURS=BFLOAT16_INFO`` in the environment picks the one whose state is bfloat16, ``INT8_INFO`` that with 8 bits.
+``OURS=BFLOAT16_INFO`` in the environment selects the one with bfloat16 state, ``INT8_INFO`` the one with 8-bit state.
 """
 
 import os

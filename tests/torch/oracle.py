@@ -1,4 +1,4 @@
-"""The rule of RMSpropGraves in float64, one parameter at a time: the oracle. It imports NumPy, and nothing else.
+"""The oracle: the rule of RMSpropGraves in float64, one parameter at a time. It imports nothing but NumPy.
 
     g = -g                                       maximize
     g = g + weight_decay*p                       coupled decay
@@ -8,7 +8,7 @@
     momentum_buffer = momentum*momentum_buffer - lr*g/sqrt(grad_var + eps)
     p = p + momentum_buffer                      decoupled decay: p + (momentum_buffer - lr*weight_decay*p)
 
-The mean square and the mean that other optimizers keep are of this rule too: grad_var = square_avg - grad_avg**2.
+The mean square and the mean of other optimizers follow this rule too: grad_var = square_avg - grad_avg**2.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ BUFFERS = ("grad_avg", "grad_var", "momentum_buffer")
 
 
 class Oracle:
-    """One parameter of real numbers. ``held``: the dtype that holds alpha, as the arithmetic has it."""
+    """One parameter of real numbers. ``held``: the dtype to which the kernels round alpha."""
 
     def __init__(self, param, held=np.float32, initial_square_avg=0.0):
         self.held = np.dtype(held).type

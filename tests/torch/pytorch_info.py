@@ -1,4 +1,4 @@
-"""What PyTorch's own tests want to know of an optimizer: an ``OptimizerInfo`` of RMSpropGraves.
+"""The description of RMSpropGraves for PyTorch's own tests: an ``OptimizerInfo``.
 
 ``inputs`` and ``errors`` are called as PyTorch's tests call them; docs/pytorch-tests.md says how to run those with ``INFO``.
 """
@@ -20,7 +20,7 @@ from puzzlelib_rmsprop.torch import RMSpropGraves
 
 
 def inputs(device, dtype=None):
-    """Arguments that the optimizer takes, but for the parameters; new objects in each call."""
+    """Returns valid arguments of the optimizer, without the parameters; new objects in each call."""
     table = {
         "default": {},
         "non-default lr": {"lr": 1e-3},
@@ -66,7 +66,7 @@ def inputs(device, dtype=None):
 
 
 def bfloat16_inputs(device, dtype=None, state=torch.bfloat16):
-    """Some of them with a bfloat16 state: it is rounded at random, each element by its place in the model."""
+    """Returns some of them with bfloat16 state, whose stochastic rounding depends on an element's place in the model."""
     chosen = ("default", "decoupled weight_decay", "not centered", "master_weights", "everything")
     examples = [example for example in inputs(device) if example.desc in chosen]
     for example in examples:
@@ -76,11 +76,11 @@ def bfloat16_inputs(device, dtype=None, state=torch.bfloat16):
 
 
 def int8_inputs(device, dtype=None):
-    """The same with a state in 8 bits, which is rounded at random too."""
+    """Returns the same with 8-bit state, which uses stochastic rounding too."""
     return bfloat16_inputs(device, dtype, torch.int8)
 
 
-# argument, value, and what the message says of it
+# argument, value, and a part of the message
 BAD_ARGUMENTS = [
     ("lr", -1.0, "a finite number, at least 0"),
     ("lr", math.nan, "a finite number, at least 0"),
@@ -113,12 +113,12 @@ BAD_ARGUMENTS = [
 
 
 def errors(device, dtype):
-    """What the optimizer refuses, with the message: PyTorch's own for all optimizers, and each bad argument of ours."""
+    """Returns invalid uses with their messages: PyTorch's own for all optimizers, and each invalid argument of ours."""
     table = get_error_inputs_for_all_optims(device, dtype)
     if torch.device(device).type != "cpu":
         return table
     for name, value, rule in BAD_ARGUMENTS:
-        # a number in a tensor is shown as that number
+        # a number in a tensor is shown as a number
         shown = re.escape(repr(value.item() if isinstance(value, torch.Tensor) else value))
         param = torch.nn.Parameter(torch.randn(2, device=device, dtype=dtype))
         table.append(
@@ -157,9 +157,9 @@ SCHEDULERS = {
 COMMON = {
     "optim_error_inputs_func": errors,
     "scheduler_inputs": tuple(SCHEDULERS.values()),
-    # one native call a step is all there is: no foreach, fused or differentiable to choose
+    # a step is always one native call: there is no foreach, fused or differentiable option
     "supported_impls": (),
-    # a state written before these were there, or by torch.optim.RMSprop, is loaded
+    # a state saved without these options, or by torch.optim.RMSprop, can be loaded
     "not_og_supported_flags": (
         "decoupled_weight_decay",
         "centered",
@@ -173,6 +173,6 @@ COMMON = {
     "supports_sparse": False,
 }
 INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=inputs, supports_complex=True, **COMMON)
-# PyTorch's tests of complex parameters compare them with two real ones bit by bit: the state of a complex one is not rounded
+# PyTorch's tests compare complex parameters bitwise with pairs of reals: the state of a complex one is not rounded
 BFLOAT16_INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=bfloat16_inputs, supports_complex=False, **COMMON)
 INT8_INFO = OptimizerInfo(RMSpropGraves, optim_inputs_func=int8_inputs, supports_complex=False, **COMMON)

@@ -1,9 +1,9 @@
-"""How far float32 arithmetic can be from the exact rule: errors carried along with the rule, element by element, in float64.
+"""Bounds of the error of float32 arithmetic: errors are propagated with the exact rule, element by element, in float64.
 
-U is the largest relative error of one rounding. Each line below adds the roundings of its own operations to the errors that
-come with its operands; products of two errors are left out but where they can count. Constants such as alpha are rounded
-as well, which is one rounding more where they stand. What comes out is a bound, not an estimate: errors rarely all point
-the same way, so results are usually ten times closer.
+U is the largest relative error of one rounding. Each line below adds the rounding errors of its operations to the errors of
+its operands; products of two errors are neglected except where they matter. Constants such as alpha are rounded too, which
+adds one rounding at each use. The result is a bound, not an estimate: errors rarely all have the same sign, so results are
+usually ten times closer.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ U = 2.0**-24
 
 
 class Bound:
-    """The exact rule of one tensor and bounds of its errors, with the variance kept in one of two forms.
+    """The exact rule for one tensor and bounds of its errors, with the variance in one of two forms.
 
-    ``difference``: as square - mean*mean, of two averages; otherwise as the recurrence that it obeys.
+    ``difference``: as square - mean*mean, from two averages; otherwise by its recurrence.
     """
 
     def __init__(self, param, *, lr, alpha, eps, momentum=0.0, centered=False, start=1.0, difference=False):
@@ -37,7 +37,7 @@ class Bound:
             self.mean_error = kept * self.mean_error + 3 * U * (kept * np.abs(self.mean) + new * np.abs(g))
             self.mean = kept * self.mean + new * g
         if self.difference:
-            # as the mean, and one product more
+            # as for the mean, and one more product
             self.square_error = kept * self.square_error + 4 * U * self.square
             in_mean = 2 * np.abs(self.mean) * self.mean_error + self.mean_error**2
             error = self.square_error + in_mean + 2 * U * (self.square + self.mean**2)
@@ -46,7 +46,7 @@ class Bound:
             self.variance_error = kept * self.variance_error + in_d + 5 * U * self.variance
             error = self.variance_error
         inside = self.variance + self.eps
-        # epsilon rounded, one sum; an error as large as the number itself makes the root anything
+        # epsilon rounded, one sum; with an error as large as the number itself, the root is arbitrary
         share = np.minimum(error / inside + 2 * U, 1)
         with np.errstate(divide="ignore"):
             in_root = 1 / np.sqrt(1 - share) - 1

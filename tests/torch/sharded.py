@@ -1,4 +1,4 @@
-"""What the processes of test_sharded.py run: a net in parts (FSDP2), its optimizer on DTensors, beside the whole net."""
+"""Run by the processes of test_sharded.py: a sharded net (FSDP2) with its optimizer on DTensors, and the whole net."""
 
 import faulthandler
 import os
@@ -22,7 +22,7 @@ def net():
 
 
 def in_8_bits(mesh, folder):
-    """Codes and scales are DTensors, cut where the parameter is, and of each part those of an optimizer of it alone."""
+    """Codes and scales are DTensors, sharded like the parameter; each part equals that of an optimizer of the part alone."""
     sharded = torch.nn.Sequential(torch.nn.Linear(50, 7), torch.nn.Linear(7, 130))
     fully_shard(sharded, mesh=mesh)
     alone = [torch.nn.Parameter(part.to_local().detach().clone()) for part in sharded.parameters()]
@@ -35,7 +35,7 @@ def in_8_bits(mesh, folder):
             param.grad = part.grad.to_local().clone()
         first.step()
         second.step()
-        if number == 2:  # through a checkpoint, to floats and back too
+        if number == 2:  # through a checkpoint, also to floats and back
             for state_dtype in (torch.int8, None, torch.int8):
                 again, given = RMSpropGraves(sharded.parameters()), second.state_dict()
                 given["param_groups"][0]["state_dtype"] = state_dtype
@@ -46,7 +46,7 @@ def in_8_bits(mesh, folder):
         for entity in ("grad_avg", "grad_var", "momentum_buffer", "scales"):
             own, theirs = first.state[param][entity], second.state[part][entity]
             assert isinstance(theirs, DTensor), entity
-            # of scales all processes have as many as the one with the largest part
+            # all processes have as many scales as the one with the largest part
             assert torch.equal(own, theirs.to_local()[: len(own)]), entity
         rows = -(-part.shape[0] // mesh.size())
         blocks = -(-rows * (part.numel() // part.shape[0]) // 64)
@@ -54,7 +54,7 @@ def in_8_bits(mesh, folder):
     before, given = second.state_dict(), second.state_dict()
     for scales, text in (
         (before["state"][0]["scales"].full_tensor(), "'scales' must be"),
-        (before["state"][0]["scales"] * 0, "its 'scales' are of a parameter that was cut in another way"),
+        (before["state"][0]["scales"] * 0, "its 'scales' are of a parameter that was sharded differently"),
     ):
         given["state"][0] = {**before["state"][0], "scales": scales}
         with pytest.raises(ValueError, match=f"parameter 0: {text}"):
@@ -101,17 +101,17 @@ def main(rank, size, file):
             assert second.state[part][entity].to_local().shape == part.to_local().shape
             assert torch.equal(first.state[param][entity], second.state[part][entity].full_tensor()), entity
     in_8_bits(mesh, file)
-    # a gradient that lies otherwise is refused
+    # a gradient with other placements is refused
     other = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, part.placements))
     other.grad = distribute_tensor(torch.ones(4, 4), mesh, [Replicate()])
     optimizer = RMSpropGraves([other])
-    with pytest.raises(ValueError, match=r"parameter 0: its gradient must be placed as the parameter.*redistribute"):
+    with pytest.raises(ValueError, match=r"parameter 0: its gradient must have the parameter's placements, .*redistribute"):
         optimizer.step()
     assert not optimizer.state
     dist.barrier()
     dist.destroy_process_group()
     print("as the whole", flush=True)
-    # about one in fifteen aborts in Python's finalization, where gloo's threads still are (pytorch#190489)
+    # about one in fifteen aborts in Python's finalization, while gloo's threads still run (pytorch#190489)
     os._exit(0)
 
 

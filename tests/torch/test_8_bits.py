@@ -1,4 +1,4 @@
-"""State in 8 bits: what it takes of memory, how it comes from other states and goes to them, what is refused."""
+"""8-bit state: its memory, its conversion from and to other states, and what is refused."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ def of_form(tensor, form):
 
 
 def trained(state_dtype, steps=3, form="contiguous", dtype=torch.float32, **options):
-    """A parameter and its optimizer after some steps; the gradients of elements differ in size."""
+    """Returns a parameter and its optimizer after some steps; the elements' gradients differ in size."""
     p = torch.nn.Parameter(of_form(random(*SHAPE), form).to(dtype))
     optimizer = RMSpropGraves([p], lr=1e-2, state_dtype=state_dtype, **options)
     train(p, optimizer, range(steps))
@@ -48,7 +48,7 @@ def with_option(state_dict, state_dtype):
 
 @pytest.mark.parametrize("name", [torch.int8, "int8"], ids=repr)
 def test_memory(name):
-    """3 bytes a parameter, and 3 for each 64 of them; ``scales`` is the last but for the master."""
+    """3 bytes per parameter, and 3 per block of 64; ``scales`` comes last, except for the master."""
     p = torch.nn.Parameter(random(1000, 10))
     optimizer = RMSpropGraves([p], state_dtype=name)
     assert optimizer.param_groups[0]["state_dtype"] == "int8"
@@ -65,7 +65,7 @@ def test_memory(name):
 @FORMS
 @pytest.mark.parametrize("old", [None, torch.bfloat16], ids=str)
 def test_a_state_of_floats_is_loaded_into_8_bits(form, old):
-    """Each number is rounded to the nearest that a code stands for, and the training goes on."""
+    """Each number is rounded to the nearest code, and the training continues."""
     p, optimizer = trained(old, form=form)
     q = torch.nn.Parameter(p.detach().clone())
     fresh = RMSpropGraves([q])
@@ -101,7 +101,7 @@ def test_a_state_in_8_bits_is_loaded_as_floats(form, new, dtype):
         assert torch.equal(state[name], expected)
         assert state[name].dtype == (new or dtype)
     train(q, fresh, range(3, 5))
-    # and back: what the codes stand for has the same codes
+    # and back: decoded values have the same codes again
     again = RMSpropGraves([p])
     decoded = RMSpropGraves([p])
     decoded.load_state_dict(with_option(optimizer.state_dict(), None))
@@ -110,7 +110,7 @@ def test_a_state_in_8_bits_is_loaded_as_floats(form, new, dtype):
 
 
 def test_an_option_that_changes_between_steps():
-    """The next step finds the state in the other dtype, and turns it."""
+    """The next step converts the state to the new dtype."""
     p, optimizer = trained(torch.int8)
     kept = copy.deepcopy(optimizer.state[p])
     optimizer.param_groups[0]["state_dtype"] = None
@@ -179,7 +179,7 @@ def test_resume_in_every_order_of_elements(form):
 
 
 def test_parameter_in_another_order_between_steps():
-    """``model.to(memory_format=...)``: other elements share a scale then. The numbers stay, rounded once more."""
+    """``model.to(memory_format=...)``: other elements share a scale then. The values stay, rounded once more."""
     p, optimizer = trained(torch.int8)
     before = {name: numbers_of(optimizer.state[p], name) for name in BUFFERS}
     p.data = p.data.contiguous(memory_format=torch.channels_last)
@@ -189,7 +189,7 @@ def test_parameter_in_another_order_between_steps():
     state = optimizer.state[p]
     assert state["grad_avg"].stride() == p.stride()
     for name in BUFFERS:
-        # two roundings, and a scale that is at most that of the largest
+        # two roundings, with a scale of at most that of the largest number
         largest = abs(before[name]).max()
         assert abs(numbers_of(state, name) - before[name]).max() <= largest / 16
         assert abs(numbers_of(state, name)).max() >= largest * 15 / 16
@@ -208,7 +208,7 @@ def test_a_variance_that_starts_at_another_number(shape):
 
 
 def test_no_longer_centered():
-    """The mean square is in the variance's place, as for other states, and the mean is 0."""
+    """The mean square replaces the variance, as in other states, and the mean is 0."""
     p, optimizer = trained(torch.int8, momentum=0.0)
     mean, variance = (numbers_of(optimizer.state[p], name) for name in BUFFERS[:2])
     optimizer.param_groups[0].update(centered=False, alpha=1 - 2**-24)
@@ -219,18 +219,18 @@ def test_no_longer_centered():
     expected = variance + mean**2
     largest = np.repeat(expected.reshape(-1)[: 630 // 64 * 64].reshape(-1, 64).max(1), 64)
     found = numbers_of(state, "grad_var").reshape(-1)[: largest.size]
-    # two roundings of 1/16 of a number, or the least step of its block, 2 / 32767 / 16 of its scale and less
+    # two roundings of 1/16 of a number, or of its block's smallest step, at most 2 / 32767 / 16 of its scale
     assert (
         abs(found - expected.reshape(-1)[: largest.size]) <= expected.reshape(-1)[: largest.size] / 7 + largest / 8000
     ).all()
 
 
 UNFIT = {
-    "no scales": ({"scales": ...}, "its state lacks 'scales', without which 'grad_avg' of torch.uint8 says nothing"),
+    "no scales": ({"scales": ...}, "its state lacks 'scales', without which 'grad_avg' of torch.uint8 cannot be decoded"),
     "scales of another size": (
         {"scales": torch.zeros(27, dtype=torch.uint8)},
-        r"'scales' must be a dense tensor of torch.uint8 and shape \(30,\), 3 for each 64 elements; got one of torch.uint8, "
-        r"shape \(27,\)",
+        r"'scales' must be a dense tensor of torch.uint8 and shape \(30,\), 3 for each block of 64 elements; got one of "
+        r"torch.uint8, shape \(27,\)",
     ),
     "scales of two dimensions": ({"scales": torch.zeros(10, 3, dtype=torch.uint8)}, r"'scales' must be.*shape \(10, 3\)"),
     "scales of floats": (
@@ -242,7 +242,7 @@ UNFIT = {
     "scales on meta": ({"scales": torch.zeros(30, dtype=torch.uint8, device="meta")}, "'scales' must be.*on meta"),
     "a float beside scales": (
         {"grad_var": torch.zeros(SHAPE)},
-        "'grad_var' must be codes of torch.uint8, as there are 'scales'; got torch.float32",
+        "'grad_var' must be codes of torch.uint8, as its state has 'scales'; got torch.float32",
     ),
     "codes of int8": (
         {"momentum_buffer": torch.zeros(SHAPE, dtype=torch.int8)},
@@ -278,7 +278,7 @@ def test_a_state_that_does_not_fit(case, at):
         with pytest.raises(ValueError, match=f"parameter 0: {text}"):
             optimizer.step()
         assert same_bits(before[0][0], p)
-    for value in (None, torch.bfloat16):  # nor is it turned into floats
+    for value in (None, torch.bfloat16):  # it is not converted to floats either
         if at == "load":
             given["param_groups"][0]["state_dtype"] = value
             with pytest.raises(ValueError, match=f"parameter 0: {text}"):

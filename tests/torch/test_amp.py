@@ -1,4 +1,4 @@
-"""GradScaler: gradients that come scaled, and steps that are left out because one of them is not finite."""
+"""GradScaler: scaled gradients, and steps that are skipped because a gradient is not finite."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def steps_of(state):
 
 
 def test_grad_scaling(options):
-    """A power of two is taken off without a rounding: bit for bit the training without a scale."""
+    """Dividing by a power of two does not round: the training is bitwise equal to one without a scale."""
     plain, scaled = Fit(), Fit()
     without, optimizer = RMSpropGraves(plain.parameters(), **options), RMSpropGraves(scaled.parameters(), **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
@@ -23,7 +23,7 @@ def test_grad_scaling(options):
         scaler.scale(scaled.loss()).backward()
         scaler.step(optimizer)
         scaler.update()
-        # GradScaler takes its notes away with it
+        # GradScaler removes its attributes
         assert not hasattr(optimizer, "grad_scale")
         assert not hasattr(optimizer, "found_inf")
     assert scaler.get_scale() == 2.0**13
@@ -33,7 +33,7 @@ def test_grad_scaling(options):
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("unscaled_first", [False, True])
 def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(options, bad, unscaled_first):
-    """Of all parameters, their states and their numbers of steps; the scale is halved; the next step is taken."""
+    """No parameter, state or step count changes, the scale is halved, and the next step is taken."""
     fit = Fit()
     optimizer = RMSpropGraves(fit.parameters(), **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
@@ -58,7 +58,7 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_left_out(options, bad, uns
 
 
 def test_unscaled_and_clipped_first():
-    """``unscale_``, then clipping: the step does not take the scale off again."""
+    """``unscale_``, then clipping: the step does not unscale again."""
     plain, scaled = Fit(), Fit()
     without, optimizer = RMSpropGraves(plain.parameters()), RMSpropGraves(scaled.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
@@ -78,7 +78,7 @@ def test_unscaled_and_clipped_first():
 @pytest.mark.parametrize("no_grad_scale", [False, True])
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 def test_fused_does_not_step_if_foundinf(options, no_grad_scale, shape):
-    """PyTorch's test of its fused optimizers, which are told in the same way."""
+    """PyTorch's test of its fused optimizers, which use the same attributes."""
     params = [torch.ones(1) for _ in range(5)]
     optimizer = RMSpropGraves(params, **options)
     for p in params:
@@ -96,19 +96,19 @@ def test_fused_does_not_step_if_foundinf(options, no_grad_scale, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_gradients_of_16_bits_are_unscaled_in_32(dtype):
-    """What is below 16 bits without the scale is not lost."""
+    """Values that underflow in 16 bits without the scale are not lost."""
     params = [torch.zeros(4, dtype=dtype), parameter(3)]
     optimizer = RMSpropGraves(params, alpha=0.75, master_weights=True)
     params[0].grad, params[1].grad = torch.full((4,), 2.0**-14, dtype=dtype), random(3)
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0**16), torch.tensor(0.0)
     optimizer.step()
     assert optimizer.state[params[0]]["grad_avg"].tolist() == [0.25 * 2.0**-30] * 4
-    # the gradients are as they were
+    # the gradients are unchanged
     assert params[0].grad.tolist() == [2.0**-14] * 4
 
 
 def test_autocast():
-    """A training as it is written: bfloat16 inside the model, float32 parameters and gradients."""
+    """A usual training: bfloat16 inside the model, float32 parameters and gradients."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
     optimizer = RMSpropGraves(model.parameters(), lr=1e-3)

@@ -19,7 +19,7 @@ def _nothing_compiled():
 
 
 def training(**options):
-    """A net, its optimizer, and a function that takes a step."""
+    """Returns a net, its optimizer, and a function that takes a step."""
     torch.manual_seed(5)
     net = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3))
     data, target = torch.randn(20, 6), torch.randint(0, 3, (20,))
@@ -41,7 +41,7 @@ def states(optimizer):
 @pytest.mark.parametrize("state_dtype", [None, torch.int8], ids=str)
 @pytest.mark.parametrize("by", ["eager", "aot_eager", "inductor"])
 def test_a_compiled_step_gives_the_same_bits(by, state_dtype):
-    """fullgraph: there is no break in the graph. The gradients are the same, given from outside."""
+    """fullgraph=True allows no graph break. Both trainings get the same gradients from outside."""
     params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 70)]
     twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
     options = {"lr": 1e-2, "weight_decay": 0.1, "state_dtype": state_dtype}

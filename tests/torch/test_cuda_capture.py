@@ -1,4 +1,4 @@
-"""A step that a CUDA graph captures: replayed, it gives what as many steps give."""
+"""A step captured in a CUDA graph: replays give the same result as the same number of steps."""
 
 import gc
 
@@ -13,17 +13,17 @@ DTYPES = [torch.float32, torch.float16]
 
 
 def set_gradients(pair):
-    """New numbers, in the memory that the gradients have."""
+    """Writes new numbers into the gradients' memory."""
     for param, twin in zip(pair.host, pair.cuda, strict=True):
         param.grad = pair.normal(param.shape, param.dtype)
         twin.grad.copy_(param.grad, non_blocking=True)
 
 
 class Captured:
-    """A pair whose twin takes its steps by a graph.
+    """A pair whose CUDA twin takes its steps by replaying a graph.
 
     Args:
-        new_memory: the graph captures gradients that it makes itself, as a captured backward pass does.
+        new_memory: the graph creates the gradients itself, as a captured backward pass does.
     """
 
     def __init__(self, machine, pair, warm_up=None, new_memory=False):
@@ -81,7 +81,7 @@ def capturable(*dtypes, **options):
 
 @pytest.mark.parametrize("new_memory", [False, True])
 def test_eager_steps_between_replays(late, new_memory):  # noqa: F811
-    """They have gradients elsewhere, which a replay must know nothing of."""
+    """Their gradients are in other memory, which must not affect a replay."""
     pair = capturable(*DTYPES, weight_decay=0.1)
     captured = Captured(late, pair, new_memory=new_memory)
     for _ in range(3):
@@ -161,7 +161,7 @@ def test_refused_without_a_step_before(torch_cuda):  # noqa: F811
 
 
 def test_nothing_that_a_graph_reads_is_freed_with_the_next_plan(late):  # noqa: F811
-    """The optimizer makes its tables anew, for other parameters; the graph goes on with its own."""
+    """The optimizer creates new tables for other parameters; the graph keeps using its own."""
     pair = capturable(*DTYPES)
     captured = Captured(late, pair)
     with torch.cuda.stream(captured.stream):

@@ -1,4 +1,4 @@
-"""Several devices, and what becomes of the state between them."""
+"""Several devices, and moving the state between them."""
 
 import copy
 
@@ -14,7 +14,7 @@ DTYPES = [torch.float32, torch.float16]
 
 
 class Mixed(Pair):
-    """Its twins lie on several devices, in one optimizer."""
+    """A pair whose CUDA twins are on several devices, in one optimizer."""
 
     def __init__(self, devices, **options):
         super().__init__(*DTYPES, **options)
@@ -81,7 +81,7 @@ def test_state_goes_to_other_devices_and_back(late, options):  # noqa: F811
     pair.on_cuda.load_state_dict(state)
     pair.steps(2)
     pair.check()
-    # the CPU's, which has the same bits
+    # the CPU's state, which is bitwise equal
     pair.on_cuda = RMSpropGraves(pair.cuda, **options)
     pair.on_cuda.load_state_dict(pair.on_host.state_dict())
     pair.on_host, former = RMSpropGraves(pair.host, **options), pair.on_host
@@ -102,7 +102,7 @@ def test_refused_before_anything_is_changed(torch_cuda, state_dtype):  # noqa: F
     param = torch.nn.Parameter(torch.ones(3, device="cuda"))
     param.grad = torch.ones(3, device="cuda")
     optimizer = RMSpropGraves([param], capturable=True, state_dtype=state_dtype)
-    with pytest.raises(ValueError, match=f"capturable=True does not go with state_dtype={str(state_dtype)[6:]}"):
+    with pytest.raises(ValueError, match=f"capturable=True cannot be combined with state_dtype={str(state_dtype)[6:]}"):
         optimizer.step()
     assert not optimizer.state
 

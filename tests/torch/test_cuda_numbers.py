@@ -1,4 +1,4 @@
-"""On CUDA the optimizer of PyTorch gives the bits that it gives on the CPU."""
+"""The optimizer for PyTorch gives bitwise equal results on CUDA and on the CPU."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_one_launch_for_each_group_and_kind(simulator, torch_cuda):  # noqa: F81
     simulator.reset()
     pair.step()
     launched = [launch["name"] for launch in simulator.launches()]
-    # 12 parameters, three for each group; there is none to do for one without elements
+    # 12 parameters, three per group; there is no launch for one without elements
     kinds = {(place % 4, place // 6) for place in range(12) if place % 6 != 3}
     assert len(launched) == len(kinds) == 6, launched
 

@@ -1,4 +1,4 @@
-"""GradScaler and learning rates that lie on the device: followed there, without a wait of the host."""
+"""GradScaler and learning rates on the device: read there, without making the host wait."""
 
 import pytest
 
@@ -11,7 +11,7 @@ DTYPES = [torch.float32, torch.float16]
 
 
 def tell(optimizer, scale, found, device):
-    """What GradScaler tells an optimizer."""
+    """Sets the attributes that GradScaler sets on an optimizer."""
     optimizer.grad_scale = torch.tensor(scale).to(device, non_blocking=True)
     optimizer.found_inf = torch.tensor(found).to(device, non_blocking=True)
 

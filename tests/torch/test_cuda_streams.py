@@ -1,4 +1,4 @@
-"""Steps on CUDA come in the order of the caller's stream, and the host waits for nothing."""
+"""Steps on CUDA run in the order of the caller's stream, and the host never waits."""
 
 import gc
 
@@ -15,7 +15,7 @@ DTYPES = [torch.float32, torch.float16]
 
 
 def trained(machine, stream, steps=4, **options):
-    """A pair whose twin on CUDA was trained on a stream; None: the default one."""
+    """Returns a pair whose CUDA twin was trained on a stream; None for the default stream."""
     pair = Pair(*DTYPES, lr=0.01, **options)
     machine.synchronize()
     if stream is None:
@@ -35,7 +35,7 @@ def test_gradients_in_new_memory_without_a_wait(simulator, torch_cuda, side):  #
     with torch.cuda.stream(stream):
         pair.steps(3)
     assert simulator.blocking() == []
-    assert simulator.counters()["copies"] > 0  # the table, anew
+    assert simulator.counters()["copies"] > 0  # a new table
     pair.check()
 
 
@@ -81,7 +81,7 @@ def differs(pair):
 
 
 def over_seeds(simulator, train):
-    """Whether the numbers were wrong under any order."""
+    """Returns whether the results were wrong in any order of execution."""
     found = []
     for seed in range(8):
         simulator.seed(seed)
@@ -108,7 +108,7 @@ def test_a_stream_that_does_not_wait_for_the_step_is_seen(simulator, torch_cuda,
 
 
 def test_a_table_out_of_order_is_seen(simulator, torch_cuda, monkeypatch):  # noqa: F811
-    from puzzlelib_rmsprop.kernels import cuda_memory  # there only with PyCUDA
+    from puzzlelib_rmsprop.kernels import cuda_memory  # exists only with PyCUDA
 
     real = cuda_memory.send
     monkeypatch.setattr(
@@ -118,7 +118,7 @@ def test_a_table_out_of_order_is_seen(simulator, torch_cuda, monkeypatch):  # no
 
 
 def test_tensors_freed_while_queued(late):  # noqa: F811
-    """Gradients, optimizers and their tables go while the step waits; what comes next gets their memory."""
+    """Gradients, optimizers and tables are freed while the step is queued, and later tensors reuse their memory."""
     pair = Pair(*DTYPES, lr=0.01, weight_decay=0.1)
     late.synchronize()
     with torch.cuda.stream(Stream()):
@@ -139,7 +139,7 @@ def test_tensors_freed_while_queued(late):  # noqa: F811
 
 
 def test_a_large_table_is_sent_in_parts(simulator, torch_cuda, monkeypatch):  # noqa: F811
-    # of more than 64 KiB the driver may wait for the stream
+    # for a copy of more than 64 KiB the driver may wait for the stream
     from pycuda import driver
 
     sizes, real = [], driver.memcpy_htod_async
@@ -174,6 +174,6 @@ def test_parameters_without_gradients_now_and_then_wait_only_for_tables(simulato
     pair.on_host.step()
     simulator.reset()
     pair.on_cuda.step()
-    # a stream of the tables' own, not that of the training, whose numbers of steps are not read either
+    # the tables' own stream, not that of the training, whose step counts are not read either
     assert set(simulator.blocking()) <= {"cuStreamSynchronize", "cuMemFree"}
     pair.check()

@@ -1,4 +1,4 @@
-"""The examples in PyTorch run, each in a process of its own, from a folder of its own: short trainings."""
+"""The PyTorch examples run: short trainings, each in its own process and folder."""
 
 import ast
 import os
@@ -14,12 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# a process of its own does not take the threads of the others: tests run side by side
+# one thread each, as tests run in parallel
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(tmp_path, script, *options, code=0, before=""):
-    """Runs a script as ``python script options`` does, after some code."""
+    """Runs some code, then a script as with ``python script options``."""
     path = str(EXAMPLES / script)
     text = f"{before}\nimport runpy, sys; sys.argv[0] = {path!r}; runpy.run_path({path!r}, run_name='__main__')"
     command = [sys.executable, "-c", text, *map(str, options)] if before else [sys.executable, path, *map(str, options)]
@@ -51,7 +51,7 @@ def test_digits_with_the_defaults(tmp_path):
 
 
 def test_digits_are_those_of_the_other_example():
-    """The same split, and the same sizes of layers."""
+    """The same split of the data, and the same layer sizes."""
     ours, other = (runpy.run_path(str(EXAMPLES / name)) for name in ("torch_digits.py", "train_digits.py"))
     digits = other["load"](3)
     for (images, labels), expected in zip(ours["load"](3), (digits.test, digits.validation, digits.train), strict=True):
@@ -75,7 +75,7 @@ RETURN = r"mean return in the last quarter: (\d+\.\d)"
 
 @pytest.mark.parametrize("optimizer", ["graves", "rmsprop", "adam"])
 def test_dqn(optimizer, tmp_path):
-    """Long enough to be better than chance, which keeps the pole up for some 22 steps."""
+    """Long enough to be better than random actions, which keep the pole up for some 22 steps."""
     done = run(tmp_path, "torch_dqn.py", "--optimizer", optimizer, "--steps", 6000, "--plot", "curve.png")
     assert last_number(done, RETURN) > 35
     assert_png(tmp_path / "curve.png")
@@ -89,7 +89,7 @@ def test_dqn_compares(tmp_path):
     for row in rows:
         found = re.search(r"(\d+\.\d) \+- +(\d+\.\d)   each: (\d+) (\d+)$", row)
         mean, error, first, second = map(float, found.groups())
-        # two seeds: their mean, and half of their difference
+        # two seeds: the mean, and half of the difference
         assert abs(mean - (first + second) / 2) <= 1.1
         assert abs(error - abs(first - second) / 2) <= 1.1
     assert_png(tmp_path / "curves.png")
@@ -116,7 +116,7 @@ def test_the_cart_and_the_pole_are_those_of_gymnasium():
             sign = ours.state[2] + 0.5 * ours.state[3] > 0
             action = int(sign if episode % 4 == 0 else rng.integers(2))
             expected, found = theirs.step(action), ours.step(action)
-            # from the same numbers at each step: the pole is unstable, and differences grow
+            # each step starts from the same numbers, as the pole is unstable and differences grow
             assert np.allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
             assert found[1:4] == expected[1:4]
             ours.state = [float(value) for value in theirs.unwrapped.state]
@@ -133,7 +133,7 @@ BITS = r"test: (\d\.\d{4}) bits a character"
 
 @pytest.mark.parametrize("state", [[], ["--state-dtype", "bfloat16"], ["--state-dtype", "int8"]])
 def test_characters(state, tmp_path):
-    """Long enough to be better than the share of each character, which takes 4.5 bits of this text."""
+    """Long enough to be better than the frequencies of characters, which give 4.5 bits for this text."""
     done = run(tmp_path, "torch_characters.py", "--steps", 60, *state)
     assert last_number(done, BITS) < 4.3
 
@@ -167,14 +167,14 @@ def test_help(script, tmp_path):
     ("script", "options"), [("torch_digits.py", ["--epochs", 1]), ("torch_dqn.py", ["--steps", 2000, "--eps", 1e-8])]
 )
 def test_another_state_gives_another_training(script, options, state, tmp_path):
-    """The option reaches the optimizer."""
+    """The option is passed to the optimizer."""
     plain, other = (run(tmp_path, script, *options, *chosen).stdout for chosen in ([], ["--state-dtype", state]))
     lines = [[line for line in each.splitlines() if not line.endswith(" s")] for each in (plain, other)]
     assert lines[0] != lines[1]
 
 
 def test_accuracy_of_an_example(tmp_path):
-    """The table of benchmarks/accuracy.py has what the example printed."""
+    """The table of benchmarks/accuracy.py contains the example's results."""
     command = [sys.executable, "-m", "benchmarks.accuracy", "torch-digits", "--seeds", "2", "--states", "float32", "int8"]
     done = subprocess.run(
         [*command, "--epochs", "1"], capture_output=True, text=True, timeout=300, cwd=EXAMPLES.parent, env=ENVIRONMENT
@@ -186,7 +186,7 @@ def test_accuracy_of_an_example(tmp_path):
     assert d == last_number(printed, r"test accuracy: (0\.\d{4})")
     means = f"| mean | {(a + c) / 2:.4f} ± {abs(a - c) / 2:.4f} | {(b + d) / 2:.4f} ± {abs(b - d) / 2:.4f} |"
     difference = f"int8 less float32: {(b + d - a - c) / 2:+.4f} ± {abs(b - a - d + c) / 2:.4f}"
-    # a half in the last place is rounded either way
+    # a tie in the last digit may round either way
     for line in (means, difference):
         words = next(each for each in done.stdout.splitlines() if each.split()[:2] == line.split()[:2]).split()
         for found, expected in zip(words, line.split(), strict=True):

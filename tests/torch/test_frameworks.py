@@ -1,4 +1,4 @@
-"""Inside the libraries that people train with: Stable-Baselines3's agents and their files, timm's factory and wrappers."""
+"""Use within training libraries: Stable-Baselines3's agents and their files, timm's factory and wrappers."""
 
 import pytest
 
@@ -12,7 +12,7 @@ ARGUMENTS = {"alpha": 0.95, "eps": 0.01, "momentum": 0.9}
 
 @pytest.fixture(params=["A2C", "DQN"])
 def agent(request):
-    """An agent on CartPole, after some training."""
+    """Returns an agent on CartPole after some training."""
     library = pytest.importorskip("stable_baselines3")
     more = {"learning_starts": 50, "train_freq": 2, "target_update_interval": 50} if request.param == "DQN" else {}
     kind = getattr(library, request.param)
@@ -45,7 +45,7 @@ def test_an_agent_trains(agent):
 
 
 def test_a_saved_agent_goes_on(agent, tmp_path):
-    """The state of the optimizer is in the agent's file, and comes back with it, bit for bit."""
+    """The optimizer's state is saved in the agent's file and restored bit for bit."""
     agent.save(tmp_path / "agent.zip")
     loaded = type(agent).load(tmp_path / "agent.zip", env=agent.get_env(), device="cpu")
     first, second = agent.policy.optimizer, loaded.policy.optimizer
@@ -79,7 +79,7 @@ def train(net, optimizer, steps=3):
 
 @pytest.mark.parametrize("name", ["rmspropgraves", "lookahead_rmspropgraves"])
 def test_timm_makes_it_by_a_name(net, name):
-    """Its factory takes names alone; a class gets one in the registry, which timm does not export."""
+    """Its factory takes only names; a class gets one in the registry, which timm does not export."""
     factory = pytest.importorskip("timm.optim._optim_factory")
     information = factory.OptimInfo(
         name="rmspropgraves",

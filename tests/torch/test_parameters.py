@@ -1,4 +1,4 @@
-"""Parameters and gradients of every layout, and memory that is replaced between steps."""
+"""Parameters and gradients of every memory layout, and memory that is replaced between steps."""
 
 import gc
 
@@ -32,7 +32,7 @@ def every_second(x):
 
 
 def inside(x):
-    """A view into the middle of larger memory, at an odd offset."""
+    """Returns a view into the middle of a larger buffer, at an odd offset."""
     room = torch.full((x.numel() + 6,), 9.0, dtype=x.dtype)
     room[3:-3] = x.reshape(-1)
     return room[3:-3].view(x.shape)
@@ -42,7 +42,7 @@ LAYOUTS = [contiguous, transposed, channels_last, every_second, inside]
 SHAPE = (3, 4, 5, 6)
 
 
-# of parameters, and the option
+# dtypes of parameters, and the option
 DTYPES = [(torch.bfloat16, None), (torch.float32, None), (torch.float64, None), (torch.complex64, None)]
 STATES = pytest.mark.parametrize(("dtype", "state_dtype"), [*DTYPES, (torch.float32, torch.int8)], ids=str)
 
@@ -51,7 +51,7 @@ STATES = pytest.mark.parametrize(("dtype", "state_dtype"), [*DTYPES, (torch.floa
 @pytest.mark.parametrize("of_grad", LAYOUTS, ids=lambda layout: f"grad {layout.__name__}")
 @pytest.mark.parametrize("of_param", LAYOUTS, ids=lambda layout: f"param {layout.__name__}")
 def test_layouts(dtype, state_dtype, of_param, of_grad):
-    """Of a parameter and of its gradient, together in one step with a plain one; nothing between the elements is written."""
+    """Layouts of a parameter and its gradient, in one step with a plain one; memory between the elements is not written."""
     held = of_param(typed(random(*SHAPE, dtype=torch.float64), dtype))
     storage = held.untyped_storage()
     around = torch.ones(storage.nbytes() // held.element_size(), dtype=torch.bool)
@@ -82,7 +82,7 @@ def test_sizes(dtype, state_dtype, shape):
 
 
 def test_grad_that_is_expanded():
-    """One number for all elements, as ``sum`` makes it: the memory of one element."""
+    """A gradient with the memory of a single element, as produced by ``sum``."""
     p = parameter(4, 3)
     lockstep = Lockstep(RMSpropGraves([p]))
     for value in (1.0, -2.0):
@@ -91,7 +91,7 @@ def test_grad_that_is_expanded():
 
 
 def test_grad_that_is_lazily_conjugated_or_negated():
-    """PyTorch notes a conjugation or a sign in the tensor, not in its memory."""
+    """PyTorch stores conjugation and negation as flags of the tensor, not in its memory."""
     p, q = parameter(5, dtype=torch.complex64), parameter(5)
     lockstep = Lockstep(RMSpropGraves([p, q]))
     for step in range(3):
@@ -103,7 +103,7 @@ def test_grad_that_is_lazily_conjugated_or_negated():
         before = [p.detach().clone(), q.detach().clone()]
         lockstep.optimizer.step()
         if step == 0:
-            # the first step is down the gradient in both parts
+            # the first step goes down the gradient in both parts
             moved = torch.view_as_real(p.detach() - before[0])
             assert torch.equal(moved.sign(), -torch.view_as_real(expected.conj_physical()).sign())
             assert torch.equal((q.detach() - before[1]).sign(), expected.imag.sign())
@@ -119,7 +119,7 @@ def test_parameter_that_is_lazily_negated():
 
 
 def test_grads_with_a_graph():
-    """Of ``backward(create_graph=True)``: they require a gradient themselves."""
+    """Gradients of ``backward(create_graph=True)`` require a gradient themselves."""
     p = parameter(3)
     lockstep = Lockstep(RMSpropGraves([p]))
     for _ in range(2):
@@ -131,7 +131,7 @@ def test_grads_with_a_graph():
 
 
 def test_parameter_whose_elements_share_memory_is_refused():
-    """As PyTorch refuses to write to one."""
+    """PyTorch refuses to write to such a tensor, too."""
     shared, plain = torch.zeros(1).expand(4), parameter(2)
     optimizer = RMSpropGraves([plain, shared])
     plain.grad, shared.grad = torch.ones(2), torch.ones(4)
@@ -142,7 +142,7 @@ def test_parameter_whose_elements_share_memory_is_refused():
 
 
 def test_parameter_without_memory_is_refused():
-    """On the meta device; once it has memory it takes steps."""
+    """A parameter on the meta device; once it has memory it takes steps."""
     model = torch.nn.Linear(3, 2, device="meta")
     optimizer = RMSpropGraves(model.parameters())
     for p in model.parameters():
@@ -183,13 +183,13 @@ def test_gradients_in_new_memory_at_each_step(set_to_none):
         lockstep.optimizer.zero_grad(set_to_none=set_to_none)
         model(random(4, 6, seed=step)).square().mean().backward()
         places.add(model[0].weight.grad.data_ptr())
-        kept.append(model[0].weight.grad)  # so that its memory is not used again
+        kept.append(model[0].weight.grad)  # so that its memory is not reused
         lockstep.step()
     assert (len(places) == 1) is not set_to_none
 
 
 def test_gradients_whose_memory_is_given_back():
-    """A step keeps nothing of a gradient: the memory of an old one may hold anything."""
+    """A step does not refer to old gradients, whose memory may hold anything."""
     p = parameter(1000)
     lockstep = Lockstep(RMSpropGraves([p]))
     for step in range(4):
@@ -201,7 +201,7 @@ def test_gradients_whose_memory_is_given_back():
 
 
 def test_parameter_data_replaced_by_other_memory():
-    """As ``p.data = ...`` and ``model.to`` do: the step is taken where the parameter is now."""
+    """As by ``p.data = ...`` and ``model.to``: the step updates the new memory."""
     p = parameter(4, 3)
     lockstep = Lockstep(RMSpropGraves([p], lr=1e-2))
     for step in range(4):
@@ -215,7 +215,7 @@ def test_parameter_data_replaced_by_other_memory():
 
 @pytest.mark.parametrize("size", [1, 3, 4096])
 def test_parameter_data_replaced_by_another_size(size):
-    """The state is of another shape then: refused, with both named and nothing changed; never read beyond its end."""
+    """The state's shape differs then: refused with both sizes, nothing changed, and nothing read out of bounds."""
     p, plain = torch.nn.Parameter(torch.ones(64)), parameter(2)
     optimizer = RMSpropGraves([plain, p])
     p.grad, plain.grad = torch.ones(64), torch.ones(2)
@@ -227,14 +227,14 @@ def test_parameter_data_replaced_by_another_size(size):
     with pytest.raises((RuntimeError, ValueError), match=rf"64.*{size}|{size}.*64"):
         optimizer.step()
     assert_same(before, snapshot(optimizer))
-    # without its old state it starts anew
+    # without its old state it starts afresh
     del optimizer.state[p]
     optimizer.step()
     assert optimizer.state[p]["grad_avg"].shape == (size,)
 
 
 def test_gradient_left_of_another_size():
-    """PyTorch refuses such a gradient when it is set, not when the parameter's data are replaced under it."""
+    """PyTorch refuses such a gradient when it is set, but not when the parameter's data is replaced afterwards."""
     p = torch.nn.Parameter(torch.ones(64))
     optimizer = RMSpropGraves([p])
     p.grad = torch.ones(64)
@@ -247,7 +247,7 @@ def test_gradient_left_of_another_size():
 
 
 def test_model_made_of_another_dtype_between_steps():
-    """``model.bfloat16()``: the float32 state stays what it is and goes on."""
+    """``model.bfloat16()``: the float32 state is kept and continues."""
     model = torch.nn.Linear(4, 3)
     lockstep = Lockstep(RMSpropGraves(model.parameters()))
     for step in range(4):
@@ -268,14 +268,14 @@ def new_storage(tensor):
 
 
 def shared(tensor):
-    """As actor-critic programs do with the state of an optimizer that several processes share."""
+    """Moves the state to shared memory, as actor-critic programs do for several processes."""
     tensor.share_memory_()
 
 
 @pytest.mark.parametrize("entity", ["step", "grad_avg", "grad_var", "momentum_buffer", "scales", "master"])
 @pytest.mark.parametrize("move", [new_data, new_storage, shared], ids=lambda move: move.__name__)
 def test_state_in_other_memory(move, entity):
-    """A tensor of the state that is the same object, and lies elsewhere: read and written where it is now."""
+    """A tensor of the state that is the same object in other memory: the new memory is used."""
     p = torch.nn.Parameter(random(1000).bfloat16())
     state_dtype = torch.int8 if entity == "scales" else None
     lockstep = Lockstep(RMSpropGraves([p], lr=1e-2, master_weights=True, state_dtype=state_dtype))
@@ -283,9 +283,9 @@ def test_state_in_other_memory(move, entity):
         if step:
             moved = lockstep.optimizer.state[p][entity]
             before = moved.data_ptr()
-            old = moved.detach()  # keeps the memory: what is written there is lost, not another tensor's
+            old = moved.detach()  # keeps the old memory alive: a wrong write goes there, not into another tensor
             move(moved)
-            # memory that is shared already stays where it is
+            # memory that is already shared stays in place
             assert moved.data_ptr() != before or (move is shared and step > 1) or entity == "step"
             untouched = old.clone()
         p.grad = random(1000, seed=step).bfloat16()
@@ -294,7 +294,7 @@ def test_state_in_other_memory(move, entity):
 
 
 def test_tied_parameters():
-    """One parameter in two places of a model is one parameter."""
+    """A parameter in two places of a model is updated once."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model[1].weight = model[0].weight
     assert len(list(model.parameters())) == 3
@@ -306,7 +306,7 @@ def test_tied_parameters():
 
 
 def test_optimizer_lets_its_parameters_go():
-    """No cycle and no cache keeps an optimizer, its parameters or their states alive."""
+    """No reference cycle or cache keeps an optimizer, its parameters or their states alive."""
     import weakref
 
     p = parameter(3)

@@ -1,7 +1,7 @@
-"""What PyTorch's own tests check of an optimizer's steps, name by name, by means of our OptimizerInfo.
+"""PyTorch's own tests of an optimizer's steps, under the same names, using our OptimizerInfo.
 
-PyTorch's ``TestOptimRenewed`` is not in its wheel. A test here has the name of the one there whose question it asks; the
-answers are compared with the oracle as well. docs/pytorch-tests.md tells what does not apply.
+PyTorch's ``TestOptimRenewed`` is not in its wheel. A test here has the name of the test there that it corresponds to; the
+results are compared with the oracle too. docs/pytorch-tests.md lists the tests that do not apply.
 """
 
 import pytest
@@ -37,7 +37,7 @@ def examples_of_errors():
 def test_errors(desc):
     error = next(error for error in errors("cpu", torch.float32) if error.optimizer_error_input.desc == desc)
     example = error.optimizer_error_input
-    # with filterwarnings = error a warning is raised as well
+    # with filterwarnings = error a warning is raised too
     if error.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR:
         with pytest.raises(error.error_type, match=error.error_regex):
             INFO.optim_cls(example.params, **example.kwargs)
@@ -90,7 +90,7 @@ def test_param_group_with_lrscheduler_goes_right_direction(schedulers):
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_tensor_lr(options, shape, dtype):
-    """A learning rate in a tensor is its number: bit for bit the same training."""
+    """A learning rate in a tensor acts like its number: the training is bitwise equal."""
     rate = torch.full(shape, 1e-3, dtype=dtype)
     fits, results = [Fit(), Fit()], []
     for fit, lr in zip(fits, (rate.item(), rate), strict=True):
@@ -103,7 +103,7 @@ def test_tensor_lr(options, shape, dtype):
 
 
 def test_complex(exact_options):
-    """Complex parameters beside a real one: as two real numbers each, bit for bit."""
+    """Complex parameters next to a real one: bitwise equal to pairs of reals."""
     shapes = [(10, 5), (10,), ()]
     complex_ones = [parameter(*shape, dtype=torch.complex64, seed=n) for n, shape in enumerate(shapes)] + [parameter(4, 3)]
     real_ones = [torch.nn.Parameter(torch.view_as_real(p.detach()).clone()) for p in complex_ones[:3]]
@@ -130,7 +130,7 @@ def test_complex_follows_the_oracle(options, dtype):
 
 
 def test_complex_2d(exact_options):
-    """A complex parameter, and its two parts as parameters of their own, through the gradients of one loss."""
+    """A complex parameter, and its two parts as separate parameters, with the gradients of one loss."""
     case = PyTorchTestCase()
     whole = parameter(2, dtype=torch.complex64)
     parts = [torch.nn.Parameter(part.clone()) for part in (whole.detach().real, whole.detach().imag)]
@@ -159,7 +159,7 @@ def test_complex_2d(exact_options):
 
 
 def test_foreach_matches_forloop(options):
-    """There is one implementation: it is compared with the oracle, on what PyTorch compares two on."""
+    """The single implementation is compared with the oracle on PyTorch's inputs for comparing two."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1), torch.nn.Sigmoid())
     for n, p in enumerate(model.parameters()):
         p.data.copy_(random(*p.shape, seed=n))
@@ -197,7 +197,7 @@ def test_mixed_device_dtype(options, order):
 
 @pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=str)
 def test_set_default_dtype_works_with_foreach(options, default):
-    """What PyTorch makes tensors of by default changes nothing: not the steps, not the dtype of the state."""
+    """PyTorch's default dtype changes neither the steps nor the dtype of the state."""
     results = []
     for chosen in (torch.get_default_dtype(), default):
         before = torch.get_default_dtype()
@@ -238,7 +238,7 @@ def test_param_groups_lr(options):
 
 
 def test_param_groups_are_as_several_optimizers(exact_options):
-    """And whatever is not said in a group is the default."""
+    """Options that a group does not set are the defaults."""
     fits = [Fit(), Fit()]
     together = INFO.optim_cls(
         [{"params": [fits[0].weight]}, {"params": [fits[0].bias], "lr": 0.5, "momentum": 0.25}], **exact_options
@@ -263,7 +263,7 @@ def test_step_is_noop_when_params_have_no_grad(options):
     loss = torch.tensor([1.0])
     assert optimizer.step(lambda: loss) is loss
     assert_same(before, snapshot(optimizer))
-    # asking what state there is may have made empty ones, as PyTorch's dict does; no step has
+    # looking up a state may have created an empty one, as in PyTorch's dict; no step has
     assert not any(optimizer.state.values())
 
 
@@ -274,12 +274,12 @@ def test_step_is_noop_for_zero_grads(options):
     param.grad = torch.zeros_like(param)
     optimizer.step(lambda: torch.tensor([1.0]))
     assert optimizer.state[param]["step"].item() == 1
-    # a weight that decays moves; nothing else does
+    # weight decay moves a parameter; nothing else does
     assert torch.equal(param, start) is not bool(options.get("weight_decay"))
 
 
 def test_empty_grads(options):
-    """Parameters without elements are in the step, and disturb no other."""
+    """Parameters without elements take part in the step, and do not affect the others."""
     params = [torch.nn.Parameter(torch.empty(0, 3)), parameter(3), torch.nn.Parameter(torch.empty(2, 0))]
     lockstep = Lockstep(INFO.optim_cls(params, **options))
     for step in range(3):

@@ -1,4 +1,4 @@
-"""What PyTorch's own tests check of hooks, name by name: see test_pytorch_own.py."""
+"""PyTorch's own tests of hooks, under the same names: see test_pytorch_own.py."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_load_state_dict_pre_hook_and_prepend(options):
     optimizer.register_load_state_dict_pre_hook(rate(0.002, copied=False))
     optimizer.load_state_dict(given)
     assert optimizer.param_groups[0]["lr"] == 0.002
-    # one put before it has no last word; one put behind it has
+    # a hook prepended to it can be overruled; one appended to it has the last word
     optimizer.register_load_state_dict_pre_hook(rate(0.003, copied=True), prepend=True)
     optimizer.load_state_dict(given)
     assert optimizer.param_groups[0]["lr"] == 0.002
@@ -58,7 +58,7 @@ def test_load_state_dict_pre_hook_and_prepend(options):
 
 
 def test_load_state_dict_hooks_may_change_the_state(options):
-    """What a hook gives is what is loaded, the state too."""
+    """The dict returned by a hook is loaded, including the state."""
     fit, optimizer = trained(options)
 
     def stop(optimizer, state_dict):
@@ -86,7 +86,7 @@ def test_load_state_dict_post_hook(options):
     other = build(twin(fit), copy.deepcopy(options))
     other.register_load_state_dict_post_hook(look)
     other.load_state_dict(optimizer.state_dict())
-    # what a hook sees is what is in force afterwards, in the dtype in which it is kept
+    # a hook sees the loaded values, in the dtype in which they are kept
     assert_equal(seen, [[state["momentum_buffer"] for state in optimizer.state.values()]])
     assert_equal(seen, [[state["momentum_buffer"] for state in other.state.values()]])
 
@@ -102,7 +102,7 @@ def test_load_state_dict_pre_post_hook(options):
 
 @pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
 def test_step_pre_hook_and_post_hook(options, register):
-    """Called with the optimizer and what ``step`` was given, until they are removed; before the step, or after it."""
+    """Called with the optimizer and the arguments of ``step``, before or after the step, until they are removed."""
     fit = Fit()
     optimizer = INFO.optim_cls(fit.parameters(), **options)
     calls = []
@@ -128,7 +128,7 @@ def test_step_pre_hook_may_give_other_arguments(options):
 
 
 def test_step_all_hooks(options):
-    """Of all optimizers and of one, in PyTorch's order."""
+    """Hooks of all optimizers and of a single one, in PyTorch's order."""
     params = [parameter(2)]
     optimizer, other, calls = INFO.optim_cls(params, **options), torch.optim.SGD(params), []
 
@@ -152,7 +152,7 @@ def test_step_all_hooks(options):
 
 
 def test_hooks_of_gradients_and_of_the_step_together(exact_options):
-    """A step of its own for each parameter, from a hook of autograd as soon as its gradient is there."""
+    """A separate step for each parameter, taken by an autograd hook as soon as its gradient is available."""
     fit, plain = Fit(), Fit()
     apart = {p: INFO.optim_cls([p], **exact_options) for p in fit.parameters()}
 

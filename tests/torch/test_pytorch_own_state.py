@@ -1,4 +1,4 @@
-"""What PyTorch's own tests check of an optimizer's state and of its copies, name by name: see test_pytorch_own.py."""
+"""PyTorch's own tests of an optimizer's state and copies, under the same names: see test_pytorch_own.py."""
 
 import copy
 import pickle
@@ -20,7 +20,7 @@ def without_names(state_dict):
 
 
 def walk_together(pairs, steps=10):
-    """Steps of several (problem, optimizer), which are to stay the same bit for bit."""
+    """Takes steps with several (problem, optimizer) pairs, which must stay bitwise equal."""
     for _ in range(steps):
         for fit, optimizer in pairs:
             optimizer.step(fit.backward)
@@ -35,19 +35,19 @@ def test_state_dict_deterministic(options, named):
     other = build(other_fit, copy.deepcopy(options), named[1])
     given = copy.deepcopy(optimizer.state_dict())
     other.load_state_dict(given)
-    # what was loaded from is not changed, then or later
+    # the loaded state_dict is not changed, then or later
     assert_equal(given, optimizer.state_dict())
     walk_together([(fit, optimizer), (other_fit, other)])
     assert_equal(without_names(optimizer.state_dict()), without_names(other.state_dict()))
     assert given["state"][0]["step"].item() == 10
-    # a group that is there twice looks as it does once
+    # a group that occurs twice looks the same as once
     other.param_groups.extend(other.param_groups)
     last = [without_names(o.state_dict())["param_groups"][-1] for o in (optimizer, other)]
     assert_equal(*last)
 
 
 def test_load_state_dict_clones_tensor_state(options):
-    """A state that is loaded as ``state_dict`` gives it: of two optimizers, neither writes into the other's."""
+    """A ``state_dict`` loaded without copying: neither optimizer writes into the other's state."""
     fit, optimizer = trained(options)
     other = build(twin(fit), copy.deepcopy(options))
     other.load_state_dict(optimizer.state_dict())
@@ -58,7 +58,7 @@ def test_load_state_dict_clones_tensor_state(options):
 
 @pytest.mark.parametrize("flag", INFO.not_og_supported_flags)
 def test_can_load_older_state_dict(options, flag):
-    """A state whose groups lack what came later: the default stands in, and the next step is as with it."""
+    """A state whose groups lack newer options: the defaults are used."""
     options = {name: value for name, value in options.items() if name != flag}
     fit, optimizer = trained(options)
     other_fit = twin(fit)
@@ -104,7 +104,7 @@ def test_save_load_equality_with_weights_only(options, named):
         file.seek(0)
         loaded = torch.load(file, weights_only=weights_only)
         assert_equal(loaded, optimizer.state_dict())
-    # and it goes on from there
+    # and it continues from there
     other_fit = twin(fit)
     other = build(other_fit, copy.deepcopy(options), named)
     other.load_state_dict(loaded)
@@ -112,7 +112,7 @@ def test_save_load_equality_with_weights_only(options, named):
 
 
 def test_load_nontensor_step(options):
-    """A step that is a number, as old checkpoints have it, becomes a tensor again."""
+    """A step that is a number, as in old checkpoints, becomes a tensor again."""
     fit, optimizer = trained(options)
     other_fit = twin(fit)
     other = build(other_fit, copy.deepcopy(options))
@@ -124,7 +124,7 @@ def test_load_nontensor_step(options):
 
 
 def test_cpu_load_state_dict(options):
-    """The state of a parameter on another device, moved to the CPU with ``map_location``, is a state of the CPU."""
+    """The state of a parameter on another device, moved to the CPU with ``map_location``, can be loaded on the CPU."""
     fit, optimizer = trained(options)
     loaded = torch.load(saved(optimizer.state_dict()), map_location="cpu", weights_only=True)
     loaded["param_groups"][0]["capturable"] = False
@@ -149,7 +149,7 @@ def test_deepcopy_copies_all_public_attrs(options):
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
 def test_copies_are_independent_and_go_on(options, way):
-    """The whole optimizer is copied, its parameters with it; each goes on by itself, in the same way."""
+    """The whole optimizer is copied with its parameters; both continue independently with the same results."""
     fit, optimizer = trained(options)
     copied = way(optimizer)
     other_fit = twin(fit)

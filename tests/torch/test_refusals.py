@@ -1,4 +1,4 @@
-"""What is refused leaves everything as it was: state that does not fit, memory that is shared, options in a group."""
+"""Refused calls change nothing: state that does not fit, shared memory, invalid options in a group."""
 
 import copy
 
@@ -11,7 +11,7 @@ from puzzlelib_rmsprop.torch import RMSpropGraves  # noqa: E402
 
 
 def trained(count=2, **options):
-    """Parameters of four elements after two steps, and their optimizer."""
+    """Returns four-element parameters after two steps, and their optimizer."""
     params = [torch.nn.Parameter(torch.linspace(1, 2, 4) + number) for number in range(count)]
     optimizer = RMSpropGraves(params, **{"lr": 0.1, **options})
     for _ in range(2):
@@ -22,7 +22,7 @@ def trained(count=2, **options):
 
 
 def everything(optimizer):
-    """Of an optimizer: groups, state and parameters, as they are now."""
+    """Returns an optimizer's present groups, state and parameters."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     return copy.deepcopy((optimizer.state_dict(), [param.detach() for param in params]))
 
@@ -71,7 +71,7 @@ def test_a_state_that_is_no_dict():
     given["state"][0] = None
     with pytest.raises(ValueError, match="parameter 0: its state must be a dict; got None"):
         optimizer.load_state_dict(given)
-    with pytest.raises(ValueError, match="takes what state_dict\\(\\) gave, a dict; got NoneType"):
+    with pytest.raises(ValueError, match="takes a dict returned by state_dict\\(\\); got NoneType"):
         optimizer.load_state_dict(None)
     with pytest.raises(ValueError, match="no state_dict of an optimizer"):
         optimizer.load_state_dict({"state": {}})
@@ -91,7 +91,7 @@ def test_the_state_of_another_optimizer(kind, steps):
 
 
 def test_a_group_without_momentum_has_none():
-    """As PyTorch takes it: files of its first versions had no such option."""
+    """As in PyTorch: files of its first versions lack this option."""
     params, optimizer = trained()
     other = torch.optim.RMSprop(params)
     given = other.state_dict()
@@ -161,7 +161,7 @@ def test_a_parameter_of_another_shape():
 
 @pytest.mark.parametrize("what", ["parameter", "state"])
 def test_a_negative_bit_that_comes_later(what):
-    """Values count, not what lies in memory."""
+    """The values count, not the bits in memory."""
     params, optimizer = trained()
     twins, other = trained()
     if what == "parameter":
@@ -236,7 +236,7 @@ def test_threads_are_those_of_pytorch(monkeypatch):
 
 
 def test_parameters_that_take_turns():
-    """Another set of gradients at each step: as each parameter alone."""
+    """Other parameters have gradients at each step: the results equal those of each parameter alone."""
     params = [torch.nn.Parameter(torch.full((5,), float(number))) for number in range(6)]
     twins = [torch.nn.Parameter(param.detach().clone()) for param in params]
     optimizer, others = RMSpropGraves(params, lr=0.1), [RMSpropGraves([twin], lr=0.1) for twin in twins]
@@ -254,7 +254,7 @@ def test_parameters_that_take_turns():
 
 
 def test_a_variance_taken_over_is_not_negative():
-    """The difference of PyTorch's two averages is, where they were rounded."""
+    """The difference of PyTorch's two averages can be negative because of rounding."""
     params, optimizer = trained(1)
     other = torch.optim.RMSprop(params, centered=True)
     other.step()
@@ -287,5 +287,5 @@ def test_a_module_is_told_where_to_go():
     from puzzlelib_rmsprop import RMSPropGraves
     from puzzlelib_rmsprop.errors import SetupError
 
-    with pytest.raises(SetupError, match=r"a Linear is PyTorch's: use puzzlelib_rmsprop.torch.RMSpropGraves"):
+    with pytest.raises(SetupError, match=r"not a PyTorch module; got a Linear: use puzzlelib_rmsprop.torch.RMSpropGraves"):
         RMSPropGraves().setupOn(torch.nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""The optimizer of PyTorch gives the bits of RMSPropGraves, in one call of the compiled library."""
+"""The optimizer for PyTorch is bitwise equal to RMSPropGraves, with one call of the compiled library."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ STEPS = 12
 
 
 def as_numpy(tensor):
-    """The content in NumPy's dtypes; bfloat16 as ml_dtypes has it."""
+    """Returns the content as a NumPy array, bfloat16 with ml_dtypes' dtype."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
@@ -26,7 +26,7 @@ def as_numpy(tensor):
 
 
 class Pair:
-    """The same parameters in PyTorch and in NumPy, each with its optimizer."""
+    """The same parameters in PyTorch and in NumPy, each with an optimizer."""
 
     def __init__(self, dtypes, ours=None, torchs=None, decay=None):
         self.random = np.random.default_rng(7)
@@ -41,7 +41,7 @@ class Pair:
         self.torchs = RMSpropGraves(self.params, **(torchs or {}))
 
     def normal(self, shape, dtype):
-        # steady in part, so that the variance is small beside the mean
+        # partly constant, so that the variance is small relative to the mean
         return torch.from_numpy(np.asarray(self.random.standard_normal(shape) + 3)).to(DTYPES[dtype])
 
     def step(self):
@@ -99,20 +99,20 @@ def test_master_weights(dtype, state):
 @pytest.mark.parametrize("state", [None, "int8"])
 def test_all_dtypes_and_groups_in_one_call(monkeypatch, kernel_calls, state):
     pair = Pair(list(DTYPES), {"stateDtype": state})
-    # groups with options that do not change the numbers
+    # groups with options that do not change the results
     groups = [{"params": pair.params[8 * i : 8 * i + 8], "weight_decay": 0.0, "maximize": False} for i in range(3)]
     pair.torchs = RMSpropGraves(groups, state_dtype=state)
     pair.step()
     kernel_calls.clear()
     for _ in range(3):
         pair.step()
-    assert kernel_calls == ["update"] * 3 + ["update"] * 3  # one of each optimizer
+    assert kernel_calls == ["update"] * 3 + ["update"] * 3  # one call per optimizer
     pair.check()
 
 
 @pytest.fixture
 def kernel_calls(monkeypatch):
-    """The names of the functions of the compiled library that are called."""
+    """Records the names of the called functions of the compiled library."""
     if cpu.library is None or cpu.chosen() is not cpu:
         pytest.skip("asks which functions of the compiled library are called")
     calls = []
@@ -129,8 +129,8 @@ def kernel_calls(monkeypatch):
 
 @pytest.mark.parametrize("rounded", [torch.bfloat16, torch.int8], ids=str)
 def test_groups_have_options_of_their_own(rounded):
-    """Each group beside an optimizer of its own."""
-    # random rounding goes by the place: the first
+    """Each group is compared with a separate optimizer."""
+    # stochastic rounding depends on a parameter's index, which is 0 alone: its group comes first
     options = [
         {"state_dtype": rounded},
         {"lr": 0.1},

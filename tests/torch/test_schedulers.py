@@ -32,7 +32,7 @@ SCHEDULERS = {
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
 }
 EVERY = pytest.mark.parametrize("name", SCHEDULERS)
-# what SequentialLR of PyTorch 2.6 says of its own calls
+# a warning of PyTorch 2.6 about SequentialLR's own calls
 pytestmark = pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 LR = pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["number", "tensor"])
 
@@ -43,14 +43,14 @@ def advance(scheduler, step):
 
 
 def test_no_scheduler_is_forgotten():
-    """All that PyTorch documents; ``LRScheduler`` is what they are made of."""
+    """All schedulers that PyTorch documents, except their base class ``LRScheduler``."""
     assert {*lr_scheduler.__all__, "SWALR"} == {*SCHEDULERS, "LRScheduler"}
 
 
 @EVERY
 @LR
 def test_rates(name, lr):
-    """The learning rates and momenta that torch.optim.RMSprop gets, each step taken with them."""
+    """The learning rates and momenta equal those of torch.optim.RMSprop, and each step uses them."""
     fit, other = Fit(), Fit()
     optimizer = RMSpropGraves(fit.parameters(), lr=copy.deepcopy(lr), momentum=0.75)
     peer = torch.optim.RMSprop(other.parameters(), lr=copy.deepcopy(lr), momentum=0.75)
@@ -72,7 +72,7 @@ def test_rates(name, lr):
 
 @EVERY
 def test_resume(name):
-    """Optimizer and scheduler saved together in the middle and loaded into new ones: bit for bit the same training."""
+    """Optimizer and scheduler are saved midway and loaded into new ones: the training is bitwise equal."""
 
     def begun():
         fit = Fit()
@@ -98,7 +98,7 @@ def test_resume(name):
 
 
 def test_averaged_models():
-    """SWA and EMA of a model in training, with batch statistics updated afterwards."""
+    """SWA and EMA of a model during training, with batch statistics updated afterwards."""
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
     for n, p in enumerate(model.parameters()):
         p.data.copy_(random(*p.shape, seed=n))

@@ -1,4 +1,4 @@
-"""Parameters that are DTensors, as FSDP2 makes them: each process works on its part, and the bits are those of the whole."""
+"""DTensor parameters, as created by FSDP2: each process updates its part, bitwise equal to the whole net."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The state: its dtypes, through every door by which it comes and goes, and what a step does with it."""
+"""The state: its dtypes, every way of saving and loading it, and its use by a step."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ KIND = pytest.mark.parametrize(("dtype", "options"), KINDS, ids=map(name_of, KIN
 
 
 class Model(torch.nn.Module):
-    """Parameters that are given gradients of their own making: the same for the same number of the step."""
+    """A model whose gradients depend only on the number of the step."""
 
     def __init__(self, dtype=torch.float32):
         super().__init__()
@@ -86,7 +86,7 @@ def through_a_mapped_file(optimizer, model, fresh, tmp_path):
 @KIND
 @pytest.mark.parametrize("way", [through_state_dict, through_a_file, through_a_mapped_file], ids=lambda way: way.__name__)
 def test_resume_bit_for_bit(dtype, options, way, tmp_path):
-    """Saved after three steps and loaded into a new model and optimizer: both go on alike, and neither holds the other's."""
+    """Saved after three steps and loaded into a new model and optimizer: both continue equally, and share no memory."""
     model = Model(dtype)
     optimizer = RMSpropGraves(model.parameters(), lr=1e-2, **options)
     model.train_on(optimizer, 0, 3)
@@ -115,7 +115,7 @@ def test_every_step_follows_the_oracle(dtype, options):
 
 
 def test_small_steps_add_up_in_float32_state():
-    """Gradients too small for the parameter's own dtype to hold the averages of: 2e-8 is 0 in float16's averages."""
+    """Gradients whose averages underflow in the parameter's dtype: 2e-8 is 0 in float16."""
     p = torch.nn.Parameter(torch.zeros(4, dtype=torch.float16))
     optimizer = RMSpropGraves([p], alpha=0.75, eps=1e-12)
     p.grad = torch.full((4,), 2.0**-20, dtype=torch.float16)
@@ -129,7 +129,7 @@ def test_small_steps_add_up_in_float32_state():
 
 @pytest.mark.parametrize(("old", "new"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16")])
 def test_a_state_goes_to_parameters_of_another_dtype(old, new):
-    """Fine-tuning in 16 bits what was trained in 32: the float32 state is the same, bit for bit."""
+    """Fine-tuning in 16 bits after training in 32: the float32 state is kept bit for bit."""
     old, new = getattr(torch, old), getattr(torch, new)
     model, other = Model(old), Model(new)
     optimizer, fresh = RMSpropGraves(model.parameters()), RMSpropGraves(other.parameters())
@@ -153,7 +153,7 @@ def test_loading_gives_a_float64_parameter_a_float64_state():
 
 
 def test_a_state_of_another_shape_is_refused():
-    """With what is there as it was."""
+    """Nothing is changed."""
     model, other = Model(), Model()
     optimizer, fresh = RMSpropGraves(model.parameters()), RMSpropGraves(other.parameters())
     model.train_on(optimizer, 0, 2)
@@ -170,7 +170,7 @@ def test_a_state_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_state_of_other_groups_is_refused(groups):
-    """By PyTorch: their number and sizes have to be the same."""
+    """PyTorch requires the same number and sizes of groups."""
     model = Model()
     optimizer = RMSpropGraves([{"params": [p]} for p in model.parameters()])
     model.train_on(optimizer, 0, 1)
@@ -192,7 +192,7 @@ def test_state_dict_of_a_step_not_yet_taken():
 
 
 def test_an_rmsprop_that_has_taken_no_step_is_known_by_its_groups():
-    """Its epsilon is outside the root, with a state or without one."""
+    """Its epsilon is outside the square root, with or without a state."""
     optimizer = RMSpropGraves(Model().parameters())
     keys = optimizer.param_groups[0].keys()
     with pytest.warns(CheckpointWarning, match="torch.optim.RMSprop"):
@@ -203,7 +203,7 @@ def test_an_rmsprop_that_has_taken_no_step_is_known_by_its_groups():
 
 
 def test_only_some_parameters_have_a_state():
-    """Those that had no gradient so far have none, before and after loading, and start when theirs comes."""
+    """Parameters without a gradient so far have no state, before and after loading, and start with their first gradient."""
     model, other = Model(), Model()
     optimizer, fresh = RMSpropGraves(model.parameters()), RMSpropGraves(other.parameters())
     for step in range(3):
@@ -221,7 +221,7 @@ def test_only_some_parameters_have_a_state():
 
 
 def test_the_state_is_the_users_to_write():
-    """What is put into a buffer, or in its place, counts at the next step."""
+    """Values written to a buffer, or a new buffer, are used by the next step."""
     model = Model()
     lockstep = Lockstep(RMSpropGraves(model.parameters()))
     optimizer = lockstep.optimizer
@@ -233,7 +233,7 @@ def test_the_state_is_the_users_to_write():
             lockstep.oracles[model.b].grad_avg[:] = 0.25
         model.backward(step)
         lockstep.step()
-    # a parameter without a state starts anew
+    # a parameter without a state starts afresh
     del optimizer.state[model.a], lockstep.oracles[model.a]
     model.backward(4)
     lockstep.step()
@@ -245,7 +245,7 @@ def test_the_master_is_made_of_the_parameter_and_gives_way_to_one_that_was_writt
     optimizer = RMSpropGraves(model.parameters(), lr=1e-6, master_weights=True)
     model.train_on(optimizer, 0, 20)
     master = optimizer.state[model.a]["master"]
-    # steps too small for 8 bits are kept there
+    # steps too small for bfloat16 are kept in the master
     assert not torch.equal(master, model.a.float())
     assert same_bits(master.bfloat16(), model.a.detach())
     with torch.no_grad():
@@ -256,7 +256,7 @@ def test_the_master_is_made_of_the_parameter_and_gives_way_to_one_that_was_writt
 
 @KIND
 def test_a_state_through_distributed_checkpoint(dtype, options):
-    """By the names of parameters, into an optimizer that has taken no step: it is made to take one with lr 0."""
+    """Loads by parameter names into an optimizer without steps, for which PyTorch takes one with lr=0."""
     model, other = Model(dtype), Model(dtype)
     optimizer = RMSpropGraves(model.parameters(), lr=1e-2, **options)
     model.train_on(optimizer, 0, 3)
@@ -274,7 +274,7 @@ def test_a_state_through_distributed_checkpoint(dtype, options):
 
 
 def test_the_whole_optimizer_in_a_file():
-    """torch.save of the object itself, with the model: they still belong together."""
+    """torch.save of the optimizer with its model: the two still belong together."""
     model = Model()
     optimizer = RMSpropGraves(model.parameters())
     model.train_on(optimizer, 0, 2)
@@ -291,7 +291,7 @@ def test_the_whole_optimizer_in_a_file():
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8], ids=str)
 def test_equal_trainings_are_equal_in_every_bit(state_dtype):
-    """Rounding at random too: it depends on nothing but the training itself."""
+    """Including stochastic rounding, which depends only on the training itself."""
     results = []
     for _ in range(2):
         torch.manual_seed(len(results))

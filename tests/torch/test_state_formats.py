@@ -1,4 +1,4 @@
-"""The emulated formats of an 8-bit state, by which the library's was chosen, are what their names say."""
+"""The emulated 8-bit formats, from which the library's was chosen, match their names."""
 
 import pytest
 
@@ -15,7 +15,7 @@ FORMATS = {
 
 
 def numbers(signed, count=1000, seed=0):
-    """Of many sizes, a zero among them; the last block is shorter."""
+    """Returns numbers of many sizes, including a zero; the last block is shorter."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, generator=generator) * 10 ** (4 * torch.rand(count, generator=generator) - 8)
     x[7] = 0
@@ -27,7 +27,7 @@ def test_storing_what_was_read_changes_nothing(name):
     format, generator = FORMATS[name], torch.Generator().manual_seed(1)
     once = format.stored(numbers(format.signed), generator)
     again = format.stored(once, generator)
-    # a scale that is no power of two is rounded when it is computed again
+    # a scale that is not a power of two is rounded when it is recomputed
     assert torch.allclose(once, again, rtol=1e-5 if format.exact else 0, atol=0)
 
 
@@ -46,11 +46,11 @@ def test_a_number_becomes_one_of_its_neighbours(name):
 def test_random_rounding_is_right_in_the_mean():
     generator = torch.Generator().manual_seed(1)
     x = numbers(True, 320)
-    x[::32] = 1e-3  # the largest of its block, exact: what is above a block's last code is rounded down
+    x[::32] = 1e-3  # the block's largest number is exact: numbers above the last code are rounded down
     x = x.clamp(-1e-3, 1e-3)
     draws = torch.stack([formats.E3M4.stored(x, generator) for _ in range(2000)])
     assert (draws != x).float().mean() > 0.5
-    # six standard errors; a number that is stored as itself has none, but for rounding
+    # six standard errors; a number that is stored exactly has only rounding errors
     assert ((draws.mean(0) - x).abs() <= 6 * draws.std(0) / 2000**0.5 + 1e-7 * x.abs()).all()
 
 

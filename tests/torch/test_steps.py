@@ -1,4 +1,4 @@
-"""What a training does with an optimizer between its steps: freezes parameters, adds them, changes options; closures."""
+"""Changes between steps: frozen and added parameters, changed options; and closures."""
 
 import copy
 
@@ -16,7 +16,7 @@ def give(params, step):
 
 
 def test_a_parameter_without_a_gradient_is_not_in_the_step():
-    """Its momentum waits, and goes on when a gradient comes."""
+    """Its momentum is kept, and continues when it has a gradient again."""
     params = [parameter(4, seed=n) for n in range(3)]
     lockstep = Lockstep(RMSpropGraves(params))
     for step in range(8):
@@ -88,7 +88,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_options_are_read_at_each_step(name):
-    """Of the one group in which they were changed."""
+    """Only in the group in which they were changed."""
     params = [parameter(4), parameter(3, seed=1)]
     start = {"lr": 1e-2, "weight_decay": 0.125}
     lockstep = Lockstep(RMSpropGraves([{"params": [p]} for p in params], **start))
@@ -128,7 +128,7 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 @pytest.mark.parametrize("number", [0, 1])
 def test_an_option_out_of_range_is_refused_at_the_step(wrong, number):
-    """With nothing changed in any group; put right, the training goes on."""
+    """Nothing is changed in any group; after a correction the training continues."""
     name, value = wrong
     params = [parameter(4), parameter(3, seed=1)]
     lockstep = Lockstep(RMSpropGraves([{"params": [p]} for p in params]))
@@ -148,7 +148,7 @@ def test_an_option_out_of_range_is_refused_at_the_step(wrong, number):
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 def test_lr_tensor_changed_in_place(shape):
-    """The tensor that was given is the one that counts, in each group that has it."""
+    """The given tensor itself is read, in each group that has it."""
     params, lr = [parameter(4), parameter(3, seed=1)], torch.full(shape, 0.5)
     lockstep = Lockstep(RMSpropGraves([{"params": [params[0]]}, {"params": [params[1]], "lr": 0.25}], lr=lr))
     assert lockstep.optimizer.param_groups[0]["lr"] is lr
@@ -164,7 +164,7 @@ def test_lr_tensor_changed_in_place(shape):
 
 
 def test_lr_tensor_with_a_gradient_of_its_own():
-    """As programs have it that learn the rate: the step takes its number."""
+    """As in programs that learn the rate: the step uses its value."""
     params, lr = [parameter(4)], torch.tensor(0.125, requires_grad=True)
     lockstep = Lockstep(RMSpropGraves(params, lr=lr))
     for step in range(3):
@@ -175,7 +175,7 @@ def test_lr_tensor_with_a_gradient_of_its_own():
 
 
 def test_a_parameter_is_replaced_in_its_group():
-    """By a longer one, with its state: as programs do that let a model grow."""
+    """By a longer one, with its state, as in programs that grow a model."""
     old, other = parameter(3), parameter(2)
     lockstep = Lockstep(RMSpropGraves([old, other]))
     optimizer = lockstep.optimizer
@@ -197,7 +197,7 @@ def test_a_parameter_is_replaced_in_its_group():
 
 @pytest.mark.parametrize("extra", [1, "text", None, torch.ones(2)], ids=str)
 def test_entries_of_others_in_the_state(extra):
-    """Beside the parameters, and beside a parameter's own: left alone, and saved and loaded."""
+    """The user's entries, in the state and in a parameter's state, are left alone, saved and loaded."""
     fit = Fit()
     optimizer = RMSpropGraves(fit.parameters())
     optimizer.step(fit.backward)
@@ -227,7 +227,7 @@ def test_learning_rate_zero_gathers_statistics_alone():
 
 
 def test_closure():
-    """Called once, with gradients recorded whatever is around the step; what it gives is what the step gives."""
+    """Called once, with gradients enabled in any context; the step returns its result."""
     fit = Fit()
     lockstep, calls = Lockstep(RMSpropGraves(fit.parameters())), []
 
@@ -259,7 +259,7 @@ def test_closure_that_raises_changes_nothing():
 
 
 def test_step_in_inference_mode_or_without_gradients():
-    """The step records nothing, and needs no mode."""
+    """The step records no graph, and works in every mode."""
     fits = [Fit(), Fit()]
     optimizers = [RMSpropGraves(fit.parameters()) for fit in fits]
     for _ in range(3):
@@ -273,7 +273,7 @@ def test_step_in_inference_mode_or_without_gradients():
 
 
 def test_the_version_of_a_parameter_counts_its_steps():
-    """Autograd refuses to go back through a value that a step has since overwritten."""
+    """Autograd refuses a backward pass through a value that a step has overwritten."""
     fit = Fit()
     optimizer = RMSpropGraves(fit.parameters())
     loss = (fit.weight * fit.weight).sum() + fit.bias.sum()
@@ -284,7 +284,7 @@ def test_the_version_of_a_parameter_counts_its_steps():
 
 
 def test_two_optimizers_of_one_model_are_independent():
-    """Each with its parameters, in turn; and a copy of one that is stepped changes neither."""
+    """Each updates its own parameters; a step of a copy changes neither."""
     fit = Fit()
     one, other = Lockstep(RMSpropGraves([fit.weight])), Lockstep(RMSpropGraves([fit.bias], lr=0.1))
     for _ in range(3):
@@ -297,7 +297,7 @@ def test_two_optimizers_of_one_model_are_independent():
 
 
 def test_clipped_gradients():
-    """``clip_grad_norm_`` and ``clip_grad_value_`` work on the gradients in place, between the backward and the step."""
+    """``clip_grad_norm_`` and ``clip_grad_value_`` change the gradients in place before the step."""
     fit = Fit()
     lockstep = Lockstep(RMSpropGraves(fit.parameters()))
     for clip, limit in ((torch.nn.utils.clip_grad_norm_, 0.5), (torch.nn.utils.clip_grad_value_, 0.125)):

@@ -1,4 +1,4 @@
-"""A training begun with another RMSprop of PyTorch's goes on with ours from its ``state_dict``."""
+"""A training that started with another RMSprop for PyTorch continues with ours from its ``state_dict``."""
 
 import copy
 import warnings
@@ -14,12 +14,12 @@ from tests.torch import theirs  # noqa: E402
 from tests.torch.theirs import one_thread  # noqa: E402, F401 (a fixture)
 
 BEFORE, AFTER = 30, 60
-# float64 parameters of at most 1, after some 100 steps that are rounded to 1.1e-16 of themselves; where the variance is the
-# difference of two averages, theirs is wrong by up to 1e-13 of a step
+# float64 parameters of at most 1, after some 100 steps with a relative rounding error of 1.1e-16; if the variance is the
+# difference of two averages, their steps are wrong by up to a relative 1e-13
 WITHIN = 1e-11
 FORMS = pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
 MOMENTA = pytest.mark.parametrize("momentum", [0.0, 0.9])
-# epsilon stands outside the root in PyTorch: this one is so small beside every root that it does not matter where
+# epsilon is outside the root in PyTorch: this one is so small relative to every root that its place does not matter
 VANISHING = 1e-18
 
 
@@ -44,7 +44,7 @@ PEERS = pytest.mark.parametrize("peer", [pytorch, timm, timm_outside, sb3])
 
 
 def begun(peer, dtype=torch.float64, rates=(3e-3, 1e-3), **options):
-    """A net, and their optimizer, in the middle of a training: two groups, each with its own learning rate."""
+    """Returns a net and their optimizer in the middle of a training: two groups with different learning rates."""
     net = theirs.small_net(dtype)
     first, second = net[0], net[2]
     groups = [{"params": list(first.parameters()), "lr": rates[0]}, {"params": list(second.parameters()), "lr": rates[1]}]
@@ -60,7 +60,7 @@ def train(net, optimizer, steps):
 
 
 def taken_over(net, optimizer):
-    """A copy of the net with ours, which has loaded their state and nothing else: every option comes with it."""
+    """Returns a copy of the net with our optimizer, which has loaded only their state, including every option."""
     own = copy.deepcopy(net)
     ours = RMSpropGraves([{"params": list(own[0].parameters())}, {"params": list(own[2].parameters())}])
     with pytest.warns(CheckpointWarning, match="turned into that of RMSpropGraves"):
@@ -69,13 +69,13 @@ def taken_over(net, optimizer):
 
 
 def apart(first, second):
-    """The largest difference of a parameter."""
+    """Returns the largest difference between parameters."""
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     return max((a.double() - b.double()).abs().max().item() for a, b in pairs)
 
 
 def moved(net, step=BEFORE + AFTER):
-    """How far a training went that began with this net's numbers: what the differences are small beside."""
+    """Returns how far a training moved from this net's initial numbers; differences are compared with it."""
     return apart(net, theirs.small_net(torch.float64))
 
 
@@ -113,7 +113,7 @@ def test_learning_rate_changed_afterwards_without_momentum(peer, centered):
 
 @FORMS
 def test_learning_rate_changed_afterwards_in_the_momentum(centered):
-    """timm keeps the learning rate in the momentum, as TensorFlow and ours: what was stepped goes on at its old rate."""
+    """timm includes the learning rate in the momentum, like TensorFlow and ours: earlier steps keep their old rate."""
     net, optimizer = begun(timm, centered=centered, momentum=0.9)
     own, ours = taken_over(net, optimizer)
     for each in (optimizer, ours):
@@ -126,7 +126,7 @@ def test_learning_rate_changed_afterwards_in_the_momentum(centered):
 
 @pytest.mark.parametrize("peer", [pytorch, timm_outside, sb3])
 def test_learning_rate_changed_afterwards_outside_the_momentum(peer):
-    """The others multiply old momentum by the new rate, ours does not: the first step differs by just that, no more.
+    """The others multiply the old momentum by the new rate, ours does not: the first step differs by exactly that.
 
     With the rate at a tenth, theirs is ``-new*(momentum*b + u)``, and ours ``-(old*momentum*b + new*u)``.
     """
@@ -149,10 +149,10 @@ def test_learning_rate_changed_afterwards_outside_the_momentum(peer):
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 @FORMS
 def test_epsilon_outside_the_root(eps, centered):
-    """How far PyTorch's epsilon, squared, is from its place outside: ``(s + eps) / sqrt(s*s + eps*eps)``.
+    """The ratio of the roots with PyTorch's epsilon outside, and squared inside: ``(s + eps) / sqrt(s*s + eps*eps)``.
 
-    That is at least 1, so ours is never the shorter step, and at most sqrt(2), where the root s is as large as epsilon;
-    1 + eps/s at most where it is larger.
+    It is at least 1, so our step is never shorter, and at most sqrt(2), reached if the root s equals epsilon; for a larger s
+    it is at most 1 + eps/s.
     """
     param = torch.zeros(400, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.RMSprop([param], lr=1.0, alpha=0.9, eps=eps, centered=centered)
@@ -171,7 +171,7 @@ def test_epsilon_outside_the_root(eps, centered):
     state = optimizer.state[param]
     root = (state["square_avg"] - (state["grad_avg"] ** 2 if centered else 0)).sqrt()
     ratio = (own - before) / (param - before)
-    # what is added to a parameter is rounded to 1e-16 of it
+    # a parameter's update is rounded to 1e-16 of the parameter
     rounding = 1e-15 * before.abs() / (param - before).abs() + 1e-9
     assert ((ratio - (root + eps) / torch.sqrt(root**2 + eps**2)).abs() <= rounding).all()
     assert (ratio >= 1 - rounding).all()
@@ -182,7 +182,7 @@ def test_epsilon_outside_the_root(eps, centered):
 @PEERS
 @FORMS
 def test_float32(peer, centered):
-    """In float32 the variance is what theirs has left of it; then both go on, within float32's digits."""
+    """In float32 the variance has only the digits that theirs retains; then both continue, equal to float32 precision."""
     net, optimizer = begun(peer, torch.float32, centered=centered, momentum=0.9)
     own, ours = taken_over(net, optimizer)
     for p, q in zip(net.parameters(), own.parameters(), strict=True):
@@ -198,7 +198,7 @@ def test_float32(peer, centered):
 
 
 def test_refused_before_anything_changes():
-    """What there is not here is named."""
+    """The message names the unsupported option."""
     net, optimizer = begun(timm, momentum=0.9)
     ours = RMSpropGraves([{"params": list(net[0].parameters())}, {"params": list(net[2].parameters())}])
     for option in ("caution", "corrected_weight_decay"):

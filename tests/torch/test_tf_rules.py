@@ -11,8 +11,8 @@ from tests.torch.rounding import Bound  # noqa: E402
 from tests.torch.theirs import SETTINGS, Theirs, one_thread  # noqa: E402, F401 (a fixture)
 
 STEPS = 200
-# A float32 parameter is rounded at every step, to 6e-8 of itself at most. Over 200 steps such errors add up to some
-# sqrt(200) of their usual size, 2e-8: to 3e-7 of the parameters, in the norm of all of them. In float64 it is 1e-15.
+# A float32 parameter is rounded at every step, with a relative error of at most 6e-8, usually 2e-8. Over 200 steps such
+# errors add up to sqrt(200) of that, 3e-7 in the norm of all parameters. In float64 it is 1e-15.
 WITHIN = {torch.float32: 1e-6, torch.float64: 1e-14}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 FORMS = pytest.mark.parametrize("centered", [False, True], ids=["plain", "centered"])
@@ -21,7 +21,7 @@ NAMES = pytest.mark.parametrize("name", SETTINGS)
 
 
 def classes():
-    """Their own classes: name -> how to import one."""
+    """Returns their classes by name."""
     return {
         "timm": lambda: pytest.importorskip("timm.optim").RMSpropTF,
         "sb3": lambda: pytest.importorskip("stable_baselines3.common.sb2_compat.rmsprop_tf_like").RMSpropTFLike,
@@ -29,19 +29,19 @@ def classes():
 
 
 def distance(params, expected):
-    """Norm of the difference from float64 numbers, as a part of the norm of those; NaN if there is one."""
+    """Returns the norm of the difference from float64 numbers, relative to their norm; NaN if the numbers contain one."""
     params = np.concatenate([p.detach().double().numpy().ravel() for p in params])
     expected = np.concatenate([p.ravel() for p in expected])
     return np.linalg.norm(params - expected) / np.linalg.norm(expected)
 
 
 def rule(name, params, **options):
-    """The float64 copy of the rule that has this setting."""
+    """Returns the float64 copy of the rule with this setting."""
     return Theirs(params, **(SETTINGS[name] | options), lr_in_momentum=name.startswith("timm"))
 
 
 def random_gradients(steps, size=(24, 40), seed=0):
-    """Gradients of sizes from 1e-4 to 1e2, one for each row, some with a mean that is large beside their spread."""
+    """Returns gradients of sizes from 1e-4 to 1e2, one per row, some with a mean that is large relative to their spread."""
     rng = np.random.default_rng(seed)
     scale = np.logspace(-4, 2, size[0])[:, None]
     mean = np.linspace(-3, 3, size[1])
@@ -54,7 +54,7 @@ def random_gradients(steps, size=(24, 40), seed=0):
 @MOMENTA
 @DTYPES
 def test_training_with_their_numbers(name, centered, momentum, dtype):
-    """A net on real data. The float64 copy takes the same gradients, so that only the optimizer is compared."""
+    """A net on real data. The float64 copy gets the same gradients, so that only the optimizers are compared."""
     net = theirs.small_net(dtype)
     options = SETTINGS[name] | {"momentum": momentum, "centered": centered}
     optimizer = RMSpropGraves(net.parameters(), **options, initial_square_avg=1.0)
@@ -71,10 +71,10 @@ def test_training_with_their_numbers(name, centered, momentum, dtype):
 @FORMS
 @MOMENTA
 def test_two_trainings(name, centered, momentum):
-    """The same net trained twice in float64, each with its own gradients: by ours, and by the copy of their rule.
+    """The same net trained twice in float64, each with its own gradients: by our optimizer, and by the copy of their rule.
 
-    With momentum 0.9 steps are ten times as long: then the learning rate is a tenth of theirs. With more the training is
-    chaotic, and drifts apart from itself after the smallest change.
+    With momentum 0.9 steps are ten times as long, so the learning rate is a tenth of theirs. With a larger one the training
+    is chaotic, and diverges from itself after the smallest change.
     """
     ours, other = theirs.small_net(torch.float64), theirs.small_net(torch.float64)
     options = {"momentum": momentum, "centered": centered, "lr": SETTINGS[name]["lr"] * (0.1 if momentum else 1)}
@@ -110,7 +110,7 @@ def test_random_gradients(name, centered, momentum, dtype):
 @FORMS
 @MOMENTA
 def test_beside_their_classes(peer, setting, centered, momentum):
-    """In float32, within what rounding can do to either: bounds that are carried along with the exact rule, by element."""
+    """In float32, within the rounding errors of both, whose bounds are propagated with the exact rule for each element."""
     settings = {key: value for key, value in SETTINGS.items() if key.startswith(peer)}
     options = list(settings.values())[setting == "recipe"] | {"momentum": momentum, "centered": centered}
     start = torch.from_numpy(np.random.default_rng(2).standard_normal((24, 40))).float()
@@ -127,17 +127,17 @@ def test_beside_their_classes(peer, setting, centered, momentum):
     apart = (ours - other).detach().double().abs().numpy()
     assert (apart <= bounds[0].error + bounds[1].error).all()
     assert (np.abs(ours.detach().double().numpy() - bounds[0].param) <= bounds[0].error).all()
-    # the bound is one that a wrong rule breaks: small beside the way that the parameters went
+    # a wrong rule would exceed the bound, which is small relative to the parameters' total change
     assert np.median(bounds[0].error / np.abs(bounds[0].param - start.numpy())) < 1e-3
 
 
 @pytest.mark.parametrize("peer", classes())
 @pytest.mark.parametrize(("eps", "becomes_nan"), [(1e-10, True), (1e-7, False)])
 def test_nearly_constant_gradients(peer, eps, becomes_nan):
-    """Why not theirs: the difference of two averages loses its digits in float32. Ours keeps the variance itself.
+    """Why our rule differs: the difference of two averages loses its digits in float32. Ours stores the variance itself.
 
-    Gradients of 1 with a spread of 0.0005: a variance of 2.5e-7, which is the difference of two averages that are rounded to
-    6e-8. With a small epsilon the root is NaN; with one that hides that, most often, steps are wrong by much.
+    Gradients of 1 with a spread of 0.0005 have a variance of 2.5e-7, the difference of two averages that are rounded to
+    6e-8. With a small epsilon the root is NaN; with one large enough to usually hide that, steps are far off.
     """
     options = {"lr": 1e-3, "alpha": 0.9, "eps": eps, "centered": True}
     start = torch.zeros(1000)
@@ -167,7 +167,7 @@ def test_nearly_constant_gradients(peer, eps, becomes_nan):
 @pytest.mark.parametrize("inside", [True, False])
 @FORMS
 def test_the_learning_rate_in_the_momentum_or_outside(inside, centered):
-    """The same while it is constant. Once it changes, ours goes on as TensorFlow and timm: steps taken keep their size."""
+    """Equal while the rate is constant. When it changes, ours acts like TensorFlow and timm: old steps keep their size."""
     options = {"lr": 1e-2, "alpha": 0.9, "eps": 1e-10, "momentum": 0.9, "centered": centered}
     param = torch.zeros(24, 40, dtype=torch.float64, requires_grad=True)
     optimizer = RMSpropGraves([param], **options, initial_square_avg=1.0)

@@ -1,4 +1,4 @@
-"""The rule of TensorFlow 1 and its copies in float64, with two averages, as they document it; and trainings to try it on.
+"""The rule of TensorFlow 1 and its ports in float64, with two averages, as documented there; and trainings to test it on.
 
     square = alpha*square + (1 - alpha)*g*g          it starts at 1
     mean = alpha*mean + (1 - alpha)*g                centered
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-# the numbers that each uses: the class's own defaults, and those of a recipe
+# their settings: the class's own defaults, and those of a recipe
 SETTINGS = {
     "sb3": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8},
     "sb3-a2c": {"lr": 7e-4, "alpha": 0.99, "eps": 1e-5},
@@ -26,7 +26,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Nothing in these trainings is large enough for more; and the order of additions is then everywhere the same."""
+    """These trainings are too small for more threads; and the order of additions is the same on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def one_thread():
 
 
 class Theirs:
-    """Their rule for several parameters at once."""
+    """Their rule for several parameters."""
 
     def __init__(self, params, *, lr, alpha, eps, momentum=0.0, centered=False, lr_in_momentum=True, start=1.0):
         self.params = [np.array(p, np.float64) for p in params]
@@ -66,14 +66,14 @@ def digits():
 
 
 def small_net(dtype, seed=0):
-    """A net for the digits, with parameters of at most 0.25 at first."""
+    """Returns a net for the digits, with initial parameters of at most 0.25."""
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).double()
     return net.to(dtype)
 
 
 def gradients(net, step, size=64):
-    """Fills the gradients of a net from the batch of a step."""
+    """Computes the gradients of a net for the batch of a step."""
     images, labels = digits()
     rng = np.random.default_rng([7, step])
     part = torch.from_numpy(rng.integers(0, len(images), size))
