@@ -252,7 +252,7 @@ class RMSpropGraves(torch.optim.Optimizer):
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state returned by :meth:`state_dict` of this class, or of another RMSprop.
+        """Loads a state returned by ``state_dict`` of this class, or of another RMSprop.
 
         The options of the groups are loaded too, including ``state_dtype``. If you change ``state_dtype`` in
         ``state_dict["param_groups"]`` before loading, or in the groups afterwards, the state is converted, rounded to

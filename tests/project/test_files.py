@@ -1,5 +1,6 @@
 """The repository's own files: none is long, and the root holds what belongs there."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,9 @@ ROOT_FILES += ["README.md", "SECURITY.md", "pyproject.toml", "setup.py"]
 @pytest.fixture(scope="module")
 def tracked():
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no clone")
+        pytest.skip("this is not a clone")
+    if shutil.which("git") is None:
+        pytest.skip("git is not on the PATH")
     found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [Path(line) for line in found.stdout.splitlines()]
 

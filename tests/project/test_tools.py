@@ -30,6 +30,9 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
+needs_bash = pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash, which the script is for")
+
+
 def run(script, *options, path=PATH, code=0):
     done = subprocess.run(
         [sys.executable, TOOLS / script, *map(str, options)],
@@ -213,6 +216,7 @@ def gpu_check(tmp_path, python, **env):
     return done.returncode, {line.split(" (")[0] for line in lines if line.startswith(("PASS", "FAIL", "LEFT OUT"))}, lines
 
 
+@needs_bash
 def test_gpu_check_goes_on_after_a_failure(tmp_path, fake_python):
     status, results, lines = gpu_check(tmp_path, fake_python("graph_check"))
     assert status == 1
@@ -233,6 +237,7 @@ def test_gpu_check_goes_on_after_a_failure(tmp_path, fake_python):
     assert "dry-run" in logs[0].name
 
 
+@needs_bash
 def test_gpu_check_passes_where_every_step_does(tmp_path, fake_python):
     status, results, _ = gpu_check(tmp_path, fake_python("there_is_no_such_word"))
     assert status == 0
@@ -240,6 +245,7 @@ def test_gpu_check_passes_where_every_step_does(tmp_path, fake_python):
     assert any(line.startswith("LEFT OUT memcheck: compute-sanitizer is not here") for line in results)
 
 
+@needs_bash
 def test_gpu_check_does_first_what_its_head_says(tmp_path, fake_python):
     head = re.findall(r"^# +\d+\. (.+?): ", (TOOLS / "gpu_check.sh").read_text(), re.MULTILINE)
     _, _, lines = gpu_check(tmp_path, fake_python("there_is_no_such_word"))
@@ -250,12 +256,14 @@ def test_gpu_check_does_first_what_its_head_says(tmp_path, fake_python):
     assert [name for name in done if name in named] == named
 
 
+@needs_bash
 def test_gpu_check_has_no_time_left(tmp_path, fake_python):
     status, results, _ = gpu_check(tmp_path, fake_python("there_is_no_such_word"), GPU_CHECK_SECONDS="1")
     assert status == 1
     assert "FAIL test suite: no time was left for it" in results
 
 
+@needs_bash
 def test_gpu_check_refuses_other_options():
     done = subprocess.run([TOOLS / "gpu_check.sh", "--fast"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
