@@ -1,8 +1,8 @@
 """The pages of the documentation: their blocks of code, and ``python pages.py PAGE``, which runs those in Python.
 
 All blocks of a page run in one namespace, in their order: ``python`` as a script, ``pycon`` as a doctest. A comment
-``<!-- setup ... -->`` is code that runs and is not shown. A page with ``<!-- needs NAME -->`` runs if NAME can be imported; so does
-a block that follows ``<!-- if NAME -->``.
+``<!-- setup ... -->`` is code that runs and is not shown. A page with ``<!-- needs NAME -->`` runs if NAME can be imported;
+so does a block that follows ``<!-- if NAME -->``.
 """
 
 import doctest
