@@ -185,7 +185,7 @@ def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
 def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
     optimizer = trained(Own, False, SHAPES)
     optimizer.states["b.b"]["mg"] = gpuarray.zeros(9)
-    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must be of one shape; got \(9,\) and \(3,\)"):
+    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must have the same shape; got \(9,\) and \(3,\)"):
         optimizer.save(tmp_path / "run.hdf")
     assert os.listdir(tmp_path) == []
 

@@ -175,7 +175,7 @@ TABLE = [
             "has no group 'other.states'",
         ),
         *[
-            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must be without NUL; got .*a.x00b'")
+            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must not contain NUL; got .*a.x00b'")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
         ],
         *[
@@ -184,7 +184,7 @@ TABLE = [
         ],
         (lambda: inspect(io.BytesIO()), "a path must be text, bytes or an os.PathLike; got BytesIO"),
         *[  # opening a pipe would wait for ever
-            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is no regular file")
+            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is not a regular file")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
         ],
         (lambda: filed(lambda o, folder: o.save(read_only())), "cannot write .*no write intent on file"),
@@ -202,13 +202,13 @@ TABLE = [
         *[
             (
                 lambda text=text: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), attributed(text)),
-                "cannot be saved: .*fit",
+                "cannot be saved: .*is not valid in a file",
             )
             for text in ("a\0b", "\udc80")
         ],
         (lambda: clashing(), "'a.mg.b': its 'mg' cannot be saved"),
-        (lambda: filed(lambda o, folder: o.save(closed(folder))), "the HDF5 file given is closed"),
-        (lambda: filed(lambda o, folder: o.load(closed(folder))), "the HDF5 file given is closed"),
+        (lambda: filed(lambda o, folder: o.save(closed(folder))), "the given HDF5 file is closed"),
+        (lambda: filed(lambda o, folder: o.load(closed(folder))), "the given HDF5 file is closed"),
         (
             lambda: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), lambda o, folder: o.setAttr("a", object())),
             "'a' cannot be saved",

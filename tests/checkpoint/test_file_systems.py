@@ -97,12 +97,12 @@ COSTLY = {
     "rename=18": f"Errno 18.*{MOUNTED}",
     "rename=1": f"Errno 1.*{PROTECTED}",
     "rename=13": f"Errno 13.*{PROTECTED}",
-    "rename=17": "Errno 17.*this file system replaces no file: remove the old one, or save under another name$",
-    "rename=38": "Errno 38.*this file system renames no file: save elsewhere, and copy it there$",
-    "rename=95": "Errno 95.*this file system renames no file: save elsewhere, and copy it there$",
+    "rename=17": "Errno 17.*this file system cannot replace files: remove the old one, or save under another name$",
+    "rename=38": "Errno 38.*this file system cannot rename files: save elsewhere, and copy it$",
+    "rename=95": "Errno 95.*this file system cannot rename files: save elsewhere, and copy it$",
     "rename=116": "Errno 116.*Stale file handle",
     "open64=30": "Errno 30.*Read-only file system",
-    "made=17": "gone, or was there, at each of 100 attempts",
+    "made=17": "each of 100 temporary files existed already, or was removed again",
 }
 
 

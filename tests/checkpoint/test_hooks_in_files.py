@@ -43,7 +43,9 @@ def test_a_hook_that_refuses_its_state_costs_nothing(globalState, tmp_path):
 
 def test_a_state_of_a_hook_that_is_no_plain_data_is_named(tmp_path):
     _, optimizer = made(OWN, False, [Counting(np.float32(1))])
-    message = r"hook Counting: what its getState\(\) gives, \{'count': np.float32\(1.0\)\}, must be plain data to be saved"
+    message = (
+        r"hook Counting: the result of its getState\(\), \{'count': np.float32\(1.0\)\}, must be plain data to be saved"
+    )
     with pytest.raises(CheckpointError, match=message):
         optimizer.save(tmp_path / "run.hdf")
 

@@ -51,7 +51,7 @@ def test_what_the_file_has_besides_is_told(tmp_path):
         (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="[]"), "'.layout' is damaged"),
         (
             lambda f: f.pop(".layout") and f.create_dataset(".layout", data=json.dumps({"format": 99, "variables": []})),
-            "is of format 99.*upgrade",
+            "is in format 99.*upgrade",
         ),
     ],
     ids=["no-states", "one-missing", "another-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
@@ -115,7 +115,7 @@ def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
     for wanted in (saved, "bfloat16"):
         other = RMSPropGraves(stateDtype=wanted)
         other.setupOn(net_of(Own, SHAPES))
-        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; no variance can be"):
+        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; a variance cannot be"):
             other.load(tmp_path / "run.hdf")
     slot.state["variance"][1] = np.nan
     optimizer.save(tmp_path / "run.hdf")

@@ -63,7 +63,7 @@ def test_a_new_head(arrays, ours, theirs, tmp_path):
     assert "state in the file without a variable in the net; ignored: [" in messages[0]
     assert "gone" in messages[0]
     assert "head" not in messages[0]
-    assert messages[1].startswith("variables that are not there, or of another shape: ['")
+    assert messages[1].startswith("variables that are missing, or have another shape: ['")
     assert sorted(eval(messages[1].partition(": ")[2].partition(";")[0])) == ["head.W", "new"]
     found = states(optimizer, arrays)
     for name in ("body.0.W", "body.0.b"):
@@ -77,7 +77,7 @@ def test_a_file_with_nothing_of_the_net(globalState, tmp_path):
     saved(tmp_path / "run.hdf", globalState)
     _, optimizer = made({f"module.{name}": shape for name, shape in SHAPES.items()}, globalState)
     with pytest.raises(
-        CheckpointError, match=r"none of the net's variables is there: 'module.body.0.W', .* names=\{old: new"
+        CheckpointError, match=r"none of the net's variables was found: 'module.body.0.W', .* names=\{old: new"
     ):
         optimizer.load(tmp_path / "run.hdf", strict=False)
 
@@ -138,7 +138,7 @@ def test_a_name_that_went_to_another_is_free(globalState, tmp_path):
         optimizer.load(tmp_path / "run.hdf", names={"a": "b"}, strict=False)
     assert sorted(str(each.message).partition(";")[0].partition(":")[0] for each in said) == [
         "state in the file without a variable in the net",
-        "variables that are not there, or of another shape",
+        "variables that are missing, or have another shape",
     ]
     assert_same(states(optimizer)["b"], before["a"])
     assert not states(optimizer)["a"]["mg"].any()
@@ -154,7 +154,7 @@ def test_puzzlelibs_files_too(tmp_path):
     _, optimizer = made({"net.0.W": (3, 2), "net.0.b": (2,), "new": (4,), "head.W": (2, 9)}, True)
     with (
         h5py.File(tmp_path / "run.hdf") as file,
-        pytest.warns(CheckpointWarning, match=r"their state stays as it is") as said,
+        pytest.warns(CheckpointWarning, match=r"their state is unchanged") as said,
     ):
         optimizer.load(file, names={"body": "net"}, strict=False)
     assert len(said) == 1
@@ -172,7 +172,7 @@ def test_from_another_optimizer(globalState):
         other.importState(optimizer.exportState(), names={"body.0": "trunk"}, strict=False)
     assert sorted(str(each.message) for each in said) == [
         "variables of the state that the net does not have; ignored: ['more']",
-        "variables that are not there, or of another shape: ['new']; their state stays as it is",
+        "variables that are missing, or have another shape: ['new']; their state is unchanged",
     ]
     assert np.array_equal(states(other)["trunk.W"]["delta"], states(optimizer)["body.0.W"]["delta"])
 
@@ -180,15 +180,15 @@ def test_from_another_optimizer(globalState):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"names": ["a"]}, CheckpointError, r"names must be a dict of text to text, old name to new; got \['a'\]"),
-        ({"names": {"a": 3}}, CheckpointError, "names must be a dict of text to text"),
+        ({"names": ["a"]}, CheckpointError, r"names must be a dict of old names to new names, all text; got \['a'\]"),
+        ({"names": {"a": 3}}, CheckpointError, "names must be a dict of old names to new names"),
         ({"names": {"x": "body", "y": "body"}}, CheckpointError, "names: 'x' and 'y' cannot both become 'body'"),
         (
             {"names": {"x": "tail"}},
             CheckpointError,
-            r"names: 'x' would become 'tail', and no variable of the net is called so",
+            r"names: 'x' would become 'tail', but no variable of the net has this name",
         ),
-        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', and no variable there is called so"),
+        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', but no variable there has that name"),
         ({"strict": "no"}, HyperParameterError, "strict must be True or False; got 'no'"),
         ({"keepSettings": 2}, HyperParameterError, "keepSettings must be True or False; got 2"),
     ],
@@ -222,8 +222,8 @@ def test_all_that_is_missing_is_named_with_the_remedy(globalState, tmp_path):
     of_module = sorted(["module.w", "module.b"]) if globalState else ["module.w", "module.b"]
     assert str(refused.value) == (
         f"variable {first!r}: {tmp_path / 'run.hdf'} has no 'mg' for it, nor anything for {second!r}; it has "
-        f"{of_module[0]!r}, {of_module[1]!r}. names={{old: new}} finds variables that have other names now, strict=False "
-        f"leaves out what is not there"
+        f"{of_module[0]!r}, {of_module[1]!r}. If variables were renamed, pass names={{old: new}}; to skip missing ones, "
+        f"pass strict=False"
     )
     optimizer.load(tmp_path / "run.hdf", names={"module.": ""})
 
@@ -253,5 +253,5 @@ def test_names_that_are_not_in_the_file(globalState, tmp_path):
     _, optimizer = made(SHAPES, globalState)
     state = optimizer.exportState()
     for load in (lambda **k: optimizer.load(tmp_path / "run.hdf", **k), lambda **k: optimizer.importState(state, **k)):
-        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', and no variable there is called so, or"):
+        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', but no variable there has that name, or"):
             load(names={"typo": ""})

@@ -83,8 +83,8 @@ def test_settings_that_stay(globalState, tmp_path):
     with pytest.warns(CheckpointWarning) as said:
         fresh.load(tmp_path / "run.hdf", keepSettings=True)
     assert [str(each.message) for each in said] == [
-        "keepSettings=True: these settings differ from the file's, and stay: alpha is 0.95, 0.75 in the file; learnRate is "
-        "0.125, 0.5 in the file; "
+        "keepSettings=True: these settings differ from the file and are unchanged: alpha is 0.95, 0.75 in the file; "
+        "learnRate is 0.125, 0.5 in the file; "
         + "; ".join(
             f"{rate} of variable {name!r} is {own}, {theirs} in the file"
             for name, rate, own, theirs in sorted(
@@ -200,7 +200,8 @@ def test_a_rate_that_cannot_be_set_costs_nothing(tmp_path):
     fresh.setupOn(other)
     with pytest.raises(
         CheckpointError,
-        match=r"variable 'b': its momRate cannot be set to the file's, 0.5: it is fixed \(keepSettings=True leaves it\)",
+        match=r"variable 'b': its momRate cannot be set to the file's 0.5: it is fixed "
+        r"\(keepSettings=True leaves it unchanged\)",
     ):
         fresh.load(tmp_path / "run.hdf")
     assert rates(other) == dict.fromkeys("acb", (1.0, 1.0, 0.0))
@@ -253,7 +254,10 @@ def test_rates_that_an_update_refuses_cost_no_checkpoint(bad, whose, tmp_path):
     trained(OWN, net, optimizer)
     var = net.getVar("w") if whose == "a variable's" else optimizer.globalVar[np.float32]
     var.learnRate = bad
-    said = r"rates of ('w'|globalVar\[float32\]) are not in the checkpoint: learnRate, momRate or wc is no number, or out of"
+    said = (
+        r"rates of ('w'|globalVar\[float32\]) are not in the checkpoint: "
+        r"learnRate, momRate or wc is not a number, or is out of range"
+    )
     with pytest.warns(CheckpointWarning, match=said):
         optimizer.save(tmp_path / "run.hdf")
     var.learnRate = 0.5

@@ -100,11 +100,11 @@ def test_the_net_first_is_refused_with_the_remedy(tmp_path):
             net.save(file)
             optimizer.save(file)
 
-    with pytest.raises(CheckpointError, match=r"is closed \(PuzzleLib's net.save .* the optimizer goes first"):
+    with pytest.raises(CheckpointError, match=r"is closed \(PuzzleLib's net.save .* save or load the optimizer first"):
         net_first()
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["run.hdf"]
     with h5py.File(path) as file:
         net.load(file)
-        with pytest.raises(CheckpointError, match="or give them isRoot=False"):
+        with pytest.raises(CheckpointError, match="or pass them isRoot=False"):
             optimizer.load(file)

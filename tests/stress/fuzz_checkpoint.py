@@ -169,7 +169,7 @@ def forked_probe(path):
             if not ready:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                return {"error": "HDF5 does not come to an end with it", "damaged": False}
+                return {"error": "HDF5 hangs on it", "damaged": False}
             block = pipe.read(1 << 16)
             if not block:
                 break
@@ -247,7 +247,7 @@ def main(arguments=None):
             outcome, text = load_in_fork(file, str(path))
             unchanged = raw == file.raw
             table[file.name][outcome if not unchanged else "not changed at all"] += 1
-            hdf5 = "hangs" if "come to an end" in text else "crashes" if "HDF5 crashes" in text else None
+            hdf5 = "hangs" if "HDF5 hangs" in text else "crashes" if "HDF5 crashes" in text else None
             by_hdf5[hdf5] += 1
             bad = wrong(file, outcome)
             failed += bad

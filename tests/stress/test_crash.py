@@ -144,7 +144,7 @@ def test_links_are_followed_and_other_kinds_refused(tmp_path):
     loaded_into(link, {"W": (3,)})
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for wrong, message in (("fifo", "no regular file"), ("loop", "symbolic links"), ("data", "is a folder")):
+    for wrong, message in (("fifo", "not a regular file"), ("loop", "symbolic links"), ("data", "is a folder")):
         with pytest.raises(CheckpointError, match=f"cannot write.*{wrong}.*{message}"):
             optimizer.save(tmp_path / wrong)
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
