@@ -112,7 +112,7 @@ class Variable:
         """Copies another variable's data, and its gradient if both have one, into this variable's arrays.
 
         Raises:
-            VariableError: ``variable`` is not a variable, or a shape or dtype does not match.
+            VariableError: ``variable`` is not a variable, the shapes differ, or a dtype is not floating-point.
             ArrayError: an array is of an unknown family, or cannot be written.
         """
         if not hasattr(variable, "data") or not hasattr(variable, "grad"):

@@ -19,8 +19,8 @@ def check_names(names: Any, known: Iterable[str]) -> None:
         part = old.removesuffix(".")
         if not any(_fits(name, part) for name in known):
             raise CheckpointError(
-                f"names: {old!r} would become {names[old]!r}, but no variable there has that name, or one that begins with "
-                f"{f'{part}.'!r}; there are {', '.join(map(repr, list(dict.fromkeys(known))[:10]))}"
+                f"names: {old!r} would become {names[old]!r}, but no variable there is named {part!r}, or has a name that "
+                f"begins with {f'{part}.'!r}; there are {', '.join(map(repr, list(dict.fromkeys(known))[:10]))}"
             )
 
 
@@ -63,8 +63,8 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
     for new, old in backwards.items():
         if new not in used:
             raise CheckpointError(
-                f"names: {old!r} would become {new!r}, but no variable of the net has this name, or one that begins with "
-                f"{f'{new}.'!r}; "
+                f"names: {old!r} would become {new!r}, but no variable of the net is named {new!r}, or has a name that "
+                f"begins with {f'{new}.'!r}; "
                 f"it has {', '.join(repr(variable.name) for variable in variables[:10])}{', ...' * (len(variables) > 10)}"
             )
     return found

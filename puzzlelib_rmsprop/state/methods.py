@@ -114,7 +114,7 @@ class StateMethods:
         names: Mapping[str, str] | None = None,
         keepSettings: bool = False,
     ) -> None:
-        """Loads a file of :meth:`save` or of PuzzleLib. File and optimizer may be in local or global mode, independently.
+        """Loads a file written by :meth:`save` or by PuzzleLib. File and optimizer may each be in local or global mode.
 
         Everything is checked before anything is changed. Settings are restored too: the registered attributes, the
         variables' ``learnRate``, ``momRate`` and ``wc``, and the arguments of the library's hooks, except ``gradOfLoss``.

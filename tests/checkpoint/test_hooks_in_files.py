@@ -9,7 +9,7 @@ from tests.checkpoint.hooked import OWN, made, trained
 
 
 class Counting(Hook):
-    """Keeps a count; takes no other where it is told to refuse."""
+    """A hook whose state is a count; it can be told to refuse another one."""
 
     refuses = False
 
@@ -59,7 +59,7 @@ def test_another_number_of_hooks_of_a_class_is_told(tmp_path):
 
 
 class Own(WeightDecay):
-    """With an __init__ that does not call its parent's."""
+    """A hook whose __init__ does not call that of its parent."""
 
     def __init__(self, rate):
         self.rate = rate

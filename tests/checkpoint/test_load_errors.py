@@ -1,4 +1,4 @@
-"""Files that do not fit or are none are refused, and change nothing."""
+"""Files that do not match the optimizer, or are not HDF5 files, are refused, and nothing is changed."""
 
 import json
 
@@ -106,7 +106,7 @@ def test_a_number_of_updates_that_is_none_is_refused(value, tmp_path):
 
 @pytest.mark.parametrize("saved", [None, "bfloat16"])
 def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
-    # the step would take its root
+    # an update would take its square root
     optimizer = RMSPropGraves(stateDtype=saved)
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
     slot = next(slot for slot in optimizer._variables if slot.names[0] == "b.W")

@@ -1,4 +1,4 @@
-"""Loading where the net has other variables than the file: strict=False, and names that have changed."""
+"""Loading if the variables of the net and the file differ: strict=False, and renamed variables."""
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ def made(shapes, globalState, arrays=OWN):
 
 
 def saved(path, globalState, shapes=SHAPES, arrays=OWN):
-    """A file whose state differs from variable to variable; what it holds of each."""
+    """Saves a file with a different state for each variable; returns these states."""
     net, optimizer = made(shapes, globalState, arrays)
     for number, name in enumerate(sorted(shapes), 1):
         arrays.put(net.getVar(name).grad, np.full(shapes[name], number, np.float32))
@@ -46,7 +46,7 @@ BOTH = [
 
 @pytest.mark.parametrize(("ours", "theirs"), BOTH)
 def test_a_new_head(arrays, ours, theirs, tmp_path):
-    """Fine-tuning: one variable of another shape, one new, one gone."""
+    """Fine-tuning: one variable has another shape, one is new, one is gone."""
     before = saved(tmp_path / "run.hdf", bool(theirs), {**SHAPES, "gone": (2,)}, arrays)
     net, optimizer = made({**SHAPES, "head.W": (2, 7), "new": (5,)}, bool(ours), arrays)
     for var in net.vars.values():
@@ -73,7 +73,7 @@ def test_a_new_head(arrays, ours, theirs, tmp_path):
 
 
 def test_a_file_with_nothing_of_the_net(globalState, tmp_path):
-    """A prefix too many, as of a wrapper around the net, is told, not passed over."""
+    """An extra prefix, as from a wrapper around the net, raises an error instead of being ignored."""
     saved(tmp_path / "run.hdf", globalState)
     _, optimizer = made({f"module.{name}": shape for name, shape in SHAPES.items()}, globalState)
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_a_prefix_that_is_gone(globalState, tmp_path):
 
 @pytest.mark.parametrize(("ours", "theirs"), BOTH)
 def test_two_layers_change_places(ours, theirs, tmp_path):
-    """Of one shape, so that nothing but the name tells them apart."""
+    """Two variables of the same shape, so that only their names differ."""
     shapes = {"a.W": (3,), "b.W": (3,), "c.W": (3,)}
     before = saved(tmp_path / "run.hdf", bool(theirs), shapes)
     _, optimizer = made(shapes, bool(ours))
@@ -128,7 +128,7 @@ def test_two_layers_change_places(ours, theirs, tmp_path):
 
 
 def test_a_name_that_went_to_another_is_free(globalState, tmp_path):
-    """b takes what was a's; what was b's is nobody's, and a has nothing."""
+    """b gets the state of a; the state of b belongs to nobody, and a has none."""
     shapes = {"a": (3,), "b": (3,)}
     before = saved(tmp_path / "run.hdf", globalState, shapes)
     _, optimizer = made(shapes, globalState)
@@ -145,7 +145,7 @@ def test_a_name_that_went_to_another_is_free(globalState, tmp_path):
 
 
 def test_puzzlelibs_files_too(tmp_path):
-    """A file without a layout, local mode."""
+    """A file without a layout, in local mode."""
     before = saved(tmp_path / "run.hdf", False)
     with h5py.File(tmp_path / "run.hdf", "r+") as file:
         del file[".layout"]
@@ -186,9 +186,9 @@ def test_from_another_optimizer(globalState):
         (
             {"names": {"x": "tail"}},
             CheckpointError,
-            r"names: 'x' would become 'tail', but no variable of the net has this name",
+            r"names: 'x' would become 'tail', but no variable of the net is named 'tail'",
         ),
-        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', but no variable there has that name"),
+        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', but no variable there is named 'x'"),
         ({"strict": "no"}, HyperParameterError, "strict must be True or False; got 'no'"),
         ({"keepSettings": 2}, HyperParameterError, "keepSettings must be True or False; got 2"),
     ],
@@ -229,7 +229,7 @@ def test_all_that_is_missing_is_named_with_the_remedy(globalState, tmp_path):
 
 
 def test_a_tied_variable_that_is_renamed(globalState, tmp_path):
-    """names= counts before the names that are in the file as they are."""
+    """names= takes precedence over unchanged names in the file."""
     before = saved(tmp_path / "run.hdf", globalState, {"a": (3,), "x": (3,)})
     var = OWN.var(np.zeros(3, np.float32))
     optimizer = RMSPropGraves()
@@ -240,7 +240,7 @@ def test_a_tied_variable_that_is_renamed(globalState, tmp_path):
 
 
 def test_variables_that_kept_their_names(globalState, tmp_path):
-    """A prefix is gone from some, and others never had it."""
+    """Some variables lost a prefix, others never had it."""
     before = saved(tmp_path / "run.hdf", globalState, {"module.a": (3,), "head": (2,)})
     _, optimizer = made({"a": (3,), "head": (2,)}, globalState)
     optimizer.load(tmp_path / "run.hdf", names={"module": ""})
@@ -253,5 +253,5 @@ def test_names_that_are_not_in_the_file(globalState, tmp_path):
     _, optimizer = made(SHAPES, globalState)
     state = optimizer.exportState()
     for load in (lambda **k: optimizer.load(tmp_path / "run.hdf", **k), lambda **k: optimizer.importState(state, **k)):
-        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', but no variable there has that name, or"):
+        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', but no variable there is named 'typo'"):
             load(names={"typo": ""})

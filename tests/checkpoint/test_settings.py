@@ -24,7 +24,7 @@ from tests.standins import Net
 
 @pytest.mark.parametrize("loadGlobal", [False, True], ids=["into local", "into global"])
 def test_a_frozen_variable_stays_frozen(arrays, globalState, loadGlobal, tmp_path):
-    """Case 17: what was frozen when it was saved trained again, without a word."""
+    """A variable that was frozen when it was saved must not train again after loading."""
     net, optimizer = made(arrays, globalState)
     net.getVar("b").learnRate = 0
     net.getVar("w").momRate, net.getVar("half").wc = 0.5, 2.0
@@ -34,7 +34,7 @@ def test_a_frozen_variable_stays_frozen(arrays, globalState, loadGlobal, tmp_pat
     copied(arrays, net, other)
     fresh.load(tmp_path / "run.hdf")
     assert rates(other) == {"w": (1.0, 0.5, 0.0), "b": (0.0, 1.0, 0.0), "half": (1.0, 1.0, 2.0)}
-    # and both go on to the same bits
+    # and both continue bit for bit
     expected = trained(arrays, net, optimizer)
     for name, content in trained(arrays, other, fresh).items():
         assert np.array_equal(content, expected[name]), name
@@ -56,7 +56,7 @@ def test_factors_of_global_mode(arrays, loadGlobal, tmp_path):
         flat = fresh.globalVar[np.float32]
         assert (flat.learnRate, flat.momRate, flat.wc) == (0.25, 1.0, 3.0)
         assert rates(other) == rates(net)
-    else:  # what acts is the product
+    else:  # the product takes effect
         assert rates(other) == {"w": (0.5, 1.0, 0.0), "b": (0.0, 1.0, 0.0), "half": (0.25, 1.0, 6.0)}
     expected = trained(arrays, net, optimizer)
     for name, content in trained(arrays, other, fresh).items():
@@ -94,13 +94,13 @@ def test_settings_that_stay(globalState, tmp_path):
         )
         + "; rate of WeightDecay is 0.5, 0.25 in the file; interval of LossScaling is 2000, 7 in the file"
     ]
-    # the state comes all the same: t, and what the loss scaling has found
+    # the state is restored all the same: t, and that of the loss scaling
     assert (fresh.t, fresh.learnRate, fresh.alpha, fresh.hooks[1].scale) == (41, 0.125, 0.95, 4.0)
     assert rates(other) == {"w": (1.0, 1.0, 0.0), "b": (1.0, 1.0, 0.0), "half": (1.0, 0.5, 0.0)}
     fresh.load(tmp_path / "run.hdf")
     assert (fresh.learnRate, fresh.alpha, fresh.hooks[0].rate, fresh.hooks[1].interval) == (0.5, 0.75, 0.25, 7)
     assert rates(other) == rates(net)
-    fresh.load(tmp_path / "run.hdf", keepSettings=True)  # nothing differs: not a word
+    fresh.load(tmp_path / "run.hdf", keepSettings=True)  # nothing differs: no warning
 
 
 def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
@@ -249,7 +249,7 @@ def test_a_schedule_with_a_setter_sees_the_files_t(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, None, "0.5", 10**400], ids=["nan", "None", "text", "int"])
 @pytest.mark.parametrize("whose", ["a variable's", "globalVar's"])
 def test_rates_that_an_update_refuses_cost_no_checkpoint(bad, whose, tmp_path):
-    """They are left out, with a warning: what is in a file can be loaded."""
+    """They are left out with a warning, so that a file can always be loaded."""
     net, optimizer = made(OWN, True)
     trained(OWN, net, optimizer)
     var = net.getVar("w") if whose == "a variable's" else optimizer.globalVar[np.float32]

@@ -15,7 +15,7 @@ README = Path(__file__).resolve().parent.parent.parent / "README.md"
 
 
 class ClosingNet:
-    """Saves and loads as PuzzleLib's modules: at the end the file is closed, whoever opened it, unless isRoot is False."""
+    """Saves and loads like PuzzleLib's modules, which close the file, whoever opened it, unless isRoot is False."""
 
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
@@ -72,7 +72,7 @@ def test_the_readmes_example(globalState, tmp_path, monkeypatch):
         another.load(file)
         other.load(file)
     assert content(other, another) == content(net, optimizer)
-    another.load("run.hdf")  # it is sealed, and whole
+    another.load("run.hdf")  # it has a valid seal
 
 
 def test_either_first_where_the_net_leaves_the_file_open(tmp_path):
