@@ -142,7 +142,7 @@ def learn_rate(name: str, value: Any) -> float:
     rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, create the optimizer with gradOfLoss=True")
     if 0 < rate < FLOAT32_TINY:
         raise HyperParameterError(
-            f"{name} must be 0, or at least {FLOAT32_TINY:.2g}, the smallest normal number of float32; got {value!r}"
+            f"{name} must be 0, or at least {FLOAT32_TINY:.2g}: smaller numbers are flushed to 0; got {value!r}"
         )
     return rate
 

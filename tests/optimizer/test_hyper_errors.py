@@ -19,7 +19,7 @@ from tests.standins import Net
         ({"stateDtype": "float16"}, "stateDtype must be None, 'bfloat16' or 'int8'; got 'float16'"),
         (
             {"learnRate": 1e-40},
-            "learnRate must be 0, or at least 1.2e-38, the smallest normal number of float32; got 1e-40",
+            "learnRate must be 0, or at least 1.2e-38: smaller numbers are flushed to 0; got 1e-40",
         ),
         ({"learnRate": 1e-320}, "learnRate must be 0, or at least 1.2e-38"),
         ({"stateDtype": 3.5}, "stateDtype must be None, 'bfloat16' or 'int8'; got 3.5"),
