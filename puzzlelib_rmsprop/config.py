@@ -16,7 +16,7 @@ __all__ = ["Backend", "Config"]
 
 
 class Backend(enum.Enum):
-    """Where :mod:`puzzlelib_rmsprop.gpuarray` makes its arrays; PuzzleLib's names, and ``auto``."""
+    """Where :mod:`puzzlelib_rmsprop.gpuarray` creates its arrays: PuzzleLib's names, and ``auto``."""
 
     auto = "auto"
     cuda = "cuda"
@@ -24,18 +24,18 @@ class Backend(enum.Enum):
 
 
 def usable_cores(root: str = "/") -> int:
-    """The cores that this process may use: by its affinity and by its container's CPU quota, rounded up; at least 1.
+    """Returns how many cores this process may use: limited by its affinity and its container's CPU quota, at least 1.
 
     Args:
         root: the folder that holds ``proc`` and ``sys``; for tests.
     """
-    # only Linux has an affinity to ask for, and quotas
+    # only Linux reports an affinity and has quotas
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, math.ceil(_quota(Path(root)))))
 
 
 def _quota(root: Path) -> float:
-    """The smallest CPU quota, in cores, of the control groups that this process is in; very large where there is none."""
+    """Returns the smallest CPU quota, in cores, of this process's control groups; a huge number if there is none."""
     quotas = [float(2**31)]
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -47,7 +47,7 @@ def _quota(root: Path) -> float:
             else:
                 continue
             group = PurePosixPath("/", path).relative_to("/")
-            # each group is held to its own quota and to those above it; a container may see only a part of the path
+            # the quotas of parent groups apply too; a container may see only a part of the path
             for folder in {mount / part for mount in mounts for part in (group, *group.parents)}:
                 with contextlib.suppress(OSError, ValueError):
                     quotas.append(read(folder))
@@ -64,7 +64,7 @@ def _quota_v1(folder: Path) -> float:
 
 
 def _cores_of(quota: str, period: str) -> float:
-    # "max" or -1 is no quota
+    # "max" and -1 mean no quota
     if quota.strip() in ("max", "-1"):
         raise ValueError("no quota")
     cores = int(quota) / int(period) if int(period) > 0 else 0.0
@@ -74,15 +74,15 @@ def _cores_of(quota: str, period: str) -> float:
 
 
 class _Config:
-    """The settings. Assigning an unknown name or a value of the wrong kind raises :class:`ConfigError`.
+    """The settings. Assigning an unknown name or an invalid value raises :class:`ConfigError`.
 
     Attributes:
-        backend: a :class:`Backend`; ``auto`` (the default) is CUDA where PyCUDA and a device are found at first use, else
-            the CPU, with a warning where PyCUDA or the driver is there and does not work.
-        deviceIdx: index of the CUDA device to use, where no context is current yet.
-        globalEvalMode: True makes every new ``Variable`` without a gradient, as in PuzzleLib.
-        numThreads: threads that a large CPU update may use; at first the cores that this process may use when the package
-            is imported, by its affinity and its container's CPU quota.
+        backend: a :class:`Backend`. ``auto`` (the default) selects CUDA if PyCUDA and a device are found at first use, and
+            the CPU otherwise, with a warning if PyCUDA or the driver is installed but does not work.
+        deviceIdx: index of the CUDA device to use if no context is current.
+        globalEvalMode: True creates every new ``Variable`` without a gradient, as in PuzzleLib.
+        numThreads: number of threads that a large CPU update may use. Default: the number of cores that this process may
+            use when the package is imported, limited by its affinity and its container's CPU quota.
 
     Example:
         >>> from puzzlelib_rmsprop import Config

@@ -1,6 +1,6 @@
-"""Every exception and warning that the library raises on purpose.
+"""The exceptions and warnings of the library.
 
-All derive from :class:`Error`; each also derives from the built-in exception a caller would expect, so
+All exceptions derive from :class:`Error`. Each also derives from the built-in exception that a caller would expect, so
 ``except ValueError`` keeps working.
 """
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Error(Exception):
-    """Base of every exception of this library."""
+    """Base class of every exception of this library."""
 
 
 class ConfigError(Error, ValueError):
@@ -44,31 +44,31 @@ class DependencyError(Error, ImportError):
 
 
 class DeviceError(Error, RuntimeError):
-    """A GPU, its context or its compiler refuses what was asked of it."""
+    """A GPU, its context or its compiler cannot do what was requested."""
 
 
 class GroupError(Error, RuntimeError):
-    """Another process of the group has failed, died or hung, or is too late; the group is of no use any more."""
+    """Another process of the group failed, died, hung or timed out; the group can no longer be used."""
 
 
 class HyperParameterError(Error, ValueError):
-    """A hyper-parameter (learnRate, alpha, momRate, epsilon, rate) is of the wrong type or out of range."""
+    """A hyper-parameter (learnRate, alpha, momRate, epsilon, rate) has the wrong type or is out of range."""
 
 
 class SetupError(Error, RuntimeError):
-    """Calls in the wrong order, or a net that the optimizer cannot be set up on."""
+    """Methods were called in the wrong order, or the optimizer cannot be set up on the net."""
 
 
 class VariableError(Error, ValueError):
-    """One variable does not fit: its gradient, dtype, shape, rate or name. The message names it."""
+    """The gradient, dtype, shape, rate or name of a variable is not valid. The message names the variable."""
 
 
 class ArrayError(Error, ValueError):
-    """An array cannot be used: unknown type, read-only, not contiguous, or overlapping another."""
+    """An array cannot be used: its type is unknown, or it is read-only, not contiguous, or overlaps another array."""
 
 
 class CheckpointError(Error, ValueError):
-    """A file does not fit the optimizer or net, or cannot be read or written. Nothing was changed."""
+    """A checkpoint does not match the optimizer or net, or cannot be read or written. Nothing was changed."""
 
 
 class NonFiniteError(Error, ArithmeticError):
@@ -80,31 +80,31 @@ class NonFiniteWarning(RuntimeWarning):
 
 
 class SetupWarning(UserWarning):
-    """Something was set that has no effect. The message names it, and the remedy."""
+    """A setting has no effect. The message names it and the remedy."""
 
 
 class CheckpointWarning(UserWarning):
-    """A file holds something that the optimizer has no place for; it was left unread."""
+    """A checkpoint and the optimizer differ. The message names what was ignored or left unchanged."""
 
 
 class KernelWarning(RuntimeWarning):
-    """What is faster does not work here: the compiled CPU kernels are not installed, or PyCUDA or its driver is broken."""
+    """A faster backend is not available: the compiled CPU kernels are missing, or PyCUDA or its driver does not work."""
 
 
 class GroupWarning(RuntimeWarning):
-    """Several processes were started, and do not find each other: each trains alone."""
+    """Several processes were started but did not find each other: each trains alone."""
 
 
 class ModuleError(Error, ValueError):
-    """A module or container of :mod:`puzzlelib_rmsprop.nets` was built or called wrongly."""
+    """A module or container of :mod:`puzzlelib_rmsprop.nets` was constructed or called incorrectly."""
 
 
 class CostError(Error, ValueError):
-    """A cost of :mod:`puzzlelib_rmsprop.nets` was given data that does not fit."""
+    """A cost of :mod:`puzzlelib_rmsprop.nets` was given data that is not valid for it."""
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warns, and names the line outside this package from which it was called."""
+    """Issues a warning that points at the calling line outside this package."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back

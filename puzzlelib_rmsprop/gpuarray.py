@@ -1,9 +1,9 @@
-"""PuzzleLib's ``gpuarray``: arrays for nets and data, where ``Config.backend`` says.
+"""PuzzleLib's ``gpuarray``: creates arrays for nets and data on the backend that ``Config.backend`` selects.
 
-They are ``pycuda.gpuarray.GPUArray`` on CUDA and :class:`~puzzlelib_rmsprop.arrays.CPUArray` on the CPU. On CUDA the
-current context is used; where none is current, the primary one of ``Config.deviceIdx`` is made so.
+The arrays are ``pycuda.gpuarray.GPUArray`` on CUDA and :class:`~puzzlelib_rmsprop.arrays.CPUArray` on the CPU. CUDA arrays
+are created in the current context; if there is none, the primary context of device ``Config.deviceIdx`` becomes current.
 
-A script written for PuzzleLib's ``from PuzzleLib.Backend import gpuarray`` runs on it after swapping that import.
+A script that uses PuzzleLib's ``from PuzzleLib.Backend import gpuarray`` only has to change that import.
 
 Example:
     >>> import numpy as np
@@ -38,10 +38,10 @@ class _AnyArray(type):
 
 
 class GPUArray(metaclass=_AnyArray):
-    """What the arrays made here are instances of, on either backend; for ``isinstance`` only.
+    """The type of the arrays created here, on either backend; for ``isinstance`` only.
 
     Attributes:
-        shape, dtype, ndim, size, nbytes: as NumPy's.
+        shape, dtype, ndim, size, nbytes: as in NumPy.
     """
 
     shape: tuple[int, ...]
@@ -51,12 +51,12 @@ class GPUArray(metaclass=_AnyArray):
     nbytes: int
 
 
-# what is there does not change while a process runs
+# the answer does not change while a process runs
 _cuda_is_there = functools.cache(context.available)
 
 
 def _family() -> CPUArrayFamily | PyCUDAFamily:
-    """The family of the arrays to make; on CUDA with a current context to make them in."""
+    """Returns the family of new arrays; on CUDA, makes sure that a context is current."""
     backend = Config.backend
     if backend is Backend.cpu or (backend is Backend.auto and not _cuda_is_there()):
         return CPUArrayFamily()
@@ -65,17 +65,17 @@ def _family() -> CPUArrayFamily | PyCUDAFamily:
 
 
 def to_gpu(ary: Any) -> Any:
-    """Copies an array (any shape, a numeric or boolean dtype) to the device, C-contiguous.
+    """Copies an array of any shape and of a numeric or boolean dtype to the device, C-contiguous.
 
     Raises:
-        ArrayError: when ``ary`` is not numeric.
-        DependencyError, DeviceError: when the backend asked for is not available; also, whatever the backend but the CPU, in
-            a process made by fork after its parent had begun to use CUDA.
+        ArrayError: ``ary`` is not numeric.
+        DependencyError, DeviceError: the selected backend is not available. On any backend but the CPU, also in a process
+            that was forked after its parent began to use CUDA.
     """
     try:
         content = np.array(ary, order="C", copy=True, subok=False)
     except ValueError as error:
-        raise ArrayError(f"to_gpu needs an array or what NumPy makes one of; got {type(ary).__name__}: {error}") from error
+        raise ArrayError(f"to_gpu needs an array, or data convertible to one; got {type(ary).__name__}: {error}") from error
     if content.dtype.kind not in "fiub" and content.dtype.name != "bfloat16":
         raise ArrayError(f"to_gpu needs numbers; got {type(ary).__name__} of dtype {content.dtype}")
     family = _family()
@@ -87,12 +87,12 @@ def to_gpu(ary: Any) -> Any:
 
 
 def empty(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
-    """A new array with whatever content its memory happens to have. Errors as :func:`to_gpu`."""
+    """Returns a new array with uninitialized content. Raises the errors of :func:`to_gpu`."""
     return _family().empty(_shape(shape), _dtype(dtype))
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any = np.float32) -> Any:
-    """A new array of zeros. Errors as :func:`to_gpu`."""
+    """Returns a new array of zeros. Raises the errors of :func:`to_gpu`."""
     return _family().zeros(_shape(shape), _dtype(dtype))
 
 
@@ -114,12 +114,12 @@ def _dtype(dtype: Any) -> np.dtype:
 
 
 def dtypesSupported() -> list[tuple[type, float]]:
-    """The dtypes that parameters may have, each with a fitting absolute tolerance for comparing results."""
+    """Returns the dtypes that parameters may have, each with an absolute tolerance for comparing results."""
     return [(np.float32, 1e-5), (np.float16, 1e-2), (np.float64, 1e-12)]
 
 
 class SharedArray(arrays.SharedArray):
-    """:class:`puzzlelib_rmsprop.arrays.SharedArray` where ``Config.backend`` says, unless a family is given.
+    """:class:`puzzlelib_rmsprop.arrays.SharedArray` on the backend of ``Config.backend``, unless a family is given.
 
     Example:
         >>> import numpy as np
@@ -135,21 +135,21 @@ class SharedArray(arrays.SharedArray):
         super().__init__(_dtype(dtype), family if family is not None else _family())
 
     def register(self, shape: int | tuple[int, ...], dtype: Any, name: str) -> None:
-        """Asks for an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a name twice."""
+        """Registers an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a duplicate name."""
         if not isinstance(name, str):
             raise ArrayError(f"the name of an array must be text; got {name!r}")
         super().register(_shape(shape), _dtype(dtype), name)
 
 
 class Stream:
-    """A queue of device work. The CPU's is always empty: what was asked for is done when the call returns."""
+    """A queue of device work. It is always empty on the CPU, where a call returns when its work is done."""
 
     def synchronize(self) -> None:
         """Waits until the queue is empty."""
 
 
 class StreamManager:
-    """Lends streams and takes them back, as PuzzleLib's: on CUDA ``pycuda.driver.Stream``, of the current context.
+    """Lends streams and takes them back, as in PuzzleLib: on CUDA, ``pycuda.driver.Stream`` of the current context.
 
     Example:
         >>> from puzzlelib_rmsprop import gpuarray
@@ -158,12 +158,12 @@ class StreamManager:
     """
 
     def __init__(self) -> None:
-        # by the context they belong to; None is the CPU's
+        # keyed by the context of the streams; None stands for the CPU
         self._free: dict[Any, list[Any]] = {}
         self._lent: dict[int, tuple[Any, Any]] = {}
 
     def borrow(self, nitems: int) -> list[Any]:
-        """``nitems`` streams that nobody else uses until they are given back. Errors as :func:`to_gpu`."""
+        """Lends ``nitems`` streams to the caller until they are given back. Raises the errors of :func:`to_gpu`."""
         home: Any = None
         make: Any = Stream
         family = _family()
@@ -175,7 +175,7 @@ class StreamManager:
         return borrowed
 
     def give(self, items: list[Any]) -> None:
-        """Takes borrowed streams back. Raises SetupError for one that is not lent."""
+        """Takes borrowed streams back. Raises SetupError for a stream that is not lent."""
         for stream in items:
             if id(stream) not in self._lent:
                 raise SetupError(f"give() takes back streams that borrow() lent; got {stream!r}")
@@ -183,7 +183,7 @@ class StreamManager:
             self._free[home].append(stream)
 
     def clear(self) -> None:
-        """Forgets the streams that are not lent."""
+        """Drops the streams that are not lent."""
         for free in self._free.values():
             free.clear()
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters as attributes that check what is assigned to them."""
+"""Hyper-parameters as attributes that validate the values assigned to them."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ __all__ = [
 ]
 
 FLOAT32_TINY = float(np.finfo(np.float32).tiny)  # the smallest normal number
-FLOAT32_MAX = float(np.finfo(np.float32).max)  # the arithmetic would take more for an infinity
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # a larger number becomes infinite in float32
 BELOW_ONE = 1 - 2**-25  # the bound of numbers that have to stay below 1 in float32
 BELOW_ONE_HINT = " (in float32, 1 - 2**-25 and above is rounded to 1)"
 
 
 def shown(value: Any) -> str:
-    """A value in an error message; Python refuses to print an int of more than 4,300 digits."""
+    """Returns a value's text for an error message; Python cannot print an int of more than 4,300 digits."""
     try:
         return repr(value)
     except Exception:
-        return f"one of type {type(value).__name__} that cannot be printed"
+        return f"a value of type {type(value).__name__} that cannot be printed"
 
 
 def is_masked(value: Any) -> bool:
-    """Whether it is an array with a mask; numpy.ma, which takes a megabyte, is not imported for that."""
+    """Returns whether a value is a masked array, without importing numpy.ma, which takes a megabyte."""
     module = sys.modules.get("numpy.ma")
     return module is not None and isinstance(value, module.MaskedArray)
 
@@ -58,7 +58,7 @@ _IMMUTABLE = (("jax", "Array", "JAX arrays"), ("tensorflow", "Tensor", "TensorFl
 
 
 def immutable(value: Any) -> str | None:
-    """What arrays of this kind are called, where nobody may write into them; their libraries are not imported for that."""
+    """Returns the name of an immutable kind of arrays, None for other values; their libraries are not imported."""
     for name, kind, what in _IMMUTABLE:
         found = getattr(sys.modules.get(name), kind, None)
         if found is not None and isinstance(value, found):
@@ -67,7 +67,7 @@ def immutable(value: Any) -> str | None:
 
 
 def plain_number(value: Any) -> Any:
-    """A number in a 0-d array, NumPy's or another library's, by itself; anything else as it is."""
+    """Returns the number in a 0-d array of NumPy or another library; any other value unchanged."""
     if getattr(value, "shape", None) != () or isinstance(value, numbers.Number) or is_masked(value):
         return value
     try:
@@ -78,7 +78,7 @@ def plain_number(value: Any) -> Any:
 
 
 def number(name: str, value: Any, least: float, below: float = math.inf, hint: str = "") -> float:
-    """``value`` as a float, where it is a real number with ``least <= value < below``.
+    """Returns ``value`` as a float if it is a real number with ``least <= value < below``.
 
     Raises:
         HyperParameterError: names the parameter, the rule and the value.
@@ -90,13 +90,13 @@ def number(name: str, value: Any, least: float, below: float = math.inf, hint: s
         raise HyperParameterError(f"{name} must be a number; got {shown(value)} of type {kind}{text_hint(value)}")
     if not (least <= real < below and math.isfinite(real)):
         rule = "" if least == -math.inf else f", at least {least:g}" + ("" if below == math.inf else f" and below {below:g}")
-        got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int beyond every float"
+        got = repr(value) if math.isfinite(real) or not isinstance(value, int) else "an int too large for a float"
         raise HyperParameterError(f"{name} must be a finite number{rule}; got {got}{hint}")
     return real
 
 
 def _real(value: Any) -> float | None:
-    """A real number as a float, infinite where it is beyond every float; None where it is none."""
+    """Returns a real number as a float, infinite if it is too large; None if the value is not a real number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
@@ -108,7 +108,7 @@ def _real(value: Any) -> float | None:
 
 
 def text_hint(value: Any) -> str:
-    """What to do with a text that is a number: YAML 1.1 reads 1e-4 as text."""
+    """Returns a remedy for a string that holds a number: YAML 1.1 reads 1e-4 as a string."""
     try:
         return f": use float({value!r})" if isinstance(value, str) and math.isfinite(float(value)) else ""
     except ValueError:
@@ -116,7 +116,7 @@ def text_hint(value: Any) -> str:
 
 
 def whole(name: str, value: Any, least: int, below: int) -> int:
-    """``value`` as an int, where it is a whole number of any kind with ``least <= value < below``.
+    """Returns ``value`` as an int if it is an integer of any type with ``least <= value < below``.
 
     Raises:
         HyperParameterError: names the parameter, the rule and the value.
@@ -130,7 +130,7 @@ def whole(name: str, value: Any, least: int, below: int) -> int:
 
 
 def flag(name: str, value: Any) -> bool:
-    """``value`` as a bool, where it is one, NumPy's, or 0 or 1: a text such as "False" would count as true.
+    """Returns ``value`` as a bool if it is a bool of Python or NumPy, 0 or 1; a string such as "False" would be true.
 
     Raises:
         HyperParameterError: names the option, the rule and the value.
@@ -142,17 +142,17 @@ def flag(name: str, value: Any) -> bool:
 
 
 def learn_rate(name: str, value: Any) -> float:
-    """A learning rate: 0, or what float32 can hold. Raises HyperParameterError."""
-    rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, make the optimizer with gradOfLoss=True")
+    """Returns a learning rate: 0, or a normal number of float32. Raises HyperParameterError."""
+    rate = number(name, value, 0, FLOAT32_MAX, ". To subtract the step, create the optimizer with gradOfLoss=True")
     if 0 < rate < FLOAT32_TINY:
         raise HyperParameterError(
-            f"{name} must be 0, or at least {FLOAT32_TINY:.2g}: float32 takes less for 0; got {value!r}"
+            f"{name} must be 0, or at least {FLOAT32_TINY:.2g}: smaller numbers are flushed to 0; got {value!r}"
         )
     return rate
 
 
 def state_dtype(dtype: Any) -> np.dtype:
-    """NumPy's int8, or bfloat16, which ml_dtypes brings. Raises HyperParameterError, DependencyError."""
+    """Returns NumPy's int8, or bfloat16 from ml_dtypes. Raises HyperParameterError, DependencyError."""
     name = getattr(dtype, "__name__", str(dtype))
     if name == "int8":
         return np.dtype(np.int8)
@@ -162,23 +162,23 @@ def state_dtype(dtype: Any) -> np.dtype:
 
 
 def bfloat16(what: str) -> np.dtype:
-    """NumPy's bfloat16, for ``what`` needs it. DependencyError where ml_dtypes is missing."""
+    """Returns bfloat16, which ``what`` needs. Raises DependencyError if ml_dtypes is missing."""
     try:
         import ml_dtypes
     except ImportError as error:
         raise DependencyError(
-            f"{what} needs ml_dtypes, where NumPy's bfloat16 is: pip install 'puzzlelib_rmsprop[bfloat16]'"
+            f"{what} needs ml_dtypes, which adds bfloat16 to NumPy: pip install 'ml_dtypes>=0.4'"
         ) from error
     return np.dtype(ml_dtypes.bfloat16)
 
 
 class Checked:
-    """An attribute whose every assignment goes through ``check(name, value)``, which raises or gives what is kept.
+    """An attribute whose assignments pass through ``check(name, value)``, which raises or returns the value to keep.
 
-    After each assignment the owner's method ``_hyper_changed()`` is called, where it has one.
+    After each assignment the owner's method ``_hyper_changed()`` is called if it has one.
 
     Args:
-        fixed: whether it belongs to the state, and cannot change once its owner, an optimizer, is set up.
+        fixed: whether the attribute determines the state, so that it cannot change once its owner is set up.
     """
 
     def __init__(self, check: Callable[[str, Any], Any], fixed: bool = False) -> None:
@@ -188,10 +188,10 @@ class Checked:
         self._name = name
 
     def check(self, value: Any) -> Any:
-        """What would be kept of ``value``; raises what its assignment would."""
+        """Returns the value that an assignment would keep; raises the same errors."""
         return self._check(self._name, value)
 
-    if TYPE_CHECKING:  # there is none, so that reading one is as fast as any attribute of an instance
+    if TYPE_CHECKING:  # not defined at run time, so that reading is as fast as for any instance attribute
 
         def __get__(self, instance: Any, owner: type | None = None) -> Any: ...
 
@@ -199,7 +199,7 @@ class Checked:
         value = self._check(self._name, value)
         kept = instance.__dict__
         if self._fixed and kept.get("module") is not None and value != kept.get(self._name):
-            raise SetupError(f"{self._name} cannot change after setupOn(), which made the state for it; got {value!r}")
+            raise SetupError(f"{self._name} cannot change after setupOn(), which created the state for it; got {value!r}")
         kept[self._name] = value
         changed = getattr(instance, "_hyper_changed", None)
         if changed is not None:
@@ -207,10 +207,10 @@ class Checked:
 
 
 class Misnamed:
-    """An attribute that has no effect: what other libraries call ``right``, or what is easily typed in its place.
+    """An attribute that has no effect: another library's name for the attribute ``right``, or a likely typo of it.
 
-    To assign it warns; it is kept all the same. Not where it is registered by ``setAttr``, nor in a subclass of the
-    ``owner``, which may read it.
+    Assigning it warns, but keeps the value. There is no warning if the attribute is registered with ``setAttr``, or in a
+    subclass of ``owner``, which may read it.
     """
 
     def __init__(self, name: str, right: str, owner: type) -> None:
@@ -233,7 +233,7 @@ class Misnamed:
 
 
 def misnamed(**names: str) -> Callable[[type], Any]:
-    """Decorates a class with :class:`Misnamed` attributes: the right name -> the others, with blanks between them."""
+    """Decorates a class with :class:`Misnamed` attributes: right name -> wrong names, separated by spaces."""
 
     def decorate(owner: type) -> type:
         for right, others in names.items():

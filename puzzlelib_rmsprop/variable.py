@@ -16,27 +16,28 @@ __all__ = ["Variable"]
 @misnamed(learnRate="lr learnrate learningRate learning_rate trainable requires_grad", momRate="momrate momentum")
 @misnamed(wc="weight_decay weightDecay")
 class Variable:
-    """A parameter, its gradient, and what the optimizer needs to know of it; PuzzleLib's class of that name.
+    """A parameter with its gradient and its own rates; compatible with PuzzleLib's ``Variable``.
 
-    The rates are live: assigning one acts from the next ``optimizer.update()`` on, in local and in global mode.
+    The rates are live: an assignment takes effect at the next ``optimizer.update()``, in local and in global mode.
 
     Args:
-        data: the parameter: an array of any shape, float16, bfloat16, float32 or float64.
+        data: the parameter: an array of any shape, of dtype float16, bfloat16, float32 or float64.
         name: a name; by default a running number.
-        withgrad: make a gradient of zeros where ``grad`` is not given (not in ``Config.globalEvalMode``).
-        grad: the gradient, an array of the family, shape and dtype of ``data``.
-        updater: ``updater(variable, learnRate)`` updates the variable in the optimizer's place. Such a variable has
+        withgrad: create a gradient of zeros if ``grad`` is not given (not in ``Config.globalEvalMode``).
+        grad: the gradient, an array of the same family, shape and dtype as ``data``.
+        updater: ``updater(variable, learnRate)`` updates the variable instead of the optimizer. Such a variable has
             no gradient and no state, and keeps its own memory in global mode.
-        postUpdater: ``postUpdater(variable)``, run by :meth:`postUpdate`. As in PuzzleLib, the optimizer does not call
-            it: your loop does, when you want it.
+        postUpdater: ``postUpdater(variable)``, called by :meth:`postUpdate`. As in PuzzleLib, the optimizer does not
+            call it; the training loop does.
 
     Attributes:
-        learnRate, momRate: factors on the optimizer's ``learnRate`` and ``momRate``; 1.0 at first. A variable whose
-            ``learnRate`` is not above 0 is frozen: neither it nor its state changes.
-        wc: factor on the rate of :class:`~puzzlelib_rmsprop.WeightDecay`; 0.0, no decay, at first.
+        learnRate, momRate: factors on the optimizer's ``learnRate`` and ``momRate``. Default: 1.0. A variable whose
+            ``learnRate`` is 0 or less is frozen: neither it nor its state changes.
+        wc: factor on the rate of :class:`~puzzlelib_rmsprop.WeightDecay`. Default: 0.0, no decay.
 
     Raises:
-        ArrayError: when ``data`` is no array that the library knows.
+        ArrayError: ``data`` is not an array of a known family.
+        VariableError: ``updater`` or ``postUpdater`` is not callable.
 
     Example:
         >>> import numpy as np
@@ -82,33 +83,38 @@ class Variable:
 
     @property
     def isNamed(self) -> bool:
-        """Whether it has a name that was given to it, not a running number."""
+        """True if the variable was given a name, False if its name is a running number."""
         return self.name != self._number
 
     @property
     def hasUpdater(self) -> bool:
-        """Whether the variable is updated by its own ``updater``."""
+        """True if the variable is updated by its own ``updater``."""
         return self.updater is not None
 
     @property
     def hasPostUpdater(self) -> bool:
-        """Whether there is something for :meth:`postUpdate` to run."""
+        """True if the variable has a ``postUpdater``."""
         return self.postUpdater is not None
 
     def update(self, learnRate: float) -> None:
-        """Runs the ``updater``. Raises SetupError where there is none."""
+        """Calls the ``updater``. Raises SetupError if there is none."""
         if self.updater is None:
             raise SetupError(f"variable {self.name!r} has no updater")
         self.updater(self, learnRate)
 
     def postUpdate(self) -> None:
-        """Runs the ``postUpdater``. Raises SetupError where there is none."""
+        """Calls the ``postUpdater``. Raises SetupError if there is none."""
         if self.postUpdater is None:
             raise SetupError(f"variable {self.name!r} has no postUpdater")
         self.postUpdater(self)
 
     def set(self, variable: Variable) -> None:
-        """Copies another variable's data, and its gradient where both have one, into this one's arrays."""
+        """Copies another variable's data, and its gradient if both have one, into this variable's arrays.
+
+        Raises:
+            VariableError: ``variable`` is not a variable, the shapes differ, or a dtype is not floating-point.
+            ArrayError: an array is of an unknown family, or cannot be written.
+        """
         if not hasattr(variable, "data") or not hasattr(variable, "grad"):
             raise VariableError(f"variable {self.name!r}: set() takes a Variable; got {variable!r}")
         pairs = [(self.data, variable.data)]
@@ -123,10 +129,12 @@ class Variable:
             if fault is not None:
                 raise ArrayError(f"variable {self.name!r}: set(): its {what} {fault}")
             if dtype_of(source).kind not in "fV" or dtype_of(target).kind not in "fV":  # V: bfloat16
-                raise VariableError(f"variable {self.name!r}: set() needs a {what} of floats; got {dtype_of(source)}")
+                raise VariableError(
+                    f"variable {self.name!r}: set(): its {what} must be floating-point; got {dtype_of(source)}"
+                )
             if shape_of(target) != shape_of(source):
                 raise VariableError(
-                    f"variable {self.name!r}: set() needs a {what} of shape {shape_of(target)}; got {shape_of(source)}"
+                    f"variable {self.name!r}: set(): its {what} must be of shape {shape_of(target)}; got {shape_of(source)}"
                 )
         for target, source in pairs:
             family_of(target).set(target, family_of(source).get(source))

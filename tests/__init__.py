@@ -1,4 +1,4 @@
-"""The tests. Those that say nothing else mean the CPU, wherever they run, and so do the processes they start."""
+"""The tests. By default they, and the processes they start, use the CPU backend, even if there is a GPU."""
 
 from puzzlelib_rmsprop import Config
 

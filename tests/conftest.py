@@ -1,4 +1,4 @@
-"""Fixtures: the kinds of arrays that a net can be made of, so that one test body serves all of them."""
+"""Fixtures: the families of arrays that a net can use, so that one test covers all of them."""
 
 import importlib
 import os
@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("tests")
 
 @dataclass
 class Arrays:
-    """One family of arrays: how to make one, read one, and wrap one as a variable."""
+    """A family of arrays: how to create and read an array, and wrap it in a variable."""
 
     name: str
     make: Any
@@ -49,7 +49,7 @@ class Arrays:
 
     @staticmethod
     def made(array):
-        """The type of the arrays that the library makes beside one of the user's."""
+        """Returns the type of the arrays that the library creates for a user's array."""
         return type(array)
 
     @staticmethod
@@ -59,7 +59,7 @@ class Arrays:
 
 
 class HostArrays(Arrays):
-    """Arrays of other libraries in the host's memory, of which ``host`` gives NumPy's view."""
+    """Arrays of other libraries in host memory; ``host`` returns a NumPy view."""
 
     def __init__(self, name, make, host, made=None):
         super().__init__(name, make, Variable)
@@ -87,7 +87,7 @@ ARRAYS = {
     "puzzlelib": Arrays("puzzlelib", standins.CPUArray.toDevice, standins.PuzzleVariable),
     "dlpack": HostArrays("dlpack", standins_dlpack.Exporter.of, lambda array: array.content, np.ndarray),
 }
-# of many steps, in which families do nothing that they do not do in other tests: seconds each, so on the first ones only
+# tests of many steps, seconds each, which use nothing of a family that other tests do not: run for a few families only
 FEW = ("own", "numpy", "puzzlelib", "pycuda", "puzzlelib-cuda")
 ON_FEW = {
     "test_hooks_that_are_replaced_leave_nothing_behind",
@@ -99,18 +99,18 @@ tensors.add_to(ARRAYS, HostArrays)
 
 
 BACKENDS = ["cpu"]
-# what the tests of the optimizer for PyTorch need and is not here; its descriptions of optimizers import expecttest
+# packages that the PyTorch tests need and that are missing; PyTorch's own test helpers import expecttest
 MISSING_FOR_TORCH = [name for name in ("torch", "expecttest") if find_spec(name) is None]
 _in_child: list[str] = []
 
 
 def in_child():
-    """Code that gives a process started by a test the CUDA that this one has, and the settings a user starts with."""
+    """Returns code that gives a child process the CUDA of this process, and the default settings."""
     return "; ".join([*_in_child, "from puzzlelib_rmsprop import Config; Config.backend = Config.Backend.auto"])
 
 
 class CUDAArrays(Arrays):
-    """Arrays of a GPU, on one or on the simulator."""
+    """Arrays on a GPU or on the simulator."""
 
     @staticmethod
     def put(array, content):
@@ -127,16 +127,16 @@ def pytest_addoption(parser):
         "--cuda",
         choices=["auto", "off", "sim", "gpu"],
         default="auto",
-        help="what CUDA tests run on: a GPU, the simulator (CUSIM_DIR names it), nothing; auto: a GPU where there is one",
+        help="where CUDA tests run: on a GPU, on the simulator (in CUSIM_DIR), or nowhere; auto: on a GPU if there is one",
     )
     group.addoption("--cuda-only", action="store_true", help="leave out tests that run nothing on CUDA")
-    group.addoption("--require-gpu", action="store_true", help="fail where there is no GPU, instead of leaving CUDA out")
+    group.addoption("--require-gpu", action="store_true", help="fail if there is no GPU, instead of leaving CUDA out")
 
 
 def pytest_configure(config):
-    # processes that tests start import from here too, whatever folder they run in
+    # child processes import from here too, whatever their working folder is
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(config.rootpath), os.environ.get("PYTHONPATH")]))
-    # where no compiler was at hand: chosen, so that the first update of every test's process does not warn
+    # if the kernels are not compiled, choose NumPy explicitly, so that no process warns at its first update
     if cpu.library is None and not os.environ.get(cpu.VARIABLE):
         os.environ[cpu.VARIABLE] = "numpy"
     choice = "gpu" if config.getoption("--require-gpu") else config.getoption("--cuda")
@@ -185,12 +185,12 @@ def arrays(request, monkeypatch):
     return found
 
 
-# fixtures of tests that use CUDA, in this process or in others that they start
+# fixtures of tests that use CUDA, in this process or in child processes
 CUDA_FIXTURES = {"cuda", "child", "mpirun", "tool"}
 
 
 def uses_cuda(item):
-    """Whether a test runs something on CUDA where there is CUDA: by its folder, its fixtures or a parameter."""
+    """Returns whether a test uses CUDA if it is available: by its folder, its fixtures or a parameter."""
     parameters = item.callspec.id if hasattr(item, "callspec") else ""
     in_folder = Path(__file__).parent / "cuda" in item.path.parents
     return bool(in_folder or CUDA_FIXTURES & {*item.fixturenames} or re.search(r"\b(py)?cuda\b", parameters))
@@ -198,7 +198,7 @@ def uses_cuda(item):
 
 def pytest_collection_modifyitems(config, items):
     def runs(item):
-        # tests of CUDA alone are left out as the CUDA variants of others are; the summary's last line says so
+        # tests that need CUDA are deselected like the CUDA variants of other tests; the summary says so
         here = ("cuda" in BACKENDS or "cuda" not in item.fixturenames) and (
             "torch" in ARRAYS or "torch" not in item.fixturenames
         )
@@ -212,29 +212,29 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def cuda(_settings_as_they_were):
-    """Lets ``gpuarray`` make CUDA arrays; gives PyCUDA's as a family for tests."""
+    """Makes ``gpuarray`` create CUDA arrays; returns PyCUDA's family of arrays."""
     Config.backend = Config.Backend.cuda
     return ARRAYS["pycuda"]
 
 
 @pytest.fixture
 def torch():
-    """PyTorch; tests with it are left out where it is not installed, and the summary says so."""
+    """PyTorch; tests that use it are deselected if it is not installed, and the summary says so."""
     return importlib.import_module("torch")
 
 
 @pytest.fixture
 def simulator(request, cuda):
-    """What the simulator saw since the test began: launches, copies, waits."""
+    """The simulator's record of launches, copies and waits since the test began."""
     if not request.config.simulated:
-        pytest.skip("asks the simulator what happened on it")
+        pytest.skip("needs the simulator's record")
     control.reset()
     return control
 
 
 @pytest.fixture
 def backend(request, _settings_as_they_were):
-    """Where ``gpuarray`` makes its arrays."""
+    """The backend on which ``gpuarray`` creates arrays."""
     Config.backend = Config.Backend[request.param]
     return request.param
 

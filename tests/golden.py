@@ -1,4 +1,4 @@
-"""PuzzleLib's trainings, replayed on the library's own net: what the tests of results, files and nets share."""
+"""PuzzleLib's trainings, replayed on the library's own net; shared by the tests of results, files and nets."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ NAMES = [f"fc{i}.{what}" for i in range(3) for what in "Wb"]
 
 
 class Replay:
-    """A net with the initial values of one of PuzzleLib's trainings, its data, and an optimizer set up as there."""
+    """A net with the initial values of one of PuzzleLib's trainings, its data, and an optimizer with its options."""
 
     def __init__(self, kind, globalState):
         self.golden = np.load(DATA / f"net_{kind}.npz")

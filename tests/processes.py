@@ -1,4 +1,4 @@
-"""Processes that tests start to try something that would change this one."""
+"""Child processes for tests that would change this process."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from tests import conftest
 
 
 def child(code):
-    """A process of its own, with the CUDA that this one has."""
+    """Runs code in a separate process with the CUDA of this one; returns its output."""
     prelude = f"import os, sys\n{conftest.in_child()}\nimport numpy as np\nfrom puzzlelib_rmsprop import Config, gpuarray\n"
     command = [sys.executable, "-W", "error", "-c", prelude + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,6 +1,6 @@
-"""The update rule written from its formula in NumPy: the oracle. It imports nothing of the library.
+"""The reference: the update rule in NumPy, written from its formula. It imports nothing from the library.
 
-The variance ms - mg*mg of Graves (2013), eq. 38-45, by the recurrence that it obeys in exact arithmetic:
+The variance ms - mg*mg of Graves (2013), eq. 38-45, is computed by the recurrence that it obeys in exact arithmetic:
 
     d        = g - mg
     mg       = alpha*mg + beta*g                   beta = 1 - alpha
@@ -13,9 +13,9 @@ import numpy as np
 
 
 def coefficients(alpha, dtype):
-    """alpha, beta and gain: the last two computed in float64 from the alpha that the dtype holds, and rounded once.
+    """Returns alpha, beta and gain; the last two are computed in float64 from the rounded alpha, and rounded once.
 
-    ``alpha``: a number or an array of them.
+    ``alpha``: a number or an array.
     """
     real = np.dtype(dtype).type
     wide = np.longdouble if real is np.longdouble else np.float64
@@ -25,16 +25,16 @@ def coefficients(alpha, dtype):
 
 
 class Reference:
-    """One variable. ``dtype`` is that of the arithmetic; ``stored`` that of the parameter, rounded to after each step."""
+    """One variable. ``dtype`` is that of the arithmetic; after each step the parameter is rounded to dtype ``stored``."""
 
     def __init__(self, param, dtype=np.float64, stored=None):
         self.dtype, self.stored = np.dtype(dtype), stored
         self.param = np.array(param, self.dtype)
         self.mg, self.variance, self.delta = (np.zeros_like(self.param) for _ in range(3))
-        self.largest = dict.fromkeys(self.buffers(), 0.0)  # magnitude of each buffer so far: what its errors are relative to
+        self.largest = dict.fromkeys(self.buffers(), 0.0)  # of each buffer so far; its errors are relative to that
 
     def step(self, grad, learnRate=1e-4, alpha=0.95, momRate=0.9, epsilon=1e-4):
-        # in the order and the dtype of the formula, so that with float32 every rounding is the kernel's too
+        # in the order and dtype of the formula, so that float32 rounds exactly like the kernel
         learnRate, momRate, epsilon = (self.dtype.type(x) for x in (learnRate, momRate, epsilon))
         alpha, beta, gain = coefficients(alpha, self.dtype)
         g = np.asarray(grad).astype(self.dtype)

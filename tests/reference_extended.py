@@ -1,9 +1,9 @@
-"""What comes besides the rule, in NumPy: operations on gradients, random rounding, copies, statistics.
+"""The reference for everything beyond the update rule, in NumPy: gradient operations, stochastic rounding, statistics.
 
-Like :mod:`tests.reference` it imports nothing of the library. Every operation is rounded once, in the dtype of the
-arithmetic (``real``), so that the results are to be met bit for bit.
+Like :mod:`tests.reference` it imports nothing from the library. Every operation is rounded once, in the dtype of the
+arithmetic (``real``), so that results must match bit for bit.
 
-An operation is (kind, value, other, content): ``content`` is the number at its address, or None where it has none.
+An operation is (kind, value, other, content): ``content`` is the number at its address, or None if it has no address.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ STATE = ("mg", "variance", "delta")
 
 
 def bfloat16(values):
-    """Rounded to the nearest bfloat16, ties to even; float32 in and out."""
+    """Rounds float32 to nearest bfloat16, ties to even; returns float32."""
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = (bits + 0x7FFF + (bits >> np.uint64(16) & np.uint64(1))) >> np.uint64(16) << np.uint64(16)
@@ -25,17 +25,17 @@ def bfloat16(values):
 
 
 def nearest(values, dtype):
-    """Rounded to a dtype given by its name, and back."""
+    """Rounds to a dtype, given by its name, and back."""
     values = np.asarray(values)
     with np.errstate(over="ignore"):
         return bfloat16(values) if dtype == "bfloat16" else values.astype(dtype).astype(values.dtype)
 
 
-# ------------------------------------------------------------------------------------- gradients on their way
+# ----------------------------------------------------------------------------------------- gradient operations
 
 
 def applied(ops, g, p, wc):
-    """A gradient after the operations; ``g`` and ``p`` of the dtype of the arithmetic."""
+    """Returns a gradient after the operations; ``g`` and ``p`` have the dtype of the arithmetic."""
     real = g.dtype.type
     with np.errstate(all="ignore"):
         for kind, value, other, content in ops:
@@ -53,17 +53,17 @@ def applied(ops, g, p, wc):
     return g
 
 
-# ------------------------------------------------------------------------------------------- random rounding
+# ---------------------------------------------------------------------------------------- stochastic rounding
 
 
 def numbers(seed, key, first, size):
-    """The 16-bit random numbers of elements ``first`` on: for mg, for the variance, for delta."""
+    """Returns the 16-bit random numbers of the elements from ``first`` on: for mg, the variance and delta."""
     x = number_of(seed, key, first, size)
     return x & 0xFFFF, x >> 16, x >> 8 & 0xFFFF
 
 
 def at_random(values, r):
-    """float32 rounded up or down to bfloat16 by 16 random bits; as float32."""
+    """Rounds float32 up or down to bfloat16, depending on 16 random bits; returns float32."""
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32).astype(np.uint64)
     rounded = np.where(np.isinf(values), bits >> np.uint64(16), bits + r >> np.uint64(16))
@@ -75,9 +75,9 @@ def at_random(values, r):
 
 
 class Extended:
-    """One variable. ``dtype`` and ``state`` are names of dtypes; param, master and state are kept in the arithmetic's.
+    """One variable. ``dtype`` and ``state`` are names of dtypes; all arrays are kept in the dtype of the arithmetic.
 
-    State in 8 bits is kept as its codes and scales as well, uint8.
+    8-bit state is also kept as its codes and scales, in uint8.
     """
 
     def __init__(self, param, dtype, state, master=False, wc=0.0, first=0, key=0, rates=(1.0, 1.0)):
@@ -135,7 +135,7 @@ class Extended:
 
 
 class Statistics:
-    """What is known of all gradients of a step together, and how a loss scale moves."""
+    """Statistics of all gradients of a step, and the loss scale."""
 
     def __init__(self, scale=1.0):
         self.norm = self.unscale = 0.0
@@ -143,14 +143,14 @@ class Statistics:
         self.bad = self.good = self.skipped = 0
 
     def run(self, gradients, limit=np.inf, growth=1.0, backoff=1.0, interval=0, least=2.0**-24, most=2.0**24):
-        """``gradients``: after their operations, in the dtype of the arithmetic."""
+        """Updates them; ``gradients``: after their operations, in the dtype of the arithmetic."""
         with np.errstate(all="ignore"):
             bad = int(not all(np.isfinite(np.square(g)).all() for g in gradients))
             everything = np.concatenate([np.asarray(g, np.longdouble).ravel() for g in gradients] or [np.zeros(0)])
             self.norm = float(np.sqrt(np.sum(everything * everything)))
             self.factor = limit / self.norm if self.norm > limit else np.nan if np.isnan(self.norm) else 1.0
         self.unscale = 1.0 / self.scale
-        self.bad = self.bad + 1 if bad else 0  # in a row
+        self.bad = self.bad + 1 if bad else 0  # number of bad steps in a row
         self.skipped += bad
         if interval and bad:
             self.scale, self.good = max(self.scale * backoff, least), 0

@@ -1,10 +1,10 @@
-"""The random numbers of a step, in NumPy; imports nothing of the library."""
+"""The reference for the random numbers of a step, in NumPy; imports nothing from the library."""
 
 import numpy as np
 
 
 def mix(x):
-    """Of uint32, in uint64 that is cut off by hand."""
+    """Hashes uint32 numbers, in uint64 with explicit truncation."""
     x = x ^ x >> 16
     x = x * 0x7FEB352D & 0xFFFFFFFF
     x = x ^ x >> 15
@@ -13,7 +13,7 @@ def mix(x):
 
 
 def number_of(seed, key, first, size):
-    """The 32-bit random number of each element from ``first`` on."""
+    """Returns the 32-bit random number of each element from ``first`` on."""
     e = first + np.arange(size, dtype=np.uint64)
     k = mix(np.uint64(mix(seed[0] ^ key)) + (e >> np.uint64(32)) & np.uint64(0xFFFFFFFF))
     x = (e & np.uint64(0xFFFFFFFF)) ^ k

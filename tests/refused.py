@@ -1,4 +1,4 @@
-"""Calls that are refused by one of the library's own exceptions, before anything was changed: what tests of it share."""
+"""Shared by tests of calls that the library refuses with one of its exceptions, before it changes anything."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from puzzlelib_rmsprop import Optimizer, RMSPropGraves, Variable, gpuarray
 from puzzlelib_rmsprop.errors import Error
 from tests.standins import Net
 
-WATCHED = []  # objects, each with what it was before the call that is refused
+WATCHED = []  # objects, each with its content before the call that is refused
 
 
 def watch(*things):
@@ -18,7 +18,7 @@ def watch(*things):
 
 
 def picture(thing):
-    """Everything that a refused call must leave as it is, to the bit."""
+    """Returns everything in an object that a refused call must leave unchanged, bit for bit."""
     if isinstance(thing, Optimizer):
         states = [
             (key, [(e, content(array)) for e, array in (state if isinstance(state, dict) else {}).items()])
@@ -45,7 +45,7 @@ def picture(thing):
 
 
 def content(array):
-    """Which array it is, and its bytes where it has any that can be read."""
+    """Returns the identity of an array, and its bytes if they can be read."""
     try:
         host = array.get() if hasattr(array, "get") else np.asarray(array)
         return id(array), host.dtype.str, host.shape, host.tobytes()
@@ -54,13 +54,13 @@ def content(array):
 
 
 def refuse(call, error, message):
-    """Makes the call. Raises ValueError where it is not refused so, or changed something; no assert, for ``python -O``."""
+    """Makes a call that must be refused. Raises ValueError otherwise, or if it changed anything; works in ``python -O``."""
     WATCHED.clear()
     try:
         call()
     except Error as caught:
         if not isinstance(caught, error) or not re.search(message, str(caught)):
-            raise ValueError(f"{message!r}: refused otherwise: {type(caught).__name__}: {caught}") from caught
+            raise ValueError(f"{message!r}: another error: {type(caught).__name__}: {caught}") from caught
     else:
         raise ValueError(f"{message!r}: not refused")
     for thing, before in WATCHED:
@@ -70,12 +70,12 @@ def refuse(call, error, message):
 
 
 def rows(error, *pairs):
-    """Rows of a table whose calls are all refused by ``error``; each pair is a call and what the message says."""
+    """Returns rows of a table of calls that raise ``error``; each pair is a call and a regex of the message."""
     return [(call, error, message) for call, message in pairs]
 
 
 def each(table):
-    """Parametrizes a test by the rows of a table: call, error, message."""
+    """Parametrizes a test with the rows of a table: call, error, message."""
     return pytest.mark.parametrize(("call", "error", "message"), table, ids=[message[:40] for _, _, message in table])
 
 
@@ -101,7 +101,7 @@ def setup(globalState=False, net=None, optimizer=None, **variables):
 
 
 def updated(change, globalState=False, hook=None, **variables):
-    """Sets up on the variables, lets ``change(net, optimizer)`` spoil something, and updates."""
+    """Sets an optimizer up on the variables, lets ``change(net, optimizer)`` make something invalid, and updates."""
     net, optimizer = ready(globalState, **variables)
     if hook is not None:
         optimizer.addHook(hook)
@@ -111,7 +111,7 @@ def updated(change, globalState=False, hook=None, **variables):
 
 
 def ready(globalState=False, **variables):
-    """A net and an optimizer that has taken a step on it."""
+    """Returns a net, and an optimizer that has taken a step on it."""
     net, optimizer = Net(variables or {"W": var(), "b": var((2,))}), RMSPropGraves()
     optimizer.setupOn(net, globalState)
     optimizer.update()
@@ -119,7 +119,7 @@ def ready(globalState=False, **variables):
 
 
 def table(given, globalState=False):
-    """Sets up on a net whose getVarTable() gives what ``given(net)`` gives."""
+    """Sets an optimizer up on a net whose getVarTable() returns ``given(net)``."""
     net = Given(W=var())
     net.given = given
     setup(globalState, net=net)
@@ -153,11 +153,11 @@ def freed(array):
 
 
 def elsewhere(act):
-    """``act(net, optimizer)`` on a net on the GPU, with another context current."""
+    """Calls ``act(net, optimizer)`` on a net on the GPU, with another context current."""
     net, optimizer = ready()
     watch(optimizer, net)
     for _, before in WATCHED:
-        before.clear()  # what lies in the first context is compared there
+        before.clear()  # arrays of the first context are compared there
     kept = picture(optimizer), picture(net)
     try:
         another_context(lambda: act(net, optimizer))

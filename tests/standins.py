@@ -1,10 +1,10 @@
-"""Stand-ins for PuzzleLib's classes, written from the description of what they do; and a small net to hold variables."""
+"""Stand-ins for PuzzleLib's classes, written from their documented behaviour, and a small net of variables."""
 
 import numpy as np
 
 
 class CPUArray:
-    """PuzzleLib's CPU array: the NumPy array is in ``.data``; no arithmetic of NumPy's own on it."""
+    """PuzzleLib's CPU array: the NumPy array is in ``.data``; it has no arithmetic of its own."""
 
     def __init__(self, shape, dtype, data=None, acquire=False):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
@@ -46,7 +46,7 @@ class CPUArray:
 
 
 class Buffer:
-    """PuzzleLib's device memory: an address and a size, sliced by bytes; a slice keeps the whole alive."""
+    """PuzzleLib's device memory: an address and a size, sliced in bytes; a slice keeps the whole memory alive."""
 
     def __init__(self, ptr, size, base):
         self.ptr, self.size, self._base = ptr, size, base
@@ -57,7 +57,7 @@ class Buffer:
 
 
 class GPUArray:
-    """PuzzleLib's CUDA array: made by keyword, in the primary context; float16 and float32. PyCUDA is its driver here."""
+    """PuzzleLib's CUDA array: created by keyword, in the primary context; float16 and float32. Uses PyCUDA's driver API."""
 
     def __init__(self, shape, dtype, gpudata=None):
         from pycuda import driver
@@ -127,7 +127,7 @@ class PuzzleVariable:
 
 
 class Net:
-    """The net protocol and nothing else: names to variables, and like PuzzleLib's an attribute with each one's data."""
+    """The protocol of nets only: maps names to variables, and like PuzzleLib has an attribute with each variable's data."""
 
     def __init__(self, variables=None, **more):
         self.vars = {}

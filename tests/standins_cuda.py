@@ -1,7 +1,7 @@
-"""Stand-ins for libraries with arrays on a GPU, which do what the real ones do as far as the protocols go.
+"""Stand-ins for libraries with arrays on a GPU, which implement the protocols like the real ones.
 
-Each works on a stream of its own that nothing is ordered with, as a program does that has made one current; on the simulator
-everything on it is late. PyCUDA allocates for them, and the driver itself copies and waits, by handles.
+Each works on its own non-blocking stream, like a program that has made one current; the simulator delays all work on it.
+PyCUDA allocates the memory; the driver is called directly to copy and to wait.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from puzzlelib_rmsprop.kernels.context import driver_library
 
 
 class Stream:
-    """One that is not ordered with the default one, made by the driver behind PyCUDA's back."""
+    """A stream that is not ordered with the default stream, created through the driver without PyCUDA."""
 
     def __init__(self):
         made = ctypes.c_void_p()
@@ -33,7 +33,7 @@ class DefaultStream(Stream):
 
 
 class Memory:
-    """Device memory, or a part of it, with a shape and a dtype."""
+    """Device memory, or a part of it, with shape and dtype."""
 
     def __init__(self, shape, dtype, base=None, address=None):
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
@@ -73,7 +73,7 @@ class Memory:
 
 
 class Version3:
-    """Has the protocol and nothing else: no shape, no dtype; work on it is on the stream that it names."""
+    """An array that has only the protocol, without shape or dtype; it names the stream of its work."""
 
     _stream = None
 
@@ -102,7 +102,7 @@ class Version3:
 
 
 class Version2(Version3):
-    """Names no stream; its library works on the default one."""
+    """An array that names no stream; its library works on the default stream."""
 
     @classmethod
     def _own(cls):
@@ -119,7 +119,7 @@ class Version2(Version3):
 
 
 class CuPyArray:
-    """``cupy.ndarray``: everything on the current stream."""
+    """``cupy.ndarray``: all work is on the current stream."""
 
     def __init__(self, memory, strides=None):
         self.memory, self.shape, self.dtype = memory, memory.shape, memory.dtype
@@ -163,7 +163,7 @@ def current():
 
 @contextmanager
 def using(stream):
-    """As ``with stream:`` of CuPy, and ``with torch.cuda.stream(stream)``."""
+    """Works like ``with stream:`` in CuPy, and ``with torch.cuda.stream(stream)``."""
     _current.append(stream)
     yield stream
     _current.pop()
@@ -176,7 +176,7 @@ def cupy_made(content):
 
 
 def cupy():
-    """The module, with what the library uses of it."""
+    """Returns a module with the part of CuPy that the library uses."""
     module = types.ModuleType("cupy")
     module.ndarray, module.__version__ = CuPyArray, "14.2.0"
     module.empty = lambda shape, dtype: CuPyArray(Memory(shape, dtype))
@@ -202,7 +202,7 @@ DEVICE = Device("cuda", 0)
 
 
 class Tensor:
-    """``torch.Tensor`` on a CUDA device: everything on the current stream; ``.data`` gives it other memory."""
+    """``torch.Tensor`` on a CUDA device: all work is on the current stream; assigning ``.data`` replaces its memory."""
 
     __torch_dispatch__ = None
     layout, is_nested, device, requires_grad = "torch.strided", False, DEVICE, False
@@ -266,7 +266,7 @@ class Tensor:
 
     @property
     def __cuda_array_interface__(self):
-        raise AssertionError("PyTorch's tensors are known by themselves")
+        raise AssertionError("PyTorch's tensors are recognized without this protocol")
 
 
 def torch_made(content):
@@ -277,7 +277,7 @@ def torch_made(content):
 
 
 def torch():
-    """The module, with what the library uses of it."""
+    """Returns a module with the part of PyTorch that the library uses."""
     module = types.ModuleType("torch")
     vars(module).update(TORCH_DTYPES)
     module.Tensor, module.strided = Tensor, "torch.strided"
@@ -295,16 +295,16 @@ def bfloat16_too(name):
     return name
 
 
-# ----------------------------------------------------------------------------------- as arrays of tests
+# ------------------------------------------------------------------------------------ families for tests
 
 
 def stream_of(array):
-    """That on which its library works on an array now."""
+    """Returns the stream on which its library currently works on an array."""
     return array.stream if isinstance(array, Version3) else current()
 
 
 def add_to(arrays, kind, variable):
-    """Adds a family of arrays for each; PyTorch's and CuPy's are known only while a test with them runs."""
+    """Adds a family of arrays for each stand-in; the modules of PyTorch and CuPy exist only during tests with them."""
 
     class Foreign(kind):
         modules, own = {}, None

@@ -1,10 +1,10 @@
-"""A stand-in for arrays of a library that NumPy does not know: all that they have is the DLPack protocol."""
+"""Stand-ins for arrays of an unknown library, which have only the DLPack protocol."""
 
 import numpy as np
 
 
 class Exporter:
-    """An array that can be exported, and nothing else: no shape, no dtype, no arithmetic; NumPy makes the capsules."""
+    """An array that can only be exported: no shape, no dtype, no arithmetic; NumPy creates the capsules."""
 
     def __init__(self, content, device=None):
         self.content, self._device = content, device
@@ -21,14 +21,14 @@ class Exporter:
 
 
 class Old(Exporter):
-    """As before DLPack 1.0, which does not say what is read-only."""
+    """An array as before DLPack 1.0, which cannot mark an array as read-only."""
 
     def __dlpack__(self, *, stream=None):
         return self.content.__dlpack__()
 
 
 class Copying(Exporter):
-    """Hands out a copy at each export, whatever it is asked for."""
+    """An array that exports a copy each time, whatever the arguments."""
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         return self.content.copy().__dlpack__(max_version=max_version)

@@ -1,4 +1,4 @@
-"""PyTorch's tensors as arrays for tests, where it is installed."""
+"""PyTorch's tensors as a family of arrays for tests, if PyTorch is installed."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def add_to(arrays, kind):
-    """Adds them to the families of arrays."""
+    """Adds tensors to the families of arrays."""
     if importlib.util.find_spec("torch") is None:
         return
     import torch
@@ -15,7 +15,7 @@ def add_to(arrays, kind):
 
 
 def make(content):
-    """A tensor with a copy of a NumPy array's content."""
+    """Returns a tensor with a copy of a NumPy array."""
     import torch
 
     content = np.array(content)
@@ -25,7 +25,7 @@ def make(content):
 
 
 def host(tensor):
-    """NumPy's view of its memory."""
+    """Returns a NumPy view of a tensor's memory."""
     import torch
 
     if tensor.dtype == torch.bfloat16:

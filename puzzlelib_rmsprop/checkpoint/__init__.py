@@ -1,4 +1,4 @@
-"""HDF5 files: what an optimizer saves, and reading it back, from PuzzleLib's files too."""
+"""Saving an optimizer to HDF5, and loading it from the files of this library and of PuzzleLib."""
 
 from .atomic import atomicFile, signals_later
 from .contents import OptimizerState, VariableLayout

@@ -1,4 +1,4 @@
-"""HDF5 files that appear whole or not at all: written beside their place, sealed, then renamed."""
+"""HDF5 files that appear complete or not at all: written under a temporary name, sealed, then renamed."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ if TYPE_CHECKING:
 
 __all__ = ["atomicFile", "signals_later"]
 
-_ACCESS_LIST = "system.posix_acl_access"  # what Linux calls a POSIX access control list
-_LONG = 100  # bytes of a file's name from which on its temporary file is named by a digest: some systems end at 143 bytes
-_MOUNTED = "a file that is mounted by itself (in a container, say) cannot be replaced: mount its folder, or save elsewhere"
-_PROTECTED = "the folder or file is protected (a sticky folder lets only a file's owner replace it): save under another name"
+_ACCESS_LIST = "system.posix_acl_access"  # Linux's name for a POSIX access control list
+_LONG = 100  # longer names, in bytes, become a digest in the temporary file's name: some file systems allow only 143 bytes
+_MOUNTED = "a file that is mounted by itself (as in a container) cannot be replaced: mount its folder, or save elsewhere"
+_PROTECTED = "the folder or file is protected (in a sticky folder only owners can replace files): save under another name"
 _REMEDIES = {
     **dict.fromkeys((errno.EBUSY, errno.EXDEV), _MOUNTED),
     **dict.fromkeys((errno.EPERM, errno.EACCES), _PROTECTED),
-    **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP), "this file system renames no file: save elsewhere, and copy it there"),
-    errno.EEXIST: "this file system replaces no file: remove the old one, or save under another name",
+    **dict.fromkeys((errno.ENOSYS, errno.ENOTSUP), "this file system cannot rename files: save elsewhere, and copy it"),
+    errno.EEXIST: "this file system cannot replace files: remove the old one, or save under another name",
 }
 
 
 @contextlib.contextmanager
 def atomicFile(path: str | bytes | os.PathLike[Any]) -> Iterator[h5py.File]:
-    """An HDF5 file to write, which takes the place of ``path`` only when the block has ended without an error.
+    """Opens an HDF5 file for writing that replaces ``path`` only if the block ends without an error.
 
-    Until then, and if the process dies, whatever was at ``path`` stays as it was. What killed processes left of earlier
-    attempts is removed, where the folder may be listed and its file system has locks. A signal (Ctrl-C) is answered when the
-    block has ended; then nothing is replaced.
+    Until then, and if the process dies, a file at ``path`` is unchanged. Temporary files that killed processes left behind
+    are removed if the folder can be listed and its file system has locks. A signal such as Ctrl-C is handled at the end of
+    the block; if its handler raises, nothing is replaced.
 
-    A file that is replaced keeps its owner, group, permissions and POSIX access list, as far as the system lets this process
-    set them; what it refuses never costs the file. Where only the owner cannot be kept, the group is. Where the group cannot
-    be kept either, the new group and all others get only what both, the old group and all others, had. Not kept: bits such
-    as setuid, extended attributes, access lists of other kinds (NFSv4, Windows), hard links.
+    A replaced file keeps its owner, group, permissions and POSIX access list, as far as the system lets this process set
+    them. If it does not, the file is replaced all the same: if only the owner cannot be kept, the group is. If the group
+    cannot be kept either, the new group and all other users get only the permissions that both the old group and all others
+    had. Not kept: bits such as setuid, extended attributes, other access lists (NFSv4, Windows), hard links.
 
     Args:
-        path: where the file is to be; its folder must exist. A symbolic link is followed.
+        path: the file to write; its folder must exist. A symbolic link is followed.
 
     Raises:
-        CheckpointError: the file cannot be written there, or replaced.
+        CheckpointError: the file cannot be written or replaced.
 
     Example:
         >>> import os, tempfile
@@ -88,8 +88,8 @@ def atomicFile(path: str | bytes | os.PathLike[Any]) -> Iterator[h5py.File]:
         if access is not None:
             access.give(descriptor)
         sync(descriptor)
-        os.close(os.dup(descriptor))  # some file systems say only at a close that they could not write
-        if fcntl is None:  # nothing is replaced there by a file that is open
+        os.close(os.dup(descriptor))  # some file systems report a failed write only on close
+        if fcntl is None:  # Windows cannot rename an open file
             os.close(descriptor)
             descriptor = -1
         remedies = _REMEDIES
@@ -108,11 +108,12 @@ def atomicFile(path: str | bytes | os.PathLike[Any]) -> Iterator[h5py.File]:
 
 @contextlib.contextmanager
 def signals_later() -> Iterator[None]:
-    """Keeps signal handlers from raising in the block; they run after it.
+    """Delays signal handlers until the end of the block.
 
-    HDF5 crashes where one raises while it writes through Python; what one raises while h5py lets go of an object is lost.
+    HDF5 crashes if a handler raises while it writes through Python. If one raises while h5py frees an object, its exception
+    is lost.
     """
-    if threading.current_thread() is not threading.main_thread():  # no handler runs in other threads
+    if threading.current_thread() is not threading.main_thread():  # handlers run in the main thread only
         yield
         return
     came: list[int] = []
@@ -130,7 +131,7 @@ def signals_later() -> Iterator[None]:
 
 
 class _Access(NamedTuple):
-    """Who may do what with a file that is replaced."""
+    """Owner, group and permissions of a file that is replaced."""
 
     owner: int
     group: int
@@ -144,23 +145,23 @@ class _Access(NamedTuple):
         except FileNotFoundError:
             return None
         access_list = None
-        with contextlib.suppress(OSError, AttributeError):  # there is none, or no such thing
+        with contextlib.suppress(OSError, AttributeError):  # no list, or not supported
             access_list = os.getxattr(target, _ACCESS_LIST)
         return cls(found.st_uid, found.st_gid, found.st_mode & 0o777, access_list)
 
     @property
     def at_least(self) -> int:
-        """A mode that gives nobody more than before, whatever the new file's group."""
-        if self.access_list is not None:  # the group's bits then bound the whole list
+        """A mode that grants nobody more than before, whatever the group of the new file."""
+        if self.access_list is not None:  # then the group's bits are the mask of the whole list
             return self.mode & 0o700
         both = self.mode >> 3 & self.mode & 0o7
         return self.mode & 0o700 | both << 3 | both
 
     def give(self, descriptor: int) -> None:
-        """Gives a new file all this, as far as the system allows."""
+        """Applies owner, group and permissions to a new file, as far as the system allows."""
         if not hasattr(os, "fchmod"):
             return
-        for owner in (self.owner, -1):  # who may not give a file away may still give it to a group of theirs
+        for owner in (self.owner, -1):  # users who cannot change the owner may still set a group of theirs
             with contextlib.suppress(OSError):
                 os.fchown(descriptor, owner, self.group)
                 break
@@ -176,20 +177,20 @@ class _Access(NamedTuple):
 
 
 def _leftover(target: str) -> tuple[str, str]:
-    """The folder of a target's temporary files, and what their names begin with."""
+    """Returns the folder of a target's temporary files, and the prefix of their names."""
     folder, name = os.path.split(target)
     raw = os.fsencode(name)
     return folder, f".{name if len(raw) <= _LONG else hashlib.sha256(raw).hexdigest()[:32]}."
 
 
 def _remove_leftovers(target: str) -> None:
-    """Removes the temporary files of killed processes: those of this target that no living process has locked."""
+    """Removes the temporary files of killed processes: files for this target that no running process has locked."""
     folder, prefix = _leftover(target)
     if fcntl is None:
         return
     pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{12}\.tmp")
     found = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # a folder may be written but not listed
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable but not readable
         found = [entry.path for entry in entries if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)]
     for each in found:
         with contextlib.suppress(OSError):  # it is locked, or gone, or not ours
@@ -202,23 +203,23 @@ def _remove_leftovers(target: str) -> None:
 
 
 def _new_file(target: str, mode: int) -> tuple[str, int]:
-    """A temporary file beside the target, locked as long as it is open: its path and descriptor."""
+    """Creates a temporary file beside the target, locked while it is open; returns its path and descriptor."""
     folder, prefix = _leftover(target)
     for _ in range(100):
         path = os.path.join(folder, f"{prefix}{secrets.token_hex(6)}.tmp")
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-        except FileExistsError:  # said by a network file system as well when it asks its server twice
+        except FileExistsError:  # a network file system also reports this when it repeats a request
             continue
         if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks; there nobody can lock it to remove it either
+            with contextlib.suppress(OSError):  # no locks here; then no other process removes leftovers either
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # another process took it for a leftover before it was locked? (Some file systems count no links at all.)
+            # removed as a leftover before it was locked? (Some file systems always report 0 links.)
             if not (os.fstat(descriptor).st_nlink or os.path.lexists(path)):
                 os.close(descriptor)
                 continue
         return path, descriptor
-    raise FileExistsError(errno.EEXIST, "a new file is gone, or was there, at each of 100 attempts", folder)
+    raise FileExistsError(errno.EEXIST, "each of 100 temporary files existed already, or was removed again", folder)
 
 
 def _sync_folder(folder: str) -> None:
@@ -226,7 +227,7 @@ def _sync_folder(folder: str) -> None:
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # it may be written but not read
+    except OSError:  # it may be writable but not readable
         return
     try:
         sync(descriptor)
@@ -237,9 +238,9 @@ def _sync_folder(folder: str) -> None:
 
 
 class _Sink:
-    """A file for HDF5 to write into, which never fails: an HDF5 that is told of a full disk crashes later.
+    """A file object for HDF5 whose writes never fail: HDF5 crashes later if it learns that a disk is full.
 
-    ``error`` is the first error; from then on small pieces, the ones that HDF5 reads again, are kept in memory.
+    ``error`` is the first error. After it, small writes, which HDF5 reads back, are kept in memory.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -250,7 +251,7 @@ class _Sink:
         self._size = 0
         self._kept: list[tuple[int, bytes]] = []
 
-    def __repr__(self) -> str:  # what h5py takes for the file's name
+    def __repr__(self) -> str:  # h5py uses it as the file's name
         return self._name
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -288,7 +289,7 @@ class _Sink:
         before, self._size = self._size, self._position if size is None else size
         if self.error is None:
             try:
-                if self._size > before:  # not every file system makes a file longer without a byte at its end
+                if self._size > before:  # not every file system can extend a file with ftruncate
                     write_at(self._descriptor, b"\0", self._size - 1)
                 elif self._size < before:
                     os.ftruncate(self._descriptor, self._size)
@@ -296,7 +297,7 @@ class _Sink:
                 self.error = error
         return self._size
 
-    def read(self, size: int = -1) -> bytes:  # h5py knows a file by this name, and calls readinto
+    def read(self, size: int = -1) -> bytes:  # h5py recognizes a file object by this method, but calls readinto
         raise NotImplementedError
 
     def flush(self) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whatever its form: an optimizer's attributes, options, hooks and state, in NumPy arrays."""
+"""The contents of a checkpoint: an optimizer's attributes, options, hooks and state, in NumPy arrays."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["OptimizerState", "VariableLayout"]
 
 @dataclass(frozen=True)
 class VariableLayout:
-    """A variable that an optimizer trains: what it looks like, and of what its state is made.
+    """The names, shape and dtype of a variable that an optimizer trains, and of the arrays of its state.
 
     Attributes:
-        names: every name of the variable, the first as in ``optimizer.states``.
-        shape, dtype: the parameter's.
-        offset: of its first element in the flat arrays of its dtype, in elements; 0 in local mode.
-        state: entity -> (shape, dtype) of the variable's own state array.
-        forms: what a file may hold in place of an entity, and holds beside it.
-        kept: what hooks keep in the state besides: entity -> (shape, dtype).
-        span: which elements of the state are on this process; None: all.
-        rates: learnRate, momRate and wc of the variable itself; None where they are not known.
-        saved_names: the names to look for in what was saved, where they are others than ``names``.
+        names: all names of the variable; the first is its key in ``optimizer.states``.
+        shape, dtype: shape and dtype of the parameter.
+        offset: index of its first element in the flat arrays of its dtype; 0 in local mode.
+        state: entity (the name of a state array, such as ``"mg"``) -> (shape, dtype) of this array for the variable.
+        forms: other forms of an entity, which a file may hold instead of it, and which are saved beside it.
+        kept: arrays that hooks keep in the state: entity -> (shape, dtype).
+        span: the elements of the state that this process holds. None: all.
+        rates: learnRate, momRate and wc of the variable itself; None if they are not known.
+        saved_names: the names to look up in a checkpoint, if they differ from ``names``.
     """
 
     names: Sequence[str]
@@ -49,26 +49,26 @@ class VariableLayout:
 
     @property
     def sought(self) -> Sequence[str]:
-        """The names to look for in what was saved."""
+        """The names to look up in a checkpoint."""
         return self.names if self.saved_names is None else self.saved_names
 
 
 @dataclass(frozen=True, eq=False)
 class OptimizerState:
-    """What an optimizer is made of, in NumPy arrays.
+    """The contents of a checkpoint, in NumPy arrays.
 
     Attributes:
-        attrs: the registered attributes, ``t`` among them.
-        variables: each variable's names, shape and dtype, and the shape and dtype of every array of its state.
-        arrays: as ``optimizer.states`` has them: a variable's first name, or in global mode the dtype, -> entity -> array;
-            what hooks keep is under the variable's name in both modes.
-        states: in place of ``arrays``: for each of the ``variables`` its state, entity -> array; None where there is none.
-        flat: whether ``arrays`` are those of global mode.
-        factors: name of a dtype -> learnRate, momRate and wc of its ``globalVar``; a dtype that is missing has 1, 1, 1.
+        attrs: the registered attributes, including ``t``.
+        variables: a :class:`VariableLayout` for each variable.
+        arrays: the state as in ``optimizer.states``: first name of a variable (in global mode: dtype) -> entity -> array.
+            Arrays that hooks keep are under the variable's name in both modes.
+        states: instead of ``arrays``: the state of each of the ``variables``, entity -> array, or None.
+        flat: True if ``arrays`` are the flat arrays of global mode.
+        factors: name of a dtype -> learnRate, momRate and wc of its ``globalVar``. Default of a dtype: 1, 1, 1.
         extra: options and hooks, as plain data.
-        complete: whether everything of the hooks is in there too: then what is not there was not kept.
-        digest: of the file that it was read from: in a group, it has to be the same on all processes.
-        known: the names of variables in that file.
+        complete: True if the arrays that hooks keep are all included, so that a missing one did not exist.
+        digest: digest of the file that was read; it must be the same on all processes of a group.
+        known: the names of the variables in that file.
     """
 
     attrs: dict[str, Any]
@@ -83,10 +83,10 @@ class OptimizerState:
     known: Sequence[str] = ()
 
     def of(self, variable: VariableLayout) -> dict[str, np.ndarray]:
-        """The state of one of the ``variables``, from ``arrays``.
+        """Returns the state of one of the ``variables``, from ``arrays``: entity -> array.
 
         Raises:
-            CheckpointError: there is none, or it is too short.
+            CheckpointError: ``arrays`` has no state for it.
         """
         key = variable.dtype if self.flat else variable.name
         if key not in self.arrays:
@@ -96,14 +96,14 @@ class OptimizerState:
         size = int(np.prod(variable.shape, dtype=np.int64))
         found = {}
         for entity, array in self.arrays[key].items():
-            # one that is not as long as all variables together is one for all of them
+            # an array shorter than all variables together is shared by all of them
             part = array.ndim == 1 and array.size >= self._sizes[variable.dtype]
             found[entity] = array[variable.offset : variable.offset + size].reshape(variable.shape) if part else array
         return found | dict(self.arrays.get(variable.name, {}))
 
     @functools.cached_property
     def _sizes(self) -> dict[np.dtype, int]:
-        """dtype -> what the flat arrays have at least: all variables."""
+        """dtype -> the least size of its flat arrays, that of all variables together."""
         found: dict[np.dtype, int] = {}
         for v in self.variables:
             found[v.dtype] = max(found.get(v.dtype, 0), v.offset + int(np.prod(v.shape, dtype=np.int64)))

@@ -1,4 +1,4 @@
-"""A variable's state, wherever it is from, in the shapes and dtypes that it has in the optimizer."""
+"""Converts the saved state of a variable to the shapes and dtypes of the optimizer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["fitted"]
 
 
 def fitted(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
-    """A variable's state in the shapes and dtypes of ``variable``; an entity that is missing is made of its other form.
+    """Returns a variable's state in the shapes and dtypes of ``variable``; computes a missing entity from its other form.
 
     Raises:
-        CheckpointError: something is missing, of another shape, or would lose digits. Only bfloat16 state rounds (float32 to
-            the nearest), and what is made of another form, in float64.
+        CheckpointError: an entity is missing, has another shape, or would lose precision. Only two conversions round:
+            float32 to bfloat16 state, to nearest, and the computation from another form, in float64.
     """
     name = variable.names[0]
     forms = {form.entity: form for form in variable.forms}
@@ -36,12 +36,12 @@ def fitted(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str
         if not rounds and not np.can_cast(content.dtype, dtype, "safe"):
             raise CheckpointError(
                 f"variable {name!r}: its {given!r} is {dtype} here; {where} has {content.dtype}, which does not fit "
-                f"without loss (importState() takes arrays that you have rounded yourself)"
+                f"without loss (round the array yourself, and pass it to importState())"
             )
-        with np.errstate(invalid="ignore"):  # bfloat16's NaN
+        with np.errstate(invalid="ignore"):  # NaN in bfloat16
             negative = form is not None and given == entity and (content < 0).any()
         if negative:
-            raise CheckpointError(f"variable {name!r}: its {entity!r} in {where} is below 0; no variance can be")
+            raise CheckpointError(f"variable {name!r}: its {entity!r} in {where} is below 0; a variance cannot be")
     made = {entity: form.back(state, variable.state[entity][1]) for entity, form in forms.items() if entity not in state}
     return dict(_cast(variable, {**state, **made}, where))
 
@@ -58,6 +58,6 @@ def _cast(variable: VariableLayout, state: Mapping[str, np.ndarray], where: str)
                 content = content.astype(dtype)
             if not np.array_equal(np.isfinite(content), finite):
                 raise CheckpointError(
-                    f"variable {variable.names[0]!r}: its {entity!r} in {where} goes beyond what {dtype} holds here"
+                    f"variable {variable.names[0]!r}: its {entity!r} in {where} exceeds the range of {dtype}, its dtype here"
                 )
             yield entity, content

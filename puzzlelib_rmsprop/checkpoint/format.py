@@ -1,16 +1,16 @@
-"""The form of the files: their groups, keys, datasets and checksums, which are PuzzleLib's and a layout of our own.
+"""The file format: groups, keys, datasets and checksums.
 
-The groups are PuzzleLib's: ``<name>.attrs`` with a dataset an attribute, ``<name>.states`` with a dataset
-``<variable>.<entity>`` for each state array in local mode and ``<dtype>.<entity>`` for each flat one in global mode. A
-third, ``<name>.layout``, is ours: JSON with the format's number, plain attributes, every variable's names, shape, dtype and
-place in the flat arrays, and the SHA-256 of every dataset; its own is the attribute ``sha256``.
+Two groups are PuzzleLib's. ``<name>.attrs`` has one dataset per attribute. ``<name>.states`` has one dataset per state
+array, ``<variable>.<entity>`` in local mode and ``<dtype>.<entity>``, flat, in global mode. A dataset ``<name>.layout`` is
+added by this library: JSON with the format's number, plain attributes, the names, shape, dtype and offset of every variable,
+and the SHA-256 of every other dataset. Its own SHA-256 is its attribute ``sha256``.
 
-The state of :class:`~puzzlelib_rmsprop.RMSPropGraves` lies there as it is (``mg``, ``variance``, ``delta``), so that a
-training continues bit for bit, and beside it PuzzleLib's ``ms``, the mean square ``variance + mg*mg``, so that PuzzleLib
-continues too. Where a file has no ``variance``, as PuzzleLib's, it becomes ``max(ms - mg*mg, 0)``, computed in float64.
+The state of :class:`~puzzlelib_rmsprop.RMSPropGraves` is stored unchanged (``mg``, ``variance``, ``delta``), so that
+training continues bit for bit. PuzzleLib's ``ms``, the mean square ``variance + mg*mg``, is stored beside it, so that
+PuzzleLib can continue too. A file without ``variance``, such as PuzzleLib's, gives ``max(ms - mg*mg, 0)``, in float64.
 
-Format 3 is written. Formats 1 and 2 (version 0.1.0) are read too: 1 had no checksums; neither had a ``variance``: there
-``ms`` of bfloat16 state held the variance, and the layout says so.
+Format 3 is written. Formats 1 and 2 (version 0.1.0) can be read. Format 1 had no checksums. Neither had a ``variance``: for
+bfloat16 state, ``ms`` held the variance, and the layout says so.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ __all__ = [
 ]
 
 FORMAT = 3
-OPTIONAL = ("master",)  # entities that a file may lack, or have too many: the optimizer can make them
+OPTIONAL = ("master",)  # entities that a file may lack, or have in excess: the optimizer can compute them
 
 
 def spellings(dtype: str) -> tuple[str, str]:
-    """How a flat state of a dtype is called: on PuzzleLib's CUDA backend, and on its CPU backend."""
+    """Returns the names of a dtype's flat state: on PuzzleLib's CUDA backend, and on its CPU backend."""
     return dtype, f"<class 'numpy.{dtype}'>"
 
 
 def is_key(key: str) -> bool:
-    """Whether HDF5 keeps something under just this key: to it a key is a path, and ends at a NUL."""
+    """Returns whether HDF5 stores data under exactly this key: it treats a key as a path that ends at a NUL."""
     return "\0" not in key and all(part not in ("", ".") for part in key.split("/"))
 
 
 def stem_of(name: str) -> str:
-    """What the keys of a variable begin with: its name, with ``%`` and numbers where HDF5 would take it for another."""
+    """Returns the prefix of a variable's keys: its name, percent-encoded if HDF5 would change it."""
     return name if is_key(f"{name}.entity") else quote(name, safe="")
 
 
 def check_name(name: str) -> None:
-    """Raises CheckpointError where no group can be called so."""
+    """Raises CheckpointError if no group can have this name."""
     if not isinstance(name, str) or "\0" in name or not encodable(name):
         raise CheckpointError(f"the name of an optimizer in a file must be text in UTF-8 without NUL; got {name!r}")
 
 
 def encodable(text: str) -> bool:
-    """Whether UTF-8 has a text; it has no halves of characters, which Python makes of file names in other encodings."""
+    """Returns whether UTF-8 can encode a text; it has no lone surrogates, as in file names of another encoding."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -75,7 +75,7 @@ def encodable(text: str) -> bool:
 
 
 def _bfloat16() -> Any:
-    """HDF5's type for it: the upper half of a float32. Any HDF5 reader gets the numbers, as float32."""
+    """Returns HDF5's type for bfloat16: the upper half of a float32. Any HDF5 reader converts it to float32."""
     import h5py
 
     kind = h5py.h5t.IEEE_F32LE.copy()
@@ -86,7 +86,7 @@ def _bfloat16() -> Any:
 
 
 def put(group: h5py.Group, key: str, content: np.ndarray) -> None:
-    """Makes a dataset of an array, bfloat16 too."""
+    """Creates a dataset from an array, which may be bfloat16."""
     import h5py
 
     if content.dtype.name != "bfloat16":
@@ -98,12 +98,12 @@ def put(group: h5py.Group, key: str, content: np.ndarray) -> None:
 
 
 def content_of(dataset: h5py.Dataset) -> tuple[np.ndarray, str]:
-    """A dataset's content and its SHA-256; bfloat16 as float32."""
+    """Returns a dataset's content and its SHA-256; bfloat16 becomes float32."""
     import h5py
 
     if not isinstance(dataset, h5py.Dataset):
         raise CheckpointError(f"{dataset.name!r} should be a dataset; it is a {type(dataset).__name__.lower()}")
-    # a damaged size would ask for all memory; gzip packs a thousand bytes into one
+    # a damaged size could exhaust the memory; gzip compresses by a factor of about 1000 at most
     if dataset.nbytes > 2000 * dataset.file.id.get_filesize():
         raise CheckpointError(f"{dataset.name!r} claims {dataset.nbytes} bytes, more than its file can hold")
     if dataset.dtype == np.float32 and dataset.id.get_type().equal(_bfloat16()):
@@ -119,15 +119,15 @@ def content_of(dataset: h5py.Dataset) -> tuple[np.ndarray, str]:
         for code, _, _, name in map(filters.get_filter, range(filters.get_nfilters())):
             if not h5py.h5z.filter_avail(code):
                 raise CheckpointError(
-                    f"{dataset.name!r}: the required filter {code} ({name.decode(errors='replace')}) is not here; install "
-                    f"hdf5plugin with pip, and import it first"
+                    f"{dataset.name!r}: the required filter {code} ({name.decode(errors='replace')}) is not available; "
+                    f"pip install hdf5plugin, and import it first"
                 ) from error
         raise
     return content, digest(content, content.dtype.str)
 
 
 def digest(content: np.ndarray, kind: str) -> str:
-    """The SHA-256 of a dataset: of its dtype, shape and bytes."""
+    """Returns the SHA-256 of a dataset's dtype, shape and bytes."""
     found = hashlib.sha256(f"{kind} {content.shape} ".encode())
     if content.dtype.hasobject:  # text
         found.update(repr(content.tolist()).encode())
@@ -137,7 +137,7 @@ def digest(content: np.ndarray, kind: str) -> str:
 
 
 def digest_of(content: np.ndarray) -> str:
-    """The SHA-256 that a dataset with this content has."""
+    """Returns the SHA-256 of a dataset with this content."""
     if content.dtype.name == "bfloat16":
         return digest(content.view(np.uint16), "bfloat16")
     return digest(content, content.dtype.str)

@@ -1,12 +1,12 @@
-"""Whether a file is whole: its seal, and a process of its own that reads what has none, before HDF5 sees it here.
+"""Checks that a file is intact before HDF5 opens it: by its seal, or by reading it in a separate process.
 
-A file that :func:`~puzzlelib_rmsprop.checkpoint.atomicFile` wrote begins with 512 bytes that HDF5 leaves to the user (its
-"userblock"). There stands the SHA-256 of all the rest (``tail -c +513 FILE | sha256sum``), the "seal". It is checked before
-HDF5 sees the file, because HDF5 can hang on a damaged one. SHA-256, because processors have instructions for it and Python
-always has it. A file without a seal, as PuzzleLib writes them, is read by a process of its own first.
+A file written by :func:`~puzzlelib_rmsprop.checkpoint.atomicFile` begins with 512 bytes that HDF5 leaves to the user (its
+"userblock"). They hold the "seal": the SHA-256 of the rest of the file (``tail -c +513 FILE | sha256sum``). It is checked
+before HDF5 opens the file, because HDF5 can hang on a damaged one. SHA-256 is always available in Python, and fast, since
+processors have instructions for it. A file without a seal, such as PuzzleLib's, is first read in a separate process.
 
-That process is started only where ``sys.executable`` is a Python: in a frozen program (PyInstaller) or one with a Python
-inside, it would be the program once more. There a file without a seal is read at once, and a damaged one may hang.
+That process is started only if ``sys.executable`` is a Python interpreter. In a frozen program (PyInstaller), or one that
+embeds Python, it would start the program again. There a file without a seal is read directly, and a damaged one may hang.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["USERBLOCK", "check", "probe", "seal", "sealed"]
 USERBLOCK = 512
 _MAGIC = b"puzzlelib_rmsprop: HDF5 from byte 512 on\n"
 
-# what a process that reads a file gets until it begins, and then for each object in the file: many times what it takes
+# time limits of the reading process, many times what it needs: to start, and then for each object in the file
 START, SECONDS, BYTES_PER_SECOND = 120.0, 20.0, 20e6
 
 _PROBE = "import sys; from puzzlelib_rmsprop.checkpoint.listing import report; report(sys.argv[1], int(sys.argv[2]))"
@@ -38,7 +38,7 @@ _CRASHES = [getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGABRT", "
 
 
 def seal(descriptor: int) -> bytes:
-    """What the first 512 bytes of a file must be, given the rest."""
+    """Returns the first 512 bytes that a file must have, given the rest."""
     digest, offset = hashlib.sha256(), USERBLOCK
     while block := read_at(descriptor, BLOCK, offset):
         digest.update(block)
@@ -47,7 +47,7 @@ def seal(descriptor: int) -> bytes:
 
 
 def sealed(path: str) -> bool | None:
-    """Whether a file is as it was written: True or False; None where it has no seal."""
+    """Returns whether a file is as it was written; None if it has no seal."""
     regular_file(path)
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -58,12 +58,12 @@ def sealed(path: str) -> bool | None:
 
 
 def check(path: str) -> None:
-    """Refuses what HDF5 must not see: a file whose seal is broken, or one without a seal that HDF5 crashes or hangs on."""
+    """Raises CheckpointError if HDF5 must not open a file: its seal is broken, or HDF5 fails on it in a separate process."""
     whole = sealed(path)
     if whole:
         return
     if whole is None and not is_hdf5(path):
-        raise CheckpointError(f"cannot read {path}: it is no HDF5 file")
+        raise CheckpointError(f"cannot read {path}: it is not an HDF5 file")
     found = probe(path) or {}
     if whole is None:
         if "error" in found:
@@ -73,15 +73,15 @@ def check(path: str) -> None:
     where = ", ".join(map(repr, damaged)) or found.get("error") or ("none of its datasets" if found else "unknown")
     raise CheckpointError(
         f"{path} is damaged: its SHA-256 is not the one that it was saved with; damaged: {where}. (If it was changed on "
-        f"purpose, open it with h5py and give the open file)"
+        f"purpose, open it with h5py and pass the open file)"
     )
 
 
 def probe(path: str) -> dict[str, Any] | None:
-    """What :func:`puzzlelib_rmsprop.checkpoint.listing.found_in` finds in a file, in a process of its own.
+    """Runs :func:`puzzlelib_rmsprop.checkpoint.listing.found_in` on a file in a separate process, and returns its result.
 
-    ``{"error": why, "damaged": whether the file is to blame}`` where it does not come to an end; None where no such process
-    can be started.
+    Returns ``{"error": why, "damaged": whether the file is the cause}`` if the process does not finish, and None if it
+    cannot be started.
     """
     if not _is_python():
         return None
@@ -107,27 +107,27 @@ def probe(path: str) -> dict[str, Any] | None:
         return None
     if answer.endswith(b"\n"):
         return json.loads(answer)
-    if not answer:  # it did not get as far as the file
+    if not answer:  # it did not reach the file
         return None
     if status is None:
-        why = f"HDF5 does not come to an end with it (nothing in {limit:.0f} s): it is damaged, or its disk does not answer"
+        why = f"HDF5 hangs on it (no progress in {limit:.0f} s): it is damaged, or its disk does not respond"
         return {"error": why, "damaged": False}
     if -status in _CRASHES:
         return {"error": f"HDF5 crashes on it (signal {-status})", "damaged": True}
     if status < 0:
-        why = f"the process that reads it first was ended by signal {-status}; if memory was short, free some and try again"
+        why = f"the process that checks it was killed by signal {-status}; if memory was short, free some and try again"
         return {"error": why, "damaged": False}
     return None
 
 
 def _is_python() -> bool:
-    """Whether ``sys.executable`` starts a Python, not this very program."""
+    """Returns whether ``sys.executable`` is a Python interpreter, rather than this program."""
     name = os.path.basename(sys.executable or "")
     return os.name == "posix" and not getattr(sys, "frozen", False) and _PYTHON.fullmatch(name) is not None
 
 
 def _started(path: str, channel: socket.socket) -> subprocess.Popen[bytes]:
-    """A process that reads a file and answers on a channel of its own: anything may print to stdout while Python starts."""
+    """Starts a process that reads a file and answers on its own channel: startup code may print to stdout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _PROBE, os.path.abspath(path), str(channel.fileno())],
@@ -136,5 +136,5 @@ def _started(path: str, channel: socket.socket) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        process_group=0,  # a Ctrl-C is for this process, which then ends that one
+        process_group=0,  # Ctrl-C reaches only this process, which then ends the other
     )

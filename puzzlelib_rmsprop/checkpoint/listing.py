@@ -1,4 +1,4 @@
-"""Everything that is in a file, for people and for the process that looks at a file first."""
+"""Lists everything in a file: for users, and for the process that checks a file first."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["contents_of_file", "found_in", "report"]
 
-# what HDF5 says where the system, the installation or another process is in the way
+# errors of HDF5 that are caused by the system, the installation or another process
 _NOT_DAMAGE = re.compile("already open|locking flag|memory allocation|required filter|can't open directory")
 
 
 def report(path: str, descriptor: int) -> None:
-    """What the process that reads a file runs: writes a space for each step, then :func:`found_in` as a line of JSON."""
+    """Runs in the reading process: writes a space for each step, then the result of :func:`found_in` as a line of JSON."""
     with open(descriptor, "wb", buffering=0) as channel:
         found = found_in(path, lambda: channel.write(b" "))
         answer = memoryview(json.dumps(found).encode() + b"\n")
@@ -37,11 +37,11 @@ def report(path: str, descriptor: int) -> None:
 
 
 def found_in(path: str, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """What is in a file: ``{"parts": [...]}``, or ``{"error": why, "damaged": whether the file is to blame}``.
+    """Returns the contents of a file, ``{"parts": [...]}``, or ``{"error": why, "damaged": whether the file is the cause}``.
 
     ``step`` is called before the file is opened, and after each object in it.
     """
-    import h5py  # noqa: F401  # it takes its time, before the first step
+    import h5py  # noqa: F401  # the import is slow: done before the first step
 
     step()
     try:
@@ -53,24 +53,24 @@ def found_in(path: str, step: Callable[[], object] = lambda: None) -> dict[str, 
 
 
 def _judged(error: Exception) -> tuple[bool, str]:
-    """Whether the file is to blame for an error, and what it says."""
+    """Returns whether the file is the cause of an error, and the error's text."""
     cause = plain(error)
     innocent = isinstance(cause, MemoryError) or getattr(cause, "errno", None) or _NOT_DAMAGE.search(str(cause))
     return not innocent, str(cause) or type(cause).__name__
 
 
 def contents_of_file(file: h5py.File, step: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Reads everything in a file: ``{"parts": [...]}``."""
+    """Reads everything in a file, and returns ``{"parts": [...]}``."""
     import h5py
 
     groups: list[str] = []
     datasets: list[str] = []
-    most = file.id.get_filesize()  # objects, of more than a byte each: a damaged file may have a circle in it
+    most = file.id.get_filesize()  # objects, of more than a byte each: a damaged file may contain a cycle
 
     def visit(key: str, item: Any) -> None:
         (groups if isinstance(item, h5py.Group) else datasets).append(key)
         if len(groups) + len(datasets) > most:
-            raise CheckpointError("it has more objects than it can hold")
+            raise CheckpointError("it has more objects than a file of its size can hold")
         step()
 
     def look(dataset: Any, sums: Any) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def contents_of_file(file: h5py.File, step: Callable[[], object] = lambda: None)
 
 
 def _look(dataset: Any, sums: Any) -> dict[str, Any]:
-    """One dataset: its checksum compared, its numbers counted. ``sums``: what it should be; None where there are none."""
+    """Describes a dataset: checks its checksum, summarizes its values. ``sums``: the expected checksum, or None."""
     found: dict[str, Any] = {"name": getattr(dataset, "name", "?"), "checksum": "none"}
     try:
         content, digest = content_of(dataset)
@@ -139,7 +139,7 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str], look: Callable[.
     if layout:
         part["datasets"].append(look(file[f"{name}.layout"], None))
         if source.sums is not None:
-            part["datasets"][0]["checksum"] = "ok"  # Source compared it
+            part["datasets"][0]["checksum"] = "ok"  # Source has verified it
     looked: dict[str, dict[str, Any]] = {}
     for group in ("attrs", "states"):
         prefix = f"{name}.{group}/"
@@ -159,9 +159,9 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str], look: Callable[.
     try:
         if not isinstance(source.extra, dict):
             part["extra"] = {}
-            raise TypeError("options and hooks are no dict")
+            raise TypeError("options and hooks are not a dict")
         _variables(part, source, looked)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:  # what it says is not as save() writes it
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # the layout is not as save() writes it
         part["variables"] = []
         part["datasets"].append({"name": f"/{name}.layout", "checksum": "damaged", "why": f"it cannot be used: {error}"})
     return part
@@ -170,7 +170,7 @@ def _optimizer(file: h5py.File, name: str, datasets: list[str], look: Callable[.
 def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str, Any]]) -> None:
     """Fills in ``mode`` and ``variables``: from the layout, or from the names of PuzzleLib's datasets."""
     # a flat dataset has two names, of which h5py visits one
-    if source.layout.get("mode") != "local":  # there a variable may be called so
+    if source.layout.get("mode") != "local":  # in local mode a variable may have such a name
         looked = {re.sub(r"^<class 'numpy\.(\w+)'>", r"\1", key): numbers for key, numbers in looked.items()}
     flat = {key for key in looked if key.rpartition(".")[0] in FLOATS and source.layout.get("mode") != "local"}
     part["mode"] = source.layout.get("mode") or ("global" if flat else "local")
@@ -198,7 +198,7 @@ def _variables(part: dict[str, Any], source: Source, looked: dict[str, dict[str,
 
 
 def _plain(value: Any) -> Any:
-    """For JSON."""
+    """Converts a value to plain data for JSON."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A second form of an entity of the state: PuzzleLib's mean square ``ms``, where this library keeps the variance."""
+"""PuzzleLib's form of the state: its mean square ``ms`` takes the place of this library's ``variance``."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from ..kernels import real_dtype
 
 __all__ = ["MeanSquare"]
 
-PIECE = 1 << 15  # elements that are converted at a time: float64 takes more memory than the state
+PIECE = 1 << 15  # elements converted at a time: float64 takes more memory than the state
 
 
 class MeanSquare:
-    """``ms = variance + mg*mg``, and ``variance = max(ms - mg*mg, 0)``: computed in float64, then rounded.
+    """Computes ``ms = variance + mg*mg`` and ``variance = max(ms - mg*mg, 0)``, in float64, then rounded.
 
     Attributes:
-        entity: what the state holds.
-        name: the other form, which files hold beside it.
+        entity: the entity in the state.
+        name: its other form, which files hold beside it.
         beside: the entity that both formulas need.
     """
 
     entity, name, beside = "variance", "ms", "mg"
 
     def applies(self, state: Mapping[str, Any]) -> bool:
-        """Whether a state holds the one form, and nothing of its own under the name of the other."""
+        """Returns whether a state holds ``entity``, and no separate array named ``name``."""
         return {self.entity, self.beside} <= state.keys() and self.name not in state
 
     def dtype(self, state: Mapping[str, Any]) -> np.dtype:
-        """Of ``ms``: that of the arithmetic, as in PuzzleLib; for 16-bit state float32."""
+        """Returns the dtype of ``ms``: that of the arithmetic, as in PuzzleLib; float32 for 16-bit state."""
         return real_dtype(dtype_of(state[self.entity]))
 
     def of(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
-        """``ms``; infinite where the dtype ends."""
+        """Returns ``ms``; infinite where it exceeds the range of its dtype."""
         return _pieces(_mean_square, state[self.beside], state[self.entity], self.dtype(state))
 
     def back(self, state: Mapping[str, np.ndarray], dtype: np.dtype) -> np.ndarray:
-        """The variance, for an entity of ``dtype``: in float64 or float32; what is not finite stays so."""
+        """Returns the variance for an entity of ``dtype``, in float32 or float64; infinities and NaN are kept."""
         return _pieces(_variance, state[self.beside], state[self.name], real_dtype(dtype))
 
 

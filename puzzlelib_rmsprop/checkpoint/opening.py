@@ -1,4 +1,4 @@
-"""A path or an open file, opened for reading or writing; groups that go away again where writing fails."""
+"""Opens a path, or uses an open file, for reading or writing; removes new groups if writing fails."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PathOrGroup = Any  # str, bytes, os.PathLike or an open h5py.Group
 
 @contextlib.contextmanager
 def opened(hdf: PathOrGroup, mode: str) -> Iterator[h5py.Group]:
-    """A path opened for the block (``mode`` "r" or "w"), or the group given, left open.
+    """Yields the file at a path, open during the block (``mode`` "r" or "w"), or the given group, which is left open.
 
     Raises:
-        CheckpointError: the file cannot be written, or read; HDF5's errors in the block too.
+        CheckpointError: the file cannot be read or written; errors of HDF5 in the block are converted to this too.
     """
     import h5py
 
     if isinstance(hdf, h5py.Group):
         if not hdf:
             raise CheckpointError(
-                "the HDF5 file given is closed (PuzzleLib's net.save and net.load close theirs: the optimizer goes first, "
-                "or give them isRoot=False)"
+                "the given HDF5 file is closed (PuzzleLib's net.save and net.load close theirs: save or load the optimizer "
+                "first, or pass them isRoot=False)"
             )
         with _hdf5_errors(hdf.file.filename, mode):
             yield hdf
@@ -56,7 +56,7 @@ def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
         yield
     except (Error, Warning):
         raise
-    except Exception as error:  # h5py raises nearly every kind, depending on where a file is damaged
+    except Exception as error:  # h5py raises errors of nearly any type, depending on where a file is damaged
         if mode == "w" and isinstance(error, MemoryError):
             raise
         why = str(plain(error)) or type(error).__name__
@@ -65,7 +65,7 @@ def _hdf5_errors(path: str, mode: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_groups(parent: h5py.Group, names: Sequence[str]) -> Iterator[list[h5py.Group]]:
-    """Creates groups, and takes them away again when the block fails."""
+    """Creates groups, and removes them again if the block fails."""
     for name in names:
         if name in parent:
             raise CheckpointError(f"{parent.file.filename} already has a group {name!r}; save under another name")
@@ -76,6 +76,6 @@ def new_groups(parent: h5py.Group, names: Sequence[str]) -> Iterator[list[h5py.G
         yield made
     except BaseException:
         for name in names[: len(made)]:
-            with contextlib.suppress(Exception):  # a full disk can refuse even this; the first error is the one to tell
+            with contextlib.suppress(Exception):  # a full disk can prevent even this; the first error is the one to report
                 del parent[name]
         raise

@@ -1,4 +1,4 @@
-"""Reads an optimizer from a file, of this library or PuzzleLib: its attributes, its state and what else it saved."""
+"""Reads an optimizer's attributes, state and settings from a file of this library or of PuzzleLib."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ __all__ = ["read"]
 def read(
     hdf: PathOrGroup, name: str, attrs: Mapping[str, Any], variables: Sequence[VariableLayout], strict: bool = True
 ) -> OptimizerState:
-    """Reads and checks what :func:`write` or PuzzleLib wrote, for an optimizer that has ``attrs`` and ``variables``.
+    """Reads and checks a file of :func:`write` or PuzzleLib, for an optimizer with these ``attrs`` and ``variables``.
 
-    Of a variable with a ``span`` these elements are kept; one array of a dtype is in memory at a time, whatever its size.
+    For a variable with a ``span``, only these elements are kept, and only one array of each dtype is in memory at a time.
 
     Args:
-        strict: whether a variable that the file does not have, or has in another shape, is an error. Otherwise its state is
-            None.
+        strict: whether a variable that the file lacks, or has in another shape, is an error. Otherwise its state is None.
 
     Returns:
-        The attributes found, each converted to the type it has in ``attrs``; for each variable entity -> content, of its
-        shape and dtype (flat, where it has a span), where an entity of ``OPTIONAL`` may be missing; the rates in the file;
-        ``extra``, empty for other writers; and the SHA-256 of all that was read, kept or not.
+        The attributes found, each converted to its type in ``attrs``; for each variable entity -> content, in its shape and
+        dtype (flat if it has a span), where entities of ``OPTIONAL`` may be missing; the rates in the file; ``extra``, empty
+        for other writers; and the SHA-256 of everything that was read, kept or not.
 
     Raises:
-        CheckpointError: the file does not fit; says which variable and why.
+        CheckpointError: the file does not match; the message names the variable and the reason.
     """
     check_name(name)
     with opened(hdf, "r") as parent:

@@ -1,4 +1,4 @@
-"""Variables that have other names in a file than in the net."""
+"""Variables whose names in a file differ from their names in the net."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = ["check_names", "renamed"]
 
 
 def check_names(names: Any, known: Iterable[str]) -> None:
-    """Raises CheckpointError where ``names`` has an old name that nothing of ``known`` has."""
+    """Raises CheckpointError if ``names`` has an old name that matches none of ``known``."""
     for old in names or ():
         part = old.removesuffix(".")
         if not any(_fits(name, part) for name in known):
             raise CheckpointError(
-                f"names: {old!r} would become {names[old]!r}, and no variable there is called so, or {f'{part}.'!r} and more"
-                f"; there are {', '.join(map(repr, list(dict.fromkeys(known))[:10]))}"
+                f"names: {old!r} would become {names[old]!r}, but no variable there is named {part!r}, or has a name that "
+                f"begins with {f'{part}.'!r}; there are {', '.join(map(repr, list(dict.fromkeys(known))[:10]))}"
             )
 
 
 def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[VariableLayout]:
-    """The variables, each with the names to look for in what was saved.
+    """Returns the variables, each with the names to look up in a checkpoint.
 
     Args:
-        names: name in the file -> name in the net, each of a variable or the part of its name before a dot; ``""`` stands
-            for no such part. The longest that fits counts.
+        names: name in the file -> name in the net. Each is a variable's name, or the part of it before a dot; ``""`` stands
+            for no such part. The longest match counts.
 
     Raises:
-        CheckpointError: it is no such dict, two names become one, or the net has none of a name.
+        CheckpointError: ``names`` is not such a dict, gives two variables one name, or names a variable that the net lacks.
     """
     if names is None:
         return variables
     if not isinstance(names, Mapping) or not all(isinstance(each, str) for pair in names.items() for each in pair):
-        raise CheckpointError(f"names must be a dict of text to text, old name to new; got {shown(names)}")
+        raise CheckpointError(f"names must be a dict of old names to new names, all text; got {shown(names)}")
     names = {old.removesuffix("."): new.removesuffix(".") for old, new in names.items()}
     backwards: dict[str, str] = {}
     for old, new in names.items():
@@ -50,7 +50,7 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
         sought: list[str] = []
         unchanged = []
         for name in variable.names:
-            # from the one that fits best to the name as it is; each has to lead back to where it came from
+            # the longest match first; an old name counts only if renaming it gives this name again
             for new in sorted((new for new in backwards if _fits(name, new)), key=len, reverse=True):
                 before = _exchanged(name, new, backwards[new])
                 if _after(before, names) == name:
@@ -63,7 +63,8 @@ def renamed(variables: Sequence[VariableLayout], names: Any) -> Sequence[Variabl
     for new, old in backwards.items():
         if new not in used:
             raise CheckpointError(
-                f"names: {old!r} would become {new!r}, and no variable of the net is called so, or {f'{new}.'!r} and more; "
+                f"names: {old!r} would become {new!r}, but no variable of the net is named {new!r}, or has a name that "
+                f"begins with {f'{new}.'!r}; "
                 f"it has {', '.join(repr(variable.name) for variable in variables[:10])}{', ...' * (len(variables) > 10)}"
             )
     return found
@@ -74,12 +75,12 @@ def _fits(name: str, part: str) -> bool:
 
 
 def _exchanged(name: str, part: str, other: str) -> str:
-    """``name`` with ``other`` in the place of ``part``, with which it begins."""
+    """Returns ``name`` with its prefix ``part`` replaced by ``other``."""
     rest = name[len(part) :].removeprefix(".")
     return ".".join(each for each in (other, rest) if each)
 
 
 def _after(name: str, names: Mapping[str, str]) -> str:
-    """What becomes of a name in a file."""
+    """Returns the new name of a variable, given its name in a file."""
     old = max((old for old in names if _fits(name, old)), key=len, default=None)
     return name if old is None else _exchanged(name, old, names[old])

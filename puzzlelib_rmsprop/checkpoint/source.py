@@ -1,4 +1,4 @@
-"""One optimizer in a file: its groups, its layout, and its datasets, each compared with its checksum."""
+"""One optimizer in a file: its groups, its layout, and its datasets, each verified by its checksum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Source"]
 
 
 class Source:
-    """One optimizer in a file: its groups, its layout, and its datasets, each compared with its checksum."""
+    """One optimizer in a file: its groups, its layout, and its datasets, each verified by its checksum."""
 
     def __init__(self, parent: h5py.Group, name: str) -> None:
         self.file = parent.file.filename
@@ -28,12 +28,13 @@ class Source:
         self.layout = self._read_layout(parent, f"{name}.layout")
         self.extra: dict[str, Any] = self.layout.get("extra", {})
         self.sums: dict[str, str] | None = self.layout.get("sha256")
-        self.seen: dict[tuple[str, str], str] = {}  # the checksum of each dataset that was read
+        self.seen: dict[tuple[str, str], str] = {}  # the checksums of the datasets read so far
 
     def _read_layout(self, parent: h5py.Group, key: str) -> dict[str, Any]:
         if key not in parent:
             return {}
-        content, saved = content_of(parent[key])[0], parent[key].attrs.get("sha256")  # a disk may refuse to read them
+        # outside the try: a disk error is not damage
+        content, saved = content_of(parent[key])[0], parent[key].attrs.get("sha256")
         try:
             text = np.asarray(content).item()
             if saved is not None and saved != hashlib.sha256(text).hexdigest().encode():
@@ -41,12 +42,12 @@ class Source:
             found = json.loads(text)
             if found["format"] > FORMAT:
                 raise CheckpointError(
-                    f"{self.file} is of format {found['format']}; this version reads up to {FORMAT}: upgrade"
+                    f"{self.file} is in format {found['format']}; this version reads up to {FORMAT}: upgrade"
                 )
             if saved is None and found["format"] > 1:
                 raise CheckpointError(f"{self.file}: {key!r} is damaged: its checksum is missing")
             if not isinstance(found["variables"], list) or (found["format"] > 1 and not isinstance(found["sha256"], dict)):
-                raise TypeError("it is not what was written")
+                raise TypeError("it is not as save() writes it")
             return found
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, CheckpointError):
@@ -54,7 +55,7 @@ class Source:
             raise CheckpointError(f"{self.file}: {key!r} is damaged: {error}") from error
 
     def verified(self, part: str, key: str, shape: tuple[int, ...] | None = None, what: str = "") -> np.ndarray:
-        """The content of dataset ``key`` of ``part`` ("attrs" or "states"), of ``shape`` where one is given."""
+        """Returns the content of dataset ``key`` of ``part`` ("attrs" or "states"); checks its checksum and shape."""
         dataset = getattr(self, part)[key]
         if shape is not None and getattr(dataset, "shape", None) != shape:
             found = getattr(dataset, "shape", "no dataset")
@@ -66,7 +67,7 @@ class Source:
         return content
 
     def sum_of(self, part: str, key: str) -> str | None:
-        """The checksum that a dataset was saved with; a flat one may be asked for by its second spelling."""
+        """Returns the checksum that a dataset was saved with; a flat dataset is found under either of its names."""
         assert self.sums is not None
         if part == "states" and f"{part}/{key}" not in self.sums and key.startswith("<class 'numpy."):
             dtype, _, entity = key.removeprefix("<class 'numpy.").rpartition("'>.")

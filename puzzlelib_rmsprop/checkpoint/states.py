@@ -1,4 +1,4 @@
-"""The state arrays of one file, found by variable however the file holds them."""
+"""The state arrays of one file, looked up by variable, in any of the forms that files have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["States"]
 
 
 class States:
-    """The state arrays of one file, found by variable however the file holds them."""
+    """The state arrays of one file, looked up by variable, in any of the forms that files have."""
 
     def __init__(self, source: Source, variables: Sequence[VariableLayout], strict: bool = True) -> None:
         self._source = source
@@ -48,26 +48,26 @@ class States:
             raise CheckpointError(f"{self._file}: '{source.name}.layout' is damaged: {error}") from error
 
     def names(self) -> list[str]:
-        """The names of variables in the file, as far as it tells."""
+        """Returns the names of the variables in the file, as far as it has them."""
         stems = dict.fromkeys(key.rpartition(".")[0] for key in self._datasets())
-        # PuzzleLib's flat arrays do not tell
+        # PuzzleLib's flat arrays do not name their variables
         flat = {each for dtype in FLOATS for each in spellings(dtype)}
         return [*self._layout] or [*(stems if flat.isdisjoint(stems) else ())]
 
     def rates(self) -> list[tuple[float, float, float] | None]:
-        """Of each variable learnRate, momRate and wc; None where the file does not say."""
+        """Returns learnRate, momRate and wc of each variable; None if the file does not have them."""
         entries = map(self._entry, self._variables)
         return [_three(entry["rates"], self._file) if entry and "rates" in entry else None for entry in entries]
 
     def factors(self) -> dict[str, tuple[float, float, float]]:
-        """Of each dtype the factors on them."""
+        """Returns the factors on the rates, for each dtype."""
         found = self._source.layout.get("factors", {})
         if not isinstance(found, dict):
-            raise CheckpointError(f"{self._file}: '{self._source.name}.layout' is damaged: its factors are no dict")
+            raise CheckpointError(f"{self._file}: '{self._source.name}.layout' is damaged: its factors are not a dict")
         return {dtype: _three(rates, self._file) for dtype, rates in found.items()}
 
     def read_all(self) -> list[dict[str, np.ndarray] | None]:
-        """For each variable entity -> content, as :func:`~puzzlelib_rmsprop.checkpoint.read` gives it."""
+        """Returns entity -> content for each variable, as :func:`~puzzlelib_rmsprop.checkpoint.read` does."""
         had: list[dict[str, np.ndarray]] = [{} for _ in self._variables]
         others = [form.name for variable in self._variables for form in variable.forms]
         skipped = [not self._strict and self._lacks(variable) for variable in self._variables]
@@ -90,16 +90,16 @@ class States:
                 flat = next((content.shape for content in had[i].values()), (0,))
                 variable = replace(variable, state={entity: (flat, dtype) for entity, (_, dtype) in variable.state.items()})
             found.append(fitted(variable, had[i], self._file) | self._kept(variable))
-        if not skipped or not all(skipped):  # or there is nothing for the net, which is an error
+        if not skipped or not all(skipped):  # else nothing is left for the net, which is an error
             self._warn_of_rest([variable for variable, left_out in zip(self._variables, skipped, strict=True) if left_out])
         return found
 
     def _warn_of_rest(self, skipped: Sequence[VariableLayout]) -> None:
-        """Warns of state that no variable of the net has taken; ``skipped`` are another warning's."""
+        """Warns of state that belongs to no variable of the net; another warning names those ``skipped``."""
         stems = {stem_of(name) for variable in skipped for name in variable.sought}
         left = set() if self._group is None else set(self._datasets()) - self._used
         left = {key for key in left if key.rpartition(".")[2] not in OPTIONAL and key.rpartition(".")[0] not in stems}
-        if self._source.layout.get("mode") == "global":  # all variables lie in one array
+        if self._source.layout.get("mode") == "global":  # all variables share one array
             entries = {id(entry): entry for entry in self._layout.values()}
             taken = {id(self._entry(variable)) for variable in self._variables} & entries.keys()
             dtypes = {entries[each]["dtype"] for each in taken}
@@ -111,7 +111,7 @@ class States:
             warn(f"state in the file without a variable in the net; ignored: {sorted(left)}", CheckpointWarning)
 
     def _advice(self, variable: VariableLayout) -> str:
-        """What to do about a variable that the file does not have; nothing, where it is damaged."""
+        """Returns the remedy for a variable that the file does not have; empty if the file is damaged instead."""
         if not self._lacks(variable):
             return ""
         lacking = [v.name for v in self._variables if self._lacks(v) and v is not variable]
@@ -119,14 +119,14 @@ class States:
         also = f", nor anything for {_listed(lacking)}" if lacking else ""
         if variable.saved_names is not None:
             sought = f"for {_listed(variable.sought)}" if variable.sought else "for nothing"
-            also += f" (names= has it look {sought})"
+            also += f" (with names=, load() looks {sought})"
         return (
-            f"{also}; it has {_listed([*there])}. names={{old: new}} finds variables that have other names now, "
-            f"strict=False leaves out what is not there"
+            f"{also}; it has {_listed([*there])}. If variables were renamed, pass names={{old: new}}; to skip missing ones, "
+            f"pass strict=False"
         )
 
     def _lacks(self, variable: VariableLayout) -> bool:
-        """Whether the file does not have a variable, or has it in another shape."""
+        """Returns whether the file lacks a variable, or has it in another shape."""
         entry = self._entry(variable)
         if entry is not None:
             return bool(entry["shape"] != variable.shape)
@@ -142,7 +142,7 @@ class States:
         return bool(shapes) and not any(key in self._group for key in flat)
 
     def _kept(self, variable: VariableLayout) -> dict[str, np.ndarray]:
-        """What hooks kept of a variable, as it was saved; of a file that does not list it, what hooks keep here."""
+        """Returns the arrays that hooks kept for a variable, as saved: those the file lists, or else those kept here."""
         if variable.span is not None:
             return {}
         entry = self._entry(variable)
@@ -163,12 +163,12 @@ class States:
         names: list[str] = []
         if self._group is None:
             return names
-        # not just the keys: a name with a slash lies in a group of its own
+        # not only the keys: a name with a slash is in a nested group
         self._group.visititems(lambda key, item: names.append(key) if hasattr(item, "shape") else None)
         return names
 
     def _read(self, variable: VariableLayout, name: str, had: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray | None]:
-        """What to keep of dataset ``name`` of a variable, and as which entity; None where there is nothing to keep."""
+        """Reads dataset ``name`` of a variable: returns its entity and content, None if there is nothing to keep."""
         form = next((form for form in variable.forms if name in (form.entity, form.name)), None)
         if form is None and name not in variable.state:
             return name, None
@@ -183,18 +183,18 @@ class States:
         if form is None or name == form.entity:
             return name, content
         if form.entity in had:
-            return name, None  # it was read for its checksum
+            return name, None  # read only to verify its checksum
         if content is None:
             raise CheckpointError(
                 f"variable {variable.names[0]!r}: {self._file} has no {form.entity!r} and no {form.name!r} for it"
                 f"{self._advice(variable)}"
             )
         entry = self._entry(variable)
-        # version 0.1.0 wrote so for bfloat16 state
+        # in version 0.1.0, ``ms`` of bfloat16 state held the variance
         return (form.entity if entry and entry.get("variance") else form.name), content
 
     def _was_saved(self, variable: VariableLayout, entity: str) -> bool:
-        """Whether the file's checksums name such a dataset."""
+        """Returns whether the file's checksums list such a dataset."""
         entry = self._entry(variable)
         if self._source.sums is None or entry is None:
             return False
@@ -206,7 +206,7 @@ class States:
         return next((self._layout[name] for name in variable.sought if name in self._layout), None)
 
     def _local(self, variable: VariableLayout, entity: str, wanted: tuple[int, ...]) -> np.ndarray | None:
-        if self._source.layout.get("mode") == "global":  # a variable may be called float32
+        if self._source.layout.get("mode") == "global":  # a variable may be named float32
             return None
         entry = self._entry(variable)
         what = f"variable {variable.names[0]!r}: its {entity!r}"
@@ -231,7 +231,7 @@ class States:
         shape = entry["shape"] if entry else variable.shape
         alone = entry is not None and getattr(self._group[present[0]], "shape", None) == wanted
         if wanted != variable.shape or alone:
-            return self._source.verified("states", present[0], wanted, what)  # one for all variables
+            return self._source.verified("states", present[0], wanted, what)  # one array for all variables
         if shape != variable.shape:
             raise CheckpointError(
                 f"{what} must be of shape {variable.shape}; {self._file} has {shape} (strict=False leaves it out)"
@@ -246,7 +246,7 @@ class States:
         return content[offset : offset + size].reshape(shape)
 
     def _guess_offset(self, variable: VariableLayout, found: tuple[int, ...], key: str) -> int:
-        """Where PuzzleLib put a variable: sorted by first name, without gaps on the CPU, aligned to 16 bytes on CUDA."""
+        """Returns PuzzleLib's offset of a variable: sorted by first name, packed on the CPU, aligned to 16 bytes on CUDA."""
         alike = {(*p.sought, p.name)[0]: p.shape for p in self._variables if p.dtype == variable.dtype}
         shapes, own = dict(sorted(alike.items())), (*variable.sought, variable.name)[0]
         sizes = []
@@ -256,7 +256,7 @@ class States:
                 return offsets[own]
             sizes.append(size)
         raise CheckpointError(
-            f"{self._file}: {key!r} has shape {found}, where this net's {len(alike)} variables of dtype "
+            f"{self._file}: {key!r} has shape {found}, but this net's {len(alike)} variables of dtype "
             f"{variable.dtype} ({', '.join(shapes)}) take {' or '.join(map(str, dict.fromkeys(sizes)))} elements"
         )
 
@@ -266,13 +266,13 @@ def _listed(names: Sequence[str], most: int = 8) -> str:
 
 
 def _three(rates: Any, file: str) -> tuple[float, float, float]:
-    """learnRate, momRate and wc as they stand in a layout."""
+    """Returns learnRate, momRate and wc from a layout."""
     if not isinstance(rates, list) or len(rates) != 3 or not all(type(each) in (int, float) for each in rates):
-        raise CheckpointError(f"{file}: its layout is damaged: rates are three numbers; it has {rates!r}"[:300])
+        raise CheckpointError(f"{file}: its layout is damaged: rates must be three numbers; got {rates!r}"[:300])
     return rates[0], rates[1], rates[2]
 
 
 def _bfloat16() -> np.dtype:
-    import ml_dtypes  # there is one: the file is this library's, and its writer had it
+    import ml_dtypes  # needed to write the file, so expected to be installed
 
     return np.dtype(ml_dtypes.bfloat16)

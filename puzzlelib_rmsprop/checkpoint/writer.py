@@ -1,4 +1,4 @@
-"""Writes an optimizer into a file: its attributes, its state and the layout."""
+"""Writes an optimizer to a file: its attributes, its state and the layout."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["write"]
 
 
 def write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
-    """Writes everything that ``state`` has, the other forms of an entity too.
+    """Writes everything in ``state``, including the other forms of an entity.
 
     Raises:
-        CheckpointError: the file cannot be written, or has such groups already.
+        CheckpointError: the file cannot be written, or already has groups of this name.
     """
     with signals_later():
         _write(hdf, name, state)
@@ -66,28 +66,28 @@ def _write(hdf: PathOrGroup, name: str, state: OptimizerState) -> None:
             for entity, content in arrays.items():
                 try:
                     if not is_key(f"{first}.{entity}"):
-                        raise ValueError("that is no name for a state")
+                        raise ValueError("that is not a valid name for a state array")
                     put(state_group, f"{first}.{entity}", content)
-                except (TypeError, ValueError) as error:  # or there is a variable called "a" and another called "a.mg/b"
+                except (TypeError, ValueError) as error:  # or variables "a" and "a.mg/b" collide
                     raise CheckpointError(f"variable {str(key)!r}: its {entity!r} cannot be saved: {error}") from error
                 sums[f"states/{first}.{entity}"] = digest_of(content)
                 for other in others:
                     # a second name for the same data, so that either backend of PuzzleLib finds it
                     state_group[f"{other}.{entity}"] = state_group[f"{first}.{entity}"]
-                del content  # before the next is put together
+                del content  # free it before the next one is gathered
         if f"{name}.layout" in parent:
             del parent[f"{name}.layout"]
         text = json.dumps({**described, "sha256": sums}).encode()
-        # of a fixed length: HDF5 can hang on a damaged one of variable length
+        # a string of fixed length: HDF5 can hang on a damaged one of variable length
         parent[f"{name}.layout"] = np.bytes_(text)
         parent[f"{name}.layout"].attrs["sha256"] = np.bytes_(hashlib.sha256(text).hexdigest())
 
 
 def _culprit(extra: dict[str, Any]) -> str:
-    """What of options and hooks JSON does not take."""
+    """Names the part of the options and hooks that JSON cannot encode."""
     for hook in extra.get("hooks", ()):
         try:
             json.dumps(hook)
         except (TypeError, ValueError):
-            return f"hook {hook[0]}: what its getState() gives, {shown(hook[1])[:200]},"
+            return f"hook {hook[0]}: the result of its getState(), {shown(hook[1])[:200]},"
     return "options and hooks"

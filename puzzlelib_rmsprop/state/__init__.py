@@ -1,4 +1,4 @@
-"""What leaves an optimizer and comes back: its state and settings, for checkpoints, conversions, copies and new set-ups."""
+"""Moves an optimizer's state and settings: to and from checkpoints, into copies, and across calls of setupOn."""
 
 from .carry import CarriedState, CopyMethods, carried_state, check_carried, put_back
 from .methods import StateMethods

@@ -1,4 +1,4 @@
-"""State that goes along: when setupOn is called again, and when an optimizer is copied or pickled."""
+"""Carries state over when setupOn is called again, and when an optimizer is copied or pickled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["CarriedState", "CopyMethods", "carried_state", "check_carried", "put
 
 
 class CarriedVariable(NamedTuple):
-    """A variable, what it looks like, and its state in NumPy arrays."""
+    """A variable, its names, shape and dtype, and its state in NumPy arrays."""
 
     var: Any
     names: list[str]
@@ -40,7 +40,7 @@ class CarriedState(NamedTuple):
     factors: dict[str, Rates]
 
     def find(self, variables: Sequence[TrackedVariable]) -> list[CarriedVariable | None]:
-        """That of each of the variables: of the same object, whatever its name is now; else of one of its names."""
+        """Finds each of the variables: the same object, whatever its name is now, or else one with the same name."""
         by_object = {id(each.var): each for each in self.variables}
         there = {id(variable.var) for variable in variables}
         by_name = {name: each for each in self.variables if id(each.var) not in there for name in each.names}
@@ -51,10 +51,10 @@ class CarriedState(NamedTuple):
 
 
 def carried_state(optimizer: Optimizer) -> CarriedState:
-    """A copy of the state, whatever became of the net. SetupError where it is in parts."""
+    """Returns a copy of the state, even if the net has changed. Raises SetupError if the state is sharded."""
     if optimizer._shards is not None:
         raise SetupError(
-            "the state is in parts, one on each process: save() it, and load() it after setupOn(), or into another optimizer"
+            "the state is sharded, one part per process: save() it, and load() it after setupOn(), or into another optimizer"
         )
     if optimizer.family is not None:
         optimizer.family.synchronize()  # an update may be queued on any stream
@@ -71,24 +71,24 @@ def carried_state(optimizer: Optimizer) -> CarriedState:
 
 
 def check_carried(carried: CarriedState, variables: Sequence[TrackedVariable]) -> None:
-    """Warns of variables that are there still, with another shape or dtype. SetupError where none is there."""
+    """Warns of variables with another shape or dtype than before. Raises SetupError if none of the variables is left."""
     found = carried.find(variables)
     if carried.variables and not any(found):
         raise SetupError(
-            f"keepState=True, but the net has none of the variables there were: "
+            f"keepState=True, but the net has none of the previous variables: "
             f"{', '.join(repr(each.names[0]) for each in carried.variables[:10])}; call setupOn() without it"
         )
     for variable, each in zip(variables, found, strict=True):
         if each is not None and (each.shape, each.dtype) != (variable.shape, variable.dtype):
             warn(
-                f"variable {variable.name!r}: its state starts anew: it was of shape {each.shape} and dtype {each.dtype}, "
-                f"and is of {variable.shape} and {variable.dtype} now",
+                f"variable {variable.name!r}: its state was reset: it had shape {each.shape} and dtype {each.dtype}, "
+                f"and now has {variable.shape} and {variable.dtype}",
                 CheckpointWarning,
             )
 
 
 def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
-    """Gives the state back to the variables that had it."""
+    """Restores the state of the variables that had it."""
     for variable, found in zip(optimizer._variables, carried.find(optimizer._variables), strict=True):
         if found is not None and not optimizer.globalState:
             own = rates_of(variable.name, variable.var)
@@ -97,7 +97,7 @@ def put_back(optimizer: Optimizer, carried: CarriedState) -> None:
             fits = {
                 entity: content
                 for entity, content in found.state.items()
-                # not what is one for all variables, where these are others now
+                # an array shared by all variables does not fit if these have changed
                 if entity not in variable.made or shape_of(variable.state[entity]) == content.shape
             }
             set_state(optimizer, variable, fits, False)
@@ -112,19 +112,19 @@ def _set_rates(var: Any, rates: Rates) -> None:
 
 
 class CopyMethods:
-    """The methods of an optimizer by which it is copied and pickled."""
+    """The methods of an optimizer for copying and pickling."""
 
-    _carried: CarriedState | None  # of a copy whose net is not set up yet
+    _carried: CarriedState | None  # only in a copy that is not set up yet
 
     def __copy__(self: Any) -> Any:
-        """A shallow copy works on the same net and the same state."""
+        """Returns a shallow copy, which works on the same net and the same state."""
         copied = object.__new__(type(self))
         vars(copied).update(vars(self), **self._of_a_copy())
         copied._variables = [replace(variable) for variable in self._variables]
         return copied
 
     def _of_a_copy(self: Any) -> dict[str, Any]:
-        """What a copy does not take over: it looks at the net itself."""
+        """Returns the attributes that a copy does not share; it reads the net itself."""
         fresh: dict[str, Any] = dict.fromkeys(("_plan", "_former", "_zeroed", "_own_stream", "_stream", "_live"))
         return fresh | {
             "hooks": list(self.hooks),
@@ -133,41 +133,42 @@ class CopyMethods:
         }
 
     def __getstate__(self: Any) -> Mapping[str, Any]:
-        """For ``deepcopy`` and ``pickle``: a copy works on its own net.
+        """Returns the content for ``deepcopy`` and ``pickle``: a copy works on its own net.
 
         Raises:
-            SetupError: it belongs to a group of processes.
+            SetupError: the optimizer belongs to a group of processes.
         """
         if getattr(self.nodeinfo, "gridsize", 1) > 1:
             raise SetupError(
-                f"a {type(self).__name__} of a group of processes cannot be copied or pickled: save() it, and load() it "
-                f"into another"
+                f"a {type(self).__name__} in a group of processes cannot be copied or pickled: save() it, and load() it "
+                f"into another optimizer"
             )
         state = vars(self) | self._of_a_copy()
         if not self.globalState or self._carried is not None:
             return state
         make_ready(self)
-        # the copies of the net's views will lie apart: the copy makes flat buffers of its own of them
+        # the net's views are copied one by one: the copy builds its own flat buffers from them
         flat: dict[str, Any] = {name: {} for name in ("states", "globalVar", "shParams", "shGrads")}
         return state | flat | {"_variables": [], "family": None, "_carried": carried_state(self)}
 
     def __setstate__(self: Any, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         if self._carried is not None:
-            # a net that refers to its optimizer is not whole yet: then the first call does it
+            # a net that refers to its optimizer may be incomplete here: then the first call sets it up
             with contextlib.suppress(Exception):
                 self._set_up_again()
 
     def _set_up_again(self: Any) -> None:
-        """Makes the flat buffers of a copy, of its own net."""
+        """Sets a copy up on its own net, with its own flat buffers."""
         carried, module, before = self._carried, self.module, {**vars(self)}
         variables, custom, family = read_net(module, self.nodeinfo)
         if any(in_use(variable.data) for variable in variables):
             raise SetupError(
-                "the copy has the net of another optimizer in global mode: copy both together, or call setupOn()"
+                "the copy has a net that another optimizer uses in global mode: copy net and optimizer together, or call "
+                "setupOn()"
             )
         if {each.names[0] for each in carried.variables} != {variable.name for variable in variables}:
-            raise SetupError("the net of the copy has other variables than the optimizer was set up on: call setupOn()")
+            raise SetupError("the copy's net has other variables than the net of the original optimizer: call setupOn()")
         try:
             self._bind(module, True, variables, custom, family)
             put_back(self, carried)

@@ -1,4 +1,4 @@
-"""What there is of an optimizer's state, wherever it lies; and that it is there, in place and up to date."""
+"""Describes an optimizer's state, and makes sure that it is valid and up to date."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["layouts", "make_ready", "sizes_of", "span_of"]
 
 
 def sizes_of(optimizer: Optimizer, dtype: np.dtype, shards: Shards) -> tuple[int, int]:
-    """Of the part of a flat state array here, and of the whole without the elements that only fill the last part."""
+    """Returns the size of this process's part of a flat state array, and of the whole array without padding."""
     low, high = shards.bounds(dtype)
     shapes = {variable.name: variable.shape for variable in optimizer._variables if variable.dtype == dtype}
     return high - low, layout(shapes, dtype, optimizer.shParams[dtype].alignment)[1]
 
 
 def layouts(optimizer: Optimizer) -> list[VariableLayout]:
-    """Each variable, and what there is of its state, wherever it lies."""
+    """Returns each variable with the shapes and dtypes of its state arrays, sharded or not."""
     found = []
     for variable in optimizer._variables:
         state: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
@@ -60,7 +60,7 @@ def layouts(optimizer: Optimizer) -> list[VariableLayout]:
 
 
 def make_ready(optimizer: Optimizer) -> None:
-    """Whatever is read next is there, in place and up to date."""
+    """Makes sure that the state is valid and up to date before it is read."""
     optimizer._follow()
     warn_of_new(optimizer)
     for key, state in optimizer.states.items():
@@ -77,14 +77,14 @@ def make_ready(optimizer: Optimizer) -> None:
         for form in optimizer._forms:
             if form.applies(state) and shape_of(state[form.beside]) != shape_of(state[form.entity]):
                 raise ArrayError(
-                    f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must be of one shape; got "
+                    f"variable {str(key)!r}: its {form.beside!r} and {form.entity!r} must have the same shape; got "
                     f"{shape_of(state[form.beside])} and {shape_of(state[form.entity])}"
                 )
-    # an update may be queued on a stream that the default one, which copies states, is not ordered with
+    # an update may be queued on a stream that is not ordered with the default stream, which copies states
     if optimizer.family is not None:
         optimizer.family.synchronize()
 
 
 def span_of(shards: Shards, variable: TrackedVariable) -> slice:
-    """Which elements of a variable's state are here."""
+    """Returns the elements of a variable's state that this process holds."""
     return shards.span(variable.dtype, variable.offset, variable.size)

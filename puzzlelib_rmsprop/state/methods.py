@@ -1,4 +1,4 @@
-"""The one door to an optimizer's state: out of it for files and other libraries, and back into it."""
+"""Exports and imports an optimizer's state, for files and other libraries."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["StateMethods"]
 
 
 class StateMethods:
-    """The methods of an optimizer by which its state leaves it, and comes back."""
+    """The methods of an optimizer for exporting, importing, saving and loading its state."""
 
-    _forms: tuple[MeanSquare, ...] = ()  # what a file holds besides the state, for other libraries
+    _forms: tuple[MeanSquare, ...] = ()  # other forms of the state in files, for other libraries
 
     def exportState(self: Any) -> OptimizerState:
-        """A copy of everything that a checkpoint holds, in NumPy arrays.
+        """Returns a copy of everything that a checkpoint holds, in NumPy arrays.
 
         Raises:
-            SetupError: before :meth:`setupOn`, or the state is in parts (``shardState``).
+            SetupError: called before :meth:`setupOn`, or the state is sharded (``shardState``).
 
         Example:
             >>> import numpy as np
@@ -58,50 +58,50 @@ class StateMethods:
         names: Mapping[str, str] | None = None,
         keepSettings: bool = False,
     ) -> None:
-        """Takes over what :meth:`exportState` gave, here or in another optimizer, in local or in global mode.
+        """Imports the result of :meth:`exportState`, of this or another optimizer, in local or global mode.
 
         Args:
-            state: its attributes, its options, and the arrays of every variable that :meth:`stateLayout` names.
-            strict, names, keepSettings: as of :meth:`load`.
+            state: attributes, options, and the arrays of every variable in :meth:`stateLayout`.
+            strict, names, keepSettings: as in :meth:`load`.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: something does not fit; names the variable and says why. Nothing was changed.
+            SetupError: called before :meth:`setupOn`.
+            CheckpointError: the state does not match; the message names the variable and the reason. Nothing was changed.
         """
         if not isinstance(state, OptimizerState):
-            raise CheckpointError(f"importState takes what exportState() gave; got {shown(state)}")
+            raise CheckpointError(f"importState() takes the result of exportState(); got {shown(state)}")
         import_state(self, lambda variables: state, strict, names, keepSettings)
 
     def stateLayout(self: Any) -> list[VariableLayout]:
-        """Each variable that is trained: names, shape and dtype, and those of every array of its state.
+        """Returns the names, shape and dtype of each trained variable, and the shape and dtype of its state arrays.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
+            SetupError: called before :meth:`setupOn`.
         """
         self._follow()
         return layouts(self)
 
     @staticmethod
     def ensureHdf(file: Any, mode: str) -> Any:
-        """What :meth:`save` (``mode`` "w") and :meth:`load` ("r") make of their argument; a subclass may open a file."""
+        """Converts the argument of :meth:`save` (``mode`` "w") or :meth:`load` ("r"); a subclass may open a file here."""
         return file
 
     def save(self: Any, hdf: str | os.PathLike[str] | h5py.Group, name: str | None = None) -> None:
-        """Saves attributes, state, the variables' rates and the hooks to HDF5, in PuzzleLib's groups.
+        """Saves the attributes, the state, the variables' rates and the hooks to HDF5, in PuzzleLib's groups.
 
-        These are ``<name>.attrs`` and ``<name>.states``; what PuzzleLib does not save is in ``<name>.layout``.
+        These are ``<name>.attrs`` and ``<name>.states``. Data that PuzzleLib does not save is in ``<name>.layout``.
 
         Args:
-            hdf: a path, whose file appears or is replaced only once it is complete; or an open ``h5py`` file or group,
-                which is written into and left open.
+            hdf: a path, where the file appears or is replaced only once it is complete; or an open ``h5py`` file or group,
+                which is written to and left open.
             name: prefix of the groups, for several optimizers in one file. Default: none.
 
-        With ``shardState`` every process of the group has to call it; process 0 gets the parts, an array at a time, and
-        writes. The others' ``hdf`` is not used.
+        With ``shardState`` every process of the group must call it. Process 0 receives the parts, one array at a time, and
+        writes the file; ``hdf`` is not used on other processes.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: the file cannot be written, or has groups of that name already; on every process.
+            SetupError: called before :meth:`setupOn`.
+            CheckpointError: the file cannot be written, or already has groups of that name; raised on every process.
         """
         save_state(self, lambda state: checkpoint.write(self.ensureHdf(hdf, "w"), name or "", state))
 
@@ -114,23 +114,22 @@ class StateMethods:
         names: Mapping[str, str] | None = None,
         keepSettings: bool = False,
     ) -> None:
-        """Loads what :meth:`save` wrote, or PuzzleLib, in local or global mode, whichever mode is set up now.
+        """Loads a file written by :meth:`save` or by PuzzleLib. File and optimizer may each be in local or global mode.
 
         Everything is checked before anything is changed. Settings are restored too: the registered attributes, the
-        variables' ``learnRate``, ``momRate`` and ``wc``, and the arguments of the library's hooks, but for ``gradOfLoss``.
-        Hooks themselves are not: a warning names those that only the file or only this optimizer has. PuzzleLib's files hold
-        no rates and hooks.
+        variables' ``learnRate``, ``momRate`` and ``wc``, and the arguments of the library's hooks, except ``gradOfLoss``.
+        The hooks themselves are not restored: a warning names those that only the file or only this optimizer has. Files of
+        PuzzleLib hold no rates and no hooks.
 
         Args:
             hdf: a path, or an open ``h5py`` file or group, which is left open.
             name: prefix of the groups.
-            strict: False: variables that the file does not have, or has in another shape, keep their state, and a warning
-                names them. At least one has to be there.
-            names: for variables with other names now: the name in the file -> the name in the net. Each is a whole name, or
-                the part before a dot: ``{"encoder": "body"}`` finds ``body.0.W`` as ``encoder.0.W``; ``""`` stands for no
-                such part.
-            keepSettings: True: settings stay as they are here, and a warning names those that differ. Not ``t`` and
-                ``seed``, with which the random rounding goes on.
+            strict: if False, variables that the file lacks, or has in another shape, keep their state, and a warning names
+                them. At least one variable must be in the file.
+            names: for renamed variables: name in the file -> name in the net. Each is a whole name, or the part before a
+                dot: ``{"encoder": "body"}`` loads ``encoder.0.W`` into ``body.0.W``. ``""`` stands for no such part.
+            keepSettings: if True, settings are left unchanged, and a warning names those that differ. ``t`` and ``seed`` are
+                restored all the same, so that stochastic rounding continues.
 
         Example:
             >>> import os, tempfile, numpy as np
@@ -146,13 +145,13 @@ class StateMethods:
             >>> other.t
             1
 
-        With a nodeinfo every process of the group has to call it, and reads the whole file, or a copy of it; with
-        ``shardState`` it keeps its part, and no more than one array of each dtype is in memory besides.
+        With a nodeinfo every process of the group must call it, and reads the whole file or a copy of it. With
+        ``shardState`` it keeps its part, and holds at most one whole array of each dtype in memory at a time.
 
         Raises:
-            SetupError: before :meth:`setupOn`.
-            CheckpointError: the file does not fit; names the variable and says why. In a group, one process's does not, or
-                is another than process 0's; on every process.
+            SetupError: called before :meth:`setupOn`.
+            CheckpointError: the file does not match; the message names the variable and the reason. In a group, raised on
+                every process if the file of one process does not match, or differs from that of process 0.
         """
 
         def read(variables: Sequence[VariableLayout]) -> OptimizerState:
@@ -161,32 +160,31 @@ class StateMethods:
         import_state(self, read, strict, names, keepSettings)
 
     def _options(self) -> dict[str, Any]:
-        """What a subclass was made with, besides the registered attributes, and has to be alike in a group."""
+        """Returns the options of a subclass, besides the registered attributes, that must be the same in a group."""
         return {}
 
     def _saved_options(self) -> dict[str, Any]:
-        """What of that a file keeps: plain data for JSON."""
+        """Returns the options that a file keeps, as plain data for JSON."""
         return {}
 
     def _adapt(
         self, states: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any]
     ) -> Sequence[Mapping[str, np.ndarray]]:
-        """States saved with ``options``, as they are with this optimizer's. CheckpointError where options are not valid."""
+        """Converts states saved with ``options`` to this optimizer's. Raises CheckpointError if options are not valid."""
         return states
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
-        """Takes over what of them goes on with the state, after everything else was loaded."""
+        """Restores the options that belong to the state, after everything else was loaded."""
 
 
 # ------------------------------------------------------------------------------------------------- export
 
 
 def export_state(optimizer: Optimizer) -> OptimizerState:
-    """A copy of the whole state; see :meth:`Optimizer.exportState`."""
+    """Returns a copy of the whole state; see :meth:`Optimizer.exportState`."""
     if optimizer._shards is not None:
         raise SetupError(
-            "the state is in parts, one on each process: save() it, load() it into an optimizer of one process, and go on "
-            "with that"
+            "the state is sharded, one part per process: save() it, load() it into an optimizer of one process, and use that"
         )
     make_ready(optimizer)
     whole("t", optimizer.t, 0, 2**63)
@@ -211,7 +209,7 @@ def export_state(optimizer: Optimizer) -> OptimizerState:
 
 
 def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) -> None:
-    """Has ``write`` save the state; where it is in parts, that of the whole group, on process 0."""
+    """Saves the state with ``write``; a sharded state is gathered, and written by process 0."""
     shards = optimizer._shards
     if shards is None:
         write(export_state(optimizer))
@@ -235,7 +233,7 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
                 write(OptimizerState(attrs, layouts(optimizer), parts, flat=True, factors=factors, extra=extra))
             except Exception as error:
                 failure = error
-        # all processes have to take part in all that is gathered, whatever became of the file
+        # every process must take part in gathering every array, even if writing failed
         for each in parts.values():
             each.finish()
     except BaseException as error:  # Ctrl-C
@@ -245,5 +243,5 @@ def save_state(optimizer: Optimizer, write: Callable[[OptimizerState], None]) ->
 
 
 def _extra(optimizer: Optimizer) -> dict[str, Any]:
-    """Options and hooks, as plain data for JSON."""
+    """Returns options and hooks as plain data for JSON."""
     return {"options": optimizer._saved_options(), "hooks": hooks_to_save(optimizer.hooks)}

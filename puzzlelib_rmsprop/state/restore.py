@@ -1,4 +1,4 @@
-"""Takes a state over, from a file or another optimizer: everything is checked before anything is changed."""
+"""Restores a state from a file or another optimizer; everything is checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def import_state(
     names: Mapping[str, str] | None,
     keepSettings: bool,
 ) -> None:
-    """Takes over the state that ``read`` gives for the variables of an optimizer; see :meth:`Optimizer.load`."""
+    """Restores the state that ``read`` returns for the variables of an optimizer; see :meth:`Optimizer.load`."""
     failure: Exception | None = None
     digest = ""
     try:
@@ -43,10 +43,10 @@ def import_state(
         there = [name for each in given.variables for name in each.names] if given.arrays else given.known
         if there:
             checkpoint.check_names(names, there)
-        known = given.variables if given.arrays else ()  # a file's reader has told of the rest
+        known = given.variables if given.arrays else ()  # for a file, the reader has warned already
         digest = f"{given.digest} {strict} {keepSettings} {sorted((names or {}).items())}"
         given, saved, hooks = _checked(optimizer, _by_variable(given, variables, strict))
-        # last: a warning may be made an error
+        # last: a warning may be turned into an error
         _warn_of_variables(given, variables, known)
         if given.complete:
             warn_of_hooks(saved, optimizer.hooks, hooks)
@@ -54,7 +54,7 @@ def import_state(
     except Exception as error:
         failure = error
     together(optimizer.nodeinfo, failure, "loading", digest)
-    with checkpoint.signals_later():  # Ctrl-C in the middle would leave a half
+    with checkpoint.signals_later():  # Ctrl-C must not leave it half restored
         take_settings(changes, hooks)
         for variable, state in zip(optimizer._variables, given.states, strict=True):
             if state is not None:
@@ -63,7 +63,7 @@ def import_state(
 
 
 def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout], strict: bool) -> OptimizerState:
-    """The state with ``states`` of these variables, found by name, in their shapes and dtypes, and with their rates."""
+    """Returns the state with ``states`` for these variables, found by name, in their shapes and dtypes, with their rates."""
     if given.states and len(given.states) != len(given.variables):
         raise CheckpointError(f"the state has {len(given.variables)} variables and {len(given.states)} states")
     theirs = {name: number for number, variable in enumerate(given.variables) for name in variable.sought}
@@ -72,7 +72,7 @@ def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout], str
     for variable in variables:
         number = next((theirs[name] for name in variable.sought if name in theirs), None)
         if strict and number is None:
-            raise CheckpointError(f"variable {variable.name!r}: the state has none of that name")
+            raise CheckpointError(f"variable {variable.name!r}: the state has no variable of that name")
         state = None
         if number is not None and (strict or given.variables[number].shape == variable.shape):
             state = _state_of(given, number, variable)
@@ -82,8 +82,8 @@ def _by_variable(given: OptimizerState, variables: Sequence[VariableLayout], str
     if states and all(state is None for state in states):
         names = [variable.name for variable in variables]
         raise CheckpointError(
-            f"none of the net's variables is there: {', '.join(map(repr, names[:10]))}{', ...' * (len(names) > 10)}; "
-            f"where they have other names there, say names={{old: new}}"
+            f"none of the net's variables was found: {', '.join(map(repr, names[:10]))}{', ...' * (len(names) > 10)}; "
+            f"if they were renamed, pass names={{old: new}}"
         )
     return replace(given, variables=found, states=states)
 
@@ -92,7 +92,7 @@ def _warn_of_variables(given: OptimizerState, variables: Sequence[VariableLayout
     """Warns of variables that only the net, or only the state, has."""
     missing = [variable.name for variable, state in zip(variables, given.states, strict=True) if state is None]
     if missing:
-        warn(f"variables that are not there, or of another shape: {missing}; their state stays as it is", CheckpointWarning)
+        warn(f"variables that are missing, or have another shape: {missing}; their state is unchanged", CheckpointWarning)
     sought = {name for variable in variables for name in variable.sought}
     left = [variable.name for variable in known if not sought.intersection(variable.sought)]
     if left:
@@ -100,7 +100,7 @@ def _warn_of_variables(given: OptimizerState, variables: Sequence[VariableLayout
 
 
 def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> Mapping[str, np.ndarray] | None:
-    """The state of one variable; None where the file has none of it."""
+    """Returns the state of one variable; None if the file does not have it."""
     found = given.variables[number]
     arrays = given.states[number] if given.states else given.of(found)
     if arrays is None:
@@ -111,7 +111,7 @@ def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> M
                 f"variable {variable.name!r}: its {entity!r} must be a NumPy array without a mask; got {shown(array)[:200]}"
             )
     wanted = variable
-    if variable.span is not None and found.span is not None:  # it was cut when it was read
+    if variable.span is not None and found.span is not None:  # it was cut to its span when read
         size = len(range(*variable.span.indices(int(np.prod(variable.shape, dtype=np.int64)))))
         wanted = replace(variable, state={entity: ((size,), dtype) for entity, (_, dtype) in variable.state.items()})
     state = checkpoint.fitted(wanted, arrays, "the state")
@@ -127,7 +127,7 @@ def _state_of(given: OptimizerState, number: int, variable: VariableLayout) -> M
 def _checked(
     optimizer: Optimizer, given: OptimizerState
 ) -> tuple[OptimizerState, list[SavedHook], list[tuple[Any, SavedHook]]]:
-    """The state in the form of this optimizer's options, all saved hooks, and each hook with what is saved of it."""
+    """Returns the state converted to this optimizer's options, all saved hooks, and each hook with its saved data."""
     extra = given.extra
     options, saved = (extra.get("options", {}), extra.get("hooks", [])) if isinstance(extra, dict) else (None, None)
     if not isinstance(options, dict):
@@ -151,7 +151,7 @@ def _checked(
 
 
 def set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[str, np.ndarray], complete: bool) -> None:
-    """Copies a variable's state into its arrays; where it is ``complete``, what hooks keep besides goes."""
+    """Copies a variable's state into its arrays; if it is ``complete``, other arrays of hooks are deleted."""
     if optimizer._shards is not None:
         begin = variable.offset + span_of(optimizer._shards, variable).start
         for entity, content in state.items():
@@ -161,9 +161,9 @@ def set_state(optimizer: Optimizer, variable: TrackedVariable, state: Mapping[st
         array = variable.state.get(entity)
         if array is not None and (entity in variable.made or shape_of(array) == content.shape):
             family_of(array).set(array, content)
-        else:  # of a hook, which has not made it yet
+        else:  # a hook's array that does not exist here yet
             family: Family = optimizer.family  # type: ignore[assignment]
             variable.state[entity] = family.zeros(content.shape, content.dtype)
             family.set(variable.state[entity], content)
     for entity in variable.kept().keys() - state.keys() if complete else ():
-        del variable.state[entity]  # no hook had kept it yet, when the state was saved
+        del variable.state[entity]  # it did not exist when the state was saved

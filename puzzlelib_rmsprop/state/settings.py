@@ -1,4 +1,4 @@
-"""What a training was set to, besides its state: attributes, rates and hooks; as checkpoints keep it, and taken over."""
+"""The settings of a training, besides its state: attributes, rates and hooks. Saves and restores them."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ __all__ = [
     "with_factors",
 ]
 
-Assignment = tuple[str, Any, str, Any]  # what it is, its owner, the name of the attribute, the value
+Assignment = tuple[str, Any, str, Any]  # description, owner, name of the attribute, value
 
 
 class SavedHook(NamedTuple):
-    """A hook in a file: its class or function, what its ``getState()`` gave, and its arguments."""
+    """A hook in a file: its class or function, the result of its ``getState()``, and its arguments."""
 
     kind: str
     state: dict[str, Any] | None
     settings: dict[str, Any]
 
     def __str__(self) -> str:
-        """As it is written in a program."""
+        """Returns the hook as written in a program."""
         return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
 
 
@@ -53,24 +53,25 @@ class SavedHook(NamedTuple):
 
 
 def factors_of(optimizer: Optimizer) -> dict[str, Rates]:
-    """The rates of ``globalVar``, by the name of the dtype; none that an update refuses."""
+    """Returns the rates of ``globalVar`` by dtype name, without invalid ones."""
     found = {dtype.name: numbers_of(var) for dtype, var in optimizer.globalVar.items()}
     return {name: rates for name, rates in found.items() if rates is not None}
 
 
 def warn_of_rates(optimizer: Optimizer) -> None:
-    """Warns of variables whose rates are no numbers, or out of range, and so are not in the checkpoint."""
+    """Warns of variables whose rates are not valid, and so are not saved."""
     wrong = [repr(variable.name) for variable in optimizer._variables if numbers_of(variable.var) is None]
     wrong += [f"globalVar[{dtype}]" for dtype, var in optimizer.globalVar.items() if numbers_of(var) is None]
     if wrong:
         warn(
-            f"rates of {', '.join(wrong)} are not in the checkpoint: learnRate, momRate or wc is no number, or out of range",
+            f"rates of {', '.join(wrong)} are not in the checkpoint: learnRate, momRate or wc is not a number, or is out of "
+            f"range",
             CheckpointWarning,
         )
 
 
 def hooks_to_save(hooks: Sequence[Any]) -> list[list[Any]]:
-    """Every hook, as plain data for JSON: what :class:`SavedHook` has."""
+    """Returns every hook as plain data for JSON: the fields of :class:`SavedHook`."""
     return [[_kind(hook), hook.getState() if isinstance(hook, Hook) else None, _settings(hook)] for hook in hooks]
 
 
@@ -79,7 +80,7 @@ def _kind(hook: Any) -> str:
 
 
 def _checks(hook: Any) -> dict[str, Checked]:
-    """The arguments of a hook that check what is assigned. Its sign belongs to the script's gradients, not to a file."""
+    """Returns the checked arguments of a hook, without ``gradOfLoss``: the sign depends on the script's gradients."""
     found = {k: v for kind in reversed(type(hook).__mro__) for k, v in vars(kind).items() if isinstance(v, Checked)}
     # a subclass may have a property of that name
     found = {name: each for name, each in found.items() if inspect.getattr_static(type(hook), name) is each}
@@ -94,7 +95,7 @@ def _settings(hook: Any) -> dict[str, Any]:
 
 
 def read_hooks(saved: Any) -> list[SavedHook]:
-    """The hooks of a file; version 0.1.0 wrote those with a state, without arguments."""
+    """Parses the hooks of a file; version 0.1.0 saved only hooks with a state, without arguments."""
     found = []
     for each in saved if isinstance(saved, list) else [None]:
         each = each if isinstance(each, list) else []
@@ -107,13 +108,13 @@ def read_hooks(saved: Any) -> list[SavedHook]:
 
 
 def match_hooks(saved: Sequence[SavedHook], hooks: Sequence[Any]) -> list[tuple[Any, SavedHook]]:
-    """Each hook with what the file has of it, by type and order.
+    """Pairs each hook with its saved data, by type and order.
 
     Raises:
-        CheckpointError: what is saved of a hook is not valid for it.
+        CheckpointError: the saved data of a hook is not valid for it.
     """
     left, found = list(saved), dict[int, SavedHook]()
-    # those with the same arguments first: of a class, they may stand in another order
+    # first those with the same arguments: hooks of one class may be in another order
     for exactly in (True, False):
         for i, hook in enumerate(hooks):
             each = next((each for each in left if i not in found and _is_of(each, hook, exactly)), None)
@@ -129,7 +130,7 @@ def _is_of(saved: SavedHook, hook: Any, exactly: bool) -> bool:
     own = _settings(hook)
     if saved.kind != _kind(hook) or (exactly and saved.settings != own):
         return False
-    # decay that is decoupled is another thing
+    # decoupled weight decay counts as another hook
     return bool(saved.settings.get("decoupled", own.get("decoupled")) == own.get("decoupled"))
 
 
@@ -158,13 +159,13 @@ def _check(hook: Any, saved: SavedHook) -> None:
         raise CheckpointError(f"the file's state of hook {_kind(hook)} is not valid: {error}") from error
 
 
-# ----------------------------------------------------------------------------------------------- taken over
+# ------------------------------------------------------------------------------------------------- restored
 
 
 def changes_of(
     optimizer: Optimizer, given: OptimizerState, hooks: Sequence[tuple[Any, SavedHook]], keep: bool
 ) -> list[Assignment]:
-    """What is to be set; where settings are to be kept, ``t`` alone, with a warning of the others that differ.
+    """Returns the assignments to make; with ``keep``, only that of ``t``, and warns of the others that differ.
 
     Raises:
         CheckpointError: a rate is not valid.
@@ -187,7 +188,7 @@ def changes_of(
 
 
 def _rates(optimizer: Optimizer, given: OptimizerState, keep: bool) -> Iterator[Assignment]:
-    """The rates in a file, as they are to be set in this optimizer's mode."""
+    """Yields the assignments of a file's rates, for this optimizer's mode."""
     for variable, saved in zip(optimizer._variables, given.variables, strict=True):
         if saved.rates is None:
             continue
@@ -201,7 +202,7 @@ def _rates(optimizer: Optimizer, given: OptimizerState, keep: bool) -> Iterator[
 
 
 def with_factors(rates: Rates, factors: Rates | None) -> Rates:
-    """A variable's rates for local mode, where there are no factors beside them."""
+    """Returns a variable's rates for local mode, which has no separate factors."""
     if factors is None:
         return rates
     both = [rate if factor == 1.0 else product(rate, factor) for rate, factor in zip(rates, factors, strict=True)]
@@ -220,7 +221,7 @@ def _three(whose: str, var: Any, rates: Rates, keep: bool) -> Iterator[Assignmen
 
 
 def take_settings(assignments: Sequence[Assignment], hooks: Sequence[tuple[Any, SavedHook]]) -> None:
-    """Sets all of them and the states of hooks, or none. CheckpointError where one is not valid."""
+    """Makes all assignments and restores the states of hooks, or none. Raises CheckpointError if one is not valid."""
     undo: list[Callable[[], None]] = []
     what = ""
     try:
@@ -237,13 +238,13 @@ def take_settings(assignments: Sequence[Assignment], hooks: Sequence[tuple[Any, 
                 hook.setState(saved.state)
     except BaseException as error:
         for each in reversed(undo):
-            with contextlib.suppress(Exception):  # a hook that refuses its own state as well
+            with contextlib.suppress(Exception):  # a hook may reject even its own state
                 each()
         if not isinstance(error, Exception):
             raise
         if what.startswith(("variable", "globalVar")):
             raise CheckpointError(
-                f"{what}: its {name} cannot be set to the file's, {value!r}: {error} (keepSettings=True leaves it)"
+                f"{what}: its {name} cannot be set to the file's {value!r}: {error} (keepSettings=True leaves it unchanged)"
             ) from error
         raise CheckpointError(f"the {what} in the file {'is' if 'hook ' in what else 'are'} not valid: {error}") from error
 
@@ -267,4 +268,4 @@ def _differences(differ: Sequence[Assignment], most: int = 10) -> str:
         whose = {"attributes": "", "hooks": f" of {_kind(owner)}"}.get(what, f" of {what}")
         said.append(f"{name}{whose} is {shown(getattr(owner, name))[:60]}, {shown(value)[:60]} in the file")
     more = f"; and {len(differ) - most} more" if len(differ) > most else ""
-    return f"keepSettings=True: these settings differ from the file's, and stay: {'; '.join(said)}{more}"
+    return f"keepSettings=True: these settings differ from the file and are unchanged: {'; '.join(said)}{more}"

@@ -90,7 +90,7 @@ TABLE = [
         ),
         (lambda: gpuarray.to_gpu("x"), "to_gpu needs numbers; got str"),
         (lambda: gpuarray.to_gpu(None), "to_gpu needs numbers; got NoneType"),
-        (lambda: gpuarray.to_gpu([[1], [2, 3]]), "to_gpu needs an array or what NumPy makes one of; got list"),
+        (lambda: gpuarray.to_gpu([[1], [2, 3]]), "to_gpu needs an array, or data convertible to one; got list"),
         (lambda: gpuarray.zeros(-1), "a shape must be an int, or a tuple of ints, of at least 0; got -1"),
         (lambda: gpuarray.zeros((2, 1.5)), r"a shape must be.*got \(2, 1.5\)"),
         (lambda: gpuarray.empty("x"), "a shape must be.*got 'x'"),

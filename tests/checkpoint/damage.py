@@ -1,4 +1,4 @@
-"""Files that other versions wrote, and ways to damage a file or to write it anew."""
+"""Files written by other versions, and functions that damage or rewrite a file."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ FORMAT1 = {kind: DATA / f"format1_{kind}.hdf" for kind in ("local", "global")}
 
 
 def damaged(path, change):
-    """A file of format 1, which has no checksums, so that what it holds is looked at."""
+    """Changes a file of format 1, which has no checksums, so that its content itself is checked."""
     path.write_bytes(FORMAT1["local"].read_bytes())
     with h5py.File(path, "r+") as file:
         change(file)
@@ -22,7 +22,7 @@ VERSION010 = {kind: DATA / f"version010_{kind}.hdf" for kind in ("local", "globa
 
 
 def flipped(path, what):
-    """Turns a bit within a dataset, as a failing disk would."""
+    """Flips a bit in a dataset, as a failing disk would."""
     with h5py.File(path) as file:
         at = file[what].id.get_offset() + 5
     raw = bytearray(path.read_bytes())
@@ -31,7 +31,7 @@ def flipped(path, what):
 
 
 def rewritten(path, **changes):
-    """Puts other things into a file's layout, with a checksum that fits."""
+    """Changes a file's layout and its checksum."""
     with h5py.File(path, "r+") as file:
         text = json.dumps({**json.loads(file[".layout"][()]), **changes}).encode()
         del file[".layout"]

@@ -1,4 +1,4 @@
-"""A net with hooks, trained, saved and loaded: what the tests of settings share."""
+"""Shared by the tests of settings: a net with hooks, trained, saved and loaded."""
 
 import numpy as np
 

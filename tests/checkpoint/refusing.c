@@ -1,6 +1,6 @@
-/* Makes calls of the C library fail for files under a path, as file systems do that cannot do what was asked:
+/* Makes calls of the C library fail for files under a path, as on file systems that do not support them:
  *     LD_PRELOAD=refusing.so UNDER=/folder REFUSE="fchmod=1 pread64=5@3 open64=17@0-1 nolinks=0"
- * NAME=ERRNO@FROM-TO: the calls from number FROM up to TO fail, all without it. "nolinks": files have no count of links.
+ * NAME=ERRNO@FROM-TO: the calls numbered FROM to TO-1 fail; by default all. "nolinks": the link count of files is 0.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -83,7 +83,7 @@ int close(int fd)
 	static int count;
 	REAL(close);
 	int bad = refused_of("close", fd, &count), number = errno;
-	int found = real(fd); /* it is closed all the same */
+	int found = real(fd); /* the file is closed in any case */
 	if (bad)
 		errno = number;
 	return bad ? -1 : found;
@@ -110,7 +110,7 @@ int open64(const char *path, int flags, ...)
 	if (refused("open64", path, &count))
 		return -1;
 	int fd = real(path, flags, mode);
-	if (fd >= 0 && flags & O_CREAT && refused("made", path, &made)) { /* made, but said not to be */
+	if (fd >= 0 && flags & O_CREAT && refused("made", path, &made)) { /* created, but reported as an error */
 		REAL(close);
 		real(fd);
 		errno = EEXIST;

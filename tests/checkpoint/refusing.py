@@ -1,4 +1,4 @@
-"""Processes for which the calls that a file system lacks fail: refusing.c, compiled once and loaded before the C library."""
+"""Runs processes whose system calls fail as on limited file systems, with refusing.c, preloaded before the C library."""
 
 import functools
 import os
@@ -24,12 +24,12 @@ from tests.checkpoint.damage import FORMAT1
 from tests.checkpoint.training import SHAPES, Own, content, assert_same, loaded_into, trained
 folder, rules = Path(sys.argv[1]), sys.argv[2:]
 path = folder / "run.hdf"
-for rule in rules:  # a fork for each: importing all this anew takes longer than what is tried
+for rule in rules:  # a fork for each: new imports would take longer than the test
     if os.fork() == 0:
         os.environ["REFUSE"] = rule
         break
     if os.wait()[1]:
-        sys.exit(f"{rule}: it did not end well")
+        sys.exit(f"{rule}: the process failed")
     print("\\0", end="", flush=True)
 else:
     sys.exit(0)
@@ -49,7 +49,7 @@ def library():
 
 
 def run(code, folder, *rules, under=None):
-    """What code prints that works in a folder, once for each rule of which calls fail there; it must end well."""
+    """Runs code that works in a folder, once for each rule that makes calls fail there; returns what it prints."""
     environment = {**os.environ, "LD_PRELOAD": str(library()), "UNDER": str(under or folder)}
     command = [
         sys.executable,

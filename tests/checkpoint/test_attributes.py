@@ -1,4 +1,4 @@
-"""Attributes in files: what setAttr takes comes back with its type, and what cannot is refused before a file is touched."""
+"""Attributes in files: values of setAttr are loaded with their type; others are refused before a file is touched."""
 
 import collections
 import concurrent.futures
@@ -25,7 +25,7 @@ def made(**attributes):
 
 
 def same(first, second):
-    """Equal, and of the same types all the way down; NaN is NaN."""
+    """Returns whether values are equal, with the same types at every depth; NaN equals NaN."""
     if type(first) is not type(second):
         return False
     if isinstance(first, list | tuple):
@@ -36,7 +36,7 @@ def same(first, second):
 
 
 class Level(enum.IntEnum):
-    """A whole number with a name."""
+    """An integer with a name."""
 
     LOW = 1
 
@@ -90,7 +90,7 @@ def test_it_comes_back_with_its_type(value, other, tmp_path):
     again = made(milestones=others[other])
     again.load(tmp_path / "run.hdf")
     assert same(again.milestones, value)
-    # and the same from an open file, under a name
+    # the same in an open file, under a name
     with h5py.File(tmp_path / "open.hdf", "w") as file:
         again.save(file, "opt")
         third = made(milestones=others[other])
@@ -107,7 +107,7 @@ def test_none_takes_the_place_of_a_value(tmp_path):
 
 
 def test_lists_and_tuples_become_what_the_optimizer_has(tmp_path):
-    # as a number does
+    # as for numbers
     made(milestones=[1, (2, [3])]).save(tmp_path / "run.hdf")
     optimizer = made(milestones=())
     optimizer.load(tmp_path / "run.hdf")
@@ -125,7 +125,7 @@ def test_an_enumeration_comes_back(tmp_path):
 def test_puzzlelib_reads_it(value, tmp_path):
     made(milestones=value).save(tmp_path / "run.hdf")
     with h5py.File(tmp_path / "run.hdf") as file:
-        # PuzzleLib calls the type of what it has with an array of the dataset
+        # PuzzleLib calls the type of its own value with an array of the dataset
         read = type(value)(np.array(file[".attrs/milestones"]))
     assert np.array_equal(read, value)
 
@@ -138,7 +138,7 @@ def test_what_hdf5_has_not_is_text_for_people(value, tmp_path):
 
 
 def without_layout(path, key, content):
-    """Makes of a file what PuzzleLib would have written."""
+    """Turns a file into one as PuzzleLib would have written it."""
     with h5py.File(path, "r+") as file:
         del file[".layout"], file[f".attrs/{key}"]
         file[".attrs"].create_dataset(key, data=content)
@@ -193,7 +193,7 @@ def test_another_type_is_refused_and_nothing_changes(saved, current, says, tmp_p
 
 
 class Odd(list):
-    """A list that is more than one."""
+    """A subclass of list."""
 
 
 Pair = collections.namedtuple("Pair", "a b")
@@ -215,19 +215,19 @@ for _ in range(40):
         (Pair(1, 2), "is of type Pair"),
         (Odd([1, 2]), "is of type Odd"),
         ([Odd([1, 2])], "holds a value of type Odd"),
-        (ITSELF, "has lists in lists more than 32 deep"),
-        (DEEP, "has lists in lists more than 32 deep"),
-        (range(3), "would not come back as range"),
-        ({1: 2}, "is no number, text, list, tuple or array"),
-        ({1, 2}, "is no number, text, list, tuple or array"),
-        (object(), "is no number, text, list, tuple or array"),
-        (np.array(["a"]), "is no number, text, list, tuple or array"),
-        (np.array([None]), "is no number, text, list, tuple or array"),
-        (np.datetime64("2026-01-01"), "is no number, text, list, tuple or array"),
-        ("a\0b", "does not fit"),
-        (2**70, "is no number"),
+        (ITSELF, "has lists nested more than 32 deep"),
+        (DEEP, "has lists nested more than 32 deep"),
+        (range(3), "would not be loaded as range"),
+        ({1: 2}, "is not a number, text, list, tuple or array"),
+        ({1, 2}, "is not a number, text, list, tuple or array"),
+        (object(), "is not a number, text, list, tuple or array"),
+        (np.array(["a"]), "is not a number, text, list, tuple or array"),
+        (np.array([None]), "is not a number, text, list, tuple or array"),
+        (np.datetime64("2026-01-01"), "is not a number, text, list, tuple or array"),
+        ("a\0b", "is not valid in a file"),
+        (2**70, "is not a number"),
         (10**5000, "cannot be printed"),
-        ([10**5000], "does not fit"),
+        ([10**5000], "is not valid in a file"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
@@ -241,7 +241,7 @@ def test_what_cannot_be_saved_is_refused_before_the_file_is_touched(value, says,
         optimizer.save(path)
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
     assert os.listdir(tmp_path) == ["run.hdf"]
-    # it comes before anything that the system says of the path
+    # this error comes before those of the path
     with pytest.raises(CheckpointError, match="attribute 'milestones' cannot be saved"):
         optimizer.save(tmp_path / "absent" / "run.hdf")
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_saved_is_refused_before_the_file_is_touched(value, says,
 
 
 def test_threads_save_at_once(tmp_path):
-    # HDF5 knows an open file by its name, one in memory too
+    # HDF5 identifies an open file by its name, even if it is in memory
     optimizers = [made(milestones=[number]) for number in range(8)]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         saved = [pool.submit(each.save, tmp_path / f"{n}.hdf") for n, each in enumerate(optimizers * 10)]

@@ -1,4 +1,4 @@
-"""Damage that only checksums and the seal show is noticed and named."""
+"""Damage that only checksums and the seal can detect is detected and named."""
 
 import hashlib
 
@@ -19,7 +19,7 @@ def test_a_turned_bit_is_noticed_and_named(what, tmp_path):
     flipped(path, what)
     with pytest.raises(CheckpointError, match=rf"run.hdf is damaged: its SHA-256.*{what}"):
         loaded_into(path)
-    # an open file has no seal to compare; the datasets have checksums of their own
+    # the seal of an open file is not checked, but its datasets have their own checksums
     with h5py.File(path) as file, pytest.raises(CheckpointError, match=rf"{what}' is damaged: its checksum does not match"):
         loaded_into(file)
 
@@ -47,7 +47,7 @@ def test_what_was_taken_out_is_missed(lost, tmp_path):
 
 @pytest.mark.parametrize("entity", ["variance", "ms"])
 def test_what_was_taken_out_of_a_flat_state_is_missed(entity, globalState, tmp_path):
-    # the one could be computed from the other, but the file is not what was saved
+    # one could be computed from the other, but the file is not as it was saved
     trained(Own, True, SHAPES).save(tmp_path / "run.hdf")
     with h5py.File(tmp_path / "run.hdf", "r+") as file:
         for key in ("float32", "<class 'numpy.float32'>"):

@@ -1,4 +1,4 @@
-"""Dtypes and forms of a state: which go into which, exactly or not at all; variance and mean square."""
+"""Dtypes and forms of a state: which ones convert, exactly or not at all; variance and mean square."""
 
 import copy
 import os
@@ -35,7 +35,7 @@ from tests.checkpoint.training import (
 
 def test_bfloat16_is_stored_exactly_and_as_numbers(tmp_path):
     path = tmp_path / "run.hdf"
-    # every bfloat16 there is
+    # all bfloat16 values
     every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
     state = dict.fromkeys(BUFFERS, every)
     where = place(ml_dtypes.bfloat16, shape=every.shape)
@@ -65,7 +65,7 @@ def test_which_dtypes_go_into_which(saved, wanted, tmp_path):
     state = dict.fromkeys(BUFFERS, np.clip(VALUES, -6e4, 6e4).astype(from_))
     if (saved, wanted) == ("float32", "bfloat16"):
         found = through(tmp_path / "run.hdf", state, place(from_), place(to))
-        # to the nearest: within half of the last of eight bits
+        # rounded to nearest: within half of the last of eight bits
         off = np.abs(found["variance"].astype(np.float64) - state["variance"])
         assert np.all(off <= 2.0**-8 * np.abs(state["variance"]))
         assert np.array_equal(found["variance"], state["variance"].astype(ml_dtypes.bfloat16))
@@ -84,19 +84,19 @@ def test_a_mean_square_becomes_the_variance(dtype, tmp_path):
     mg = (3 * rng.standard_normal(VALUES.shape)).astype(dtype)
     ms = (np.square(mg.astype(np.longdouble)) + rng.random(VALUES.shape)).astype(dtype)
     ms[0] = mg[0] ** 2 / 2  # as rounding leaves it
-    mg[1], ms[1] = 97.36, 97.36**2  # a gradient that hardly varied: what float64 has, and float32 would lose
+    mg[1], ms[1] = 97.36, 97.36**2  # a gradient that hardly varied: float32 would lose its variance
     state = {"mg": mg, "ms": ms, "delta": mg}
     wanted = place(dtype, forms=(MeanSquare(),))
     found = through(tmp_path / "a.hdf", state, place(dtype), wanted)
     expected = np.maximum(ms.astype(np.longdouble) - np.square(mg.astype(np.longdouble)), 0)
-    # float64's rounding of the square and of the difference, and then the dtype's
+    # the square and the difference round in float64, then the result in the dtype
     bound = 2.0**-52 * ms + np.finfo(dtype).eps * expected
     assert found["variance"].dtype == dtype
     assert np.all(np.abs(found["variance"] - expected) <= bound)
     assert found["variance"][0] == 0
     assert np.array_equal(found["variance"], variance_of(mg, ms, dtype))
     assert np.array_equal(found["mg"], mg)
-    # a variance in the file is not touched, whatever ms says
+    # a variance in the file is not changed, whatever ms is
     variance = rng.random(VALUES.shape).astype(dtype)
     assert np.array_equal(through(tmp_path / "b.hdf", {**state, "variance": variance}, wanted, wanted)["variance"], variance)
     # an optimizer that keeps ms gets ms
@@ -185,7 +185,7 @@ def test_a_subclass_that_keeps_ms_itself(globalState, tmp_path):
 def test_a_mean_square_of_arrays_that_do_not_fit_is_refused(tmp_path):
     optimizer = trained(Own, False, SHAPES)
     optimizer.states["b.b"]["mg"] = gpuarray.zeros(9)
-    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must be of one shape; got \(9,\) and \(3,\)"):
+    with pytest.raises(ArrayError, match=r"'b.b': its 'mg' and 'variance' must have the same shape; got \(9,\) and \(3,\)"):
         optimizer.save(tmp_path / "run.hdf")
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Paths, files and names that save, load and inspect refuse, and states that cannot be saved or loaded into."""
+"""Paths, files and names that save, load and inspect refuse, and states that cannot be saved or loaded."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def filed(act, prepare=None):
         try:
             act(optimizer, folder)
         finally:
-            WATCHED[-1] = (Content(picture(folder)), {"content": WATCHED[-1][1]})  # the folder goes now
+            WATCHED[-1] = (Content(picture(folder)), {"content": WATCHED[-1][1]})  # the folder is removed now
 
 
 class Content:
@@ -47,7 +47,7 @@ def written(text, cut=None):
 
 
 def saved(**variables):
-    """Puts the checkpoint of an optimizer on other variables into the folder."""
+    """Saves a checkpoint of other variables in the folder."""
 
     def prepare(optimizer, folder):
         other = RMSPropGraves()
@@ -74,7 +74,7 @@ def kept_state(changes):
 
 
 def frozen_state(last):
-    """Saves, steps, and locks one array: the second, or the last but two."""
+    """Saves, takes a step, and locks one array: the second, or the third last."""
 
     def prepare(optimizer, folder):
         optimizer.save(os.path.join(folder, "run.hdf"))
@@ -175,7 +175,7 @@ TABLE = [
             "has no group 'other.states'",
         ),
         *[
-            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must be without NUL; got .*a.x00b'")
+            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/a\0b")), "a path must not contain NUL; got .*a.x00b'")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
         ],
         *[
@@ -183,8 +183,8 @@ TABLE = [
             for given in (None, 3, [])
         ],
         (lambda: inspect(io.BytesIO()), "a path must be text, bytes or an os.PathLike; got BytesIO"),
-        *[  # opening a pipe would wait for ever
-            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is no regular file")
+        *[  # opening a pipe would wait forever
+            (lambda act=act: filed(lambda o, folder: act(o, f"{folder}/pipe"), piped), "it is not a regular file")
             for act in (RMSPropGraves.save, RMSPropGraves.load, convert.fromChainer, lambda o, path: inspect(path))
         ],
         (lambda: filed(lambda o, folder: o.save(read_only())), "cannot write .*no write intent on file"),
@@ -202,13 +202,13 @@ TABLE = [
         *[
             (
                 lambda text=text: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), attributed(text)),
-                "cannot be saved: .*fit",
+                "cannot be saved: .*is not valid in a file",
             )
             for text in ("a\0b", "\udc80")
         ],
         (lambda: clashing(), "'a.mg.b': its 'mg' cannot be saved"),
-        (lambda: filed(lambda o, folder: o.save(closed(folder))), "the HDF5 file given is closed"),
-        (lambda: filed(lambda o, folder: o.load(closed(folder))), "the HDF5 file given is closed"),
+        (lambda: filed(lambda o, folder: o.save(closed(folder))), "the given HDF5 file is closed"),
+        (lambda: filed(lambda o, folder: o.load(closed(folder))), "the given HDF5 file is closed"),
         (
             lambda: filed(lambda o, folder: o.save(f"{folder}/a.hdf"), lambda o, folder: o.setAttr("a", object())),
             "'a' cannot be saved",
@@ -221,7 +221,7 @@ TABLE = [
 ]
 
 
-# with Config.backend = cuda: gpuarray's arrays lie on the GPU
+# with Config.backend = cuda: gpuarray creates arrays on the GPU
 CUDA = [
     (lambda: filed(load, written(None, 600)), CheckpointError, "run.hdf"),
     (lambda: filed(load, saved(W=var((4,)), b=var((2,)))), CheckpointError, r"'W': its 'm.' must be of shape \(3,\)"),

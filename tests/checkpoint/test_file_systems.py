@@ -1,4 +1,4 @@
-"""File systems that cannot do what a save or a load asks of them: what can be left out is, the rest is named."""
+"""File systems that lack calls of save or load: optional calls are skipped, others raise an error that names them."""
 
 import os
 import re
@@ -26,7 +26,7 @@ REPORTED = "try:\n    trained(Own, False, SHAPES).save(path)\n    print('saved')
 
 
 def test_the_calls_are_refused(tmp_path):
-    # or the tests below would show nothing
+    # otherwise the tests below would prove nothing
     (tmp_path / "run.hdf").touch()
     code = """
 import fcntl
@@ -57,7 +57,7 @@ def test_what_a_file_system_lacks_costs_no_checkpoint(tmp_path):
         *[f"flock={number}" for number in (37, 5, 11, 95, 524)],
         *[f"ftruncate64={number}" for number in (1, 22, 95)],
         "opendir=13",
-        "nolinks=0",  # an open file of no links, which is there nevertheless: another was tried, for ever
+        "nolinks=0",  # an open file with a link count of 0, though it exists: save used to retry forever
         "fchmod=1 fchown=1 fsync=22 flock=37 ftruncate64=95 opendir=1 nolinks=0 fsetxattr=95",
     ]
     assert run(TWICE, tmp_path, *rules) == ["loaded"] * len(rules)
@@ -65,7 +65,7 @@ def test_what_a_file_system_lacks_costs_no_checkpoint(tmp_path):
 
 
 def test_what_cannot_be_removed_is_when_it_can(tmp_path):
-    # the second: a file that is made, but said to have been there
+    # the second: a file that is created, but reported as existing
     for rule in ("unlink=1 rename=5", "made=17@0-1"):
         run(REPORTED, tmp_path, rule)
         assert len(os.listdir(tmp_path)) == 2 - ("unlink" in rule)
@@ -88,7 +88,7 @@ COSTLY = {
     "fsync=5": r"\[Errno 5\] Input/output error$",
     "fsync=28": r"\[Errno 28\] No space left on device$",
     "fsync=122": r"\[Errno 122\] Disk quota exceeded$",
-    "close=122": r"\[Errno 122\] Disk quota exceeded$",  # AFS, NFS and others say it there
+    "close=122": r"\[Errno 122\] Disk quota exceeded$",  # reported on close by AFS, NFS and others
     "write=28@20": r"\[Errno 28\] No space left on device$",
     "read=5@3": r"\[Errno 5\] Input/output error$",
     "lseek64=5@9": r"\[Errno 5\] Input/output error$",
@@ -96,12 +96,12 @@ COSTLY = {
     "rename=18": f"Errno 18.*{MOUNTED}",
     "rename=1": f"Errno 1.*{PROTECTED}",
     "rename=13": f"Errno 13.*{PROTECTED}",
-    "rename=17": "Errno 17.*this file system replaces no file: remove the old one, or save under another name$",
-    "rename=38": "Errno 38.*this file system renames no file: save elsewhere, and copy it there$",
-    "rename=95": "Errno 95.*this file system renames no file: save elsewhere, and copy it there$",
+    "rename=17": "Errno 17.*this file system cannot replace files: remove the old one, or save under another name$",
+    "rename=38": "Errno 38.*this file system cannot rename files: save elsewhere, and copy it$",
+    "rename=95": "Errno 95.*this file system cannot rename files: save elsewhere, and copy it$",
     "rename=116": "Errno 116.*Stale file handle",
     "open64=30": "Errno 30.*Read-only file system",
-    "made=17": "gone, or was there, at each of 100 attempts",
+    "made=17": "each of 100 temporary files existed already, or was removed again",
 }
 
 
@@ -120,7 +120,7 @@ def test_what_costs_a_checkpoint_leaves_the_old_one(tmp_path):
 
 
 def test_a_folder_that_cannot_be_synced(tmp_path):
-    # the temporary file is synced first: only the second call is refused
+    # the temporary file is synced first: only the second call fails
     failed, lacking = run(REPORTED, tmp_path, "fsync=5@1", "fsync=22@1")
     assert re.match("refused: written, but .* cannot be synced to disk: .*Errno 5", failed)
     assert lacking == "saved\n"
@@ -174,7 +174,7 @@ def test_locks_that_are_asked_for_and_missing_are_no_damage(tmp_path):
 
 @pytest.mark.parametrize("locking", [None, True, False])
 def test_a_file_that_this_process_has_open(locking, tmp_path):
-    # HDF5 refuses to open a file twice, with locks and without
+    # HDF5 refuses to open a file once with and once without locks
     trained(Own, False, SHAPES).save(tmp_path / "run.hdf")
     with h5py.File(tmp_path / "run.hdf", "r", locking=locking):
         loaded_into(tmp_path / "run.hdf")
@@ -221,7 +221,7 @@ for call in (loaded_into, inspect):
 
 
 def test_every_read_that_is_refused(tmp_path):
-    # wherever HDF5 meets it, and whatever kind of error h5py makes of it
+    # wherever HDF5 meets the error, and whatever type h5py raises for it
     trained(Own, False, SHAPES).save(tmp_path / "run.hdf")
     code = "try:\n    loaded_into(path)\n    print('loaded')" + REFUSED
     said = run(code, tmp_path, *(f"pread64=5@{number}" for number in range(0, 80, 3)))
@@ -229,12 +229,12 @@ def test_every_read_that_is_refused(tmp_path):
     assert said.count("loaded\n") < 15
 
 
-# ------------------------------------------------------------------------------------ what a machine has
+# ----------------------------------------------------------------------- file systems of this machine
 
 
 @pytest.fixture
 def mounted(tmp_path):
-    """A file that is mounted by itself, as containers have them."""
+    """A file that is mounted by itself, as in containers."""
     for name in ("below.hdf", "run.hdf"):
         trained(Own, False, {"W": (2,)}).save(tmp_path / name)
     command = ["mount", "--bind", tmp_path / "below.hdf", tmp_path / "run.hdf"]

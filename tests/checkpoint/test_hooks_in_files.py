@@ -9,7 +9,7 @@ from tests.checkpoint.hooked import OWN, made, trained
 
 
 class Counting(Hook):
-    """Keeps a count; takes no other where it is told to refuse."""
+    """A hook whose state is a count; it can be told to refuse another one."""
 
     refuses = False
 
@@ -43,7 +43,9 @@ def test_a_hook_that_refuses_its_state_costs_nothing(globalState, tmp_path):
 
 def test_a_state_of_a_hook_that_is_no_plain_data_is_named(tmp_path):
     _, optimizer = made(OWN, False, [Counting(np.float32(1))])
-    message = r"hook Counting: what its getState\(\) gives, \{'count': np.float32\(1.0\)\}, must be plain data to be saved"
+    message = (
+        r"hook Counting: the result of its getState\(\), \{'count': np.float32\(1.0\)\}, must be plain data to be saved"
+    )
     with pytest.raises(CheckpointError, match=message):
         optimizer.save(tmp_path / "run.hdf")
 
@@ -57,7 +59,7 @@ def test_another_number_of_hooks_of_a_class_is_told(tmp_path):
 
 
 class Own(WeightDecay):
-    """With an __init__ that does not call its parent's."""
+    """A hook whose __init__ does not call that of its parent."""
 
     def __init__(self, rate):
         self.rate = rate

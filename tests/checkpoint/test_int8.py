@@ -1,4 +1,4 @@
-"""Files of state in 8 bits: plain float32 for whoever reads them, the same codes and scales for what wrote them."""
+"""Files of 8-bit state: plain float32 for other readers, the same codes and scales for the optimizer that wrote them."""
 
 import h5py
 import numpy as np
@@ -28,7 +28,7 @@ def trained(globalState=False, steps=3, **options):
 
 
 def bytes_of(optimizer):
-    """Codes and scales of each variable."""
+    """Returns the codes and scales of each variable."""
     found = {v.name: [v.state[e].codes.tobytes() for e in BUFFERS] for v in optimizer._variables}
     return {v.name: [*found[v.name], v.state["mg"].scales.tobytes()] for v in optimizer._variables}
 
@@ -84,11 +84,11 @@ def test_files_of_floats_and_back(other, globalState, tmp_path):
     for variable in source._variables:
         for n, entity in enumerate(BUFFERS):
             exact = np.asarray(variable.state[entity], np.float32).ravel()
-            codes, scales = reference_int8.codes_of(exact, entity)  # to the nearest
+            codes, scales = reference_int8.codes_of(exact, entity)  # to nearest
             right = reference_int8.values(codes, scales, entity)
             assert np.array_equal(found[variable.name][entity].ravel(), right), (variable.name, entity)
             last = np.repeat(2.0 ** (scales.astype(float) - 127), 64)[: exact.size]
-            # half a step at the number's size, and no less than that of the smallest code
+            # half the distance of the codes around the number, at least that of the smallest codes
             mantissa, least = reference_int8.FORMS[entity][1], 2.0 / reference_int8.units_of(entity)
             assert (np.abs(right - exact) <= 2.0 ** -(mantissa + 1) * (np.abs(exact) + least * last)).all(), n
     optimizer.save(tmp_path / "codes.hdf")
@@ -97,7 +97,7 @@ def test_files_of_floats_and_back(other, globalState, tmp_path):
     for variable in back._variables:
         for entity in BUFFERS:
             expected, again = found[variable.name][entity], np.asarray(variable.state[entity], np.float32)
-            # of bfloat16 the nearest, with eight bits
+            # bfloat16 rounds to nearest, with eight bits
             assert (np.abs(again - expected) <= (0 if other is None else 2.0**-8 * np.abs(expected))).all()
 
 
@@ -153,7 +153,7 @@ def test_other_libraries_states(peer):
     for name in params:
         for entity in BUFFERS:
             mine, theirs = first.states[name][entity].get(), second.states[name][entity].get()
-            # what they keep is the mean square, of which the variance is made again
+            # they keep the mean square, from which the variance is computed again
             limit = (
                 2.0**-20 * max(np.abs(mine).max(), np.square(first.states[name]["mg"].get()).max()) if entity != "mg" else 0
             )

@@ -1,4 +1,4 @@
-"""The layout's description, and what an optimizer and its hooks save besides the state."""
+"""The content of the layout, and the data that an optimizer and its hooks save in addition to the state."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that do not fit or are none are refused, and change nothing."""
+"""Files that do not match the optimizer, or are not HDF5 files, are refused, and nothing is changed."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_what_the_file_has_besides_is_told(tmp_path):
         (lambda f: f.pop(".layout") and f.create_dataset(".layout", data="[]"), "'.layout' is damaged"),
         (
             lambda f: f.pop(".layout") and f.create_dataset(".layout", data=json.dumps({"format": 99, "variables": []})),
-            "is of format 99.*upgrade",
+            "is in format 99.*upgrade",
         ),
     ],
     ids=["no-states", "one-missing", "another-missing", "bad-alpha", "bad-t", "t-array", "bad-json", "json-list", "newer"],
@@ -106,7 +106,7 @@ def test_a_number_of_updates_that_is_none_is_refused(value, tmp_path):
 
 @pytest.mark.parametrize("saved", [None, "bfloat16"])
 def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
-    # the step would take its root
+    # an update would take its square root
     optimizer = RMSPropGraves(stateDtype=saved)
     optimizer.setupOn(net_of(Own, SHAPES), globalState)
     slot = next(slot for slot in optimizer._variables if slot.names[0] == "b.W")
@@ -115,7 +115,7 @@ def test_a_variance_below_0_is_refused(saved, globalState, tmp_path):
     for wanted in (saved, "bfloat16"):
         other = RMSPropGraves(stateDtype=wanted)
         other.setupOn(net_of(Own, SHAPES))
-        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; no variance can be"):
+        with pytest.raises(CheckpointError, match="'b.W': its 'variance' in .*run.hdf is below 0; a variance cannot be"):
             other.load(tmp_path / "run.hdf")
     slot.state["variance"][1] = np.nan
     optimizer.save(tmp_path / "run.hdf")

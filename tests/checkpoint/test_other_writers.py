@@ -33,7 +33,7 @@ def test_puzzlelib_checkpoints_load_and_go_on(kind, globalState):
     replay = Replay(kind, globalState)
     for _ in range(60):
         replay.step()
-    # a fresh process: a new net and optimizer, everything from PuzzleLib's files
+    # as in a new process: a new net and optimizer, everything from PuzzleLib's files
     fresh = Replay(kind, globalState)
     fresh.net.load(DATA / f"module_{kind}.hdf")
     fresh.optimizer.load(DATA / f"optimizer_{kind}.hdf")
@@ -46,7 +46,7 @@ def test_puzzlelib_checkpoints_load_and_go_on(kind, globalState):
             assert np.array_equal(state[entity].get(), filed[name][entity])
         assert np.array_equal(state["variance"].get(), variance_of(filed[name]["mg"], filed[name]["ms"]))
         for entity in BUFFERS:
-            # both after sixty steps, each with its own rounding on the way
+            # both after sixty steps, each with its own rounding errors
             ours, theirs = (each.state(name)[entity].get() for each in (replay, fresh))
             assert_close(ours, theirs, 1e-4, f"{name}: {entity}")
     errors = [(replay.step(), fresh.step()) for _ in range(20)]
@@ -54,7 +54,7 @@ def test_puzzlelib_checkpoints_load_and_go_on(kind, globalState):
 
 
 def test_puzzlelib_cuda_checkpoint(globalState, tmp_path):
-    # its CUDA backend: another spelling of the key, and variables aligned to 16 bytes with whatever lay between
+    # its CUDA backend spells the key differently, and aligns variables to 16 bytes, with arbitrary data in the gaps
     optimizer = trained(Own, False, SHAPES)
     names = sorted(SHAPES)
     expected = content(Own, optimizer)
@@ -87,7 +87,7 @@ def test_groups_are_puzzlelibs(tmp_path):
         assert set(file["opt.states"]) == {f"{name}.{entity}" for name in SHAPES for entity in FILED}
         assert file["opt.states/b.W.mg"].shape == (4, 3)
     with h5py.File(tmp_path / "flat.hdf") as file:
-        # both spellings that PuzzleLib's backends look for, of one dataset
+        # one dataset under both names that PuzzleLib's backends look for
         for entity in FILED:
             one, other = (file[f".states/{key}.{entity}"] for key in ("float32", "<class 'numpy.float32'>"))
             assert one == other
@@ -118,7 +118,7 @@ def test_narrower_state_is_widened(globalState, tmp_path):
 @pytest.mark.parametrize("kind", FORMAT1)
 def test_files_of_format_1_load(kind, globalState):
     found, filed = content(Own, loaded_into(FORMAT1[kind], globalState=globalState)), in_file(FORMAT1[kind], SHAPES)
-    same = content(Own, trained(Own, False, SHAPES))  # the training that it was saved from
+    same = content(Own, trained(Own, False, SHAPES))  # the training that was saved
     for name, state in filed.items():
         state["variance"] = variance_of(state["mg"], state["ms"])
         for entity in BUFFERS:
@@ -145,7 +145,7 @@ def test_files_of_version_0_1_0_load(kind, wanted, globalState):
     dtype = np.dtype(np.float32 if wanted is None else ml_dtypes.bfloat16)
     for name, state in content(Own, optimizer).items():
         mg, ms, delta = (filed[name][entity] for entity in ("mg", "ms", "delta"))
-        # with bfloat16 state it was the variance that was called ms
+        # with bfloat16 state, the variance was named ms
         expected = {"mg": mg, "delta": delta, "variance": ms if kind == "bfloat16" else variance_of(mg, ms)}
         assert (expected["variance"] > 0).all()
         for entity, values in expected.items():

@@ -1,4 +1,4 @@
-"""Who owns a file that is saved again by another, and who may read it: nobody is locked out or let in."""
+"""Owner and permissions of a file that another user saves again: nobody loses or gains access."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.training import SHAPES, Own, loaded_into, trained
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="only root may make the files of several users"
+    sys.platform != "linux" or os.geteuid() != 0, reason="only root may create files of several users"
 )
 ALICE, BOB, PROJECT, BOBS = 60001, 60002, 60100, 60200
 ACCESS_LIST = "system.posix_acl_access"
@@ -21,7 +21,7 @@ ACCESS_LIST = "system.posix_acl_access"
 
 @contextlib.contextmanager
 def user(number, *groups):
-    """Acts as another user, who is in these groups."""
+    """Acts as another user, a member of these groups."""
     before = os.getgroups()
     os.setgroups(groups)
     os.setegid(groups[0])
@@ -36,7 +36,7 @@ def user(number, *groups):
 
 @pytest.fixture
 def folder():
-    """One that all may enter; pytest's own are root's alone."""
+    """A folder that all users may enter; only root may enter pytest's own."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o777)
         yield Path(name)
@@ -108,7 +108,7 @@ def test_a_folder_that_hands_on_its_group(folder):
     with user(BOB, BOBS, PROJECT):
         save(folder / "new.hdf")
     assert (folder / "new.hdf").stat().st_gid == PROJECT
-    path = alices(folder, 0o640, group=BOBS)  # of another group than the folder's
+    path = alices(folder, 0o640, group=BOBS)  # not the group of the folder
     with user(BOB, PROJECT, BOBS):
         save(path)
     assert seen(path) == (BOB, BOBS, 0o640)
@@ -152,7 +152,7 @@ def test_a_folder_that_may_be_written_but_not_listed(folder):
         loaded_into(inner / "run.hdf")
         with pytest.raises(PermissionError):
             os.listdir(inner)
-    assert sorted(os.listdir(inner)) == [".run.hdf.0123456789ab.tmp", "run.hdf"]  # it is removed when it can be seen
+    assert sorted(os.listdir(inner)) == [".run.hdf.0123456789ab.tmp", "run.hdf"]  # it is removed once it can be seen
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(folder):
@@ -165,13 +165,13 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(folder):
 
 
 def access_list(carol=6, group=0, mask=6, others=0):
-    """As Linux stores it: the owner may read and write, "carol" too, and so on."""
+    """Returns a list as Linux stores it: the owner may read and write, so may "carol", and so on."""
     entries = ((1, 6, -1), (2, carol, 60003), (4, group, -1), (0x10, mask, -1), (0x20, others, -1))
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
 
 
 def test_an_access_list_is_kept_with_its_group_and_else_means_the_owner_alone(folder):
-    # where there is one, the group's bits of the mode are what its entries may have at most, not what the group has
+    # with a list, the group's bits of the mode are the mask of its entries, not the permissions of the group
     for who, owner, kept in (
         (contextlib.nullcontext(), ALICE, True),
         (user(BOB, BOBS, PROJECT), BOB, True),

@@ -1,4 +1,4 @@
-"""Loading where the net has other variables than the file: strict=False, and names that have changed."""
+"""Loading if the variables of the net and the file differ: strict=False, and renamed variables."""
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ def made(shapes, globalState, arrays=OWN):
 
 
 def saved(path, globalState, shapes=SHAPES, arrays=OWN):
-    """A file whose state differs from variable to variable; what it holds of each."""
+    """Saves a file with a different state for each variable; returns these states."""
     net, optimizer = made(shapes, globalState, arrays)
     for number, name in enumerate(sorted(shapes), 1):
         arrays.put(net.getVar(name).grad, np.full(shapes[name], number, np.float32))
@@ -46,7 +46,7 @@ BOTH = [
 
 @pytest.mark.parametrize(("ours", "theirs"), BOTH)
 def test_a_new_head(arrays, ours, theirs, tmp_path):
-    """Fine-tuning: one variable of another shape, one new, one gone."""
+    """Fine-tuning: one variable has another shape, one is new, one is gone."""
     before = saved(tmp_path / "run.hdf", bool(theirs), {**SHAPES, "gone": (2,)}, arrays)
     net, optimizer = made({**SHAPES, "head.W": (2, 7), "new": (5,)}, bool(ours), arrays)
     for var in net.vars.values():
@@ -63,7 +63,7 @@ def test_a_new_head(arrays, ours, theirs, tmp_path):
     assert "state in the file without a variable in the net; ignored: [" in messages[0]
     assert "gone" in messages[0]
     assert "head" not in messages[0]
-    assert messages[1].startswith("variables that are not there, or of another shape: ['")
+    assert messages[1].startswith("variables that are missing, or have another shape: ['")
     assert sorted(eval(messages[1].partition(": ")[2].partition(";")[0])) == ["head.W", "new"]
     found = states(optimizer, arrays)
     for name in ("body.0.W", "body.0.b"):
@@ -73,11 +73,11 @@ def test_a_new_head(arrays, ours, theirs, tmp_path):
 
 
 def test_a_file_with_nothing_of_the_net(globalState, tmp_path):
-    """A prefix too many, as of a wrapper around the net, is told, not passed over."""
+    """An extra prefix, as from a wrapper around the net, raises an error instead of being ignored."""
     saved(tmp_path / "run.hdf", globalState)
     _, optimizer = made({f"module.{name}": shape for name, shape in SHAPES.items()}, globalState)
     with pytest.raises(
-        CheckpointError, match=r"none of the net's variables is there: 'module.body.0.W', .* names=\{old: new"
+        CheckpointError, match=r"none of the net's variables was found: 'module.body.0.W', .* names=\{old: new"
     ):
         optimizer.load(tmp_path / "run.hdf", strict=False)
 
@@ -117,7 +117,7 @@ def test_a_prefix_that_is_gone(globalState, tmp_path):
 
 @pytest.mark.parametrize(("ours", "theirs"), BOTH)
 def test_two_layers_change_places(ours, theirs, tmp_path):
-    """Of one shape, so that nothing but the name tells them apart."""
+    """Two variables of the same shape, so that only their names differ."""
     shapes = {"a.W": (3,), "b.W": (3,), "c.W": (3,)}
     before = saved(tmp_path / "run.hdf", bool(theirs), shapes)
     _, optimizer = made(shapes, bool(ours))
@@ -128,7 +128,7 @@ def test_two_layers_change_places(ours, theirs, tmp_path):
 
 
 def test_a_name_that_went_to_another_is_free(globalState, tmp_path):
-    """b takes what was a's; what was b's is nobody's, and a has nothing."""
+    """b gets the state of a; the state of b belongs to nobody, and a has none."""
     shapes = {"a": (3,), "b": (3,)}
     before = saved(tmp_path / "run.hdf", globalState, shapes)
     _, optimizer = made(shapes, globalState)
@@ -138,14 +138,14 @@ def test_a_name_that_went_to_another_is_free(globalState, tmp_path):
         optimizer.load(tmp_path / "run.hdf", names={"a": "b"}, strict=False)
     assert sorted(str(each.message).partition(";")[0].partition(":")[0] for each in said) == [
         "state in the file without a variable in the net",
-        "variables that are not there, or of another shape",
+        "variables that are missing, or have another shape",
     ]
     assert_same(states(optimizer)["b"], before["a"])
     assert not states(optimizer)["a"]["mg"].any()
 
 
 def test_puzzlelibs_files_too(tmp_path):
-    """A file without a layout, local mode."""
+    """A file without a layout, in local mode."""
     before = saved(tmp_path / "run.hdf", False)
     with h5py.File(tmp_path / "run.hdf", "r+") as file:
         del file[".layout"]
@@ -154,7 +154,7 @@ def test_puzzlelibs_files_too(tmp_path):
     _, optimizer = made({"net.0.W": (3, 2), "net.0.b": (2,), "new": (4,), "head.W": (2, 9)}, True)
     with (
         h5py.File(tmp_path / "run.hdf") as file,
-        pytest.warns(CheckpointWarning, match=r"their state stays as it is") as said,
+        pytest.warns(CheckpointWarning, match=r"their state is unchanged") as said,
     ):
         optimizer.load(file, names={"body": "net"}, strict=False)
     assert len(said) == 1
@@ -172,7 +172,7 @@ def test_from_another_optimizer(globalState):
         other.importState(optimizer.exportState(), names={"body.0": "trunk"}, strict=False)
     assert sorted(str(each.message) for each in said) == [
         "variables of the state that the net does not have; ignored: ['more']",
-        "variables that are not there, or of another shape: ['new']; their state stays as it is",
+        "variables that are missing, or have another shape: ['new']; their state is unchanged",
     ]
     assert np.array_equal(states(other)["trunk.W"]["delta"], states(optimizer)["body.0.W"]["delta"])
 
@@ -180,15 +180,15 @@ def test_from_another_optimizer(globalState):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"names": ["a"]}, CheckpointError, r"names must be a dict of text to text, old name to new; got \['a'\]"),
-        ({"names": {"a": 3}}, CheckpointError, "names must be a dict of text to text"),
+        ({"names": ["a"]}, CheckpointError, r"names must be a dict of old names to new names, all text; got \['a'\]"),
+        ({"names": {"a": 3}}, CheckpointError, "names must be a dict of old names to new names"),
         ({"names": {"x": "body", "y": "body"}}, CheckpointError, "names: 'x' and 'y' cannot both become 'body'"),
         (
             {"names": {"x": "tail"}},
             CheckpointError,
-            r"names: 'x' would become 'tail', and no variable of the net is called so",
+            r"names: 'x' would become 'tail', but no variable of the net is named 'tail'",
         ),
-        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', and no variable there is called so"),
+        ({"names": {"x": "head"}}, CheckpointError, r"names: 'x' would become 'head', but no variable there is named 'x'"),
         ({"strict": "no"}, HyperParameterError, "strict must be True or False; got 'no'"),
         ({"keepSettings": 2}, HyperParameterError, "keepSettings must be True or False; got 2"),
     ],
@@ -222,14 +222,14 @@ def test_all_that_is_missing_is_named_with_the_remedy(globalState, tmp_path):
     of_module = sorted(["module.w", "module.b"]) if globalState else ["module.w", "module.b"]
     assert str(refused.value) == (
         f"variable {first!r}: {tmp_path / 'run.hdf'} has no 'mg' for it, nor anything for {second!r}; it has "
-        f"{of_module[0]!r}, {of_module[1]!r}. names={{old: new}} finds variables that have other names now, strict=False "
-        f"leaves out what is not there"
+        f"{of_module[0]!r}, {of_module[1]!r}. If variables were renamed, pass names={{old: new}}; to skip missing ones, "
+        f"pass strict=False"
     )
     optimizer.load(tmp_path / "run.hdf", names={"module.": ""})
 
 
 def test_a_tied_variable_that_is_renamed(globalState, tmp_path):
-    """names= counts before the names that are in the file as they are."""
+    """names= takes precedence over unchanged names in the file."""
     before = saved(tmp_path / "run.hdf", globalState, {"a": (3,), "x": (3,)})
     var = OWN.var(np.zeros(3, np.float32))
     optimizer = RMSPropGraves()
@@ -240,7 +240,7 @@ def test_a_tied_variable_that_is_renamed(globalState, tmp_path):
 
 
 def test_variables_that_kept_their_names(globalState, tmp_path):
-    """A prefix is gone from some, and others never had it."""
+    """Some variables lost a prefix, others never had it."""
     before = saved(tmp_path / "run.hdf", globalState, {"module.a": (3,), "head": (2,)})
     _, optimizer = made({"a": (3,), "head": (2,)}, globalState)
     optimizer.load(tmp_path / "run.hdf", names={"module": ""})
@@ -253,5 +253,5 @@ def test_names_that_are_not_in_the_file(globalState, tmp_path):
     _, optimizer = made(SHAPES, globalState)
     state = optimizer.exportState()
     for load in (lambda **k: optimizer.load(tmp_path / "run.hdf", **k), lambda **k: optimizer.importState(state, **k)):
-        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', and no variable there is called so, or"):
+        with pytest.raises(CheckpointError, match=r"names: 'typo' would become '', but no variable there is named 'typo'"):
             load(names={"typo": ""})

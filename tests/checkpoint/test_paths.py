@@ -1,4 +1,4 @@
-"""Names that a file may have: as long as the system allows, in any bytes, given as text, bytes or an os.PathLike."""
+"""File names: up to the longest that the system allows, of any bytes, given as text, bytes or an os.PathLike."""
 
 import os
 import sys

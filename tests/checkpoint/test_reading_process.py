@@ -1,4 +1,4 @@
-"""The process that reads a file without a seal first: when there is one, what it answers, and what its end means."""
+"""The process that first reads a file without a seal: when it is started, what it answers, and what its exit means."""
 
 import os
 import re
@@ -20,14 +20,14 @@ from tests.standins import Net
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="such a process is started on POSIX systems only")
 BARE = FORMAT1["local"]
-BEGINS = "import os, signal, sys, time; os.write(int(sys.argv[2]), b' '); "  # as it does before it opens the file
+BEGINS = "import os, signal, sys, time; os.write(int(sys.argv[2]), b' '); "  # as the real one does before it opens the file
 
 
 def test_hdf5_that_hangs_or_crashes_is_an_error(monkeypatch):
-    # what it does on some damaged files without a seal: tests/stress/fuzz_checkpoint.py
+    # as on some damaged files without a seal: tests/stress/fuzz_checkpoint.py
     monkeypatch.setattr(integrity, "SECONDS", 1.0)
     for code, message in (
-        ("time.sleep(60)", r"cannot read .*hdf: HDF5 does not come to an end with it \(nothing in 1 s\): it is damaged, or"),
+        ("time.sleep(60)", r"cannot read .*hdf: HDF5 hangs on it \(no progress in 1 s\): it is damaged, or"),
         ("os.abort()", r"cannot read .*hdf: it is damaged: HDF5 crashes on it \(signal 6\)"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", r"it is damaged: HDF5 crashes on it \(signal 11\)"),
     ):
@@ -36,12 +36,12 @@ def test_hdf5_that_hangs_or_crashes_is_an_error(monkeypatch):
             loaded_into(BARE)
 
 
-@pytest.mark.parametrize("number", [2, 9, 15])  # Ctrl-C, the system short of memory, a scheduler
+@pytest.mark.parametrize("number", [2, 9, 15])  # Ctrl-C, the kernel short of memory, a scheduler
 def test_a_process_that_is_ended_from_outside_is_no_damage(number, monkeypatch):
     monkeypatch.setattr(
         integrity, "_PROBE", f"{BEGINS}signal.signal({number}, 0) if {number} != 9 else 0; os.kill(os.getpid(), {number})"
     )
-    message = f"cannot read .*local.hdf: the process that reads it first was ended by signal {number}; if memory was short"
+    message = f"cannot read .*local.hdf: the process that checks it was killed by signal {number}; if memory was short"
     for call in (loaded_into, inspect):
         with pytest.raises(CheckpointError, match=message) as caught:
             call(BARE)
@@ -78,7 +78,7 @@ print(inspect(FORMAT1["local"])["parts"][0]["mode"])
     "change",
     [
         "sys.frozen, sys.executable = True, sys.argv[2]",  # PyInstaller, cx_Freeze, py2exe
-        "sys.executable = sys.argv[2]",  # a program with a Python inside
+        "sys.executable = sys.argv[2]",  # a program that embeds Python
         "sys.executable = None",
         "sys.executable = ''",
     ],
@@ -110,7 +110,7 @@ def test_names_of_other_programs(name, monkeypatch):
 
 
 def test_a_python_that_is_gone(tmp_path, monkeypatch):
-    # upgraded while the training runs: there is no such protection, and loading works
+    # upgraded during the training: loading works, without this protection
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
     assert integrity.probe(BARE) is None
     loaded_into(BARE)
@@ -146,7 +146,7 @@ def test_a_working_folder_that_is_gone(tmp_path, monkeypatch):
 
 
 def test_ten_thousand_variables(tmp_path, monkeypatch):
-    # the limit is for each step: with 5 s in all they would be refused
+    # the limit is per step: a limit of 5 s in total would refuse them
     monkeypatch.setattr(integrity, "SECONDS", 5.0)
     names = [f"layer{number}.W" for number in range(10_000)]
     with h5py.File(tmp_path / "run.hdf", "w") as file:  # as PuzzleLib writes it
@@ -170,7 +170,7 @@ def test_a_file_that_is_a_circle_comes_to_an_end():
             while True:
                 visit("again", self)
 
-    with pytest.raises(CheckpointError, match="more objects than it can hold"):
+    with pytest.raises(CheckpointError, match="more objects than a file of its size can hold"):
         listing.contents_of_file(Circle())
 
 
@@ -181,7 +181,7 @@ def test_every_object_is_a_step():
 
 
 def test_an_interrupt_ends_that_process_too(tmp_path):
-    # it may hang: it must not stay
+    # it may hang, so it must not be left running
     hangs = "open(sys.argv[1] + '.pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
     code = f"""
 import sys
@@ -217,7 +217,7 @@ def test_no_memory_is_no_damage(tmp_path, monkeypatch):
 
 
 def test_a_file_that_another_has_open_to_write_is_no_damage(tmp_path, monkeypatch):
-    # or had, when it was killed: HDF5 notes it in files of its later versions
+    # or had when it was killed: newer versions of HDF5 mark the file
     path = tmp_path / "run.hdf"
     with h5py.File(path, "w", libver="latest") as file:
         trained(Own, False, SHAPES).save(file)
@@ -243,14 +243,14 @@ def filtered(tmp_path):
         del file[".states/a.W.mg"]
         file.create_dataset(".states/a.W.mg", data=values, compression="gzip")
     raw = path.read_bytes()
-    at = raw.index(b"deflate\0") - 8  # the filter's number stands before the length of its name
+    at = raw.index(b"deflate\0") - 8  # the filter's number comes before the length of its name
     assert raw[at : at + 2] == b"\x01\x00"
     path.write_bytes(raw[:at] + (32015).to_bytes(2, "little") + raw[at + 2 :])
     return path
 
 
 def test_a_filter_that_is_not_installed_is_no_damage(filtered):
-    message = r"'/.states/a.W.mg': the required filter 32015 \(deflate\) is not here; install hdf5plugin with pip"
+    message = r"'/.states/a.W.mg': the required filter 32015 \(deflate\) is not available; pip install hdf5plugin"
     with pytest.raises(CheckpointError, match=f"^cannot read .*|{message}") as caught:
         loaded_into(filtered)
     assert re.search(message, str(caught.value))

@@ -1,4 +1,4 @@
-"""Our files, loaded again: bit for bit what was saved, whatever the names, the order and the mode."""
+"""Files of this library load bit for bit, whatever the names, the order and the mode."""
 
 import os
 
@@ -42,7 +42,7 @@ def test_saving_replaces_a_file_and_closes_it(tmp_path):
     for _ in range(2):
         optimizer.save(str(path))
         step(Own, optimizer)
-    with h5py.File(path, "r+") as file:  # open handles elsewhere would refuse this
+    with h5py.File(path, "r+") as file:  # fails if the file is still open elsewhere
         assert file[".attrs/t"][()] == 4
     assert os.listdir(tmp_path) == ["run.hdf"]
 
@@ -119,7 +119,7 @@ ODD_NAMES = ["a\0b", "/abs", ".", "", "./x", "a//b", "/", "a/", "ü€😀", "fl
 
 @pytest.mark.parametrize("loaded", [False, True], ids=["into-local", "into-global"])
 def test_odd_names(globalState, loaded, tmp_path):
-    # to HDF5 a name is a path, and ends at a NUL; and a flat state is called float32
+    # HDF5 treats a name as a path that ends at a NUL; and a flat state is named float32
     shapes = {name: (2 + i,) for i, name in enumerate([*ODD_NAMES, "abs", "x", "a/b", "W"])}
     optimizer = trained(Own, globalState, shapes)
     optimizer.save(tmp_path / "run.hdf")
@@ -151,7 +151,7 @@ def test_a_state_for_all_of_the_shape_of_one(tmp_path):
 
 
 class Squares(Optimizer):
-    """An optimizer of somebody's own, whose states have the names that files use for the two forms."""
+    """A user's optimizer, whose states have the names that files use for the two forms."""
 
     entities = ("mg", "variance", "ms")
 

@@ -1,4 +1,4 @@
-"""Saving that fails or is killed: the old file stays, and nothing else is left."""
+"""A save that fails or is killed keeps the old file, and leaves no other."""
 
 import os
 import signal
@@ -50,7 +50,7 @@ def test_no_place_to_write(tmp_path):
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path):
-    # as much of one as a test may fill: the process's own limit on the size of a file
+    # simulated by the process's limit on the size of a file
     code = f"""
 import resource, signal, sys
 from tests.checkpoint.training import Own, trained
@@ -71,7 +71,7 @@ except CheckpointError as error:
 
 
 def test_a_killed_save_keeps_the_old_file(tmp_path):
-    # PuzzleLib truncates the file before it writes: killed there, it leaves nothing
+    # PuzzleLib truncates the file before it writes: if killed then, it leaves nothing
     path = tmp_path / "run.hdf"
     code = f"""
 from tests.checkpoint.training import Own, trained

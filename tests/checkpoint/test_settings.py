@@ -24,7 +24,7 @@ from tests.standins import Net
 
 @pytest.mark.parametrize("loadGlobal", [False, True], ids=["into local", "into global"])
 def test_a_frozen_variable_stays_frozen(arrays, globalState, loadGlobal, tmp_path):
-    """Case 17: what was frozen when it was saved trained again, without a word."""
+    """A variable that was frozen when it was saved must not train again after loading."""
     net, optimizer = made(arrays, globalState)
     net.getVar("b").learnRate = 0
     net.getVar("w").momRate, net.getVar("half").wc = 0.5, 2.0
@@ -34,7 +34,7 @@ def test_a_frozen_variable_stays_frozen(arrays, globalState, loadGlobal, tmp_pat
     copied(arrays, net, other)
     fresh.load(tmp_path / "run.hdf")
     assert rates(other) == {"w": (1.0, 0.5, 0.0), "b": (0.0, 1.0, 0.0), "half": (1.0, 1.0, 2.0)}
-    # and both go on to the same bits
+    # and both continue bit for bit
     expected = trained(arrays, net, optimizer)
     for name, content in trained(arrays, other, fresh).items():
         assert np.array_equal(content, expected[name]), name
@@ -56,7 +56,7 @@ def test_factors_of_global_mode(arrays, loadGlobal, tmp_path):
         flat = fresh.globalVar[np.float32]
         assert (flat.learnRate, flat.momRate, flat.wc) == (0.25, 1.0, 3.0)
         assert rates(other) == rates(net)
-    else:  # what acts is the product
+    else:  # the product takes effect
         assert rates(other) == {"w": (0.5, 1.0, 0.0), "b": (0.0, 1.0, 0.0), "half": (0.25, 1.0, 6.0)}
     expected = trained(arrays, net, optimizer)
     for name, content in trained(arrays, other, fresh).items():
@@ -83,8 +83,8 @@ def test_settings_that_stay(globalState, tmp_path):
     with pytest.warns(CheckpointWarning) as said:
         fresh.load(tmp_path / "run.hdf", keepSettings=True)
     assert [str(each.message) for each in said] == [
-        "keepSettings=True: these settings differ from the file's, and stay: alpha is 0.95, 0.75 in the file; learnRate is "
-        "0.125, 0.5 in the file; "
+        "keepSettings=True: these settings differ from the file and are unchanged: alpha is 0.95, 0.75 in the file; "
+        "learnRate is 0.125, 0.5 in the file; "
         + "; ".join(
             f"{rate} of variable {name!r} is {own}, {theirs} in the file"
             for name, rate, own, theirs in sorted(
@@ -94,13 +94,13 @@ def test_settings_that_stay(globalState, tmp_path):
         )
         + "; rate of WeightDecay is 0.5, 0.25 in the file; interval of LossScaling is 2000, 7 in the file"
     ]
-    # the state comes all the same: t, and what the loss scaling has found
+    # the state is restored all the same: t, and that of the loss scaling
     assert (fresh.t, fresh.learnRate, fresh.alpha, fresh.hooks[1].scale) == (41, 0.125, 0.95, 4.0)
     assert rates(other) == {"w": (1.0, 1.0, 0.0), "b": (1.0, 1.0, 0.0), "half": (1.0, 0.5, 0.0)}
     fresh.load(tmp_path / "run.hdf")
     assert (fresh.learnRate, fresh.alpha, fresh.hooks[0].rate, fresh.hooks[1].interval) == (0.5, 0.75, 0.25, 7)
     assert rates(other) == rates(net)
-    fresh.load(tmp_path / "run.hdf", keepSettings=True)  # nothing differs: not a word
+    fresh.load(tmp_path / "run.hdf", keepSettings=True)  # nothing differs: no warning
 
 
 def test_hooks_that_only_one_of_the_two_has(globalState, tmp_path):
@@ -200,7 +200,8 @@ def test_a_rate_that_cannot_be_set_costs_nothing(tmp_path):
     fresh.setupOn(other)
     with pytest.raises(
         CheckpointError,
-        match=r"variable 'b': its momRate cannot be set to the file's, 0.5: it is fixed \(keepSettings=True leaves it\)",
+        match=r"variable 'b': its momRate cannot be set to the file's 0.5: it is fixed "
+        r"\(keepSettings=True leaves it unchanged\)",
     ):
         fresh.load(tmp_path / "run.hdf")
     assert rates(other) == dict.fromkeys("acb", (1.0, 1.0, 0.0))
@@ -248,12 +249,15 @@ def test_a_schedule_with_a_setter_sees_the_files_t(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, None, "0.5", 10**400], ids=["nan", "None", "text", "int"])
 @pytest.mark.parametrize("whose", ["a variable's", "globalVar's"])
 def test_rates_that_an_update_refuses_cost_no_checkpoint(bad, whose, tmp_path):
-    """They are left out, with a warning: what is in a file can be loaded."""
+    """They are left out with a warning, so that a file can always be loaded."""
     net, optimizer = made(OWN, True)
     trained(OWN, net, optimizer)
     var = net.getVar("w") if whose == "a variable's" else optimizer.globalVar[np.float32]
     var.learnRate = bad
-    said = r"rates of ('w'|globalVar\[float32\]) are not in the checkpoint: learnRate, momRate or wc is no number, or out of"
+    said = (
+        r"rates of ('w'|globalVar\[float32\]) are not in the checkpoint: "
+        r"learnRate, momRate or wc is not a number, or is out of range"
+    )
     with pytest.warns(CheckpointWarning, match=said):
         optimizer.save(tmp_path / "run.hdf")
     var.learnRate = 0.5

@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
 
 
 class ClosingNet:
-    """Saves and loads as PuzzleLib's modules: at the end the file is closed, whoever opened it, unless isRoot is False."""
+    """Saves and loads like PuzzleLib's modules, which close the file, whoever opened it, unless isRoot is False."""
 
     def __init__(self, seed):
         rng = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def test_the_documentations_example(globalState, tmp_path, monkeypatch):
         another.load(file)
         other.load(file)
     assert content(other, another) == content(net, optimizer)
-    another.load("run.hdf")  # it is sealed, and whole
+    another.load("run.hdf")  # it has a valid seal
 
 
 def test_either_first_where_the_net_leaves_the_file_open(tmp_path):
@@ -99,11 +99,11 @@ def test_the_net_first_is_refused_with_the_remedy(tmp_path):
             net.save(file)
             optimizer.save(file)
 
-    with pytest.raises(CheckpointError, match=r"is closed \(PuzzleLib's net.save .* the optimizer goes first"):
+    with pytest.raises(CheckpointError, match=r"is closed \(PuzzleLib's net.save .* save or load the optimizer first"):
         net_first()
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["run.hdf"]
     with h5py.File(path) as file:
         net.load(file)
-        with pytest.raises(CheckpointError, match="or give them isRoot=False"):
+        with pytest.raises(CheckpointError, match="or pass them isRoot=False"):
             optimizer.load(file)

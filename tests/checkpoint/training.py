@@ -1,4 +1,4 @@
-"""Trainings whose state is saved and loaded, and what a file holds of it: what the tests of files share."""
+"""Shared by the tests of files: trainings whose state is saved and loaded, and the expected content of a file."""
 
 import h5py
 import numpy as np
@@ -8,7 +8,7 @@ from puzzlelib_rmsprop.checkpoint import OptimizerState, VariableLayout, read, w
 from tests.standins import Net
 
 BUFFERS = ("mg", "variance", "delta")
-FILED = (*BUFFERS, "ms")  # what a file holds for each
+FILED = (*BUFFERS, "ms")  # the entities in a file for each variable
 
 
 def net_of(arrays, shapes, dtype="float32", seed=0):
@@ -50,12 +50,12 @@ SHAPES = {"b.W": (4, 3), "b.b": (3,), "a.W": (2, 4), "a.b": (5,)}
 
 
 def variance_of(mg, ms, dtype=np.float32):
-    """What becomes of a mean square."""
+    """Returns the variance that is computed from a mean square."""
     return np.maximum(ms.astype(np.float64) - mg.astype(np.float64) ** 2, 0).astype(dtype)
 
 
 def in_file(path, shapes, entities=("mg", "ms", "delta")):
-    """What a file holds of each variable, found without the library: by h5py, in PuzzleLib's order."""
+    """Returns a file's state of each variable, read without the library: with h5py, in PuzzleLib's order."""
     with h5py.File(path) as file:
         found = {}
         for entity in entities:
@@ -72,7 +72,7 @@ def in_file(path, shapes, entities=("mg", "ms", "delta")):
 
 
 class Own:
-    """The library's own arrays, for tests that need no other family."""
+    """The library's own arrays, for tests that need only one family."""
 
     @staticmethod
     def var(values):
@@ -88,7 +88,7 @@ class Own:
 
 
 def loaded_into(path, shapes=SHAPES, globalState=False, dtype="float32"):
-    """Loads into a trained optimizer and, when that fails, checks that it is as it was."""
+    """Loads into a trained optimizer; if that fails, checks that the optimizer is unchanged."""
     optimizer = trained(Own, globalState, shapes, dtype, seed=5)
     before, attrs = content(Own, optimizer), optimizer.getAttrDict()
     try:

@@ -39,7 +39,7 @@ TABLE = [
         HyperParameterError,
         (lambda: WeightDecay(-1), "rate must be a finite number, at least 0 and below .*; got -1"),
         (lambda: WeightDecay("x"), "rate must be a number; got 'x'"),
-        (lambda: WeightDecay(10**400), "rate must be a finite number.*beyond every float"),
+        (lambda: WeightDecay(10**400), "rate must be a finite number.*got an int too large for a float"),
         (lambda: WeightDecay(1, gradOfLoss="x"), "gradOfLoss must be True or False; got 'x'"),
         (lambda: WeightDecay(1, decoupled=None), "decoupled must be True or False; got None"),
         (

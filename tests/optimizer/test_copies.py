@@ -124,7 +124,7 @@ def test_a_copy_whose_net_has_changed_is_refused():
     state = optimizer.__getstate__()
     fresh = object.__new__(RMSPropGraves)
     fresh.__setstate__({**state, "module": Net({"b": OWN.var(np.zeros(3, np.float32))})})
-    with pytest.raises(SetupError, match="the net of the copy has other variables than the optimizer was set up on"):
+    with pytest.raises(SetupError, match="the copy's net has other variables than the net of the original optimizer"):
         fresh.update()
     assert net.getVar("b").data is optimizer._variables[1].data
 
@@ -143,7 +143,7 @@ def test_of_a_group(how):
 
     optimizer = RMSPropGraves(nodeinfo=Two(0, 2))
     optimizer.setupOn(Net({"w": OWN.var(np.zeros(3, np.float32))}), True)
-    with pytest.raises(SetupError, match="of a group of processes cannot be copied or pickled: save"):
+    with pytest.raises(SetupError, match="in a group of processes cannot be copied or pickled: save"):
         how(optimizer)
 
 
@@ -177,7 +177,9 @@ def test_a_copy_with_the_net_of_the_first_is_refused():
     net, optimizer = made(OWN, True)
     twin = copy.deepcopy(optimizer, {id(net): net})
     step(OWN, net, optimizer, 0)
-    with pytest.raises(SetupError, match="the copy has the net of another optimizer in global mode: copy both together"):
+    with pytest.raises(
+        SetupError, match="the copy has a net that another optimizer uses in global mode: copy net and optimizer together"
+    ):
         twin.update()
     step(OWN, net, optimizer, 1)
 

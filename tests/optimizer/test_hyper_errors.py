@@ -17,7 +17,10 @@ from tests.standins import Net
     [
         ({"stateDtype": "float32"}, "stateDtype must be None, 'bfloat16' or 'int8'; got 'float32'"),
         ({"stateDtype": "float16"}, "stateDtype must be None, 'bfloat16' or 'int8'; got 'float16'"),
-        ({"learnRate": 1e-40}, "learnRate must be 0, or at least 1.2e-38: float32 takes less for 0; got 1e-40"),
+        (
+            {"learnRate": 1e-40},
+            "learnRate must be 0, or at least 1.2e-38: smaller numbers are flushed to 0; got 1e-40",
+        ),
         ({"learnRate": 1e-320}, "learnRate must be 0, or at least 1.2e-38"),
         ({"stateDtype": 3.5}, "stateDtype must be None, 'bfloat16' or 'int8'; got 3.5"),
         ({"seed": -1}, r"seed must be an int from 0 to 2\*\*64 - 1; got -1"),
@@ -87,8 +90,11 @@ TABLE = [
         (lambda: RMSPropGraves(epsilon=1e-50), "epsilon.*got 1e-50"),
         (lambda: setattr(RMSPropGraves(), "alpha", 2), "alpha.*got 2"),
         (lambda: RMSPropGraves().setAttr("momRate", "fast"), "momRate must be a number; got 'fast'"),
-        (lambda: RMSPropGraves(learnRate=10**400), "learnRate must be a finite number.*got an int beyond every float"),
-        (lambda: RMSPropGraves(learnRate=-(10**5000)), "learnRate must be a finite number.*got an int beyond every float"),
+        (lambda: RMSPropGraves(learnRate=10**400), "learnRate must be a finite number.*got an int too large for a float"),
+        (
+            lambda: RMSPropGraves(learnRate=-(10**5000)),
+            "learnRate must be a finite number.*got an int too large for a float",
+        ),
         (lambda: RMSPropGraves(learnRate=1e39), r"learnRate.*got 1e\+39"),
         (
             lambda: RMSPropGraves(learnRate=decimal.Decimal("0.1")),
@@ -152,14 +158,14 @@ TABLE = [
             for value in (10**400, math.inf, None, "1", 1j, np.array("2"), np.zeros(2), decimal.Decimal(2), [1])
         ],
         *[  # Python refuses to print them
-            (lambda given=given: given(10**5000), "must be .*; got one of type int that cannot be printed")
+            (lambda given=given: given(10**5000), "must be .*; got a value of type int that cannot be printed")
             for given in (
                 lambda value: RMSPropGraves(seed=value),
                 lambda value: RMSPropGraves(fuseZeroGrad=value),
                 lambda value: update_at(value),
             )
         ],
-        (lambda: RMSPropGraves(learnRate=Unprintable()), "learnRate must be a number; got one of type Unprintable"),
+        (lambda: RMSPropGraves(learnRate=Unprintable()), "learnRate must be a number; got a value of type Unprintable"),
         (
             lambda: updated(lambda n, o: setattr(n.getVar("W"), "learnRate", math.nan), W=var()),
             "'W': its learnRate.*got nan",

@@ -73,9 +73,7 @@ def test_another_shape_starts_anew_and_is_named(globalState):
     step(OWN, net, optimizer, 0)
     kept = {v.name: v.state["delta"].get() for v in optimizer._variables}
     net.vars["w"] = OWN.var(np.zeros(5, np.float32))
-    message = (
-        r"variable 'w': its state starts anew: it was of shape \(3,\) and dtype float32, and is of \(5,\) and float32 now"
-    )
+    message = r"variable 'w': its state was reset: it had shape \(3,\) and dtype float32, and now has \(5,\) and float32"
     with pytest.warns(CheckpointWarning, match=message):
         optimizer.setupOn(net, globalState, keepState=True)
     found = {v.name: v.state["delta"].get() for v in optimizer._variables}
@@ -136,7 +134,7 @@ def test_another_net_is_refused(globalState):
     optimizer.setupOn(net, globalState)
     step(OWN, net, optimizer, 0)
     with pytest.raises(
-        SetupError, match="keepState=True, but the net has none of the variables there were: 'w'; call setupOn"
+        SetupError, match="keepState=True, but the net has none of the previous variables: 'w'; call setupOn"
     ):
         optimizer.setupOn(grow(OWN, Net({}), {"x": (3,)}), globalState, keepState=True)
     assert (optimizer.t, optimizer.module) == (1, net)
@@ -151,7 +149,7 @@ def test_state_in_parts_is_refused():
     net = grow(OWN, Net({}), {"w": (3,)})
     optimizer = RMSPropGraves(nodeinfo=One(), shardState=True)
     optimizer.setupOn(net, True)
-    with pytest.raises(SetupError, match=r"the state is in parts, one on each process: save\(\) it, and load\(\) it after"):
+    with pytest.raises(SetupError, match=r"the state is sharded, one part per process: save\(\) it, and load\(\) it after"):
         optimizer.setupOn(net, True, keepState=True)
 
 

@@ -114,7 +114,7 @@ def a_wrong_rate(state):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (missing, "variable 'c': the state has none of that name"),
+        (missing, "variable 'c': the state has no variable of that name"),
         (another_shape, r"variable 'a': its 'mg' must be of shape \(3,\); the state has \(1,\)"),
         (a_negative_t, "the attributes in the file are not valid: t must be an int"),
         (a_wrong_rate, "the attributes in the file are not valid: momRate must be"),
@@ -134,7 +134,7 @@ def test_what_does_not_fit_changes_nothing(arrays, change, message):
 
 def test_what_is_no_state_of_an_optimizer():
     _, optimizer = made(OWN, False)
-    with pytest.raises(CheckpointError, match=r"importState takes what exportState\(\) gave; got \{'a': 1\}"):
+    with pytest.raises(CheckpointError, match=r"importState\(\) takes the result of exportState\(\); got \{'a': 1\}"):
         optimizer.importState({"a": 1})
 
 

@@ -27,13 +27,16 @@ TABLE = [
         VariableError,
         (lambda: Variable(gpuarray.zeros(3), "b", updater=3), "'b': its updater must be callable; got 3"),
         (lambda: Variable(gpuarray.zeros(3), "b", postUpdater="x"), "'b': its postUpdater must be callable; got 'x'"),
-        (lambda: copied(var(), var((4,))), r"set\(\) needs a data of shape \(3,\); got \(4,\)"),
+        (lambda: copied(var(), var((4,))), r"set\(\): its data must be of shape \(3,\); got \(4,\)"),
         (
             lambda: copied(var(), with_grad(gpuarray.zeros(3), gpuarray.zeros(4))),
-            r"set\(\) needs a gradient of shape \(3,\); got \(4,\)",
+            r"set\(\): its gradient must be of shape \(3,\); got \(4,\)",
         ),
         (lambda: copied(var(), 3), r"set\(\) takes a Variable; got 3"),
-        (lambda: copied(var(), Variable(np.zeros(3, np.complex64))), r"set\(\) needs a data of floats; got complex64"),
+        (
+            lambda: copied(var(), Variable(np.zeros(3, np.complex64))),
+            r"set\(\): its data must be floating-point; got complex64",
+        ),
     ),
     *rows(
         ArrayError,

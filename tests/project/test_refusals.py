@@ -1,4 +1,4 @@
-"""The tables of what is refused, of every folder, once more under ``python -O``; and that their check can fail."""
+"""Runs the tables of refused calls of every folder again under ``python -O``, and proves that their check can fail."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ MODULES = [f"tests.{path.parent.name}.{path.stem}" for path in sorted(TESTS.glob
 
 
 def without_assertions(name, backend):
-    """Makes every call of the tables of that name where assert statements are dropped: no refusal may depend on one."""
+    """Makes every call of the tables of that name without assert statements: no refusal may depend on one."""
     code = f"""
 {in_child()}
 from importlib import import_module
@@ -36,7 +36,7 @@ print('refused', len(rows), __debug__)
 
 
 def test_the_table_is_refused_without_assertions_too():
-    # the arrays of these tables are the CPU's, also where a GPU is
+    # the arrays of these tables are on the CPU, even if there is a GPU
     without_assertions("TABLE", "cpu")
 
 

@@ -1,11 +1,11 @@
-"""Kills a process while it saves, and looks at what is left: ``python -m tests.stress.crash --kills 500``.
+"""Kills a process while it saves, and checks the files that are left: ``python -m tests.stress.crash --kills 500``.
 
-Whatever the moment, the checkpoint before or the one being saved must load, whole, and the next save must clear up. Kills
-come at random moments, and at every system call of a save, before and after it (Linux, through ptrace): what a process does
-to a disk, it does by system calls. This shows nothing about a machine that loses its power; for that there is fsync.
+Whenever the kill happens, the old or the new checkpoint must load, complete, and the next save must clean up. The kills
+happen at random times, and before and after every system call of a save (on Linux, with ptrace), since a process changes a
+disk only by system calls. This does not cover a loss of power, against which save calls fsync.
 
-``--full-disk FOLDER`` saves with less and less room instead, in FOLDER: a small file system of its own, or with ``--limit
-limited`` under the process's own limit on the size of a file.
+``--full-disk FOLDER`` instead saves in FOLDER with more and more free space: FOLDER is a small file system for this test, or
+``--limit limited`` limits the size of a file for the process.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def fresh(globalState):
 
 
 def fill(optimizer, value):
-    """Makes the optimizer's whole content say ``value``."""
+    """Sets everything in the optimizer to ``value``."""
     optimizer.t = value
     optimizer.learnRate = float(value)
     for state in optimizer.states.values():
@@ -48,7 +48,7 @@ def fill(optimizer, value):
 
 
 def loaded(path, globalState):
-    """The value that a file says; everything in it must say the same."""
+    """Returns the value in a file; everything in the file must have the same value."""
     optimizer = fresh(globalState)
     optimizer.load(path)
     found = {float(optimizer.t), optimizer.learnRate}
@@ -61,7 +61,7 @@ def loaded(path, globalState):
 
 
 class Scene:
-    """A folder with one checkpoint, processes that save into it, and what their deaths left."""
+    """A folder with one checkpoint, the processes that save there, and the outcomes of killing them."""
 
     def __init__(self, folder, globalState):
         self.folder, self.path, self.globalState = folder, folder / "run.hdf", globalState
@@ -76,7 +76,7 @@ class Scene:
         self.saved[:] = value.to_bytes(8, "little")
 
     def child(self, work):
-        """Forks; the child does ``work`` and ends."""
+        """Forks a child that runs ``work`` and exits."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -88,7 +88,7 @@ class Scene:
         return pid
 
     def look(self, what):
-        """After a kill: the old or the new checkpoint, whole; the next save leaves nothing but the file."""
+        """Checks after a kill that the old or the new checkpoint is complete, and that the next save cleans up."""
         last = int.from_bytes(self.saved[:], "little")
         found = loaded(self.path, self.globalState)
         if found not in (last, last + 1):
@@ -99,7 +99,7 @@ class Scene:
         if os.listdir(self.folder) != ["run.hdf"]:
             raise AssertionError(f"{what}: the next save left {os.listdir(self.folder)}")
 
-    # ------------------------------------------------------------------------------------- random moments
+    # --------------------------------------------------------------------------------------- random times
 
     def kill_at(self, delay):
         start = int.from_bytes(self.saved[:], "little") + 1
@@ -119,7 +119,7 @@ class Scene:
     # ----------------------------------------------------------------------------------- every system call
 
     def kill_at_call(self, number):
-        """Kills a save at its stop ``number``: before or after a system call. False where the save has fewer."""
+        """Kills a save at its stop ``number``, before or after a system call. Returns False if the save has fewer."""
         value = int.from_bytes(self.saved[:], "little") + 1
         libc = ctypes.CDLL(None, use_errno=True)
         libc.ptrace.argtypes = [ctypes.c_long] * 4
@@ -153,7 +153,7 @@ class Scene:
 
 @contextlib.contextmanager
 def full_disk(folder, free):
-    """All but ``free`` bytes of a file system are taken."""
+    """Fills a file system up to ``free`` bytes."""
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file:
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def full_disk(folder, free):
 
 @contextlib.contextmanager
 def limited(folder, free):
-    """No file may grow beyond ``free`` bytes."""
+    """Limits the size of files to ``free`` bytes."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (free, unlimited[1]))
@@ -179,7 +179,7 @@ def limited(folder, free):
 
 
 def no_room(folder, globalState, room, step):
-    """Saves with less room and with more, and looks each time; returns how often it was refused, and how often not."""
+    """Saves with more and more space, and checks each time; returns how many saves were refused, and how many were not."""
     path, optimizer = folder / "run.hdf", fresh(globalState)
     fill(optimizer, 1)
     optimizer.save(path)
@@ -206,10 +206,10 @@ def no_room(folder, globalState, room, step):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.stress.crash", description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=500, help="how many, at random moments")
-    parser.add_argument("--every", type=int, default=1, help="of the stops at system calls, one in so many; 0: none")
+    parser.add_argument("--kills", type=int, default=500, help="number of kills at random times")
+    parser.add_argument("--every", type=int, default=1, help="kill at every N-th stop at a system call; 0: at none")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--full-disk", metavar="FOLDER", type=Path, help="save with less and less room there, instead")
+    parser.add_argument("--full-disk", metavar="FOLDER", type=Path, help="instead, save there with more and more space")
     parser.add_argument("--limit", choices=["full", "limited"], default="full")
     parser.add_argument("--mode", choices=["local", "global"], default="local")
     given = parser.parse_args(arguments)

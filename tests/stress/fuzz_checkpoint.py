@@ -1,11 +1,11 @@
 """Damages valid files at random and loads them: ``python -m tests.stress.fuzz_checkpoint --count 10000``.
 
-Each must give a CheckpointError or load what the file held before, and leave the optimizer alone where it is refused; no
-crash, no hang. Every load runs in a process of its own with a time limit. In files without checksums (PuzzleLib's, and
-format 1) a changed number is a number like any other: those loads are counted apart.
+Each file must either raise a CheckpointError, without changing the optimizer, or load its original content, and must not
+crash or hang. Every load runs in a separate process with a time limit. In files without checksums (PuzzleLib's, and format
+1) a changed number cannot be detected: those loads are counted separately.
 
-The library reads files that it does not trust in a process of its own. Here that process is forked instead of started anew,
-to be faster; ``--started`` starts it.
+The library reads files without a valid seal in a separate process. To be faster, that process is forked here;
+``--started`` starts a new one, as the library does.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from tests.checkpoint.training import SHAPES, Own, content, step, trained
 from tests.golden import DATA, Replay
 
 LIMIT = 10.0  # seconds that a load may take
-PROBE = 2.0  # seconds that the library's own process gets here, in place of integrity.SECONDS
+PROBE = 2.0  # seconds for the library's reading process, instead of integrity.SECONDS
 
 
 class OptimizerFile:
-    """A valid file of an optimizer, and one to load it into."""
+    """A valid file of an optimizer, and an optimizer to load it into."""
 
     def __init__(self, name, path, make):
         self.name, self.raw = name, path.read_bytes()
@@ -43,7 +43,7 @@ class OptimizerFile:
         self.target = make()
         self.target.load(path)
         self.right = self.state()
-        # what is loaded into is another: an unchanged one can be told
+        # the target has other content than the file, so that an unchanged target can be recognized
         step(Own, self.target, 1, seed=3)
         self.before = self.state()
 
@@ -109,7 +109,7 @@ def overwrite(raw, rng):
 
 
 def overwrite_metadata(raw, rng):
-    # most of a file is numbers; what HDF5 stumbles over lies at its front
+    # most of a file is numbers; the metadata that HDF5 parses is at its beginning
     for _ in range(rng.randint(1, 4)):
         raw[rng.randrange(min(len(raw), 6000))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
 
@@ -155,7 +155,7 @@ MUTATIONS = (flip_bits, overwrite, overwrite_metadata, truncate, extend, splice,
 
 
 def forked_probe(path):
-    """What integrity.probe does, in a fork."""
+    """Does the work of integrity.probe in a fork."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -169,7 +169,7 @@ def forked_probe(path):
             if not ready:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                return {"error": "HDF5 does not come to an end with it", "damaged": False}
+                return {"error": "HDF5 hangs on it", "damaged": False}
             block = pipe.read(1 << 16)
             if not block:
                 break
@@ -188,7 +188,7 @@ def load_in_fork(file, path):
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(int(LIMIT))  # kills
+        signal.alarm(int(LIMIT))  # its default action kills the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             file.load(path)
@@ -217,9 +217,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m tests.stress.fuzz_checkpoint", description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--started", action="store_true", help="start the reading process anew, as the library does")
+    parser.add_argument("--started", action="store_true", help="start a new reading process, as the library does")
     parser.add_argument(
-        "--keep", metavar="FOLDER", type=Path, help="keep there what HDF5 crashes or hangs on, and what went wrong"
+        "--keep", metavar="FOLDER", type=Path, help="keep files there that HDF5 crashes or hangs on, or that went wrong"
     )
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore", CheckpointWarning)
@@ -247,7 +247,7 @@ def main(arguments=None):
             outcome, text = load_in_fork(file, str(path))
             unchanged = raw == file.raw
             table[file.name][outcome if not unchanged else "not changed at all"] += 1
-            hdf5 = "hangs" if "come to an end" in text else "crashes" if "HDF5 crashes" in text else None
+            hdf5 = "hangs" if "HDF5 hangs" in text else "crashes" if "HDF5 crashes" in text else None
             by_hdf5[hdf5] += 1
             bad = wrong(file, outcome)
             failed += bad

@@ -1,11 +1,11 @@
-"""A grid of hard gradients against float64, with a bound on the error that is derived in docs/error-derivation.md.
+"""Compares a grid of hard gradients with float64, and checks the error against a bound that docs/error-derivation.md derives.
 
-    python -m tests.stress.numerics                 a sample of the grid: seconds
-    python -m tests.stress.numerics --long          all of it, 3,000 steps a row
-    python -m tests.stress.numerics --peers all     the same gradients through other libraries; --peers PyTorch Paddle: some
+    python -m tests.stress.numerics                 a sample of the grid, which takes seconds
+    python -m tests.stress.numerics --long          the whole grid, 3,000 steps per row
+    python -m tests.stress.numerics --peers all     the same gradients in other libraries, or in some: --peers PyTorch Paddle
     python -m tests.stress.numerics ... --into FILE puts the tables between the marks in FILE
 
-Exits with 1 where a row breaks its bound, or is not finite where float64 is.
+Exits with 1 if a row exceeds its bound, or is not finite where float64 is.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.stress.numerics_grid import CONFIGS, GRADIENTS, LEARN_RATE, QUICK, WI
 
 @dataclass(frozen=True)
 class Format:
-    """A floating-point format: unit roundoff, what a result below may be wrong by, largest number."""
+    """A floating-point format: unit roundoff, absolute error of tiny results, largest number."""
 
     u: float
     tiny: float
@@ -34,13 +34,13 @@ class Format:
 
     @classmethod
     def of_arithmetic(cls, dtype: np.dtype) -> "Format":
-        """Subnormal results are flushed to zero."""
+        """The format of the arithmetic, which flushes subnormal results to zero."""
         info = np.finfo(dtype)
         return cls(float(info.eps) / 2, float(info.tiny), float(info.max))
 
     @classmethod
     def of_memory(cls, name: str) -> "Format":
-        """What 16-bit numbers are rounded to; their subnormals are kept."""
+        """The format of stored numbers, which keeps subnormals."""
         if name == "bfloat16":
             return cls(2.0**-8, 2.0**-133, float.fromhex("0x1.fep127"))
         info = np.finfo(name)
@@ -49,13 +49,13 @@ class Format:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of row: what the optimizer is made with, and where it rounds.
+    """A row of the table: the options of the optimizer, and where it rounds.
 
     Attributes:
         param: dtype of the parameters and gradients.
-        state: dtype of mg, variance and delta; that of the arithmetic by default.
-        master: whether a copy of the parameters is kept in the dtype of the arithmetic.
-        keywords: for RMSPropGraves.
+        state: dtype of mg, variance and delta; by default that of the arithmetic.
+        master: whether master weights are kept in the dtype of the arithmetic.
+        keywords: arguments of RMSPropGraves.
     """
 
     param: str
@@ -65,12 +65,12 @@ class Row:
 
     @property
     def real(self) -> np.dtype:
-        """Of the arithmetic."""
+        """The dtype of the arithmetic."""
         return np.dtype(np.float64 if self.param == "float64" else np.float32)
 
     @property
     def exact(self) -> Any:
-        """Of the reference."""
+        """The dtype of the reference."""
         return np.longdouble if self.param == "float64" else np.float64
 
 
@@ -86,31 +86,31 @@ BUFFERS = ("param", "mg", "variance", "delta")
 
 
 class Bound:
-    """The bound on each buffer's error, carried along beside the exact values: docs/error-derivation.md, "The bound".
+    """The bound on each buffer's error, updated step by step with the exact values: docs/error-derivation.md, "The bound".
 
-    Before a step, ``error[name]`` bounds |stored - exact| element by element. ``out[name]`` marks what has left the range
-    of its format, exactly or by the bound, and says nothing from there on.
+    Before a step, ``error[name]`` bounds |stored - exact| element by element. ``out[name]`` marks elements that have left
+    the range of their format, exactly or by the bound; from then on the bound does not apply to them.
     """
 
     def __init__(self, row: Row, exact: Reference, learnRate: float, alpha: Any, momRate: Any, epsilon: Any) -> None:
         self.row, self.exact = row, exact
         self.real = Format.of_arithmetic(row.real)
         self.stored, self.state = Format.of_memory(row.param), Format.of_memory(row.state or row.real.name)
-        # the exact values are rounded as well, in their own, finer format: at most twice as often
+        # the exact values are rounded too, in a finer format, at most twice as often
         self.u = self.real.u + float(np.finfo(row.exact).eps)
-        # the hyper-parameters are rounded too, and by how much is known
+        # the hyper-parameters are rounded too, by known amounts
         wide = row.exact
         self.given = [np.asarray(value).astype(wide) for value in (learnRate, alpha, momRate, epsilon)]
         self.off = [np.abs(x.astype(row.real).astype(wide) - x).astype(float) for x in self.given]
         self.taken = [x.astype(float) for x in coefficients(alpha, row.real)]
         self.moved = [taken.astype(wide) - x for taken, x in zip(self.taken, coefficients(alpha, wide), strict=True)]
         self.error = {name: np.zeros(exact.param.shape) for name in BUFFERS}
-        self.carried = np.zeros(exact.param.shape)  # of the master copy
+        self.carried = np.zeros(exact.param.shape)  # error of the master weights
         self.out = {name: np.zeros(exact.param.shape, bool) for name in BUFFERS}
-        self.exact_out = np.zeros(exact.param.shape, bool)  # where the exact values themselves have left the range
+        self.exact_out = np.zeros(exact.param.shape, bool)  # where the exact values have left the range
 
     def step(self, grad: np.ndarray) -> None:
-        """Takes the exact step, and the bound's."""
+        """Updates the exact values and the bound."""
         lr, _, mom, eps = (x.astype(float) for x in self.given)
         off_lr, _, off_mom, off_eps = self.off
         (a, b, gain), (off_a, off_b, off_gain) = self.taken, self.moved
@@ -125,7 +125,7 @@ class Bound:
             mg1, v1, delta1, param1, g = (
                 np.abs(x).astype(float) for x in (exact.mg, exact.variance, exact.delta, exact.param, g)
             )
-            e_g = np.where(g < tiny, g, 0.0)  # a subnormal gradient is taken for zero
+            e_g = np.where(g < tiny, g, 0.0)  # a subnormal gradient counts as zero
             e_mg = k * (a * old["mg"] + in_mg + u * (a * mg + b * g + mg1) + b * e_g) + 3 * tiny
             e_d = k * (old["mg"] + e_g + u * d) + tiny
             square = gain * (d + e_d) ** 2
@@ -142,7 +142,7 @@ class Bound:
                 k * (mom * old["delta"] + e_w + off_mom * (delta + old["delta"]) + u * (mom * delta + delta1)) + 2 * tiny
             )
             e_param = k * (self.carried + e_delta + u * param1) + 2 * tiny
-            # what is rounded to be stored
+            # buffers that are rounded when stored
             self.error = {
                 name: self._stored(error, size, self.state, self.row.state is not None)
                 for name, error, size in (("mg", e_mg, mg1), ("variance", e_v, v1), ("delta", e_delta, delta1))
@@ -162,18 +162,18 @@ class Bound:
         return error + form.u * (size + error) + form.tiny if rounds else error
 
     def ratio(self, name: str, actual: np.ndarray) -> np.ndarray:
-        """|actual - exact| / bound of one buffer: at most 1 where the bound is met. A NaN is infinitely far."""
+        """Returns |actual - exact| / bound of a buffer: at most 1 if the bound holds; infinite for a NaN."""
         with np.errstate(all="ignore"):
             error = np.abs(actual.astype(self.row.exact) - getattr(self.exact, name)).astype(float)
             ratio = np.where(error == 0, 0.0, error / self.error[name])
         return np.where(self.out[name], 0.0, np.where(np.isnan(ratio), np.inf, ratio))
 
 
-# ------------------------------------------------------------------------------------------------ what is run
+# ---------------------------------------------------------------------------------------------------- the runs
 
 
 class Library:
-    """This library: an optimizer for each setting, each with one variable. Arrays lie where ``Config.backend`` says."""
+    """This library: one optimizer per setting, each with one variable, on the backend of ``Config.backend``."""
 
     def __init__(self, row: Row, configs: np.ndarray, params: np.ndarray) -> None:
         from puzzlelib_rmsprop import RMSPropGraves, Variable, gpuarray
@@ -199,13 +199,13 @@ class Library:
 
 
 class Result:
-    """What was found, for each element of each buffer.
+    """The results of a run, for each element of each buffer.
 
     Attributes:
-        ratio, last: error/bound, the largest over all steps, and that after the last.
+        ratio, last: error/bound: the largest over all steps, and that after the last step.
         relative: the last bound, relative to the largest exact magnitude so far.
-        out: what may have left the range of its format, exactly or by the bound; there the ratio is 0.
-        infinite: what was not finite, where the exact values were in range.
+        out: elements that may have left the range of their format, exactly or by the bound; their ratio is 0.
+        infinite: elements that were not finite although the exact values were in range.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -216,7 +216,7 @@ class Result:
         self.infinite = {name: np.zeros(shape, bool) for name in BUFFERS}
 
     def failures(self) -> list[str]:
-        """What broke its bound: buffer, gradient and the number of elements."""
+        """Describes each exceeded bound: buffer, gradient and number of elements."""
         found = []
         for name in BUFFERS:
             bad = ~(self.ratio[name] <= 1)
@@ -230,7 +230,7 @@ class Result:
 
 
 def run(row: Row, configs: np.ndarray, steps: int, make: Any = Library, every: int = 1) -> Result:
-    """Runs every gradient through every setting; compares after each step, or after every so many."""
+    """Runs every gradient with every setting; compares after every ``every`` steps."""
     start = np.broadcast_to(parameters(row.param), (len(configs), len(GRADIENTS) * WIDTH))
     bound = Bound(row, Reference(start, row.exact), LEARN_RATE, *(configs.T[:, :, None]))
     tested, result = make(row, configs, start), Result(start.shape)
@@ -259,7 +259,7 @@ def table(head: list[str], body: list[list[str]]) -> str:
 
 
 def summary(results: dict[str, Result]) -> str:
-    """Two tables with a line for each kind of row; ratios and the bound are of elements that stay in range."""
+    """Returns two tables with a row per kind; ratios and bounds are those of elements that stay in range."""
     counted, bounds = [], []
     for label, result in results.items():
         inside = {name: ~result.out[name] for name in BUFFERS}
@@ -286,7 +286,7 @@ def machine() -> str:
 
 
 def put_into(path: str, mark: str, text: str) -> None:
-    """Replaces what stands between ``<!-- mark -->`` and ``<!-- end -->`` in a file."""
+    """Replaces the text between ``<!-- mark -->`` and ``<!-- end -->`` in a file."""
     with open(path) as file:
         before = file.read()
     after, count = re.subn(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{text}\n{m[2]}", before, flags=re.S)
@@ -299,12 +299,10 @@ def put_into(path: str, mark: str, text: str) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m tests.stress.numerics", description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help=f"all {len(CONFIGS)} settings, 3,000 steps")
-    parser.add_argument("--steps", type=int, help="another number of steps")
+    parser.add_argument("--steps", type=int, help="number of steps")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", default=list(ROWS), help=", ".join(ROWS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--peers", nargs="+", metavar="NAME", help="other libraries in place of the bound; all: each that is here"
-    )
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="run other libraries instead; all: all of them")
     parser.add_argument("--into", metavar="FILE", help="put the tables between the marks in FILE")
     options = parser.parse_args(argv)
     configs, steps = (CONFIGS, 3000) if options.long else (QUICK, 400)

@@ -12,11 +12,11 @@ MOM_RATES = (0.0, 0.9, 0.99)
 EPSILONS = (1e-30, 1e-10, 1e-8, 1e-4)
 LEARN_RATE = 1e-4
 CONFIGS = np.array(list(itertools.product(ALPHAS, MOM_RATES, EPSILONS)))
-# the defaults, those of PyTorch's kind, and the corners
+# the defaults, values like PyTorch's, and the corners
 QUICK = np.array(
     [(0.95, 0.9, 1e-4), (0.99, 0.0, 1e-8), (0.999, 0.99, 1e-30), (0.0, 0.9, 1e-10), (0.5, 0.99, 1e-4), (0.999, 0.0, 1e-8)]
 )
-WIDTH = 8  # elements a gradient, each with noise and a sign of its own
+WIDTH = 8  # elements per gradient, each with its own noise and sign
 
 Make = Callable[[np.random.Generator, int, np.finfo], np.ndarray]
 
@@ -47,7 +47,7 @@ def _spike(rng: np.random.Generator, steps: int, info: np.finfo) -> np.ndarray:
 
 
 def _largest(info: np.finfo) -> float:
-    """About the largest gradient whose square the arithmetic can hold; in float16 the largest of all."""
+    """Roughly the largest gradient whose square the arithmetic can hold; the largest number in float16."""
     return {"float16": 65504.0, "float64": 1e150}.get(np.dtype(info.dtype).name, 1e18)
 
 
@@ -101,11 +101,11 @@ GRADIENTS: dict[str, Make] = {
 
 
 def gradients(steps: int, dtype: Any, seed: int = 0) -> np.ndarray:
-    """(steps, WIDTH * len(GRADIENTS)): every gradient of the grid, as parameters of ``dtype`` get it."""
+    """(steps, WIDTH * len(GRADIENTS)): every gradient of the grid, rounded to ``dtype``."""
     rng, info = np.random.default_rng(seed), ml_dtypes.finfo(dtype)
     return np.concatenate([make(rng, steps, info) for make in GRADIENTS.values()], axis=1).astype(dtype)
 
 
 def parameters(dtype: Any) -> np.ndarray:
-    """Where every gradient's parameters start."""
+    """The initial parameters for every gradient."""
     return np.random.default_rng(1).uniform(-1, 1, WIDTH * len(GRADIENTS)).astype(dtype)

@@ -1,18 +1,18 @@
-"""How far float32 may be from exact values for gradients of one size: docs/error-bounds.md, "Where float32 is enough"."""
+"""Error bounds of float32 for gradients around a constant level: docs/error-bounds.md, "Where float32 is enough"."""
 
 import numpy as np
 
 U = 2.0**-24
-TIMES = 6  # how many standard deviations errors may have that average out
+TIMES = 6  # standard deviations allowed for errors that average out
 
 
 def mg_stops_within(level: float, alpha: float) -> float:
-    """How far mg may stand from the mean of gradients about ``level``."""
+    """The distance at which mg may stop from the mean of gradients around ``level``."""
     return 2 * U * level / (1 - alpha)
 
 
 def of_a_step(level: float, noise: float, steps: int, alpha: float, momRate: float = 0.9, epsilon: float = 1e-4) -> float:
-    """The bound on the relative error of each of so many steps; ``noise``: the gradients' standard deviation."""
+    """Bounds the relative error of each of the ``steps``; ``noise``: the gradients' standard deviation."""
     stop, beta = mg_stops_within(level, alpha), 1 - alpha
     first, rest, of_noise = _variance(level, noise, steps, alpha)
     variance = first * (1 - rest) + of_noise
@@ -23,7 +23,7 @@ def of_a_step(level: float, noise: float, steps: int, alpha: float, momRate: flo
 
 
 def likely(level: float, noise: float, steps: int, alpha: float, momRate: float = 0.9, epsilon: float = 1e-4) -> float:
-    """The same where the noise makes rounding errors independent, so that n of them add up as the root of n."""
+    """The same if the noise makes rounding errors independent, so that n of them add up to the square root of n."""
     first, rest, of_noise = (array[-1] for array in _variance(level, noise, steps, alpha))
     beta, x = 1 - alpha, first * (1 - rest) + of_noise + epsilon
     transient = min(steps, (1 + np.log1p(level * level / epsilon)) / beta)
@@ -33,19 +33,19 @@ def likely(level: float, noise: float, steps: int, alpha: float, momRate: float 
 
 
 def of_the_movement(level: float, noise: float, steps: int, alpha: float) -> float:
-    """The relative error of a parameter that started at 0: that of the steps, and that of adding them up."""
+    """Bounds the relative error of a parameter that started at 0: the errors of the steps, and of their sum."""
     step = of_a_step(level, noise, steps, alpha)
     if noise >= mg_stops_within(level, alpha):
         step = min(step, likely(level, noise, steps, alpha))
-    # where the noise moves the last places of the sum, they are rounded up as often as down
+    # if the noise changes the last places of the sum, it is rounded up as often as down
     adding = min(steps / 2, TIMES * steps**0.5) if noise >= steps * U * level else steps / 2
     return step + U * adding
 
 
 def _variance(level: float, noise: float, steps: int, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """After each step: alpha**n * level**2, alpha**n, and the noise's part of the variance.
+    """Returns alpha**n * level**2, alpha**n, and the noise's part of the variance, after each step.
 
-    mg's way from 0 to the level leaves alpha**n * (1 - alpha**n) * level**2 in the variance.
+    The rise of mg from 0 to the level leaves alpha**n * (1 - alpha**n) * level**2 in the variance.
     """
     rest = alpha ** np.arange(1.0, steps + 1)
     return level * level * rest, rest, alpha * noise * noise * (1 - rest)

@@ -1,7 +1,7 @@
-"""Other libraries' centered RMSProp with momentum on the grid of numerics.py, each beside its own formula in float64.
+"""Centered RMSProp with momentum of other libraries on the grid of numerics.py, compared with its formula in float64.
 
-A peer takes the gradient of the loss and subtracts, as all but PuzzleLib do. ``PEERS[name](dtype, params, configs)``:
-``params`` of shape (settings, elements); ``configs`` a row (alpha, momRate, epsilon) a setting.
+A peer takes the gradient of the loss and subtracts the step, as all but PuzzleLib do. ``PEERS[name](dtype, params,
+configs)``: ``params`` of shape (settings, elements); ``configs`` has a row (alpha, momRate, epsilon) per setting.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class PuzzleLib:
 
 class PyTorch:
     package = "torch"
-    outside = True  # its epsilon is added to the root: it gets the root of the grid's
+    outside = True  # epsilon is added to the root, so it gets the square root of the grid's epsilon
 
     def __init__(self, dtype: str, params: np.ndarray, configs: np.ndarray) -> None:
         import torch
@@ -222,7 +222,7 @@ LABELS = {"here": "this library", "formula": "PuzzleLib's formula in NumPy"}
 
 
 class Exact:
-    """The formulas in float64, the variance by its recurrence: epsilon under the root, and beside it."""
+    """Both formulas in float64, with the variance by its recurrence: epsilon inside the root, and outside of it."""
 
     def __init__(self, params: np.ndarray, configs: np.ndarray) -> None:
         self._alpha, self._momRate, self._epsilon = (column[:, None] for column in configs.T)
@@ -235,20 +235,20 @@ class Exact:
         self._mg = alpha * self._mg + (1 - alpha) * g
         self._variance = alpha * self._variance + alpha * (1 - alpha) * d * d
         self._inside = self._momRate * self._inside + LEARN_RATE * g / np.sqrt(self._variance + self._epsilon)
-        # PyTorch's rate stands outside the momentum, which is the same while the rate is
+        # PyTorch multiplies by the rate after the momentum, which is the same for a constant rate
         root = np.sqrt(self._variance) + np.sqrt(self._epsilon)
         self._outside = self._momRate * self._outside + LEARN_RATE * g / root
         self.params = {False: self.params[False] - self._inside, True: self.params[True] - self._outside}
 
 
 class Outcome:
-    """What became of one peer's parameters.
+    """The results of one peer.
 
     Attributes:
-        lost: the first step after which a parameter is not finite though the formula is in range; 0: never.
-        wrong: where it was finite all along and ended farther from the formula than 1e-2 of the formula's longest way, and
-            100 units of the parameter's last place.
-        out: where the formula left the range.
+        lost: the first step after which a parameter is not finite although the formula is in range; 0: never.
+        wrong: whether a parameter was always finite, but ended farther from the formula than 1e-2 of the formula's largest
+            distance from the start, plus 100 units in the parameter's last place.
+        out: whether the formula left the range.
     """
 
     def __init__(self, start: np.ndarray, outside: bool) -> None:
@@ -284,10 +284,10 @@ def follow(name: str, dtype: str, configs: np.ndarray, steps: int) -> Outcome:
 
 
 def apart(name: str, dtype: str, configs: np.ndarray, steps: int) -> Outcome:
-    """:func:`follow` in a process of its own: some libraries crash where another is loaded.
+    """Runs :func:`follow` in a separate process: some libraries crash if another one is loaded.
 
     Raises:
-        ValueError: the peer is missing, or does not take the dtype; says what it said.
+        ValueError: the peer is missing, or does not support the dtype; with its message.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, result = os.path.join(folder, "given"), os.path.join(folder, "result")
@@ -304,7 +304,7 @@ def apart(name: str, dtype: str, configs: np.ndarray, steps: int) -> Outcome:
 
 def version(name: str) -> str:
     package = PEERS[name].package
-    if package == "puzzlelib_rmsprop":  # which may run from its source
+    if package == "puzzlelib_rmsprop":  # it may run from source
         from puzzlelib_rmsprop import __version__
 
         return __version__
@@ -315,11 +315,11 @@ def version(name: str) -> str:
 
 
 def compare(names: Sequence[str], configs: np.ndarray, steps: int) -> str:
-    """A table of who goes NaN, and who ends finite but wrong: shares of the elements."""
+    """Returns a table of the peers: the shares of elements that become NaN, or end finite but wrong."""
     wanted = list(PEERS) if list(names) == ["all"] else names
     for name in wanted:
         if name not in PEERS:
-            raise SystemExit(f"there is no peer {name!r}; there are {', '.join(PEERS)}")
+            raise SystemExit(f"unknown peer {name!r}; the peers are {', '.join(PEERS)}")
     np.seterr(all="ignore")
     body, notes = [], []
     for dtype in ("float32", "float16"):

@@ -1,4 +1,4 @@
-"""Trainings that stop and go on in another process: what test_resume.py runs on both sides."""
+"""Trainings that stop and continue in another process; test_resume.py runs both parts."""
 
 import json
 import sys
@@ -25,9 +25,9 @@ class Row:
     name: str
     dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
-    hooks: Any = tuple  # makes them
+    hooks: Any = tuple  # creates them
     rates: bool = False
-    nan: bool = False  # whether two of the gradients are
+    nan: bool = False  # whether two of the gradients are NaN
 
 
 ROWS = [
@@ -50,7 +50,7 @@ ROWS = [
 
 
 def arrays_named(name):
-    """The kind of arrays of that name, as the fixtures make them; in a process that pytest did not start, too."""
+    """Returns the family of arrays of that name, as the fixtures do, also in a process that pytest did not start."""
     if name not in conftest.ARRAYS:
         import pycuda.autoprimaryctx
         import pycuda.gpuarray
@@ -63,7 +63,7 @@ def arrays_named(name):
 
 
 def made(row, arrays, globalState, seed):
-    """An optimizer on a net; the parameters from ``seed``."""
+    """Returns an optimizer that is set up on a net with random parameters."""
     rng = np.random.default_rng(seed)
     net = Net({name: arrays.var(rng.standard_normal(shape).astype(row.dtype)) for name, shape in SHAPES.items()})
     optimizer = RMSPropGraves(learnRate=1e-2, alpha=0.9, **row.options)
@@ -78,7 +78,7 @@ def made(row, arrays, globalState, seed):
 
 
 def train(optimizer, arrays, begin, end, nan=False):
-    """The steps from ``begin`` to ``end``; a step's gradients depend on nothing but its number."""
+    """Takes the steps from ``begin`` to ``end``; a step's gradients depend only on its number."""
     for number in range(begin, end):
         rng = np.random.default_rng(number)
         for name in SHAPES:
@@ -89,7 +89,7 @@ def train(optimizer, arrays, begin, end, nan=False):
 
 
 def outcome(optimizer):
-    """Every bit that a training leaves: parameters, state, and what the hooks keep."""
+    """Returns the bytes of a training's result: parameters, state, and the arrays of the hooks."""
     found = {name: _bits(optimizer.module.getVar(name).data) for name in SHAPES}
     for slot in optimizer._variables:
         found |= {f"{slot.names[0]}.{entity}": _bits(array) for entity, array in slot.state.items()}
@@ -102,8 +102,8 @@ def _bits(array):
 
 
 def go_on(folder):
-    """The other process: goes on with every training that was saved in a folder, and writes what becomes of it."""
-    Config.backend = Config.Backend.cpu  # for the library's own arrays; the others are asked for by name
+    """Runs in the other process: continues every training that was saved in a folder, and writes the results."""
+    Config.backend = Config.Backend.cpu  # for the library's own arrays; the others are created by name
     for saved in sorted(Path(folder).glob("*.hdf")):
         number, kind, _, into = saved.stem.split("~")
         row, arrays = ROWS[int(number)], arrays_named(kind)

@@ -1,4 +1,4 @@
-"""What a save leaves when its process dies, its disk is full or gone, or somebody interrupts it."""
+"""The files that a save leaves if its process dies, its disk is full or missing, or it is interrupted."""
 
 import contextlib
 import os
@@ -20,13 +20,13 @@ from puzzlelib_rmsprop.errors import CheckpointError
 from tests.checkpoint.training import Own, loaded_into, trained
 from tests.stress import crash
 
-posix = pytest.mark.skipif(os.name != "posix", reason="POSIX's permissions, locks and signals")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="mounts, RLIMIT_FSIZE and ptrace as Linux has them")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions, locks and signals")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs mounts, RLIMIT_FSIZE and ptrace of Linux")
 
 
 @linux
 def test_a_killed_save_leaves_the_old_or_the_new_checkpoint():
-    # the long one: python -m tests.stress.crash
+    # the long version: python -m tests.stress.crash
     command = [sys.executable, "-m", "tests.stress.crash", "--kills", "24", "--every", "5"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -34,7 +34,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_checkpoint():
 
 
 def test_a_mixture_is_noticed(tmp_path):
-    # the crash test can fail: half of an old state and half of a new one
+    # proves that the crash test can fail: half of the old and half of the new state
     optimizer = crash.fresh(False)
     crash.fill(optimizer, 3)
     optimizer.states["a.W"]["variance"][0, 0] = 2
@@ -45,7 +45,7 @@ def test_a_mixture_is_noticed(tmp_path):
 
 @posix
 def test_what_is_synced_and_in_which_order(tmp_path, monkeypatch):
-    # a process that dies cannot show it: everything is on the disk before the name is, and then the name
+    # killing a process cannot test this: first the content is synced, then the file is renamed, then the folder is synced
     calls, path = [], tmp_path / "run.hdf"
     real_sync, real_replace = os.fsync, os.replace
 
@@ -61,7 +61,7 @@ def test_what_is_synced_and_in_which_order(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
     trained(Own, False, {"W": (3,)}).save(path)
-    assert calls == [b"puzzlelib_rmspro", "replace", "folder"]  # sealed when it was synced
+    assert calls == [b"puzzlelib_rmspro", "replace", "folder"]  # the content was sealed when it was synced
 
 
 # ------------------------------------------------------------------------------------------- leftovers
@@ -84,7 +84,7 @@ def test_only_leftovers_of_dead_writers_of_this_file_are_removed(tmp_path):
         assert (tmp_path / temporary).exists()
         living["x"] = 1
     assert set(os.listdir(tmp_path)) == {*others, ".run.hdf.aaaaaaaaaaaa.tmp", ".run.hdf.bbbbbbbbbbbb.tmp", "run.hdf"}
-    with h5py.File(path) as file:  # the last to end wins
+    with h5py.File(path) as file:  # the last to finish wins
         assert list(file) == ["x"]
 
 
@@ -136,7 +136,7 @@ def test_links_are_followed_and_other_kinds_refused(tmp_path):
     optimizer = trained(Own, False, {"W": (3,)})
     (tmp_path / "data").mkdir()
     link = tmp_path / "link.hdf"
-    link.symlink_to(tmp_path / "data" / "run.hdf")  # to a file that is not there yet
+    link.symlink_to(tmp_path / "data" / "run.hdf")  # to a file that does not exist yet
     for _ in range(2):
         optimizer.save(link)
     assert link.is_symlink()
@@ -144,7 +144,7 @@ def test_links_are_followed_and_other_kinds_refused(tmp_path):
     loaded_into(link, {"W": (3,)})
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for wrong, message in (("fifo", "no regular file"), ("loop", "symbolic links"), ("data", "is a folder")):
+    for wrong, message in (("fifo", "not a regular file"), ("loop", "symbolic links"), ("data", "is a folder")):
         with pytest.raises(CheckpointError, match=f"cannot write.*{wrong}.*{message}"):
             optimizer.save(tmp_path / wrong)
     assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
@@ -183,7 +183,7 @@ except CheckpointError as error:
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """A file system of its own, where this process may mount one."""
+    """A separate file system, if this process may mount one."""
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -223,7 +223,7 @@ def test_a_read_only_folder(tmp_path):
 @pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("disk", ["full", "limited"])
 def test_a_disk_that_is_full_at_any_point(disk, mode, tmp_path):
-    # an HDF5 that writes to a full disk itself crashes, at once or when the process ends
+    # HDF5 itself crashes if it writes to a full disk, immediately or when the process exits
     with small_disk(tmp_path, "1m") if disk == "full" else contextlib.nullcontext():
         command = [sys.executable, "-m", "tests.stress.crash", "--full-disk", str(tmp_path), "--limit", disk, "--mode", mode]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -234,7 +234,7 @@ def test_a_disk_that_is_full_at_any_point(disk, mode, tmp_path):
 
 
 def test_an_unwritable_disk_is_told_once(tmp_path, monkeypatch):
-    # whatever write fails, at whatever moment, HDF5 goes on and the save is refused
+    # whichever write fails, HDF5 continues, and the save is refused
     optimizer = trained(Own, False, {"W": (300,)})
     optimizer.save(tmp_path / "run.hdf")
     real = atomic.write_at
@@ -282,7 +282,7 @@ def test_an_interrupt_waits_until_hdf5_is_done(tmp_path):
 
 @posix
 def test_interrupted_at_random_it_goes_on_working(tmp_path):
-    # it says "saving" within the try, so that a signal that follows the word at once finds it there
+    # it prints "saving" inside the try, so that a signal right after the word arrives there
     code = """
 import sys
 from tests.checkpoint.training import Own, trained
@@ -300,7 +300,7 @@ print("ended", flush=True)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "run.hdf")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        for number in range(300):  # one in a hundred comes while h5py lets go of an object, where Python drops the exception
+        for number in range(300):  # one in a hundred comes while h5py frees an object, where Python drops the exception
             if not select.select([process.stdout], [], [], 30)[0]:
                 process.kill()
                 pytest.fail(f"interrupt {number} was lost: {process.stderr.read()}")

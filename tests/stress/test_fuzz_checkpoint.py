@@ -12,13 +12,13 @@ from tests.checkpoint.damage import flipped
 from tests.stress import fuzz_checkpoint
 
 pytestmark = [
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="forks"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
 
 def test_damaged_files_are_refused_or_load_right():
-    # the long one: python -m tests.stress.fuzz_checkpoint
+    # the long version: python -m tests.stress.fuzz_checkpoint
     command = [sys.executable, "-m", "tests.stress.fuzz_checkpoint", "--count", "100"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

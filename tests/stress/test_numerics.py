@@ -1,4 +1,4 @@
-"""The quick version of the grid in numerics.py; and that its check fails on a kernel that rounds, or is, wrong."""
+"""The quick version of the grid in numerics.py, and proof that its check fails on a faulty kernel."""
 
 import numpy as np
 import pytest
@@ -17,16 +17,16 @@ def test_within_the_bound(row, backend):
     result = run(ROWS[row], QUICK, 400 if on_cpu else 40, every=1 if on_cpu else 10)
     assert result.failures() == []
     for name in BUFFERS:
-        # float16 leaves its range where a step is longer than the exact one; the others have no such excuse
+        # float16 may leave its range if a step is longer than the exact one; the other dtypes may not
         if ROWS[row].param != "float16":
             assert not result.infinite[name].any()
             assert not result.out[name].any()
-        # it says something: most errors are within two orders of magnitude of their bound
+        # the bound is meaningful: most errors are within two orders of magnitude of it
         assert np.median(result.ratio[name][~result.out[name]]) > 0.01
 
 
 def test_bfloat16_state_stays_finite(backend):
-    # it rounds at random, so a bound of each error says little; but nothing may leave the range that float64 stays in
+    # with stochastic rounding a bound on each error says little, but nothing may leave the range if float64 does not
     on_cpu = Config.backend is Config.Backend.cpu
     row = Row("float32", state="bfloat16", keywords={"stateDtype": "bfloat16"})
     result = run(row, QUICK, 400 if on_cpu else 40, every=1 if on_cpu else 10)
@@ -36,7 +36,7 @@ def test_bfloat16_state_stays_finite(backend):
 
 @pytest.mark.parametrize("level", [1.003, 1e4 / 3])
 def test_bfloat16_state_is_right_in_the_mean(level, backend):
-    # docs/error-derivation.md: every element's error is bounded, and their mean goes to zero with their number
+    # docs/error-derivation.md: the error of every element is bounded, and the mean error goes to zero with their number
     rng = np.random.default_rng(5)
     optimizer = RMSPropGraves(alpha=0.95, stateDtype="bfloat16", seed=1)
     var = Variable(gpuarray.to_gpu(np.ones(4096, np.float32)))
@@ -49,7 +49,7 @@ def test_bfloat16_state_is_right_in_the_mean(level, backend):
         var.grad.set(grad)
         optimizer.update()
         exact.step(grad)
-        # the variance of the gradients about the stored mg, whose random numbers are others than the variance's
+        # the variance of the gradients about the stored mg, which uses other random numbers than the variance
         followed = 0.95 * followed + 0.95 * 0.05 * (grad - stored["mg"]) ** 2
         stored = {name: _host(optimizer.states["W"][name]).astype(np.float64) for name in stored}
         largest = np.maximum(largest, np.abs(exact.mg))
@@ -61,7 +61,7 @@ def test_bfloat16_state_is_right_in_the_mean(level, backend):
         assert (np.abs(error) < 8 * 2.0**-7 * most / np.sqrt(1 - 0.95**2)).all()
         assert error.std() > 0
         assert abs(error.mean()) < 6 * error.std() / np.sqrt(error.size)
-    # it is too large by alpha times mg's own variance, and never too small, in the mean
+    # on average it is too large by alpha times the variance of mg, and never too small
     excess = stored["variance"] - exact.variance
     unsure = 6 * excess.std() / np.sqrt(excess.size)
     assert -unsure < excess.mean() < 0.95 * 2.0**-16 * np.mean(largest**2) / (1 - 0.95**2) + unsure

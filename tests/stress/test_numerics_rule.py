@@ -1,4 +1,4 @@
-"""Where float32 is within 1e-4 of exact values: docs/error-bounds.md, against long double and the carried bound."""
+"""Where float32 is within 1e-4 of exact values: docs/error-bounds.md, against long double and the bound."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from tests.standins import Net
 from tests.stress.numerics import ROWS, Bound
 from tests.stress.numerics_rule import of_a_step, of_the_movement
 
-WIDTH = 8  # elements, each with noise of its own
+WIDTH = 8  # elements, each with its own noise
 ENOUGH = 1e-4
 
 
@@ -25,7 +25,7 @@ def _apart(actual, exact):
 
 
 def _runs(level, noise, steps, alpha, rng):
-    """Float32 (bit for bit what the kernels give: tests/kernels/test_kernel.py) and long double."""
+    """Runs float32 (bit for bit like the kernels: tests/kernels/test_kernel.py) and long double."""
     exact, actual = Reference(np.zeros(WIDTH), np.longdouble), Reference(np.zeros(WIDTH), np.float32)
     for grad in _gradients(level, noise, steps, rng):
         exact.step(grad, alpha=np.longdouble(alpha))
@@ -45,7 +45,7 @@ def test_float32_is_as_near_as_the_rule_says(alpha):
         assert _apart(actual.param, exact.param) <= said, (level, noise, steps)
         if not noise:
             assert _apart(actual.delta, exact.delta) <= of_a_step(level, 0, steps, alpha), (level, steps)
-    # it promises 1e-4 of most of them
+    # it promises 1e-4 for most of them
     assert np.mean(promised) > 0.5
 
 
@@ -66,7 +66,7 @@ def test_300_default_steps(level, backend):
 
 @pytest.mark.parametrize("alpha", [0.5, 0.9, 0.95, 0.99, 0.999])
 def test_the_rule_follows_from_the_bound(alpha):
-    # a column a level: what was derived for constant gradients is above what is carried along for each element
+    # one column per level: the rule for constant gradients exceeds the bound that is updated for each element
     levels = np.array([0.01, 1, 10, 50, 100, 1e3, 2e4])
     bound = Bound(ROWS["float32"], Reference(np.zeros(levels.size)), 1e-4, alpha, 0.9, 1e-4)
     worst = np.zeros(levels.size)
@@ -84,7 +84,7 @@ def test_constant_gradients_of_up_to_58_need_no_limit_of_steps():
 
 
 def test_where_nothing_is_promised_it_can_be_far_off():
-    # mg stops 2e-2 from a gradient of 20,000: the variance cannot get to the 1e-13 that it is after 1,000 steps
+    # mg stops 2e-2 from a gradient of 20,000: the variance cannot reach the exact 1e-13 after 1,000 steps
     actual, exact = _runs(20_000, 0, 1000, 0.95, np.random.default_rng(0))
     assert (exact.variance < 1e-10).all()
     assert (actual.variance > 1e-6).all()

@@ -1,4 +1,4 @@
-"""Train, save, load in a new process, go on: bit for bit as if never stopped."""
+"""Train, save, load in a new process, continue: bit for bit as if never stopped."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ MODES = ("local", "global")
 
 
 def cases(kinds):
-    """Each row for each kind of arrays in each mode; between the modes with the library's own arrays."""
+    """Yields each row for each family of arrays in each mode; between the modes only for the library's own arrays."""
     for number, row in enumerate(resume.ROWS):
         for kind in kinds:
             if kind.startswith("cuda-"):
-                continue  # stand-ins, whose modules the other process has not; tests/checkpoint loads them
+                continue  # stand-ins, whose modules the other process lacks; tests/checkpoint loads them
             if row.dtype == "bfloat16" and kind not in ("numpy", "pycuda"):
-                continue  # neither PuzzleLib nor the own arrays have it
+                continue  # neither PuzzleLib nor the library's own arrays have it
             for saved in MODES:
                 for into in MODES:
                     if saved == into or kind == "own":
@@ -28,7 +28,7 @@ def cases(kinds):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every training up to the middle, saved; and the end of each, from one other process."""
+    """Saves every training halfway, and lets one other process finish them all."""
     place = tmp_path_factory.mktemp("resume")
     for case in cases(conftest.ARRAYS):
         number, kind, saved, _ = case.split("~")

@@ -203,7 +203,7 @@ def other_libraries_state_is_taken_in_parts_and_not_given():
         assert all(equal(found[key], expected[key]) for key in expected)
         for key, array in before.items():  # there and back the variance is rounded three times, near the mean square's size
             assert np.all(np.abs(expected[key] - array) <= (2.0**-22 * np.abs(array) if "variance" in key else 0)), key
-        with pytest.raises(SetupError, match="the state is in parts"):
+        with pytest.raises(SetupError, match="the state is sharded"):
             convert.toChainer(optimizer)
         # PyTorch keeps nothing of a parameter that has not been updated yet
         group_of_torch = {"lr": 0.1, "alpha": 0.9, "momentum": 0.5, "eps": 1e-4, "centered": True}
