@@ -1,4 +1,4 @@
-"""Compares a grid of hard gradients with float64, and checks the error against a bound that docs/error-derivation.md derives.
+"""Compares a grid of hard gradients with float64, and the error with a bound that docs/error-derivation.md derives.
 
     python -m tests.stress.numerics                 a sample of the grid, which takes seconds
     python -m tests.stress.numerics --long          the whole grid, 3,000 steps per row
