@@ -28,7 +28,7 @@ leakyRelu = ActivationType.leakyRelu
 
 
 class Activation(Module):
-    """Applies an activation function to every element of an array. The counterpart of PuzzleLib's ``Activation``.
+    """Applies an activation function to every element of an array. A counterpart of PuzzleLib's ``Activation``.
 
     Args:
         activation: ``relu``, ``leakyRelu``, ``tanh`` or ``sigmoid``, or its name as a string.

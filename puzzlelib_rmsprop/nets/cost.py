@@ -14,7 +14,7 @@ __all__ = ["MSE", "Cost", "CrossEntropy"]
 
 
 class Cost:
-    """Base class of costs. The counterpart of PuzzleLib's ``Cost``.
+    """Base class of costs. A counterpart of PuzzleLib's ``Cost``.
 
     ``error, grad = cost(pred, target)``. **Sign:** ``grad`` is the gradient of *minus* the error with respect to
     ``pred``. :class:`~puzzlelib_rmsprop.RMSPropGraves` expects this sign.

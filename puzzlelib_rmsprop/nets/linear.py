@@ -19,7 +19,7 @@ _SCHEMES = ("none", "xavier", "xavier_uniform", "xavier_normal", "he", "gaussian
 
 
 class Linear(Module):
-    """Computes ``data @ W + b``, from shape (n, insize) to (n, outsize). The counterpart of PuzzleLib's ``Linear``.
+    """Computes ``data @ W + b``, from shape (n, insize) to (n, outsize). A counterpart of PuzzleLib's ``Linear``.
 
     Args:
         insize: number of input features, at least 1.

@@ -22,7 +22,7 @@ __all__ = ["Module"]
 
 
 class Module:
-    """Base class of modules. The counterpart of PuzzleLib's ``Module``, with the methods that an optimizer needs.
+    """Base class of modules. A counterpart of PuzzleLib's ``Module``, with the methods that an optimizer needs.
 
     A module maps an array to an array: ``data = module(inData)``. Then ``module.backward(grad)`` computes the gradient of
     its input, ``module.grad``, and the gradients of its parameters, stored in its variables.

@@ -45,7 +45,7 @@ def _at(*arrays: Any) -> ModuleType:
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """Returns ``a @ b``, or ``out = alpha * a @ b + beta * out`` if given. ``a`` and ``b`` can be transposed first."""
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request."""
     return _at(a, b, *([] if out is None else [out])).matmul(a, b, transpA, transpB, out, alpha, beta)
 
 

@@ -25,7 +25,7 @@ __all__ = [
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """Returns ``a @ b``, or ``out = alpha * a @ b + beta * out`` if given. ``a`` and ``b`` can be transposed first."""
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request."""
     a, b = (a.T if transpA else a), (b.T if transpB else b)
     if out is None:
         return np.matmul(a, b)

@@ -63,7 +63,7 @@ def _parts(threads: int, dtype: Any) -> Any:
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """Returns ``a @ b``, or ``out = alpha * a @ b + beta * out`` if given. ``a`` and ``b`` can be transposed first.
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request.
 
     float16 matrices are multiplied in float32.
     """
