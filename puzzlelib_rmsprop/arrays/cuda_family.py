@@ -243,7 +243,7 @@ def _context_fault(address: int) -> str | None:
     library.cuCtxGetDevice(ctypes.byref(own))
     if owner.value or device.value != own.value:
         return (
-            f"is in another CUDA context than the current one (on device {device.value}): make all arrays of a net in one "
+            f"lies in another CUDA context than the current one (on device {device.value}): make all arrays of a net in one "
             f"context, and keep it current while the optimizer is used"
         )
     return None

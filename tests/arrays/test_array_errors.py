@@ -128,7 +128,7 @@ CUDA = [
         "C-contiguous",
     ),
     (lambda: setup(a=with_grad(*[gpuarray.zeros(3)] * 2)), ArrayError, "'a': its gradient overlaps variable 'a': its data"),
-    (lambda: elsewhere(lambda n, o: RMSPropGraves().setupOn(n)), ArrayError, "'W': its data is in another CUDA context"),
+    (lambda: elsewhere(lambda n, o: RMSPropGraves().setupOn(n)), ArrayError, "'W': its data lies in another CUDA context"),
     (lambda: without_context(var()), ArrayError, "no CUDA context is current"),
 ]
 

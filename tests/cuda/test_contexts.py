@@ -26,7 +26,7 @@ def test_arrays_of_another_context(cuda):
     before = net.getVar("v0000").data.get()
     other = pycuda.autoprimaryctx.device.make_context()
     try:
-        with pytest.raises(ArrayError, match="'v0000': its data is in another CUDA context"):
+        with pytest.raises(ArrayError, match="'v0000': its data lies in another CUDA context"):
             RMSPropGraves().setupOn(net)
         with pytest.raises(DeviceError, match="context that is current is not the one the arrays lie in"):
             optimizer.update()
