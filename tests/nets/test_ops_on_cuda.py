@@ -141,10 +141,10 @@ class TestOnCUDA:
     def test_mixed_devices_are_refused(self):
         net = Sequential().append(Linear(3, 2)).append(Activation(relu))
         data = on("cpu", np.zeros((4, 3), np.float32))
-        with pytest.raises(ArrayError, match=r"all on CUDA or all on the CPU; got CPU \(4, 3\) and CUDA \(3, 2\)"):
+        with pytest.raises(ArrayError, match=r"must all be on CUDA or all on the CPU; got CPU \(4, 3\) and CUDA \(3, 2\)"):
             net(data)
         Config.backend = Config.Backend.cuda
-        with pytest.raises(ArrayError, match="all on CUDA or all on the CPU"):
+        with pytest.raises(ArrayError, match="must all be on CUDA or all on the CPU"):
             MSE()(gpuarray.zeros((4, 3)), data)
 
     def test_arrays_that_kernels_cannot_use_are_refused(self):
