@@ -205,7 +205,7 @@ class MPINodeInfo(NodeInfo):
             time.sleep(PAUSE)
         return self._failure is None
 
-    # --------------------------------------------------------------------------------------- what it does
+    # ----------------------------------------------------------------------------------------- operations
 
     def meanValue(self, value: float) -> float:
         total = np.array([float(value)])

@@ -279,7 +279,7 @@ class NCCLNodeInfo(NodeInfo):
         self._ended.set()
         self._watcher.join(GRACE)
 
-    # --------------------------------------------------------------------------------------- what it does
+    # ----------------------------------------------------------------------------------------- operations
 
     @contextlib.contextmanager
     def _turn(self, what: str) -> Iterator[None]:
