@@ -1,4 +1,4 @@
-"""What memory is this? One file per family of arrays; a new family is one file and a line in ``FAMILIES``."""
+"""Array families: how the library works on arrays of other libraries. A new family is a file and a line in ``FAMILIES``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FAMILIES: tuple[type[Family], ...] = (
     PuzzleLibCUDAFamily,
     TorchFamily,
     CuPyFamily,
-    # what only follows a protocol, after those that are known
+    # protocols last: arrays of a known library follow them too
     CUDAInterfaceFamily,
     DLPackFamily,
     QuantizedFamily,
@@ -55,10 +55,10 @@ FAMILIES: tuple[type[Family], ...] = (
 
 
 def family_of(array: Any) -> Family:
-    """The family that ``array`` belongs to.
+    """Returns the family that ``array`` belongs to.
 
     Raises:
-        ArrayError: when it is of none.
+        ArrayError: if it belongs to none.
     """
     for kind in FAMILIES:
         family = kind.of(array)
@@ -67,8 +67,8 @@ def family_of(array: Any) -> Family:
     what = immutable(array)
     if what is not None:
         raise ArrayError(
-            f"{what} are immutable, and a step writes into its arrays: keep the parameters in NumPy's (numpy.array(array)) "
-            f"or PyTorch's, and hand copies of those on"
+            f"{what} are immutable, but a step writes into its arrays: keep the parameters in NumPy arrays "
+            f"(numpy.array(array)) or PyTorch tensors, and pass copies of them to your model"
         )
     remedy = "Make one with puzzlelib_rmsprop.gpuarray.to_gpu(numpy_array)"
     if is_masked(array):
@@ -76,35 +76,35 @@ def family_of(array: Any) -> Family:
     elif isinstance(array, np.ndarray):
         remedy = "Use numpy.asarray(array)"
     raise ArrayError(
-        f"arrays must be puzzlelib_rmsprop's, NumPy's, PyTorch's, CuPy's, PyCUDA's or PuzzleLib's, or have "
+        f"arrays must come from puzzlelib_rmsprop, NumPy, PyTorch, CuPy, PyCUDA or PuzzleLib, or have "
         f"__cuda_array_interface__, or __dlpack__ on the CPU; got {type(array).__module__}.{type(array).__qualname__}. "
         f"{remedy}"
     )
 
 
 def common_family(*arrays: Any) -> Family:
-    """The family of arrays that belong together: the one that takes the others. ArrayError where one is of none."""
+    """Returns the family that accepts all of ``arrays``. Raises ArrayError if one of them belongs to no family."""
     families = [family_of(array) for array in arrays]
     return next((each for each in families if all(map(each.takes, families))), families[0])
 
 
 def dtype_of(array: Any) -> np.dtype:
-    """NumPy's dtype for the elements of an array of any family."""
+    """Returns the NumPy dtype of an array of any family."""
     dtype = getattr(array, "dtype", None)
     return dtype if isinstance(dtype, np.dtype) else family_of(array).dtype(array)
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
-    """The shape of an array of any family."""
+    """Returns the shape of an array of any family."""
     shape = getattr(array, "shape", None)
     return shape if type(shape) is tuple else family_of(array).shape(array)
 
 
 def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
-    """Checks that no two arrays share memory; each is (what to call it, address, number of bytes).
+    """Checks that no two arrays share memory. Each array is given as (name for messages, address, number of bytes).
 
     Raises:
-        ArrayError: names the two that do.
+        ArrayError: if two arrays overlap; the message names both.
     """
     last_name, last_end = "", 0
     for name, address, nbytes in sorted((array for array in arrays if array[2]), key=lambda array: array[1]):
@@ -114,7 +114,7 @@ def refuse_overlap(arrays: Iterable[tuple[str, int, int]]) -> None:
 
 
 def check_dtype(name: str, family: Family, dtype: np.dtype) -> None:
-    """Raises VariableError where parameters of the variable ``name`` cannot be of ``dtype``."""
+    """Raises VariableError if parameters of the variable ``name`` cannot have ``dtype``."""
     if dtype.name in family.dtypes:
         return
     how = family.as_real if dtype.kind == "c" else family.cast
@@ -123,11 +123,11 @@ def check_dtype(name: str, family: Family, dtype: np.dtype) -> None:
 
 
 def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Checks that the kernels can work on one array of the variable ``name`` in place.
+    """Checks that the kernels can work in place on one array of the variable ``name``.
 
     Raises:
-        VariableError: its family, dtype or shape is another.
-        ArrayError: it is of no known kind, read-only, not contiguous.
+        VariableError: if it has another family, dtype or shape.
+        ArrayError: if its type is unknown, or it is read-only or not contiguous.
     """
     try:
         own = family_of(array)
@@ -135,7 +135,9 @@ def check(name: str, what: str, array: Any, family: Family, dtype: np.dtype, sha
     except ArrayError as error:
         raise ArrayError(f"variable {name!r}: its {what}: {error}") from None
     if not family.takes(own):
-        raise VariableError(f"variable {name!r}: its {what} must be a {family.name}, as the net's others; got a {own.name}")
+        raise VariableError(
+            f"variable {name!r}: its {what} must be a {family.name}, like the net's other arrays; got a {own.name}"
+        )
     if found != dtype:
         remedy = f": use {own.cast.format(dtype.name)}" if own.cast is not None else ""
         raise VariableError(f"variable {name!r}: its {what} must be of dtype {dtype}; got {found}{remedy}")

@@ -1,4 +1,4 @@
-"""The library's own CPU array: an ``ndarray`` on which PuzzleLib's array methods work too."""
+"""The library's own CPU array: an ``ndarray`` with PuzzleLib's array methods."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["CPUArray", "CPUArrayFamily"]
 
 
 class CPUArray(np.ndarray):
-    """A NumPy array with PuzzleLib's ``get``, ``set`` and ``ptr``; everything else is NumPy's.
+    """A NumPy array with PuzzleLib's ``get``, ``set`` and ``ptr``. Everything else works as in NumPy.
 
-    Made by :mod:`puzzlelib_rmsprop.gpuarray` (``to_gpu``, ``empty``, ``zeros``). Any shape and dtype.
+    Created by :mod:`puzzlelib_rmsprop.gpuarray` (``to_gpu``, ``empty``, ``zeros``), with any shape and dtype.
 
     Example:
         >>> import numpy as np
@@ -27,23 +27,23 @@ class CPUArray(np.ndarray):
 
     @property
     def ptr(self) -> int:
-        """Address of the first element, in bytes."""
+        """Address of the first element."""
         return self.ctypes.data
 
     def get(self) -> np.ndarray:
-        """The content, copied into a plain ``ndarray`` of the same shape and dtype."""
+        """Returns a copy as a plain ``ndarray`` of the same shape and dtype."""
         return np.array(self, copy=True, subok=False)
 
     def set(self, ary: Any) -> None:
-        """Copies ``ary`` (an array of the same shape; its dtype is converted) into this one.
+        """Copies ``ary``, an array of the same shape, into this one. Its elements are converted to this array's dtype.
 
         Raises:
-            ArrayError: when the shapes differ, or the dtypes are of different kinds.
+            ArrayError: if the shapes differ, or the dtypes are of different kinds.
         """
         content = np.asarray(ary)
         if content.shape != self.shape:
             raise ArrayError(f"set() needs an array of shape {self.shape}; got {content.shape}")
-        # NumPy takes bfloat16 for a kind of its own
+        # to NumPy, bfloat16 is a kind of its own
         floats = self.dtype.name == "bfloat16" and content.dtype.kind in "fiu"
         if not floats and not np.can_cast(content.dtype, self.dtype, "same_kind"):
             raise ArrayError(f"set() cannot convert {content.dtype} to {self.dtype}")
@@ -51,7 +51,7 @@ class CPUArray(np.ndarray):
 
 
 class CPUArrayFamily(HostFamily):
-    """:class:`CPUArray`."""
+    """The family of :class:`CPUArray`."""
 
     name = "puzzlelib_rmsprop.CPUArray"
     cast, as_real = "array.astype({!r})", "array.view(array.real.dtype)"

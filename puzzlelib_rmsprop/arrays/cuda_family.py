@@ -1,4 +1,4 @@
-"""What arrays on a GPU have in common, whoever allocated them: PyCUDA's driver works on their addresses."""
+"""Operations on GPU arrays of any library: PyCUDA's driver API works on their addresses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CUDAFamily(Family):
     """
 
     device = "cuda"
-    alignment = 16  # as PuzzleLib's CUDA backend, so that flat state is laid out alike
+    alignment = 16  # as in PuzzleLib's CUDA backend, so that flat state has the same layout
     contiguous_copy = "make it from numpy.ascontiguousarray(array.get())"
 
     @explained
@@ -46,8 +46,9 @@ class CUDAFamily(Family):
 
         if not isinstance(stream, driver.Stream):
             raise HyperParameterError(
-                f"stream must be a pycuda.driver.Stream, or None for the default one; got {stream!r}. Other libraries take "
-                f"it: torch.cuda.ExternalStream(stream.handle), or cupy.cuda.ExternalStream(stream.handle)"
+                f"stream must be a pycuda.driver.Stream, or None for the default stream; got {stream!r}. To use the same "
+                f"stream in another library, wrap it: torch.cuda.ExternalStream(stream.handle), or "
+                f"cupy.cuda.ExternalStream(stream.handle)"
             )
 
     def kernels(self) -> Any:
@@ -56,11 +57,11 @@ class CUDAFamily(Family):
         return cuda
 
     def contiguous(self, array: Any) -> bool:
-        """Whether the elements lie one after the other, last index fastest."""
+        """Returns whether the array is C-contiguous."""
         raise NotImplementedError
 
     def strides(self, array: Any) -> tuple[int, ...] | None:
-        """In bytes; only for what a user is told."""
+        """Returns the strides in bytes, for error messages."""
         return tuple(array.strides)
 
     def fault(self, array: Any) -> str | None:
@@ -76,11 +77,11 @@ class CUDAFamily(Family):
             return None
         try:
             address = self.address(array)
-        except Exception:  # whatever its library raises for memory that is gone
+        except Exception:  # the libraries raise different errors for freed memory
             return "has no memory: it was freed"
         if address % dtype.itemsize:
-            # a kernel's load from there would end the context, and with it every array
-            return f"must be aligned to its dtype {dtype}; it starts at an odd address, {address:#x}"
+            # a misaligned load would destroy the context, and every array in it
+            return f"must be aligned to its dtype {dtype}; it starts at the unaligned address {address:#x}"
         return _context_fault(address)
 
     @explained
@@ -115,17 +116,17 @@ class CUDAFamily(Family):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {tuple(array.shape)}")
         if array.size:
             array.set(content.astype(array.dtype, order="C", casting="same_kind", copy=False))
-            default_stream_ended()  # what works on it may come on any stream
+            default_stream_ended()  # the array may be used next on any stream
 
 
 class ForeignCUDAFamily(CUDAFamily):
-    """Arrays of another library: the user works on them on its streams. Only their addresses are used.
+    """Arrays of another library, which works on them on its own streams. Only their addresses are used here.
 
-    A subclass adds :meth:`handles` to what :class:`CUDAFamily` asks for.
+    Besides the methods that :class:`CUDAFamily` requires, a subclass defines :meth:`handles`.
     """
 
     def handles(self, arrays: Iterable[Any]) -> Iterable[int]:
-        """The streams on which the user works on ``arrays``, as numbers; 0 and 1 are the default one."""
+        """Returns handles of the streams on which the user works on ``arrays``. 0 and 1 stand for the default stream."""
         raise NotImplementedError
 
     def joined(self, arrays: Iterable[Any], stream: Any = None) -> AbstractContextManager[Any]:
@@ -141,7 +142,7 @@ class ForeignCUDAFamily(CUDAFamily):
         try:
             super().check_stream(stream)
         except HyperParameterError as error:
-            raise HyperParameterError(f"{error}. Without it, the stream that the arrays' library uses now is used") from None
+            raise HyperParameterError(f"{error}. With None, the current stream of the arrays' library is used") from None
 
     @explained
     def fill_zero(self, array: Any, stream: Any = None) -> None:
@@ -168,7 +169,7 @@ class ForeignCUDAFamily(CUDAFamily):
         content = np.empty(self.shape(array), self.dtype(array))
         if content.size:
             with self.joined((array,)) as own:
-                # as bytes: PyCUDA's buffers know no bfloat16
+                # as bytes: PyCUDA does not accept bfloat16 buffers
                 driver.memcpy_dtoh_async(content.reshape(-1).view(np.uint8), self.address(array), own)
                 _wait(own)
         return content
@@ -181,7 +182,7 @@ class ForeignCUDAFamily(CUDAFamily):
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {self.shape(array)}")
         if not content.size:
             return
-        # NumPy takes bfloat16 for a kind of its own
+        # to NumPy, bfloat16 is a kind of its own
         dtype = self.dtype(array)
         casting: Any = "unsafe" if dtype.name == "bfloat16" else "same_kind"
         content = content.astype(dtype, order="C", casting=casting, copy=False)
@@ -191,7 +192,7 @@ class ForeignCUDAFamily(CUDAFamily):
 
 
 class _Joined:
-    """The kernels' table, or statistics: what gets no stream is queued in the order of those that users work on."""
+    """Wraps the kernels' table or statistics: calls without a stream are ordered with the streams of the arrays' users."""
 
     def __init__(self, made: Any, joined: Callable[[], AbstractContextManager[Any]]) -> None:
         self._made, self._joined = made, joined
@@ -213,7 +214,7 @@ class _Joined:
 
 
 def _wait(stream: Any) -> None:
-    """For a copy from or to the host, which may be late, and whose memory has to stay until then."""
+    """Waits for an asynchronous copy: the host's memory must stay valid until it is done."""
     if stream is None:
         default_stream_ended()
     else:
@@ -224,25 +225,25 @@ _CONTEXT, _DEVICE = 1, 9  # CU_POINTER_ATTRIBUTE_CONTEXT, CU_POINTER_ATTRIBUTE_D
 
 
 def _context_fault(address: int) -> str | None:
-    """Why memory cannot be used in the current context: none is current, it is another's, or it is no device memory."""
+    """Returns why memory cannot be used in the current context, or None if it can."""
     library = driver_library()
     current = ctypes.c_void_p()
     library.cuCtxGetCurrent(ctypes.byref(current))
     if not current.value:
         refuse_after_fork()
-        return f"lies on a GPU, but {NO_CONTEXT}"
+        return f"is on a GPU, but {NO_CONTEXT}"
     owner, device, own = ctypes.c_void_p(), ctypes.c_int(-1), ctypes.c_int(-1)
-    # memory of a pool (cudaMallocAsync), or mapped into the address space, belongs to a device, not to a context
+    # memory from a pool (cudaMallocAsync) or mapped memory belongs to a device, not to a context
     if library.cuPointerGetAttribute(ctypes.byref(owner), _CONTEXT, ctypes.c_uint64(address)):
         owner.value = None
     if owner.value == current.value:
         return None
     if library.cuPointerGetAttribute(ctypes.byref(device), _DEVICE, ctypes.c_uint64(address)) or device.value < 0:
-        return f"has an address, {address:#x}, at which no device memory lies: it was freed, or is of another process"
+        return f"has the address {address:#x}, which is not in device memory: it was freed, or belongs to another process"
     library.cuCtxGetDevice(ctypes.byref(own))
     if owner.value or device.value != own.value:
         return (
-            f"lies in another CUDA context than the current one (on device {device.value}); make all arrays of a net in one "
-            f"context, and keep that current while the optimizer is used"
+            f"lies in another CUDA context than the current one (on device {device.value}): make all arrays of a net in one "
+            f"context, and keep it current while the optimizer is used"
         )
     return None

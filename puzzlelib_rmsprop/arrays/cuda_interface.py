@@ -1,7 +1,7 @@
-"""Whatever has ``__cuda_array_interface__``, versions 2 and 3: Numba's device arrays, and those of other libraries.
+"""Arrays with ``__cuda_array_interface__``, versions 2 and 3: Numba's device arrays, and those of other libraries.
 
-The library cannot make arrays of a type that it does not know. So state and gradients that it makes for such variables
-are PyCUDA's arrays, and in global mode the net gets PyCUDA's arrays, views of the flat buffers, in place of its own.
+The library cannot create arrays of an unknown type. State and gradients that it allocates for such variables are PyCUDA
+arrays. In global mode the net's own arrays are replaced by PyCUDA arrays that are views of the flat buffers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["CUDAInterfaceFamily"]
 
 
 class _Description(NamedTuple):
-    """What an array says of itself. ``stream``: a handle, 0 of the default one; None where there is nothing to wait for."""
+    """The parsed interface. ``stream`` is a handle, 0 for the default stream, or None if no synchronization is needed."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -34,14 +34,14 @@ class _Description(NamedTuple):
 
 
 class CUDAInterfaceFamily(ForeignCUDAFamily, PyCUDAFamily):
-    """Arrays of another library on a GPU; a net may hold PyCUDA's beside them.
+    """GPU arrays of another library. A net may hold PyCUDA arrays as well.
 
-    Work is done in the order of the streams that they name. PyCUDA's arrays and those of version 2 name none, and stand for
-    the default one. One of version 3 may say that there is nothing to wait for; where all do, the default stream is used.
+    Work is ordered with the streams that the arrays name. PyCUDA arrays and arrays of version 2 name none, and count as
+    users of the default stream. An array of version 3 may ask for no synchronization; if all do, the default stream is used.
     """
 
     name = "array with __cuda_array_interface__"
-    contiguous_copy = "make it so in its library"
+    contiguous_copy = "copy it with its library"
 
     @classmethod
     def of(cls, array: Any) -> CUDAInterfaceFamily | None:
@@ -95,26 +95,26 @@ class CUDAInterfaceFamily(ForeignCUDAFamily, PyCUDAFamily):
     def fault(self, array: Any) -> str | None:
         described = _described(array)
         if described.readonly:
-            return "must be writeable; it is read-only: make a copy of it in its library"
+            return "must be writeable; it is read-only: copy it with its library"
         if described.masked:
-            return "must be without a mask: fill it in its library"
+            return "must not have a mask: fill the masked elements with its library"
         return super().fault(array)
 
 
 def _described(array: Any) -> _Description:
-    """What an array says of itself; ArrayError where that is not as the protocol has it."""
+    """Returns the parsed interface of an array. Raises ArrayError if it does not follow the protocol."""
     if PyCUDAFamily.of(array) is not None:
         address = int(array.gpudata) if array.size else 0
         return _Description(tuple(array.shape), array.dtype, address, tuple(array.strides), False, False, 0)
-    whose = f"a {type(array).__qualname__} with __cuda_array_interface__"
+    whose = f"the __cuda_array_interface__ of a {type(array).__qualname__}"
     try:
         said = array.__cuda_array_interface__
     except AttributeError:
         raise
     except Exception as error:
-        raise ArrayError(f"{whose} that does not work: {error}") from error
+        raise ArrayError(f"{whose} cannot be read: {error}") from error
     if not isinstance(said, Mapping):
-        raise ArrayError(f"{whose} must give a dict; got {said!r}")
+        raise ArrayError(f"{whose} must be a dict; got {said!r}")
     try:
         version, stream, mask = int(said["version"]), said.get("stream"), said.get("mask")
         shape, dtype, (address, readonly) = tuple(map(int, said["shape"])), np.dtype(said["typestr"]), said["data"]
@@ -123,16 +123,16 @@ def _described(array: Any) -> _Description:
     except (KeyError, TypeError, ValueError) as error:
         raise ArrayError(f"{whose} must have shape, typestr, data and version; got {dict(said)!r}: {error}") from error
     if version < 2:
-        raise ArrayError(f"{whose} must be of version 2 or 3; got {version}")
+        raise ArrayError(f"{whose} must have version 2 or 3; got {version}")
     if strides is not None and len(strides) != len(shape):
         raise ArrayError(f"{whose} must have a stride for each dimension; got {strides} for shape {shape}")
     if version == 2:
-        stream = 0  # which says nothing of streams
+        stream = 0  # version 2 names no stream
     elif stream is not None and (not isinstance(stream, int) or isinstance(stream, bool) or stream < 1):
         raise ArrayError(
-            f"{whose} must have as its stream None, 1 (the default one), 2 (the thread's) or a handle; got {stream!r}"
+            f"{whose} must have as stream None, 1 (the default), 2 (the per-thread default) or a handle; got {stream!r}"
         )
     own = getattr(array, "dtype", None)
     if dtype.kind == "V" and isinstance(own, np.dtype) and own.itemsize == dtype.itemsize:
-        dtype = own  # bfloat16, which has no typestr
+        dtype = own  # bfloat16 has no typestr
     return _Description(shape, dtype, address, strides, bool(readonly), mask is not None, stream)

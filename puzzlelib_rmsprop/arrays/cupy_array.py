@@ -1,4 +1,4 @@
-"""CuPy's arrays, without importing CuPy: worked on in the order of its current stream."""
+"""CuPy arrays, without importing CuPy. Work on them is ordered with CuPy's current stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CuPyFamily"]
 
 
 class CuPyFamily(ForeignCUDAFamily):
-    """``cupy.ndarray``, of the primary context of its device, which PyCUDA shares. What the library makes is CuPy's, too."""
+    """``cupy.ndarray``, in the primary context of its device, which PyCUDA shares. New arrays are CuPy arrays too."""
 
     name = "cupy.ndarray"
     dtypes = FLOATS
@@ -26,7 +26,7 @@ class CuPyFamily(ForeignCUDAFamily):
 
     @classmethod
     def of(cls, array: Any) -> CuPyFamily | None:
-        # of a module that another thread is importing, not all is there
+        # another thread may still be importing the module
         kind = getattr(sys.modules.get("cupy"), "ndarray", None)
         return cls() if kind is not None and isinstance(array, kind) else None
 
@@ -51,7 +51,7 @@ class CuPyFamily(ForeignCUDAFamily):
         try:
             return cupy.empty(shape, dtype)
         except (TypeError, ValueError) as error:
-            raise ArrayError(f"CuPy {cupy.__version__} makes no arrays of {dtype}: {error}") from error
+            raise ArrayError(f"CuPy {cupy.__version__} cannot make arrays of dtype {dtype}: {error}") from error
 
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
         size = int(np.prod(shape, dtype=np.int64))

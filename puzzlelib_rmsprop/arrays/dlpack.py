@@ -1,7 +1,7 @@
-"""Whatever NumPy can view through DLPack without a copy, on the CPU: objects with ``__dlpack__``.
+"""CPU arrays with ``__dlpack__`` that NumPy can view without a copy.
 
-The library cannot make arrays of a type that it does not know. So state and gradients that it makes for such variables
-are NumPy arrays, and in global mode the net gets NumPy arrays, views of the flat buffers, in place of its own.
+The library cannot create arrays of an unknown type. State and gradients that it allocates for such variables are NumPy
+arrays. In global mode the net's own arrays are replaced by NumPy arrays that are views of the flat buffers.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .numpy_array import NumpyFamily
 
 __all__ = ["DLPackFamily"]
 
-_ON_THE_HOST = (1, 3, 11, 13)  # DLPack's numbers: the CPU, pinned memory of CUDA and ROCm, managed memory of CUDA
+_ON_THE_HOST = (1, 3, 11, 13)  # DLPack's device types: CPU, pinned memory of CUDA and ROCm, managed memory of CUDA
 _CUDA = 2
-# before 2.1 NumPy takes no copy=False, and all that it views is read-only
+# before 2.1 NumPy has no copy=False, and its views are read-only
 _NO_COPY: Any = {"copy": False} if np.lib.NumpyVersion(np.__version__) >= "2.1.0" else {}
 
 
 class DLPackFamily(NumpyFamily):
-    """Arrays of another library that NumPy views; a net may hold NumPy's own beside them."""
+    """Arrays of another library that NumPy can view. A net may hold NumPy arrays as well."""
 
-    name = "array that NumPy can view by its __dlpack__"
-    dtypes = ("float16", "float32", "float64")  # NumPy takes no bfloat16 by DLPack
+    name = "CPU array with __dlpack__"
+    dtypes = ("float16", "float32", "float64")  # NumPy cannot import bfloat16 through DLPack
     cast, as_real = None, None
 
     @classmethod
@@ -38,9 +38,9 @@ class DLPackFamily(NumpyFamily):
             return None
         device = _device(array)
         if device not in _ON_THE_HOST:
-            where = "a CUDA device, without __cuda_array_interface__" if device == _CUDA else f"DLPack's device {device}"
+            where = "a CUDA device, without __cuda_array_interface__" if device == _CUDA else f"DLPack device type {device}"
             raise ArrayError(
-                f"an array with __dlpack__ must lie where NumPy can view it; this {kind.__qualname__} lies on {where}: "
+                f"an array with __dlpack__ must be in memory that NumPy can view; this {kind.__qualname__} is on {where}: "
                 f"copy it to the CPU"
             )
         return cls()
@@ -74,14 +74,14 @@ class DLPackFamily(NumpyFamily):
             return super().fault(array)
         host, again = self.host(array), self.host(array)
         if host.size and host.ctypes.data != again.ctypes.data:
-            return "gives a copy of itself by __dlpack__, and a step would write into that: use numpy.array(array)"
+            return "exports a copy through __dlpack__, and a step would write into the copy: use numpy.array(array)"
         if not host.flags.writeable:
             return (
-                "must be writeable; it is read-only by DLPack, or says nothing of that, as before DLPack 1.0 and NumPy 2.1: "
+                "must be writeable; its DLPack export is read-only, or does not say so, as before DLPack 1.0 and NumPy 2.1: "
                 "use numpy.array(array)"
             )
         if not host.flags.c_contiguous:
-            return f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}: make it so in its library"
+            return f"must be C-contiguous; its strides are {host.strides} for shape {host.shape}: copy it with its library"
         return super().fault(array)
 
 
@@ -90,17 +90,17 @@ def _device(array: Any) -> int:
         return int(array.__dlpack_device__()[0])
     except Exception as error:
         raise ArrayError(
-            f"a {type(array).__qualname__} with __dlpack__ needs a __dlpack_device__ that works: {error}"
+            f"a {type(array).__qualname__} with __dlpack__ needs a working __dlpack_device__: {error}"
         ) from error
 
 
 def _viewed(array: Any) -> np.ndarray:
-    """The memory of an array as NumPy's, not a copy. ArrayError where its library or NumPy refuses."""
+    """Returns a NumPy view of an array's memory. Raises ArrayError if its library or NumPy cannot make one."""
     view = functools.partial(np.from_dlpack, array)
     try:
         try:
             return view(**_NO_COPY)
-        except TypeError:  # of a library with DLPack before 1.0, which knows no copy
+        except TypeError:  # a library with DLPack before 1.0 does not accept copy=
             return view()
     except Exception as error:
         raise ArrayError(

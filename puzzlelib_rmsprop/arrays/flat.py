@@ -1,4 +1,4 @@
-"""Many arrays in one buffer."""
+"""Many arrays in one flat buffer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .family import Family
 
 __all__ = ["ByDtype", "SharedArray", "in_use"]
 
-ALIGNMENT = 64  # bytes that parts of a buffer are aligned to: a line of a cache, and the widest load of a GPU
+ALIGNMENT = 64  # bytes; parts of a buffer are aligned to a cache line, which suits the widest GPU loads too
 
 
 class ByDtype(dict):
-    """A dict keyed by ``np.dtype``, in which scalar types are found as well: PuzzleLib's backends use one and the other.
+    """A dict keyed by ``np.dtype`` that also accepts scalar types as keys: PuzzleLib's backends use both.
 
     Example:
         >>> import numpy as np
@@ -38,7 +38,7 @@ class ByDtype(dict):
         super().__setitem__(self._key(key), value)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """The value for a dtype or a scalar type."""
+        """Returns the value for a dtype or scalar type, or ``default``."""
         return super().get(self._key(key), default)
 
     @staticmethod
@@ -47,16 +47,16 @@ class ByDtype(dict):
 
 
 class SharedArray:
-    """One flat buffer that holds several named arrays, as PuzzleLib's ``SharedArray``. It starts as zeros, gaps too.
+    """One flat buffer that holds several named arrays, like PuzzleLib's ``SharedArray``. It is filled with zeros.
 
     Args:
-        dtype: of the buffer and of every array in it.
-        family: the family of arrays to make it from; the library's own by default.
+        dtype: dtype of the buffer and of every array in it.
+        family: array family of the buffer; the library's own CPU arrays by default.
 
     Attributes:
-        ary: the flat buffer, 1-d, once built.
-        offsets: name -> index of its first element in ``ary``, once built.
-        alignment: bytes that each array is aligned to, once built.
+        ary: the flat buffer, 1-d; None before :meth:`build`.
+        offsets: maps each name to the index of its first element in ``ary``; filled by :meth:`build`.
+        alignment: alignment of each array, in bytes; set by :meth:`build`.
 
     Example:
         >>> import numpy as np
@@ -79,7 +79,11 @@ class SharedArray:
         self.alignment = self.family.alignment
 
     def register(self, shape: tuple[int, ...], dtype: Any, name: str) -> None:
-        """Asks for an array of ``shape`` under ``name``. Raises ArrayError for another dtype or a name twice."""
+        """Registers an array of ``shape`` as ``name``.
+
+        Raises:
+            ArrayError: if ``dtype`` is not the buffer's, the name is taken or the buffer is built already.
+        """
         if np.dtype(dtype) != self.dtype:
             raise ArrayError(f"{name!r} must be of the buffer's dtype {self.dtype}; got {np.dtype(dtype)}")
         if name in self.shapes:
@@ -89,9 +93,11 @@ class SharedArray:
         self.shapes[name] = tuple(shape)
 
     def build(self, parts: int = 1, multiple: int = 1) -> None:
-        """Makes the buffer and the arrays in it, in the order they were registered; of ``parts`` equal, aligned parts.
+        """Allocates the buffer, with the arrays in the order of their registration.
 
-        Each array begins at a multiple of ``multiple`` elements, a power of two.
+        Args:
+            parts: pad the buffer so that it can be divided into this number of equal, aligned parts.
+            multiple: let each array begin at a multiple of this number of elements, a power of two.
         """
         self.alignment = max(self.alignment, multiple * self.dtype.itemsize)
         self.offsets, size = layout(self.shapes, self.dtype, self.alignment)
@@ -110,12 +116,12 @@ _BUILT: weakref.WeakSet[SharedArray] = weakref.WeakSet()
 
 
 def in_use(array: Any) -> bool:
-    """Whether an array is a part of a flat buffer that there still is."""
+    """Returns whether an array is part of a flat buffer that is still alive."""
     return any(array is block for shared in _BUILT for block in shared.blocks.values())
 
 
 def layout(shapes: dict[str, tuple[int, ...]], dtype: np.dtype, alignment: int) -> tuple[dict[str, int], int]:
-    """Where each array starts in a flat buffer, and the buffer's size, in elements; ``alignment`` is in bytes."""
+    """Returns each array's offset in a flat buffer, and the buffer's size, in elements. ``alignment`` is in bytes."""
     step = max(1, alignment // dtype.itemsize)
     offsets, size = {}, 0
     for name, shape in shapes.items():

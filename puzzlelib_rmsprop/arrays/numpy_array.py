@@ -12,7 +12,7 @@ __all__ = ["NumpyFamily"]
 
 
 class NumpyFamily(HostFamily):
-    """``numpy.ndarray`` itself; a subclass (a masked array, a matrix) means something else by its memory."""
+    """``numpy.ndarray`` and ``numpy.memmap``. Other subclasses, such as masked arrays, may interpret memory differently."""
 
     name = "numpy.ndarray"
     cast: str | None = "array.astype({!r})"

@@ -12,7 +12,7 @@ __all__ = ["PuzzleLibCPUFamily"]
 
 
 class PuzzleLibCPUFamily(HostFamily):
-    """PuzzleLib's ``CPU.CPUArray.CPUArray``, or a subclass, known by the name of the class and what it holds."""
+    """PuzzleLib's ``CPU.CPUArray.CPUArray`` or a subclass, recognized by the class name and its ``data``."""
 
     dtypes = ("float16", "float32", "float64")
 
@@ -28,13 +28,13 @@ class PuzzleLibCPUFamily(HostFamily):
         return cls(kind)
 
     def memory(self, array: Any) -> np.ndarray:
-        return array.data  # the wrapper may be given another
+        return array.data  # it can be replaced
 
     def fault(self, array: Any) -> str | None:
-        # the wrapper says what it was made with, whatever array was put into it since
+        # the wrapper keeps its first shape and dtype even if its data is replaced
         if (tuple(array.shape), array.dtype) != (array.data.shape, array.data.dtype):
             return (
-                f"must hold an array of its own shape and dtype, {tuple(array.shape)} and {array.dtype}; it holds one of "
+                f"must hold an array of its own shape and dtype, {tuple(array.shape)} and {array.dtype}; its data has "
                 f"{array.data.shape} and {array.data.dtype}"
             )
         return super().fault(array)
@@ -43,5 +43,5 @@ class PuzzleLibCPUFamily(HostFamily):
         return array.data
 
     def wrap(self, content: np.ndarray) -> Any:
-        # acquire=True keeps the array it is given; without it PuzzleLib copies
+        # without acquire=True PuzzleLib copies the array
         return self._type(content.shape, content.dtype, data=content, acquire=True)

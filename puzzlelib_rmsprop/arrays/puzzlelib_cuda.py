@@ -1,6 +1,6 @@
-"""PuzzleLib's CUDA ``GPUArray``, without importing PuzzleLib: a C type with the address in ``.ptr``.
+"""PuzzleLib's CUDA ``GPUArray``, without importing PuzzleLib: a C type with its address in ``.ptr``.
 
-It lives in the primary context of its device, which PyCUDA can share.
+Its memory is in the primary context of the device, which PyCUDA can share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["PuzzleLibCUDAFamily"]
 
 
 class PuzzleLibCUDAFamily(CUDAFamily):
-    """PuzzleLib's ``GPUArray``, known by the name of the class and what it offers."""
+    """PuzzleLib's ``GPUArray``, recognized by the class name and its attributes."""
 
     dtypes = ("float16", "float32", "float64")
 
@@ -50,7 +50,7 @@ class PuzzleLibCUDAFamily(CUDAFamily):
     def view(self, flat: Any, offset: int, shape: tuple[int, ...]) -> Any:
         begin = offset * flat.dtype.itemsize
         nbytes = int(np.prod(shape, dtype=np.int64)) * flat.dtype.itemsize
-        # PuzzleLib's buffers are sliced by bytes, and a slice keeps its buffer alive
+        # PuzzleLib slices buffers by bytes, and a slice keeps its buffer alive
         return self._type(shape=shape, dtype=flat.dtype, gpudata=flat.gpudata[begin : begin + nbytes])
 
     def buffer(self, array: Any) -> Any:

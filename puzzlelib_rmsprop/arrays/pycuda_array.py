@@ -1,4 +1,4 @@
-"""``pycuda.gpuarray.GPUArray``: memory of a GPU, in the context that PyCUDA made or shares."""
+"""``pycuda.gpuarray.GPUArray``: GPU memory in a context that PyCUDA created or shares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PyCUDAFamily"]
 
 
 class PyCUDAFamily(CUDAFamily):
-    """PyCUDA's arrays. Recognised only where the user has imported PyCUDA."""
+    """PyCUDA arrays. Recognized only if the user has imported PyCUDA."""
 
     name = "pycuda.gpuarray.GPUArray"
     dtypes = FLOATS

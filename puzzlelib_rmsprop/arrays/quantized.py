@@ -1,4 +1,4 @@
-"""State in 8 bits: codes and scales, in arrays of any family, that are read and written as float32."""
+"""8-bit state: codes and scales in arrays of any family, read and written as float32."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ _UINT8 = np.dtype(np.uint8)
 
 
 class QuantizedArray:
-    """Numbers in 8 bits each, in blocks of 64 that share a scale: an optimizer's state with ``stateDtype="int8"``.
+    """Quantized optimizer state (``stateDtype="int8"``): 8-bit codes in blocks of 64 elements that share a scale.
 
-    ``mg``, ``variance`` and ``delta`` of one variable are made together, by :meth:`zeros`, and have one array of scales.
+    The arrays of one variable, ``mg``, ``variance`` and ``delta``, are made together by :meth:`zeros` and share one array of
+    scales.
 
     Attributes:
         entity: ``"mg"``, ``"variance"`` or ``"delta"``.
-        codes: uint8, of the shape of the numbers.
-        scales: uint8, 1-d: of each block those of mg, variance and delta.
-        shape, size: of the numbers.
-        dtype: float32: what :meth:`get` gives.
-        nbytes: of the codes, and of this entity's scales.
+        codes: the codes: uint8, of shape :attr:`shape`.
+        scales: the scales: uint8, 1-d; for each block those of mg, variance and delta.
+        shape: the shape of the array.
+        size: the number of elements.
+        dtype: float32, the dtype that :meth:`get` returns.
+        nbytes: size of the codes and of this entity's scales, in bytes.
 
     Example:
         >>> import numpy as np
@@ -52,12 +54,16 @@ class QuantizedArray:
 
     @classmethod
     def zeros(cls, family: Family, shape: tuple[int, ...]) -> dict[str, Any]:
-        """The state of a variable of ``shape``, in arrays of ``family``."""
+        """Returns zero state for a variable of ``shape``, in arrays of ``family``: a dict of entity name to array."""
         scales = family.zeros((int8_state.blocks_of(math.prod(shape)) * len(STATE),), _UINT8)
         return {entity: cls(entity, family.zeros(shape, _UINT8), scales, family) for entity in STATE}
 
     def view(self, offset: int, shape: tuple[int, ...]) -> QuantizedArray:
-        """The numbers of a 1-d array from ``offset`` on, the first of a block, as an array of ``shape``; shares memory."""
+        """Returns a view, of ``shape``, of the elements of a 1-d array from ``offset`` on.
+
+        Raises:
+            ArrayError: if ``offset`` is not a multiple of the block size, 64.
+        """
         if offset % BLOCK:
             raise ArrayError(f"a view of 8-bit state must begin with a block of {BLOCK} elements; got offset {offset}")
         count = int8_state.blocks_of(math.prod(shape)) * len(STATE)
@@ -65,15 +71,15 @@ class QuantizedArray:
         return QuantizedArray(self.entity, self._family.view(self.codes, offset, shape), scales, self._family)
 
     def get(self) -> np.ndarray:
-        """The numbers, in a new NumPy array of float32."""
+        """Returns the dequantized values in a new NumPy array of float32."""
         scales = self._family.get(self.scales).reshape(-1, len(STATE))[:, STATE.index(self.entity)]
         return int8_state.decoded(self._family.get(self.codes).reshape(-1), scales, self.entity).reshape(self.shape)
 
     def set(self, content: np.ndarray) -> None:
-        """Copies a NumPy array of the same shape, each number rounded to the nearest that a code stands for.
+        """Quantizes ``content``, a NumPy array of the same shape, into this array; values are rounded to nearest.
 
         Raises:
-            ArrayError: another shape.
+            ArrayError: if the shapes differ.
         """
         if content.shape != self.shape:
             raise ArrayError(f"cannot copy an array of shape {content.shape} into one of shape {self.shape}")
@@ -88,7 +94,7 @@ class QuantizedArray:
 
 
 class QuantizedFamily(Family):
-    """State in 8 bits whose codes and scales are arrays of ``base``."""
+    """8-bit state whose codes and scales are arrays of the family ``base``."""
 
     dtypes = ()
 

@@ -1,7 +1,7 @@
-"""PyTorch's tensors, on the CPU and on CUDA, without importing PyTorch.
+"""PyTorch tensors, on the CPU and on CUDA, without importing PyTorch.
 
-They are used where they lie, whether they require gradients or not, and no graph is made of what happens to them. In global
-mode the net keeps its tensors, so that the modules that hold them go on with them: they get memory in the flat buffers.
+They are updated in place, outside of autograd, whether they require gradients or not. In global mode the net keeps its
+tensor objects, because PyTorch modules hold them too; only their memory moves into the flat buffers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = ["TorchCUDAFamily", "TorchFamily"]
 
 
 class _TensorFamily(Family):
-    """What tensors have in common, wherever they lie."""
+    """Operations on tensors of any device."""
 
     dtypes: tuple[str, ...] = FLOATS
     cast, as_real = "array.to(torch.{})", "torch.view_as_real(array)"
     keeps_arrays = True
-    torch_device: Any = "cpu"  # where new ones are made
+    torch_device: Any = "cpu"  # device of new tensors
 
     def dtype(self, array: Any) -> np.dtype:
         return _dtype(array.dtype)
@@ -37,7 +37,7 @@ class _TensorFamily(Family):
         return int(array.numel())
 
     def memory(self, array: Any) -> tuple[Any, ...]:
-        # module.to(), and whoever assigns .data, leave the tensor and give it other memory
+        # module.to() and assignments to .data change the memory of a tensor
         return array.data_ptr(), array.dtype, array.shape, array.is_neg()
 
     def rebind(self, array: Any, view: Any) -> None:
@@ -50,11 +50,11 @@ class _TensorFamily(Family):
                 f"array.contiguous()"
             )
         if array.is_neg():
-            return "must lie in memory as it is; its negative bit is set: use array.resolve_neg()"
+            return "must be materialized in memory; its negative bit is set: use array.resolve_neg()"
         if array.numel() and not array.data_ptr():
             return "has no memory: its storage was freed"
         if array.data_ptr() % array.element_size():
-            return f"must be aligned to its dtype {array.dtype}; it starts at an odd address: use array.clone()"
+            return f"must be aligned to its dtype {array.dtype}; it starts at an unaligned address: use array.clone()"
         return super().fault(array)
 
     def address(self, array: Any) -> int:
@@ -72,9 +72,9 @@ class _TensorFamily(Family):
 class TorchFamily(_TensorFamily, HostFamily):
     """Tensors on the CPU.
 
-    Example:
-        A tensor, or an ``nn.Parameter``, as a variable: ``RMSPropGraves(gradOfLoss=True)`` takes PyTorch's gradients. Where
-        ``zero_grad()`` throws the gradient away, assign the new one after ``backward()``: ``variable.grad = tensor.grad``.
+    A tensor or an ``nn.Parameter`` can be the data of a variable. Use ``RMSPropGraves(gradOfLoss=True)`` with PyTorch's
+    gradients. If ``zero_grad()`` sets them to None, assign the new one after ``backward()``:
+    ``variable.grad = tensor.grad``.
     """
 
     name = "torch.Tensor on the CPU"
@@ -82,7 +82,7 @@ class TorchFamily(_TensorFamily, HostFamily):
     @classmethod
     def of(cls, array: Any) -> Family | None:
         torch = sys.modules.get("torch")
-        # of a module that another thread is importing, not all is there
+        # another thread may still be importing the module
         kind = getattr(torch, "Tensor", None)
         if kind is None or not isinstance(array, kind):
             return None
@@ -100,7 +100,7 @@ class TorchFamily(_TensorFamily, HostFamily):
 
 
 class TorchCUDAFamily(_TensorFamily, ForeignCUDAFamily):
-    """Tensors on a CUDA device; work is done in the order of PyTorch's current stream there."""
+    """Tensors on a CUDA device. Work on them is ordered with PyTorch's current stream of that device."""
 
     contiguous_copy = "array.contiguous()"
 
@@ -123,37 +123,37 @@ class TorchCUDAFamily(_TensorFamily, ForeignCUDAFamily):
 
 
 def _check_kind(torch: Any, array: Any) -> None:
-    """Raises ArrayError for a tensor that is no memory on a device of this library's."""
+    """Raises ArrayError if a tensor is not dense and writeable, on the CPU or on CUDA."""
     device = str(array.device)
     if type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        fault = f"it is a {type(array).__qualname__}, which does not say where its elements are"
+        fault = f"it is a {type(array).__qualname__}, which does not give the address of its elements"
         remedy = "use array.to_local()" if hasattr(array, "to_local") else "use a torch.Tensor or an nn.Parameter"
     elif array.device.type not in ("cpu", "cuda"):
         fault = f"it is on {device!r}"
         remedy = "make it on the CPU" if array.device.type == "meta" else "use array.cpu()"
     elif array.device.type == "cuda" and getattr(torch.version, "hip", None):
-        fault, remedy = f"it is on {device!r} of ROCm, and the kernels are CUDA's", "use array.cpu()"
+        fault, remedy = f"it is on {device!r} of ROCm, but the kernels need CUDA", "use array.cpu()"
     elif array.layout is not torch.strided:
         fault, remedy = f"its layout is {array.layout}", "use array.to_dense()"
     elif array.is_nested:
         fault, remedy = "it is nested", "use array.to_padded_tensor(0.0)"
     elif array.is_inference():
-        fault, remedy = "it was made in torch.inference_mode()", "use array.clone() outside of that"
+        fault, remedy = "it was made in torch.inference_mode()", "use array.clone() outside of it"
     else:
         return
-    raise ArrayError(f"a tensor must be dense memory of the CPU or of CUDA, that may be written; {fault}: {remedy}")
+    raise ArrayError(f"a tensor must be dense and writeable, on the CPU or on CUDA; {fault}: {remedy}")
 
 
 @functools.cache
 def _dtype(dtype: Any) -> np.dtype:
-    """NumPy's dtype for one of PyTorch's."""
+    """Returns the NumPy dtype for a PyTorch dtype."""
     name = str(dtype).removeprefix("torch.")
     if name == "bfloat16":
         return bfloat16("a tensor of bfloat16")
     try:
         return np.dtype(name)
     except TypeError:
-        raise ArrayError(f"a tensor of {dtype}, for which NumPy has no dtype: use a tensor of torch.float32") from None
+        raise ArrayError(f"a tensor has the dtype {dtype}, which NumPy does not have: use torch.float32") from None
 
 
 def _torch_dtype(torch: Any, dtype: np.dtype) -> Any:

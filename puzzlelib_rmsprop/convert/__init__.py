@@ -1,29 +1,30 @@
-"""The state of other libraries' RMSProp, taken over by an optimizer that is set up, and given back.
+"""Import and export optimizer state of the RMSProp implementations of PyTorch, Chainer and nnabla.
 
-============  ==========================  =========================================================================
-here          there                       what to know
-============  ==========================  =========================================================================
-``mg``        the mean of the gradients   with the sign changed, unless the optimizer was made with ``gradOfLoss=True``
-``variance``  the mean of their squares   from there ``max(square - mean*mean, 0)``, to there ``variance + mg*mg``
-``delta``     the momentum                Chainer and nnabla: the same. PyTorch: ``-lr * momentum_buffer``
-============  ==========================  =========================================================================
+============  ========================  ===========================================================================
+here          other library             conversion
+============  ========================  ===========================================================================
+``mg``        mean gradient             with the opposite sign, unless the optimizer was made with ``gradOfLoss=True``
+``variance``  mean squared gradient     import: ``max(square - mean*mean, 0)``; export: ``variance + mg*mg``
+``delta``     momentum                  Chainer and nnabla: unchanged. PyTorch: ``-lr * momentum_buffer``
+============  ========================  ===========================================================================
 
-The variance and the mean square are made from each other in float64 and rounded once. Where a gradient hardly varied, the
-mean square has few digits of the variance to give; the steps that follow bring the others.
+The variance and the mean square are computed from each other in float64 and rounded once. If a gradient hardly varied,
+the mean square determines only a few digits of the variance; the following steps restore the others.
 
-**PyTorch** (``torch.optim.RMSprop(centered=True)``) has its epsilon outside of the root. The epsilon here becomes the
-square of its own: the same step where the variance is 0, one up to 1.42 times as large where the deviation is about eps, and
-the same to within eps/deviation where it is far above. Its buffer has no learning rate in it, so a buffer is converted with
-the rate of today; a later change of the rate acts on the whole buffer there, but only on new steps here. Weight decay and
-``maximize`` are no state and stay with you. The state of a 16-bit parameter has 16 bits there, which rounds ours.
+**PyTorch** (``torch.optim.RMSprop(centered=True)``) adds its epsilon outside the square root. It is imported as its square,
+which is added inside the root. The step is then the same if the variance is 0, up to 1.42 times as large if the standard
+deviation is about eps, and the same to within eps/deviation if the deviation is much larger. PyTorch's momentum buffer does
+not contain the learning rate, so it is converted with the current one. A later change of the learning rate scales the whole
+buffer in PyTorch, but only new steps here. Weight decay and ``maximize`` are not part of the state: set them yourself.
+PyTorch keeps the state of 16-bit parameters in 16 bits, so an export is rounded.
 
-**Chainer** (``RMSpropGraves``) and **nnabla** (``RMSpropGraves``) have the rule that is here, with the mean square in place
-of the variance: training goes on as if nothing had happened, up to rounding. Their files hold no hyper-parameters: set
-those yourself.
+**Chainer** (``RMSpropGraves``) and **nnabla** (``RMSpropGraves``) use the same rule as this library, with the mean square in
+place of the variance: training continues unchanged, up to rounding. Their files contain no hyper-parameters: set them
+yourself.
 
-Layers may keep their weights transposed (Chainer's and PyTorch's ``Linear`` do): name such variables in ``transposed``.
+Layers may store their weights transposed, as Chainer's and PyTorch's ``Linear`` do: list these variables in ``transposed``.
 
-Nothing here imports these libraries.
+None of these libraries is imported.
 """
 
 from .chainer_nnabla import fromChainer, fromNnabla, toChainer, toNnabla

@@ -1,4 +1,4 @@
-"""State from and to Chainer's and nnabla's ``RMSpropGraves``: arrays by path, in one tree."""
+"""Import and export state of Chainer's and nnabla's ``RMSpropGraves``: a tree of arrays by path."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ Names = Mapping[str, str] | None
 
 
 def fromChainer(optimizer: Optimizer, source: Any, names: Names = None, transposed: Collection[str] = ()) -> None:
-    """Takes over state and ``t`` of a Chainer ``RMSpropGraves``, from a file of ``serializers.save_npz`` or ``save_hdf5``.
+    """Imports the state and ``t`` of a Chainer ``RMSpropGraves``, from a file of ``serializers.save_npz`` or ``save_hdf5``.
 
     Args:
-        optimizer: an RMSPropGraves that is set up on the net with the same parameters.
-        source: the file's path, or a mapping with its keys (``"fc0/W/n"``) and NumPy arrays.
-        names: the net's name -> the path of the parameter there. Default: the same with slashes for dots.
-        transposed: names of variables whose arrays lie transposed there: the ``W`` of Chainer's ``Linear``.
+        optimizer: an RMSPropGraves that is set up on a net with the same parameters.
+        source: the file's path, or a mapping of its keys (such as ``"fc0/W/n"``) to NumPy arrays.
+        names: maps names of variables to paths of parameters in the file. By default, dots become slashes.
+        transposed: names of variables whose arrays are transposed in the file, such as the ``W`` of Chainer's ``Linear``.
 
     Raises:
-        SetupError: before ``setupOn``.
-        CheckpointError: something does not fit; says which variable and why. Nothing was changed.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if the state does not fit; the message names the variable and the reason. Nothing is changed then.
     """
     _from_tree(optimizer, source, names, transposed, {"ms": "n", "mg": "g", "delta": "delta"}, "t")
 
 
 def toChainer(optimizer: Optimizer, names: Names = None, transposed: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """What ``numpy.savez`` has to write for Chainer's ``serializers.load_npz(path, optimizer)``.
+    """Exports the state for Chainer's ``serializers.load_npz(path, optimizer)``.
 
     Args:
         optimizer, names, transposed: as for :func:`fromChainer`.
 
+    Returns:
+        A dict to write with ``numpy.savez(path, **arrays)``.
+
     Raises:
-        SetupError: before ``setupOn``.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if a name is unknown, or two variables get the same path.
 
     Example:
         >>> from puzzlelib_rmsprop import RMSPropGraves, convert
@@ -60,28 +64,32 @@ def toChainer(optimizer: Optimizer, names: Names = None, transposed: Collection[
 
 
 def fromNnabla(optimizer: Optimizer, source: Any, names: Names = None, transposed: Collection[str] = ()) -> None:
-    """Takes over the state and ``t`` of an nnabla ``RMSpropGraves``, from an ``.h5`` file of ``solver.save_states``.
+    """Imports the state and ``t`` of an nnabla ``RMSpropGraves``, from an ``.h5`` file of ``solver.save_states``.
 
     Args:
-        optimizer: an RMSPropGraves that is set up on the net with the same parameters.
-        source: the file's path, or a mapping with its keys (``"fc0/affine/W/n"``) and NumPy arrays.
+        optimizer: an RMSPropGraves that is set up on a net with the same parameters.
+        source: the file's path, or a mapping of its keys (such as ``"fc0/affine/W/n"``) to NumPy arrays.
         names, transposed: as for :func:`fromChainer`.
 
     Raises:
-        SetupError: before ``setupOn``.
-        CheckpointError: something does not fit; says which variable and why. Nothing was changed.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if the state does not fit; the message names the variable and the reason. Nothing is changed then.
     """
     _from_tree(optimizer, source, names, transposed, {"ms": "n", "mg": "g", "delta": "d"}, None)
 
 
 def toNnabla(optimizer: Optimizer, names: Names = None, transposed: Collection[str] = ()) -> dict[str, np.ndarray]:
-    """The datasets of an ``.h5`` file for nnabla's ``solver.load_states``: its keys and their content.
+    """Exports the state for nnabla's ``solver.load_states``.
 
     Args:
         optimizer, names, transposed: as for :func:`fromChainer`.
 
+    Returns:
+        The datasets of an ``.h5`` file: a dict of key to array.
+
     Raises:
-        SetupError: before ``setupOn``.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if a name is unknown, or two variables get the same path.
 
     Example:
         >>> import os, tempfile, h5py
@@ -106,7 +114,7 @@ def _from_tree(
     theirs: Mapping[str, str],
     counter: str | None,
 ) -> None:
-    """``theirs``: entity -> its key there; ``counter``: the key of the number of updates, or None: each variable's."""
+    """Imports a tree. ``theirs`` maps entities to keys; ``counter`` is the key of ``t``, None if each variable has one."""
     variables = variables_of(optimizer)
     transposed, names = known(transposed, variables), _paths(names, variables)
     where, tree = _tree(source)
@@ -136,7 +144,7 @@ def _to_tree(
     for name, variable in variables.items():
         state, path = mean_squares(exported, variable), _path(variable, names, {})
         if f"{path}/t" in found:
-            raise CheckpointError(f"variable {name!r}: names give its path {path!r} to another variable too")
+            raise CheckpointError(f"variable {name!r}: names map another variable to its path {path!r} too")
         for entity, key in theirs.items():
             array = state[entity] * (sign_of(optimizer) if entity == "mg" else 1)
             found[f"{path}/{key}"] = np.array(turned(name, array, transposed), order="C")
@@ -145,14 +153,14 @@ def _to_tree(
 
 
 def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
-    """The arrays of a file, or of a mapping, by their keys without a slash at the front."""
+    """Returns a name for messages, and the arrays of a file or mapping by key, without leading slashes."""
     import h5py
 
     if isinstance(source, Mapping):
         with reading("the mapping"):
             return "the mapping", {key.strip("/"): np.asarray(value) for key, value in source.items()}
     if not isinstance(source, str | bytes | os.PathLike):
-        raise CheckpointError(f"the state must be a path or a mapping; got {type(source).__name__}")
+        raise CheckpointError(f"source must be a path or a mapping; got {type(source).__name__}")
     path = text_of(source)
     try:
         regular_file(path)
@@ -163,12 +171,12 @@ def _tree(source: Any) -> tuple[str, dict[str, np.ndarray]]:
         with open_hdf5(path) as file:
             file.visititems(lambda key, item: found.update({key: item[()]}) if isinstance(item, h5py.Dataset) else None)
         return path, {key: np.asarray(value) for key, value in found.items()}
-    except Exception as error:  # np.load and h5py raise nearly every kind
+    except Exception as error:  # np.load and h5py raise exceptions of many types
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def _path(variable: VariableLayout, names: Names, tree: Mapping[str, Any]) -> str:
-    """What a variable is called there; a tied one may be there under any of its names."""
+    """Returns a variable's path in the file. A tied variable may be stored under any of its names."""
     paths = [(names or {}).get(name, name.replace(".", "/")).strip("/") for name in variable.names]
     return next((path for path in paths if f"{path}/n" in tree), paths[0])
 
@@ -176,10 +184,12 @@ def _path(variable: VariableLayout, names: Names, tree: Mapping[str, Any]) -> st
 def _paths(names: Any, variables: Mapping[str, VariableLayout]) -> dict[str, str]:
     paths = {} if names is None else names
     if not isinstance(paths, Mapping) or not all(isinstance(text, str) for pair in paths.items() for text in pair):
-        raise CheckpointError(f"names must be a dict of a variable's name -> its path there; got {names!r}")
+        raise CheckpointError(f"names must be a dict of variable names to paths; got {names!r}")
     unknown = set(paths) - {name for variable in variables.values() for name in variable.names}
     if unknown:
-        raise CheckpointError(f"there is no variable {min(unknown)!r} to name; there are {', '.join(map(repr, variables))}")
+        raise CheckpointError(
+            f"names has an unknown variable, {min(unknown)!r}; the net has {', '.join(map(repr, variables))}"
+        )
     return dict(paths)
 
 

@@ -1,4 +1,4 @@
-"""State from and to PyTorch's ``RMSprop(centered=True)``: its ``state_dict``, with tensors or NumPy arrays."""
+"""Import and export the ``state_dict`` of PyTorch's ``RMSprop(centered=True)``, with tensors or NumPy arrays."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ __all__ = ["fromTorch", "toTorch"]
 def fromTorch(
     optimizer: Optimizer, stateDict: Mapping[str, Any], names: Sequence[str] | None = None, transposed: Collection[str] = ()
 ) -> None:
-    """Takes over state, ``t`` and hyper-parameters of a ``torch.optim.RMSprop``; see the module's limits.
+    """Imports state, ``t`` and hyper-parameters of a ``torch.optim.RMSprop``; limits: :mod:`puzzlelib_rmsprop.convert`.
 
     Args:
-        optimizer: an RMSPropGraves that is set up on the net with the same parameters.
-        stateDict: what PyTorch's ``state_dict()`` gave, or the same with NumPy arrays.
-        names: the net's names of PyTorch's parameters, in their order. Default: the names that PyTorch was given
-            (``named_parameters()``), where they are the net's; else the order of the net's ``getVarTable()``.
-        transposed: names of variables whose arrays lie transposed there.
+        optimizer: an RMSPropGraves that is set up on a net with the same parameters.
+        stateDict: the result of PyTorch's ``state_dict()``, or the same with NumPy arrays.
+        names: the net's variable names for PyTorch's parameters, in PyTorch's order. By default the names that PyTorch got
+            (from ``named_parameters()``) if they are variables of the net, otherwise the order of the net's
+            ``getVarTable()``.
+        transposed: names of variables whose arrays are transposed in PyTorch.
 
     Raises:
-        SetupError: before ``setupOn``.
-        CheckpointError: something does not fit; says which variable and why. Nothing was changed.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if the state does not fit; the message names the variable and the reason. Nothing is changed then.
 
     Example:
         >>> import numpy as np
@@ -71,13 +72,13 @@ def fromTorch(
     for index, name in order.items():
         with reading(f"variable {name!r}: the state_dict"):
             state = stateDict["state"].get(index)
-            if state is None:  # it has not been updated yet
+            if state is None:  # PyTorch has not updated it yet
                 found[name] = {e: np.zeros(variables[name].shape, variables[name].state[e][1]) for e in STATE}
                 continue
             missing = {"square_avg", "grad_avg", "step"} - set(state)
             if missing:
                 raise CheckpointError(
-                    f"variable {name!r}: the state_dict has no {min(missing)!r} for it (is it centered=True?)"
+                    f"variable {name!r}: the state_dict has no {min(missing)!r} for it (was it made with centered=True?)"
                 )
             mean, square = as_numpy(state["grad_avg"]), as_numpy(state["square_avg"])
             buffer = as_numpy(state.get("momentum_buffer", np.zeros_like(mean)))
@@ -89,20 +90,21 @@ def fromTorch(
 def toTorch(
     optimizer: Optimizer, stateDict: Mapping[str, Any], names: Sequence[str] | None = None, transposed: Collection[str] = ()
 ) -> dict[str, Any]:
-    """A ``state_dict`` for a ``torch.optim.RMSprop``; see the module's limits.
+    """Exports a ``state_dict`` for a ``torch.optim.RMSprop``; limits: :mod:`puzzlelib_rmsprop.convert`.
 
     Args:
         optimizer: an RMSPropGraves that is set up.
-        stateDict: what ``state_dict()`` of the optimizer to load into gives: its parameters' order, and its other options.
+        stateDict: ``state_dict()`` of the PyTorch optimizer, for the order of its parameters and its other options.
         names, transposed: as for :func:`fromTorch`.
 
     Returns:
-        ``stateDict`` with the state and the hyper-parameters replaced, in new tensors on the CPU (in NumPy arrays where
-        PyTorch is not imported). Give it to PyTorch's ``load_state_dict``.
+        ``stateDict`` with new state and hyper-parameters, in tensors on the CPU, or in NumPy arrays if PyTorch is not
+        imported. Pass it to PyTorch's ``load_state_dict``.
 
     Raises:
-        SetupError: before ``setupOn``.
-        CheckpointError: the parameters do not fit, or a learning rate of 0 leaves no buffer to convert a momentum into.
+        SetupError: if called before ``setupOn``.
+        CheckpointError: if the parameters do not fit, or a learning rate is 0 and the momentum is not: PyTorch's buffer is
+            the momentum divided by the learning rate.
     """
     variables = variables_of(optimizer)
     transposed = known(transposed, variables)
@@ -125,7 +127,9 @@ def toTorch(
         if attrs["momRate"] > 0:
             rate = attrs["learnRate"] * optimizer.module.getVar(name).learnRate
             if rate == 0 and state["delta"].any():
-                raise CheckpointError(f"variable {name!r}: its learning rate is 0, so its momentum has no buffer in PyTorch")
+                raise CheckpointError(
+                    f"variable {name!r}: its learning rate is 0, so its momentum cannot be exported to PyTorch"
+                )
             states[index]["momentum_buffer"] = tensor((state["delta"] / (-rate or 1.0)).astype(state["delta"].dtype))
     hyper = {"lr": attrs["learnRate"], "alpha": attrs["alpha"], "momentum": attrs["momRate"], "centered": True}
     hyper["eps"] = math.sqrt(attrs["epsilon"])
@@ -139,7 +143,7 @@ def _groups(stateDict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             return groups
     except (KeyError, TypeError):
         pass
-    raise CheckpointError("this is no state_dict of a PyTorch optimizer: it needs 'state' and 'param_groups'")
+    raise CheckpointError("the state_dict of a PyTorch optimizer must have 'state' and 'param_groups'")
 
 
 def _hyper_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -147,15 +151,15 @@ def _hyper_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for group in groups:
         missing = set(keys) - set(group)
         if missing or not group.get("centered"):
-            raise CheckpointError(f"the state_dict must be of RMSprop(centered=True); it {_lack(missing)}")
+            raise CheckpointError(f"the state_dict must come from RMSprop(centered=True); it {_lack(missing)}")
         for key in keys:
             if group is not groups[0] and float(group[key]) != float(groups[0][key]):
                 raise CheckpointError(
-                    f"the state_dict's groups differ in {key!r}: {float(groups[0][key])!r} and {float(group[key])!r}; there "
-                    f"is one for all here (a variable's own learnRate and momRate multiply it)"
+                    f"the state_dict's groups differ in {key!r}: {float(groups[0][key])!r} and {float(group[key])!r}; this "
+                    f"library has one value for all (a variable's own learnRate and momRate multiply it)"
                 )
     hyper = {ours: float(groups[0][theirs]) for theirs, ours in keys.items()}
-    if hyper["epsilon"] < 0:  # its square would not tell
+    if hyper["epsilon"] < 0:  # its square would hide the sign
         raise CheckpointError(f"the state_dict's 'eps' must be at least 0; got {hyper['epsilon']!r}")
     return hyper | {"epsilon": hyper["epsilon"] ** 2}
 
@@ -165,7 +169,7 @@ def _lack(missing: Collection[str]) -> str:
 
 
 def _order(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], names: Sequence[str] | None) -> dict[int, str]:
-    """PyTorch's index of each parameter -> the variable's first name."""
+    """Returns a dict of PyTorch's parameter index to the variable's first name."""
     variables = variables_of(optimizer)
     indices = [index for group in groups for index in group["params"]]
     if names is None:
@@ -179,12 +183,16 @@ def _order(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], names: Seq
     firsts = {name: first for first, variable in variables.items() for name in variable.names}
     unknown = [name for name in names if name not in firsts]
     if unknown:
-        raise CheckpointError(f"there is no variable {unknown[0]!r}; there are {', '.join(map(repr, variables))}")
-    # one a variable, tied ones too
+        raise CheckpointError(
+            f"names has an unknown variable, {unknown[0]!r}; the net has {', '.join(map(repr, variables))}"
+        )
+    # exactly one for each variable, also for tied ones
     if (
         len({*indices}) != len(indices)
         or len(names) != len(indices)
         or sorted(firsts[n] for n in names) != sorted(variables)
     ):
-        raise CheckpointError(f"the state_dict has {len(indices)} parameters, for these variables: {', '.join(names)}")
+        raise CheckpointError(
+            f"the state_dict has {len(indices)} parameters, which must match these variables: {', '.join(names)}"
+        )
     return dict(zip(indices, (firsts[name] for name in names), strict=True))

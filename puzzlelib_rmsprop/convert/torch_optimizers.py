@@ -1,4 +1,4 @@
-"""The state_dict of another RMSprop of PyTorch's, in the form of :class:`puzzlelib_rmsprop.torch.RMSpropGraves`."""
+"""Converts state_dicts of other PyTorch RMSprop optimizers for :class:`puzzlelib_rmsprop.torch.RMSpropGraves`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PYTORCH = "torch.optim.RMSprop"
 
 
 def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A state_dict in our form: one that is in it already as it is, another's turned into it, with a CheckpointWarning.
+    """Returns a state_dict of RMSpropGraves: ``given`` itself if it is one, otherwise converted, with a CheckpointWarning.
 
-    ``square_avg`` and ``grad_avg`` become ``grad_var = max(square_avg - grad_avg**2, 0)``, computed in float64. What the
-    step is multiplied by goes into ``momentum_buffer``, with its sign. PyTorch adds epsilon outside the root: its square
-    stands inside here, which is the same where the variance is 0.
+    ``square_avg`` and ``grad_avg`` become ``grad_var = max(square_avg - grad_avg**2, 0)``, computed in float64. The factor
+    of the step, with its sign, is multiplied into ``momentum_buffer``. PyTorch adds epsilon outside the root; here its
+    square is added inside, which is the same if the variance is 0.
 
     Args:
-        given: a state_dict. Another's has ``square_avg`` in its states.
-        groups: the ``param_groups`` of the optimizer that is to load it: options that the other does not know.
+        given: a state_dict. The states of another optimizer have ``square_avg``.
+        groups: the ``param_groups`` of the optimizer that loads it, for options that the other optimizer does not have.
 
     Raises:
-        CheckpointError: it has no ``state`` and ``param_groups``, or an option for which there is nothing here.
+        CheckpointError: if ``state`` or ``param_groups`` is missing, or an option is not supported here.
     """
     state, theirs = given.get("state"), given.get("param_groups")
     if not isinstance(state, Mapping) or not isinstance(theirs, list):
-        raise CheckpointError("this is no state_dict of an optimizer of PyTorch: it needs 'state' and 'param_groups'")
-    # before its first step, too, which its groups tell
+        raise CheckpointError("the state_dict of a PyTorch optimizer must have 'state' and 'param_groups'")
+    # before its first step, only the groups tell which optimizer wrote it
     is_own = any("initial_square_avg" in group for group in theirs)
     is_own |= any("grad_var" in each for each in state.values() if isinstance(each, Mapping))
     if is_own:
@@ -40,8 +40,8 @@ def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> d
     for number, group in enumerate(theirs):
         if not {"lr", "alpha", "eps", "params"} <= group.keys():
             raise CheckpointError(
-                f"group {number} of the state_dict has {', '.join(map(repr, group))}: that is no RMSprop's. The state of "
-                f"RMSpropGraves, torch.optim.RMSprop, timm's RMSpropTF and Stable-Baselines3's RMSpropTFLike is taken"
+                f"group {number} of the state_dict has {', '.join(map(repr, group))}: it is not from an RMSprop. Load the "
+                f"state of RMSpropGraves, torch.optim.RMSprop, timm's RMSpropTF or Stable-Baselines3's RMSpropTFLike"
             )
     states, found, who = dict(state), [], "?"
     with reading("the state_dict"):
@@ -52,19 +52,19 @@ def own_form(given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> d
             for key in group["params"]:
                 if state.get(key):
                     states[key] = _state(key, state[key], factor)
-    squared = "; eps, outside the root there, is squared" if who == PYTORCH else ""
-    text = f"the state is that of {who}: it was turned into that of RMSpropGraves, and its options were taken over{squared}"
+    squared = "; eps, which PyTorch adds outside the root, was squared" if who == PYTORCH else ""
+    text = f"the state_dict of {who} was converted to that of RMSpropGraves, with its options{squared}"
     warn(text, CheckpointWarning)
     return {**given, "state": states, "param_groups": found}
 
 
 def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
-    """Who has written a group, its options here, and what its momentum is multiplied by to be a step."""
+    """Returns the optimizer that wrote a group, its options here, and the factor that makes its momentum a step."""
     options = {name: value for name, value in own.items() if name not in ("params", "param_names")}
     for name in ("lr", "momentum", "alpha", "eps", "centered", "weight_decay", "initial_lr", "param_names", "params"):
         if name in group:
             options[name] = group[name]
-    # what older versions of theirs did not have
+    # older versions lack these options
     options |= {"momentum": group.get("momentum", 0.0), "centered": group.get("centered", False)}
     options["maximize"] = group.get("maximize", False)
     options["decoupled_weight_decay"] = group.get("decoupled_decay", False)
@@ -85,7 +85,7 @@ def _options(number: int, group: Mapping[str, Any], own: Mapping[str, Any]) -> t
 
 
 def _state(key: Any, state: Mapping[str, Any], factor: Any) -> dict[str, Any]:
-    """The state of one parameter; the tensors of arithmetic are float64, or complex128."""
+    """Returns the converted state of one parameter. Computes in float64 or complex128."""
     try:
         square, step = state["square_avg"], state["step"]
     except KeyError as error:

@@ -1,6 +1,6 @@
-"""Groups of processes that train one net together: the protocol, and the same over MPI and over NCCL.
+"""Data-parallel training: groups of processes that train one net together, over MPI or NCCL.
 
-Neither mpi4py nor nccl4py is imported before a nodeinfo of that kind is made.
+mpi4py and nccl4py are imported only when a nodeinfo that needs them is created.
 """
 
 from .mpi import MPINodeInfo

@@ -1,4 +1,4 @@
-"""Whether the processes of a group are about to train the same net, told to all of them."""
+"""Checks that all processes of a group train the same net, with the result known to each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["agree", "facts", "tell", "together"]
 
 
 def facts(optimizer: Any, options: dict[str, Any], variables: Sequence[Any], family: Family | None) -> list[list[str]]:
-    """What has to be alike in all processes of a group: [what, value] in an order of their own."""
+    """Returns what must be equal in all processes of a group, as a list of [name, value] in a fixed order."""
     settings = {**optimizer.getAttrDict(), **options}
     found = {
         "the version of puzzlelib_rmsprop": __version__,
@@ -38,7 +38,7 @@ def facts(optimizer: Any, options: dict[str, Any], variables: Sequence[Any], fam
 
 
 def _arguments(hook: Any) -> dict[str, Any]:
-    """Of one of the library's own, that is: a user's may keep what it likes."""
+    """Returns the arguments of one of the library's hooks. A user's hook may have any attributes."""
     return {
         name: value
         for name, value in vars(hook).items()
@@ -47,18 +47,18 @@ def _arguments(hook: Any) -> dict[str, Any]:
 
 
 def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None) -> None:
-    """Compares every process's ``facts``, each [what, value], in one order; ``error`` is what one has found by itself.
+    """Compares the ``facts`` of all processes, a list of [name, value] each. ``error`` is an error of this process.
 
-    A nodeinfo without ``allgatherObject`` of its own, as PuzzleLib's, cannot compare.
+    Does nothing for a nodeinfo without its own ``allgatherObject``, such as PuzzleLib's.
 
     Raises:
-        SetupError: they differ, or another process has an error; the same on every process but that one.
-        VariableError: they differ in a variable.
+        SetupError: if the facts differ, or another process has an error. All processes without an error raise the same.
+        VariableError: if they differ in a variable.
     """
     if not _can_gather(nodeinfo) or nodeinfo.gridsize == 1:
         return
     failure = None if error is None else f"{type(error).__name__}: {error}"
-    # a digest first: a group is large, and its nets are alike
+    # digests first: a group may be large, and its facts are usually equal
     told = nodeinfo.allgatherObject([failure, hashlib.sha256(repr(facts).encode()).hexdigest()])
     for index, (theirs, _) in enumerate(told):
         if theirs is not None:
@@ -75,13 +75,13 @@ def agree(nodeinfo: Any, facts: list[list[str]], error: Exception | None = None)
 
 
 def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = None) -> None:
-    """Returns when every process has done its part of ``what`` and has ``found`` the same.
+    """Waits until every process has done its part of ``what``, and checks that all have the same ``found``.
 
-    Without a group, or with one that cannot compare, this process answers for itself.
+    Without a group, or if the nodeinfo cannot compare, only this process's failure counts.
 
     Raises:
-        Exception: ``failure``, where this process has one.
-        CheckpointError: another process has one, or has found something else; the same on every process.
+        Exception: ``failure``, if this process has one.
+        CheckpointError: if another process failed, or has another ``found``; the same on every process.
     """
     if not _can_gather(nodeinfo) or nodeinfo.gridsize == 1:
         if failure is not None:
@@ -100,7 +100,7 @@ def together(nodeinfo: Any, failure: Exception | None, what: str, found: Any = N
 
 
 def tell(nodeinfo: Any, error: BaseException) -> None:
-    """Spares the other processes the wait for this one, where the nodeinfo has a way to say so."""
+    """Reports an error to the other processes, if the nodeinfo can, so that they do not wait for this one."""
     getattr(nodeinfo, "fail", lambda error: None)(error)
 
 
@@ -112,7 +112,7 @@ def _can_gather(nodeinfo: Any) -> bool:
 
 
 def _difference(first: list[list[str]], own: list[list[str]]) -> list[str] | None:
-    """[what, its value in ``first``, its value in ``own``]; both have one number of variables, or that is the difference."""
+    """Returns the first difference as [name, value in ``first``, value in ``own``], or None."""
     for theirs, ours in zip(first, own, strict=False):
         if theirs[0] != ours[0]:
             return ["variable in its place", theirs[0].partition(":")[0], ours[0].partition(":")[0]]

@@ -1,4 +1,4 @@
-"""The memory behind what a transport is handed: read and written in pieces, or used in place where it is the host's."""
+"""The memory of arrays that a transport gets: read and written in pieces, or used in place if it is on the host."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ __all__ = ["DeviceMemory", "Memory", "averaged", "memory_of", "pinned"]
 
 
 class Memory:
-    """A flat array of the host.
+    """A flat array on the host.
 
     Attributes:
-        address: of the first element, in bytes.
-        size, dtype: number and dtype of the elements.
-        host: the NumPy array, not a copy; None on a GPU.
+        address: address of the first element.
+        size: number of elements.
+        dtype: dtype of the elements.
+        host: a NumPy view; None on a GPU.
     """
 
     def __init__(self, address: int, size: int, dtype: np.dtype, host: np.ndarray | None) -> None:
         self.address, self.size, self.dtype, self.host = address, size, dtype, host
 
     def read(self, begin: int, target: np.ndarray) -> None:
-        """Copies elements from ``begin`` on into ``target``; on a GPU they are there after :meth:`settle`."""
+        """Copies elements from ``begin`` on into ``target``. On a GPU the copy is complete after :meth:`settle`."""
         assert self.host is not None
         target[:] = self.host[begin : begin + len(target)]
 
     def write(self, begin: int, content: np.ndarray) -> None:
-        """Copies ``content`` to the elements from ``begin`` on; on a GPU it must stay as it is until :meth:`settle`."""
+        """Copies ``content`` to the elements from ``begin`` on. On a GPU it must not change before :meth:`settle`."""
         assert self.host is not None
         self.host[begin : begin + len(content)] = content
 
     def settle(self) -> None:
-        """Waits for what was queued."""
+        """Waits for queued copies."""
 
 
 class DeviceMemory(Memory):
-    """A flat array on a GPU, read and written in the order of a stream."""
+    """A flat array on a GPU, read and written on a stream."""
 
     def __init__(self, address: int, size: int, dtype: np.dtype, stream: Any) -> None:
         super().__init__(address, size, dtype, None)
@@ -50,7 +51,7 @@ class DeviceMemory(Memory):
         from pycuda import driver
 
         if target.size:
-            # as bytes: PyCUDA's buffers know no bfloat16
+            # as bytes: PyCUDA does not accept bfloat16 buffers
             driver.memcpy_dtoh_async(target.view(np.uint8), self.address + begin * self.dtype.itemsize, self._stream)
 
     def write(self, begin: int, content: np.ndarray) -> None:
@@ -69,17 +70,17 @@ class DeviceMemory(Memory):
 
 
 def memory_of(buffer: Any, stream: Any = None) -> Memory:
-    """The memory of an array of any family, flat, or of PuzzleLib's ``gpudata`` (bytes of a GPU).
+    """Returns the flat memory of an array of any family, or of PuzzleLib's ``gpudata`` (bytes on a GPU).
 
     Raises:
-        ArrayError: it is none of these, or cannot be worked on in place.
+        ArrayError: if ``buffer`` is neither, or cannot be used in place.
     """
     if isinstance(getattr(buffer, "ptr", None), int) and not hasattr(buffer, "dtype"):
         return DeviceMemory(buffer.ptr, int(buffer.size), np.dtype(np.uint8), stream)
     family = family_of(buffer)
     fault = family.fault(buffer)
     if fault is not None:
-        raise ArrayError(f"what a group of processes works on {fault}")
+        raise ArrayError(f"an array for a group of processes {fault}")
     if isinstance(family, HostFamily):
         host = np.asarray(family.host(buffer)).reshape(-1)
         return Memory(host.ctypes.data, host.size, host.dtype, host)
@@ -87,18 +88,18 @@ def memory_of(buffer: Any, stream: Any = None) -> Memory:
 
 
 def averaged(memory: Memory) -> Memory:
-    """``memory``, of numbers that have a mean; whole numbers would be cut off.
+    """Returns ``memory``, after a check of its dtype: a mean of integers would be truncated.
 
     Raises:
-        ArrayError: of another dtype.
+        ArrayError: if the dtype is not a floating-point dtype.
     """
     if memory.dtype.name not in FLOATS:
-        raise ArrayError(f"what is averaged must be {', '.join(FLOATS)}; got {memory.dtype}")
+        raise ArrayError(f"an array to average must be of dtype {', '.join(FLOATS)}; got {memory.dtype}")
     return memory
 
 
 def pinned(nbytes: int) -> np.ndarray:
-    """Bytes of the host that a GPU reads and writes without a copy in between."""
+    """Returns pinned host memory: a GPU copies from and to it directly."""
     from pycuda import driver
 
     return driver.pagelocked_empty(nbytes, np.uint8)

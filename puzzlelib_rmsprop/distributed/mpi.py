@@ -1,6 +1,6 @@
 """A group of processes over MPI, through mpi4py.
 
-No call of MPI here blocks: each is started and then polled, so that a process whose partner is gone gets an error.
+All MPI calls are non-blocking and polled, so that a process gets an error if another one is gone.
 """
 
 from __future__ import annotations
@@ -24,48 +24,46 @@ from .nodeinfo import NodeInfo
 
 __all__ = ["MPINodeInfo"]
 
-STAGING = 1 << 25  # bytes of each of the two buffers that pieces pass through
-SMALL = 1 << 16  # bytes up to which the number of messages counts, not their size
-PIECE = 1 << 28  # elements a call: MPI counts in 32 bits
-SPIN, PAUSE = 0.05, 2e-4  # seconds: polling without a pause first, since MPI works only while it is polled; then with one
-GRACE = 5.0  # seconds that processes get to say what happened to them before the job is ended, and MPI to end it
-TOLD = (
-    2000  # characters of what happened: whoever hears of a longer message waits for the rest, from a process that may hang
-)
+STAGING = 1 << 25  # bytes of each of the two staging buffers
+SMALL = 1 << 16  # bytes; below this, the number of messages matters more than their size
+PIECE = 1 << 28  # elements per call: MPI's counts have 32 bits
+SPIN, PAUSE = 0.05, 2e-4  # seconds of polling without a pause, since MPI progresses only while polled; then the pause
+GRACE = 5.0  # seconds in which processes can report their errors before the job is aborted, and for the abort itself
+TOLD = 2000  # characters of an error message: a longer one is sent in two steps, and its sender may hang in between
 
 
 class MPINodeInfo(NodeInfo):
-    """This process's place among those that ``mpirun`` or ``srun`` started, and what they do together.
+    """A group of processes started by ``mpirun`` or ``srun``, and this process's place in it.
 
-    Arrays of the host are averaged where they are; in ``reduceScatter`` they are copied piece by piece. Those on a GPU pass
-    through pinned memory, piece by piece; with ``cudaAware=True`` MPI gets their addresses, except for 16-bit numbers, which
-    it cannot add, and in ``reduceScatter``. 16-bit numbers are added in float32 and rounded once. Large arrays are added in
+    Arrays on the CPU are averaged in place; ``reduceScatter`` copies them piece by piece. Arrays on a GPU pass through
+    pinned memory, piece by piece. With ``cudaAware=True`` MPI gets their addresses instead, except in ``reduceScatter`` and
+    for 16-bit dtypes, which MPI cannot add. 16-bit numbers are added in float32 and rounded once. Large arrays are added in
     the order of the processes.
 
-    A process that waits longer than ``timeout`` for the others gets a :class:`~puzzlelib_rmsprop.errors.GroupError`; so
-    does one that hears of another's exception, at once. The group is of no use then: every later call raises it again, and
-    when the process ends, ``MPI_Abort`` ends those that are left. A process that ends without :meth:`close` waits as long
-    for the others to end, and those that wait for it get the error. A process killed from outside ends the job under
-    ``mpirun`` and, with ``--kill-on-bad-exit``, under ``srun``; otherwise the timeout does.
+    A process that waits longer than ``timeout`` for the others raises a :class:`~puzzlelib_rmsprop.errors.GroupError`. A
+    process that learns of another's exception raises one immediately. The group cannot be used afterwards: every later call
+    raises the error again, and when the process ends, ``MPI_Abort`` ends the remaining ones. A process that ends without
+    :meth:`close` waits up to ``timeout`` for the others to end, and processes that wait for it get the error. If a process
+    is killed, ``mpirun`` ends the job, and so does ``srun`` with ``--kill-on-bad-exit``; otherwise the timeout applies.
 
     Args:
-        comm: an ``mpi4py.MPI.Comm``; ``COMM_WORLD`` by default. It is duplicated, not used.
-        timeout: seconds to wait for the slowest process, above 0: longer than anything that one may do between two
-            updates, a checkpoint or a validation, say.
-        device: index of this process's GPU; by default the process's number on its machine. ``Config.deviceIdx`` is yours
-            to set.
-        cudaAware: whether MPI takes addresses of a GPU.
+        comm: an ``mpi4py.MPI.Comm``, which is duplicated; ``COMM_WORLD`` by default.
+        timeout: seconds to wait for the slowest process, above 0. It must exceed the time between two updates, including a
+            checkpoint or a validation.
+        device: index of this process's GPU. By default the rank of the process on its machine. ``Config.deviceIdx`` is not
+            changed: set it yourself.
+        cudaAware: whether the MPI library accepts GPU addresses.
 
     Raises:
-        DependencyError: mpi4py or an MPI library is missing.
-        HyperParameterError: ``timeout`` is no number above 0.
-        SetupError: MPI is not started or has ended, or ``comm`` is no group of processes.
+        DependencyError: if mpi4py or an MPI library is missing.
+        HyperParameterError: if ``timeout`` is not a number above 0.
+        SetupError: if MPI is not initialized or already finalized, or ``comm`` is not a group of processes.
 
     Warns:
-        GroupWarning: a launcher has started several processes, and MPI sees one: they belong to two MPIs.
+        GroupWarning: if a launcher started several processes but MPI sees only one, because they use different MPIs.
 
     Example:
-        In a script that ``mpirun -n 4 python train.py`` starts:
+        In a script started with ``mpirun -n 4 python train.py``:
 
         >>> from puzzlelib_rmsprop import MPINodeInfo, RMSPropGraves
         >>> def train(net):
@@ -83,7 +81,7 @@ class MPINodeInfo(NodeInfo):
         self._failure: str | None = None
         self._closed = False
         self._staging: dict[bool, list[np.ndarray]] = {}
-        self._kept: list[Any] = []  # requests that are not complete: MPI may use their memory yet
+        self._kept: list[Any] = []  # incomplete requests: MPI may still use their memory
         comm = communicator(self._MPI, comm)
         super().__init__(comm.Get_rank(), comm.Get_size())
         self._comm: Any = None
@@ -111,7 +109,7 @@ class MPINodeInfo(NodeInfo):
         check_running(self._MPI)
         try:
             self._wait(start(*arguments), what)
-        except self._MPI.Exception as error:  # a message of another size, say: the processes are out of step
+        except self._MPI.Exception as error:  # for example messages of different sizes: the processes are out of step
             self.fail(error)
             raise GroupError(f"{self._failure}, in {what}") from error
 
@@ -142,7 +140,7 @@ class MPINodeInfo(NodeInfo):
         raise GroupError(message)
 
     def _listen(self) -> None:
-        """Raises what another process has said that it died of."""
+        """Raises the error that another process has reported, if any."""
         if self._control is not None and self._control.Iprobe(self._MPI.ANY_SOURCE):
             self._broken(self._control.recv(source=self._MPI.ANY_SOURCE))
 
@@ -158,10 +156,10 @@ class MPINodeInfo(NodeInfo):
                 self._kept.append(self._control.isend(message[:TOLD], other))
 
     def close(self) -> None:
-        """Waits for the other processes to close too.
+        """Waits for the other processes to close, and closes this process's part of the group.
 
         Raises:
-            GroupError: one has not within the timeout.
+            GroupError: if another process does not close within the timeout.
         """
         if self._closed or self._failure is not None or self._MPI.Is_finalized():
             return
@@ -173,7 +171,7 @@ class MPINodeInfo(NodeInfo):
             comm.Free()
 
     def _at_exit(self) -> None:
-        """A process that ends without :meth:`close`, by an exception or not, leaves none of the others waiting."""
+        """Ends the group if the process exits without :meth:`close`, so that no other process waits for it."""
         if self._closed or self._MPI.Is_finalized():
             return
         died_of = getattr(sys, "last_value", None)
@@ -184,15 +182,15 @@ class MPINodeInfo(NodeInfo):
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        # MPI_Abort may hang as well; threads of Python's cannot be started any more
+        # MPI_Abort may hang too, and Python cannot start threads any more
         faulthandler.dump_traceback_later(GRACE, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115
-        # requests that will never be complete: MPI_Finalize would wait for them
+        # MPI_Finalize would wait for requests that never complete
         self._MPI.COMM_WORLD.Abort(1)
 
     def _all_end(self) -> bool:
-        """Waits for the others to end too; False where one has failed or does not."""
+        """Waits for the others to end too. Returns False if one has failed or does not end."""
         barrier, began, told = self._control.Ibarrier(), time.monotonic(), self._failure is not None
-        # others may have work of their own left where nothing has failed; those that wait for this process are told
+        # without a failure, others may still have work to do; those that wait for this process are told that it ended
         grace = min(GRACE, self.timeout) if told else self.timeout
         while not barrier.Test():
             waited = time.monotonic() - began
@@ -207,7 +205,7 @@ class MPINodeInfo(NodeInfo):
             time.sleep(PAUSE)
         return self._failure is None
 
-    # --------------------------------------------------------------------------------------- what it does
+    # ----------------------------------------------------------------------------------------- operations
 
     def meanValue(self, value: float) -> float:
         total = np.array([float(value)])
@@ -258,7 +256,7 @@ class MPINodeInfo(NodeInfo):
                 memory.settle()
 
     def _average(self, content: np.ndarray, what: str) -> None:
-        """In place. Large arrays by a scatter and a gather: MPI's own reductions that do not block send more (a tree)."""
+        """Averages in place. Large arrays use scatter and gather: MPI's non-blocking reductions (a tree) send more."""
         body = content.size // self.gridsize * self.gridsize if content.nbytes > SMALL else 0
         most = max(1, STAGING // content.itemsize // self.gridsize) * self.gridsize
         for begin in range(0, body, most):
@@ -294,10 +292,10 @@ class MPINodeInfo(NodeInfo):
         del scratch
 
     def _reduced(self, stages: np.ndarray, what: str) -> np.ndarray:
-        """The mean of what every process has in this one's row, added in the order of the processes."""
+        """Returns the mean over all processes of this process's row, added in the order of the processes."""
         received = self._stage(1, stages.nbytes).view(stages.dtype).reshape(stages.shape)
         self._call(what, self._comm.Ialltoall, _raw(stages.reshape(-1)), _raw(received.reshape(-1)))
-        with np.errstate(all="ignore"):  # infinities and NaN are the caller's
+        with np.errstate(all="ignore"):  # infinities and NaNs are passed on
             total = received[0].astype(np.float64 if stages.dtype == np.float64 else np.float32)
             for row in received[1:]:
                 total += row.astype(total.dtype, copy=False)
@@ -337,15 +335,17 @@ class MPINodeInfo(NodeInfo):
     def _parts(self, tensor: Any, stream: Any) -> tuple[Memory, int]:
         memory = memory_of(tensor, stream)
         if memory.size % self.gridsize:
-            raise ArrayError(f"a tensor in {self.gridsize} equal parts cannot be of size {memory.size}")
+            raise ArrayError(
+                f"the size of a tensor must be a multiple of {self.gridsize}, the number of processes; got {memory.size}"
+            )
         return memory, memory.size // self.gridsize
 
     def _takes(self, memory: Memory) -> bool:
-        """Whether MPI can use it where it is."""
+        """Returns whether MPI can use the memory in place."""
         return memory.host is not None or self.cudaAware
 
     def _direct(self, memory: Memory, begin: int, count: int) -> Any:
-        """Elements from ``begin`` on, at most ``count``, as MPI takes them: a part of the array, or a GPU's address."""
+        """Returns up to ``count`` elements from ``begin`` on as an MPI buffer: a part of the array, or a GPU address."""
         if memory.host is not None:
             return _raw(memory.host[begin : begin + count])
         count, itemsize = min(count, memory.size - begin), memory.dtype.itemsize
@@ -353,7 +353,7 @@ class MPINodeInfo(NodeInfo):
         return [self._MPI.memory.fromaddress(memory.address + begin * itemsize, count * itemsize), kind]
 
     def _pieces(self, memory: Memory, part: int, rows: int) -> Any:
-        """Begin and stage, an array of (rows, elements), of one piece after another of ``range(part)``."""
+        """Yields pieces of ``range(part)``: the first index, and a staging array of shape (rows, elements)."""
         itemsize = memory.dtype.itemsize
         most = max(1, STAGING // (rows * itemsize))
         for begin in range(0, part, most):
@@ -362,7 +362,7 @@ class MPINodeInfo(NodeInfo):
             yield begin, stage.view(memory.dtype).reshape(rows, count)
 
     def _stage(self, which: int, nbytes: int, on_gpu: bool = False) -> np.ndarray:
-        """Memory that is kept: 0 is what the array passes through, 1 what others send."""
+        """Returns a reusable staging buffer: 0 for the array's own content, 1 for what other processes send."""
         kept = self._staging.setdefault(on_gpu, [np.empty(0, np.uint8)] * 2)
         if kept[which].nbytes < nbytes:
             kept[which] = pinned(nbytes) if on_gpu else np.empty(nbytes, np.uint8)
@@ -370,5 +370,5 @@ class MPINodeInfo(NodeInfo):
 
 
 def _raw(content: np.ndarray) -> np.ndarray:
-    """The same numbers under a dtype that MPI knows; it has none for 16-bit floats."""
+    """Returns 16-bit floats as uint16, because MPI has no dtype for them; others unchanged."""
     return content.view(np.uint16) if content.dtype.itemsize == 2 else content

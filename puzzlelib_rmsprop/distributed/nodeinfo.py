@@ -1,4 +1,4 @@
-"""What the optimizer asks of a group of processes that train one net together; PuzzleLib's ``Grid.NodeInfo``."""
+"""The interface of a group of processes that train one net together, as PuzzleLib's ``Grid.NodeInfo``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ __all__ = ["NodeInfo", "on_stream"]
 
 
 class NodeInfo:
-    """This process's place in a group, and what the group does together. The base class is a group of one.
+    """A group of processes, and this process's place in it. The base class is a group of one.
 
-    A transport derives from it and overrides the methods; every process calls them in the same order. The first four are
-    PuzzleLib's, and enough to train. :meth:`allgatherObject` lets the optimizer compare the processes' nets at
-    ``setupOn``; :meth:`reduceScatter` and :meth:`allGather` serve ``shardState=True``; :meth:`fail` spares the others the
-    wait for a process that has raised. Tensors are flat arrays of the net's family. A ``sumTensor`` without the argument
-    ``stream``, as PuzzleLib's, is called when the stream's work has ended.
+    A transport is a subclass that overrides the methods. Every process calls them in the same order:
 
-    As a context manager a nodeinfo is closed at the end of the block, or fails with the block's exception.
+    - :meth:`meanValue`, :meth:`broadcastBuffer`, :meth:`sumTensor` and :meth:`close` are PuzzleLib's, and enough to train.
+    - :meth:`allgatherObject` lets the optimizer compare the nets of the processes in ``setupOn``.
+    - :meth:`reduceScatter` and :meth:`allGather` are needed for ``shardState=True``.
+    - :meth:`fail` tells the other processes about an exception, so that they do not wait.
+
+    Tensors are flat arrays of the net's family. If ``sumTensor`` has no argument ``stream``, as in PuzzleLib, it is called
+    after the stream's work is complete.
+
+    As a context manager, a nodeinfo is closed at the end of the block. If the block raises, :meth:`fail` is called first.
 
     Attributes:
-        index: this process's number, from 0.
+        index: rank of this process, from 0.
         gridsize: number of processes.
         device: index of the device that this process uses.
 
@@ -42,40 +46,41 @@ class NodeInfo:
         self.device = device
 
     def meanValue(self, value: float) -> float:
-        """The mean of every process's ``value``."""
+        """Returns the mean of ``value`` over all processes."""
         return value
 
     def broadcastBuffer(self, name: str, buffer: Any) -> None:
-        """Copies process 0's ``buffer`` into every other process's."""
+        """Copies ``buffer`` of process 0 into ``buffer`` of every other process."""
 
     def sumTensor(self, name: str, tensor: Any, stream: Any = None) -> None:
-        """Replaces ``tensor`` by its mean over all processes, in place. (PuzzleLib's name; it averages.)"""
+        """Replaces ``tensor`` by its mean over all processes, in place. (The name is PuzzleLib's.)"""
 
     def close(self) -> None:
         """Ends this process's part in the group."""
 
     def reduceScatter(self, name: str, tensor: Any, stream: Any = None) -> None:
-        """Replaces this process's part of ``tensor`` by its mean over all processes; the other parts are undefined then.
+        """Replaces this process's part of ``tensor`` by its mean over all processes. The other parts are undefined then.
 
-        The size of ``tensor`` is a multiple of ``gridsize``, and part ``i`` the ``i``-th of ``gridsize`` equal ones.
+        The size of ``tensor`` must be a multiple of ``gridsize``. Part ``i`` of its ``gridsize`` equal parts belongs to
+        process ``i``.
         """
         self._lacks("reduceScatter")
 
     def allGather(self, name: str, tensor: Any, stream: Any = None) -> None:
-        """Replaces every part of ``tensor`` by that of the process it belongs to; parts as in :meth:`reduceScatter`."""
+        """Copies each part of ``tensor`` from the process it belongs to. Parts are those of :meth:`reduceScatter`."""
         self._lacks("allGather")
 
     def allgatherObject(self, value: Any) -> list[Any]:
-        """Every process's ``value``, in the order of ``index``: text, numbers, lists and dictionaries of them."""
+        """Returns the ``value`` of every process, in the order of ``index``: strings, numbers, or lists or dicts of them."""
         self._lacks("allgatherObject")
         return [value]
 
     def barrier(self) -> None:
-        """Returns when every process has called it."""
+        """Waits until every process has called it."""
         self.allgatherObject(None)
 
     def fail(self, error: BaseException) -> None:
-        """Tells the other processes that this one cannot go on, and why; the group is of no use afterwards."""
+        """Tells the other processes that this one has failed, and why. The group cannot be used afterwards."""
 
     def _lacks(self, method: str) -> None:
         if self.gridsize != 1:
@@ -91,7 +96,7 @@ class NodeInfo:
 
 
 def on_stream(method: Callable[..., None], name: str, tensor: Any, stream: Any) -> None:
-    """Calls a nodeinfo's method in the order of ``stream``: by handing it over, or by waiting where it takes none."""
+    """Calls a nodeinfo's method on ``stream``, or, if it takes no stream, after waiting for the stream."""
     if stream is None:
         method(name, tensor)
     elif "stream" in inspect.signature(method).parameters:
@@ -99,4 +104,4 @@ def on_stream(method: Callable[..., None], name: str, tensor: Any, stream: Any) 
     else:
         stream.synchronize()
         method(name, tensor)
-        default_stream_ended()  # where it may have queued its work
+        default_stream_ended()  # on which the method may have queued work

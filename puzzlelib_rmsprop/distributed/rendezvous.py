@@ -1,4 +1,4 @@
-"""Where processes meet without MPI: process 0 listens at an address, and small messages go through it."""
+"""A meeting point for processes without MPI: process 0 listens at an address and forwards small messages."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .nodeinfo import NodeInfo
 
 __all__ = ["Rendezvous"]
 
-PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between two tries to reach process 0, twice as long each time
-TRY = 5.0  # seconds for one try: a machine that has come up in the meantime is found by the next
-HELD = 5.0  # seconds that a former run gets to let go of the port
-TELL = 1.0  # seconds for telling the others of a failure
-HOUR = 3600.0  # seconds; the system's calls take no more than some weeks
-HELLO = struct.Struct("!23sII")  # what a process says first: who it is, its index and gridsize
+PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts to reach process 0, doubled each time
+TRY = 5.0  # seconds per attempt: the next one may find a machine that has come up meanwhile
+HELD = 5.0  # seconds to wait for a former run to release the port
+TELL = 1.0  # seconds for reporting a failure to the others
+HOUR = 3600.0  # seconds; system calls limit their timeouts
+HELLO = struct.Struct("!23sII")  # the first message of a process: a fixed text, its index and gridsize
 _WHO = b"puzzlelib_rmsprop group"
-_LENGTH = struct.Struct("!Q")  # in front of each message, in bytes
+_LENGTH = struct.Struct("!Q")  # before each message: its length in bytes
 
 _CANNOT_LISTEN = {
     errno.EADDRINUSE: "another process has the port, perhaps a former run: end it, or give every process another port",
@@ -35,16 +35,17 @@ _CANNOT_LISTEN = {
 
 
 class Rendezvous(NodeInfo):
-    """Messages between the processes of a group, as JSON over TCP through process 0. For setting up, not for tensors.
+    """Messages between the processes of a group, as JSON over TCP through process 0. For setup, not for tensors.
 
     Args:
-        address: ``"host:port"`` where process 0 listens, and the others find it.
-        index, gridsize: this process's number, and how many there are.
-        timeout: seconds that the others are waited for, in all; whatever fails on the way to process 0 is tried again.
+        address: ``"host:port"`` at which process 0 listens and the others connect.
+        index: rank of this process, from 0.
+        gridsize: number of processes.
+        timeout: total time in seconds to wait for the others. Failed connections are tried again until then.
 
     Raises:
-        SetupError: the address or a number is none, or process 0 cannot listen there.
-        GroupError: the processes do not meet within ``timeout``, or a process is not of this group.
+        SetupError: if ``address``, ``index`` or ``gridsize`` is invalid, or process 0 cannot listen there.
+        GroupError: if the processes do not meet within ``timeout``, or one belongs to another group.
     """
 
     def __init__(self, address: str, index: int, gridsize: int, *, timeout: float) -> None:
@@ -68,11 +69,11 @@ class Rendezvous(NodeInfo):
             self._gather(gridsize, began + timeout)
         except OSError as error:
             missing = [str(other) for other in range(1, gridsize) if index == 0 and other not in self._sockets]
-            why = f"process {', '.join(missing)} of {gridsize} has not come" if missing else f"the last error: {error}"
+            why = f"process {', '.join(missing)} of {gridsize} has not connected" if missing else f"the last error: {error}"
             self._fail(
                 f"process {index} of {gridsize} has not met the others at {address} in {time.monotonic() - began:.1f} s: "
-                f"{why}. Start all processes, with the address of process 0 as the others reach it and a port that no "
-                f"firewall closes, or use a longer timeout"
+                f"{why}. Start all processes, with an address of process 0 that the others can reach and a port that no "
+                f"firewall blocks, or use a longer timeout"
             )
             raise GroupError(self._failure) from error
         except BaseException as error:
@@ -80,7 +81,7 @@ class Rendezvous(NodeInfo):
             raise
 
     def _listen(self, address: str, host: str, port: int, deadline: float) -> None:
-        """Waits for the hello of every other process; nobody who says nothing, or something else, is waited for."""
+        """Waits for the hello of every other process. Clients that send nothing, or something else, are ignored."""
         unknown: set[socket.socket] = set()
         with _server(address, host, port, deadline) as server, selectors.DefaultSelector() as selector:
             server.setblocking(False)
@@ -89,7 +90,7 @@ class Rendezvous(NodeInfo):
                 while not self._are_all_here():
                     for key, _ in selector.select(min(_left(deadline), HOUR)):
                         if key.fileobj is server:
-                            with contextlib.suppress(OSError):  # it may be gone again
+                            with contextlib.suppress(OSError):  # the client may be gone already
                                 connection, _ = server.accept()
                                 connection.setblocking(False)
                                 selector.register(connection, selectors.EVENT_READ, bytearray())
@@ -102,7 +103,7 @@ class Rendezvous(NodeInfo):
                     stranger.close()
 
     def _are_all_here(self) -> bool:
-        """Whether every other process has come, and is connected still: one that is not comes again."""
+        """Returns whether every other process is connected. Drops closed connections: their processes connect again."""
         if len(self._sockets) < self.gridsize - 1:
             return False
         for other in [other for other, connection in self._sockets.items() if _is_closed(connection)]:
@@ -110,22 +111,22 @@ class Rendezvous(NodeInfo):
         return len(self._sockets) == self.gridsize - 1
 
     def _has_said_hello(self, connection: socket.socket, content: bytearray, deadline: float) -> bool:
-        """Whether nothing more is to be heard of a connection: its process is taken in, or it is none of this library's.
+        """Reads a part of a hello. Returns True when done: the process was accepted, or the connection was closed.
 
-        A process that has lost its connection comes again; two of one number are a mistake.
+        A process that has lost its connection may connect again. Two processes with the same index are an error.
         """
         try:
             part = connection.recv(HELLO.size - len(content))
             content += part
             if not part or not _WHO.startswith(content[: len(_WHO)]):
-                raise ConnectionError("something else has knocked at this port")
+                raise ConnectionError("the client is not from this library")
             if len(content) < HELLO.size:
                 return False
             _, index, gridsize = HELLO.unpack(content)
             former = self._sockets.get(index)
             if gridsize != self.gridsize or not 0 < index < gridsize or not (former is None or _is_closed(former)):
                 again = " a second time" if gridsize == self.gridsize else ""
-                self._sockets[-1] = connection  # is told as well
+                self._sockets[-1] = connection  # so that it gets the message too
                 self._fail(f"a process that says it is {index} of {gridsize} came{again} to this group of {self.gridsize}")
                 raise GroupError(self._failure)
             _send(connection, ["welcome"], deadline)
@@ -142,7 +143,7 @@ class Rendezvous(NodeInfo):
         pause = PAUSE
         while True:
             try:
-                # looked up again each time: a name may be known only once its machine is up
+                # looked up in each attempt: a name may be unknown until its machine is up
                 for family, kind, protocol, _, there in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                     try:
                         self._sockets[0] = socket.socket(family, kind, protocol)
@@ -160,14 +161,14 @@ class Rendezvous(NodeInfo):
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _enter(self, there: Any, deadline: float) -> None:
-        """Says hello, and hears that this is process 0 of the group: anything may be listening at an address."""
+        """Sends a hello, and checks by the answer that process 0 of the group is listening there."""
         connection = self._sockets[0]
         connection.settimeout(_left(deadline))
         connection.connect(there)
         if connection.getsockname() == connection.getpeername():
-            # the system chose that very port for this end, and process 0 needs it: let go without TIME_WAIT
+            # the system chose the same port for this end; process 0 needs it: release it without TIME_WAIT
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            raise ConnectionError("nobody listens there yet")
+            raise ConnectionError("nothing listens there yet")
         connection.sendall(HELLO.pack(_WHO, self.index, self.gridsize))
         self._receive(0, deadline)
 
@@ -177,7 +178,7 @@ class Rendezvous(NodeInfo):
         try:
             return self._gather(value, time.monotonic() + self._timeout)
         except OSError as error:
-            self.fail(GroupError(f"it has lost another: {error}"))
+            self.fail(GroupError(f"it has lost the connection to another process: {error}"))
             raise GroupError(self._failure) from error
 
     def _gather(self, value: Any, deadline: float) -> list[Any]:
@@ -188,7 +189,7 @@ class Rendezvous(NodeInfo):
         with selectors.DefaultSelector() as selector:
             for other, connection in self._sockets.items():
                 selector.register(connection, selectors.EVENT_READ, other)
-            # in the order in which they come: what one has failed of is told to the others while a third is waited for
+            # in order of arrival: a failure is forwarded without waiting for the other processes
             while len(values) < self.gridsize:
                 for key, _ in selector.select(min(_left(deadline), HOUR)):
                     values[key.data] = self._receive(key.data, deadline)[0]
@@ -200,7 +201,7 @@ class Rendezvous(NodeInfo):
 
     def _receive(self, other: int, deadline: float) -> Any:
         found = _receive(self._sockets[other], deadline)
-        if isinstance(found, str):  # what another process has failed of
+        if isinstance(found, str):  # the failure of another process
             self._fail(found)
             raise GroupError(found)
         return found
@@ -210,7 +211,7 @@ class Rendezvous(NodeInfo):
             self._fail(f"process {self.index} of {self.gridsize} has failed: {type(error).__name__}: {error}")
 
     def _fail(self, message: str) -> None:
-        """Tells those that this process talks to, without waiting for one that does not listen."""
+        """Sends a failure to the connected processes, without waiting for one that does not read."""
         self._failure = message
         deadline = time.monotonic() + TELL
         for connection in self._sockets.values():
@@ -235,12 +236,12 @@ def _host_and_port(address: str) -> tuple[str, int]:
     try:
         host.encode("idna")
     except UnicodeError as error:
-        raise SetupError(f"the host of the address {address!r} is no name that can be looked up: {error}") from error
+        raise SetupError(f"the host of the address {address!r} cannot be looked up: {error}") from error
     return host, int(port)
 
 
 def _server(address: str, host: str, port: int, deadline: float) -> socket.socket:
-    """Listens at the address; what a former run still holds, and a name that is not known yet, is waited for."""
+    """Listens at the address. Waits if a former run still holds the port, or the host name is not known yet."""
     held = min(deadline, time.monotonic() + HELD)
     while True:
         try:
@@ -255,7 +256,7 @@ def _server(address: str, host: str, port: int, deadline: float) -> socket.socke
 
 
 def _is_closed(connection: socket.socket) -> bool:
-    """Whether the other end of a connection, which has nothing to say now, is gone."""
+    """Returns whether the other end of an idle connection is gone."""
     connection.setblocking(False)
     try:
         return not connection.recv(1, socket.MSG_PEEK)
@@ -289,8 +290,8 @@ def _receive(connection: socket.socket, deadline: float) -> Any:
 
     (length,) = _LENGTH.unpack(exactly(_LENGTH.size))
     if length > 1 << 30:
-        raise ConnectionError(f"a message of {length} bytes is none of this library's")
+        raise ConnectionError(f"a message of {length} bytes is not from this library")
     try:
         return json.loads(exactly(length))
     except ValueError as error:
-        raise ConnectionError(f"a message that is none of this library's: {error}") from error
+        raise ConnectionError(f"a message is not from this library: {error}") from error

@@ -1,8 +1,8 @@
-"""What is done to gradients before each update; PuzzleLib's ``Optimizers.Hooks``, and more of them.
+"""Hooks that change gradients before each update: those of PuzzleLib's ``Optimizers.Hooks``, and more.
 
-The library's own hooks cost no pass over memory in :class:`~puzzlelib_rmsprop.RMSPropGraves`: what they do to a gradient is
-done while the update reads it, and ``var.grad`` itself stays as ``backward`` left it. Added in front of a hook that is
-not the library's, and in an optimizer with a rule of its own, they change ``var.grad``, in a pass each.
+In :class:`~puzzlelib_rmsprop.RMSPropGraves` the library's own hooks need no extra pass over memory: the update applies them
+while it reads the gradients, and ``var.grad`` is not changed. In an optimizer with its own update rule, or if a user's hook
+comes after them, each of them changes ``var.grad`` in a separate pass.
 """
 
 from collections.abc import Sequence
@@ -28,16 +28,17 @@ __all__ = [
     "check_hooks",
 ]
 
-# what the update does while it reads the gradients; a subclass may mean something else, so the type has to be exact
+# hooks that the update applies while it reads the gradients; not their subclasses, which may do something else
 FUSED = (WeightDecay, Lasso, GradientScaling, GradientHardClipping, GradientClipping, NonFiniteGuard, LossScaling)
 
 
 def check_hooks(hooks: Sequence[Any]) -> None:
-    """Raises SetupError for what is no hook, or cannot stand among the others."""
+    """Raises SetupError if one of ``hooks`` is not a hook, or cannot be combined with the others."""
     for hook in hooks:
         if not callable(hook):
             raise SetupError(f"a hook must be callable as hook(var, state, stream); got {hook!r}")
         if isinstance(hook, WeightDecay) and type(hook) is not WeightDecay and hook.decoupled is True:
-            hook._ops()  # says why not
+            hook._ops()  # raises
         if isinstance(hook, StatisticsHook) and sum(hook is other for other in hooks) > 1:
-            raise SetupError(f"a {type(hook).__name__} keeps the statistics of one place among the hooks: add a second one")
+            name = type(hook).__name__
+            raise SetupError(f"a {name} holds the statistics of one position among the hooks: add a second {name} instead")

@@ -1,4 +1,4 @@
-"""The base classes: of every hook, and of those that look at all gradients of a step before one is used."""
+"""The base classes of hooks, and of hooks that need statistics of all gradients of a step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..kernels.layout import STATISTICS
 
 __all__ = ["GRAD_OF_LOSS", "Hook", "StatisticsHook"]
 
-# the sign of the gradients, for whatever is called while an optimizer of this thread runs its hooks; outside PuzzleLib's
+# the sign of the gradients while an optimizer of this thread runs its hooks; at other times PuzzleLib's
 GRAD_OF_LOSS: ContextVar[bool] = ContextVar("gradOfLoss", default=False)
 
 
 class Hook:
-    """Base class of hooks; any callable with the same arguments will do as well.
+    """Base class of hooks. Any callable with the same arguments can be used as a hook too.
 
     Example:
         >>> from puzzlelib_rmsprop import Hook
@@ -30,35 +30,41 @@ class Hook:
     """
 
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
-        """Changes ``var.grad`` in place. ``state`` is the variable's own, in local and in global mode."""
+        """Changes ``var.grad`` in place.
+
+        Args:
+            var: the :class:`~puzzlelib_rmsprop.Variable`.
+            state: the variable's own state, in local and in global mode: a dict of entity name to array.
+            stream: the stream of the update, or None for the default stream.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(self, var, state, stream=None)")
 
     def getState(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps of the hook, of numbers and strings; None for nothing."""
+        """Returns what a checkpoint saves of the hook, a dict of numbers and strings, or None for nothing."""
         return None
 
     def checkState(self, state: dict[str, Any]) -> None:
-        """Raises an exception where ``state`` is not of the kind that :meth:`getState` gives; changes nothing."""
+        """Raises an exception if ``state`` cannot come from :meth:`getState`. Changes nothing."""
 
     def setState(self, state: dict[str, Any]) -> None:
-        """Takes back what :meth:`getState` gave."""
+        """Restores a state returned by :meth:`getState`."""
 
 
 class StatisticsHook(Hook):
-    """Base class of the hooks that look at all gradients of a step before one is used: one reduction, no wait for a GPU.
+    """Base class of hooks that need statistics of all gradients before the step. Computed in one reduction, without waiting.
 
-    Frozen variables do not count. With a nodeinfo such a hook, and every hook added after it, sees the averaged gradients.
-    It looks at the gradients as they come to it, not at what hooks after it make of them. One belongs to one optimizer.
+    Frozen variables are left out. The statistics are those of the gradients after the hooks before this one. With a
+    nodeinfo, this hook and every hook after it get the averaged gradients. An instance belongs to one optimizer.
     """
 
     def __init__(self) -> None:
         self._family: Family | None = None
         self._record: Any = None
-        self._unbound = np.zeros(1, STATISTICS)  # what it holds until it has a place where the gradients are
+        self._unbound = np.zeros(1, STATISTICS)  # the record before there is one on the gradients' device
         self._unbound["scale"] = self._unbound["unscale"] = 1.0
 
     def _bind(self, family: Family) -> None:
-        """Makes the record where the gradients are; what it holds moves along."""
+        """Creates the record on the gradients' device, and copies the former one into it."""
         if self._record is not None and self._family == family:
             return
         before = self._read()
@@ -66,10 +72,10 @@ class StatisticsHook(Hook):
         self._write(before)
 
     def _read(self) -> np.ndarray:
-        """The record, on a GPU after everything queued before."""
+        """Returns the record. On a GPU, waits for all work queued before."""
         if self._record is None or self._family is None:
             return self._unbound.copy()
-        # the step may have been queued on a stream that the default one, which reads, is not ordered with
+        # the step may be on a stream that is not ordered with the default stream, which reads
         self._family.synchronize()
         return self._family.get(self._record).view(STATISTICS)
 
@@ -80,9 +86,9 @@ class StatisticsHook(Hook):
             self._family.set(self._record, record.view(np.float64))
 
     def _field(self, name: str) -> int:
-        """The address of a field of the record."""
+        """Returns the address of a field of the record."""
         if self._family is None:
-            raise SetupError(f"{type(self).__name__} belongs to no optimizer yet: addHook() and setupOn() first")
+            raise SetupError(f"{type(self).__name__} belongs to no optimizer yet: call addHook() and setupOn() first")
         return self._family.address(self._record) + dict(STATISTICS.fields or {})[name][1]
 
     def _scaling_policy(self) -> ScalingPolicy:
@@ -92,4 +98,4 @@ class StatisticsHook(Hook):
         return ()
 
     def _tripped(self, variables: Sequence[Any]) -> None:
-        """Looks at the record, where that cannot be left to the device."""
+        """Reacts to the record of a step on the host, if the hook needs that."""

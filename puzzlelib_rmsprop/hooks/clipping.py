@@ -1,4 +1,4 @@
-"""Clipping of all gradients together, by their norm."""
+"""Clipping of the gradients by their global norm."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["GradientClipping"]
 
 
 class GradientClipping(StatisticsHook):
-    """Scales all gradients of a step down together, so that their norm is at most ``threshold``.
+    """Scales all gradients of a step by the same factor, so that their global norm is at most ``threshold``.
 
-    The norm is the root of the sum of squares over all variables and dtypes, added up in float64. Called by itself on
-    one variable, as by PuzzleLib's own optimizers, it clips to that variable's norm.
+    The norm is the root of the sum of squares over all variables and dtypes, accumulated in float64. Called on a single
+    variable, as PuzzleLib's own optimizers do, the hook clips that variable's norm.
 
     Args:
-        threshold: above 0.
+        threshold: the largest norm, above 0.
 
     Attributes:
-        norm: of the last step's gradients before clipping; on a GPU reading it waits.
+        norm: the norm of the last step's gradients before clipping. On a GPU, reading it waits for the step.
 
     Raises:
-        HyperParameterError: when ``threshold`` is no number above 0.
+        HyperParameterError: if ``threshold`` is not a number above 0.
 
     Example:
         >>> from puzzlelib_rmsprop import GradientClipping, RMSPropGraves
@@ -44,7 +44,7 @@ class GradientClipping(StatisticsHook):
 
     @property
     def norm(self) -> float:
-        """Of the last step's gradients before clipping."""
+        """The norm of the last step's gradients before clipping."""
         return float(self._read()["norm"][0])
 
     def _scaling_policy(self) -> ScalingPolicy:
@@ -63,4 +63,4 @@ class GradientClipping(StatisticsHook):
         statistics.run((), alone._scaling_policy(), stream)
         family.operate(var.grad, var.data, 0.0, alone._ops(), stream)
         if stream is not None:
-            stream.synchronize()  # the record is this call's own
+            stream.synchronize()  # the record is freed when this call returns

@@ -1,4 +1,4 @@
-"""Hooks that are an operation on each gradient element: decay, scaling, clipping to a range."""
+"""Elementwise hooks: decay, scaling, clipping to a range."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GradientHardClipping", "GradientScaling", "Lasso", "WeightDecay"]
 
 
 class ElementwiseHook(Hook):
-    """A hook that is an operation on each gradient element, which the update can do in passing."""
+    """Base class of elementwise hooks, which the update can apply while it reads the gradients."""
 
     def _ops(self) -> tuple[Operation, ...]:
         raise NotImplementedError
@@ -27,24 +27,25 @@ class ElementwiseHook(Hook):
 
 
 class WeightDecay(ElementwiseHook):
-    """Pulls parameters towards zero, those of variables whose ``var.wc`` is above 0: it is 0 until you set it.
+    """L2 weight decay, for variables with ``var.wc`` above 0. The default of ``wc`` is 0.
 
-    ``grad -= rate * var.wc * data``; a plus, where gradients are of the loss itself. Or ``decoupled``, which leaves the
-    gradient, and so the averages, alone (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019): the step
-    then takes ``learnRate * var.learnRate * rate * var.wc * data`` off as well. Several decays add up.
+    Computes ``grad -= rate * var.wc * data``, or ``+=`` if the gradients are of the loss itself. With ``decoupled=True``
+    (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019) the gradient, and with it the running averages, is
+    unchanged, and the step also subtracts ``learnRate * var.learnRate * rate * var.wc * data`` from the parameters. Several
+    decays add up.
 
     Args:
-        rate: at least 0.
-        gradOfLoss: whether the gradients are of the loss itself; None: as the optimizer that runs it says (its
-            ``gradOfLoss``). PuzzleLib's optimizers do not say, nor does a call by hand: then they are of minus the loss.
-        decoupled: wherever it stands among the hooks it is part of the step, and a step that is skipped decays nothing.
-            Only in this library's optimizers, and not in a subclass of this hook. In an optimizer with an ``updateVar`` of
-            its own it is taken off before that is called, by the optimizer's ``learnRate``.
+        rate: the decay rate, at least 0.
+        gradOfLoss: whether the gradients are of the loss itself. By default the ``gradOfLoss`` of the optimizer that runs
+            the hook; False in PuzzleLib's optimizers and in a direct call.
+        decoupled: apply the decay in the step, whatever the hook's position. A skipped step decays nothing. Works only in
+            this library's optimizers, and not in a subclass of this hook. If the optimizer overrides ``updateVar``, the
+            decay is subtracted before the call, with the optimizer's ``learnRate``.
 
     Raises:
-        HyperParameterError: when ``rate`` is no number of at least 0.
-        VariableError: when called on a variable without a gradient.
-        SetupError: when one that is decoupled is called by hand or by another library's optimizer.
+        HyperParameterError: if ``rate`` is not a number of at least 0.
+        VariableError: if called on a variable without a gradient.
+        SetupError: if decoupled, and called directly or by another library's optimizer.
 
     Example:
         >>> from puzzlelib_rmsprop import RMSPropGraves, WeightDecay
@@ -63,20 +64,20 @@ class WeightDecay(ElementwiseHook):
         self.decoupled = decoupled
 
     def _ops(self) -> tuple[Operation, ...]:
-        # a subclass with an __init__ of its own may have set neither: `is` is not taken in by the descriptor
+        # a subclass may not call __init__, and the attribute is then the descriptor: hence `is`
         if self.decoupled is True:
             raise SetupError(
-                f"a decoupled {type(self).__name__} is a part of the step, and cannot be run by itself: addHook() a "
-                f"WeightDecay(rate, decoupled=True), not a subclass, to one of this library's optimizers"
+                f"a decoupled {type(self).__name__} is part of the step and cannot be called as a hook: pass a "
+                f"WeightDecay(rate, decoupled=True), not a subclass, to addHook() of one of this library's optimizers"
             )
         of_loss = self.gradOfLoss if isinstance(self.gradOfLoss, bool) else GRAD_OF_LOSS.get()
         return (Operation(self._kind, self.rate if of_loss else -self.rate),)
 
 
 class Lasso(WeightDecay):
-    """Pulls parameters towards zero by the same amount each: ``grad -= rate * var.wc * sign(data)`` where ``var.wc`` > 0.
+    """L1 decay: ``grad -= rate * var.wc * sign(data)``, for variables with ``var.wc`` above 0.
 
-    Arguments and sign as for :class:`WeightDecay`, but that it cannot be decoupled.
+    Arguments, sign and errors are those of :class:`WeightDecay`, without ``decoupled``.
 
     Example:
         >>> from puzzlelib_rmsprop import Lasso, RMSPropGraves
@@ -91,13 +92,13 @@ class Lasso(WeightDecay):
 
 
 class GradientScaling(ElementwiseHook):
-    """Multiplies every gradient: ``grad *= factor``.
+    """Multiplies every gradient by a factor: ``grad *= factor``.
 
     Args:
-        factor: finite. (1/n for gradients that are sums over n.)
+        factor: a finite number, such as 1/n for gradients that are sums over n samples.
 
     Raises:
-        HyperParameterError: when ``factor`` is no finite number.
+        HyperParameterError: if ``factor`` is not a finite number.
 
     Example:
         >>> from puzzlelib_rmsprop import GradientScaling, RMSPropGraves
@@ -115,13 +116,14 @@ class GradientScaling(ElementwiseHook):
 
 
 class GradientHardClipping(ElementwiseHook):
-    """Clips every gradient element to ``[lower, upper]``; a NaN stays one.
+    """Clips every gradient element to ``[lower, upper]``. NaN stays NaN.
 
     Args:
-        lower, upper: finite, ``lower`` not above ``upper``.
+        lower: the lower bound, finite.
+        upper: the upper bound, finite and at least ``lower``.
 
     Raises:
-        HyperParameterError: when they are not.
+        HyperParameterError: if a bound is not finite, or ``lower`` is above ``upper``.
 
     Example:
         >>> from puzzlelib_rmsprop import GradientHardClipping, RMSPropGraves
@@ -141,5 +143,5 @@ class GradientHardClipping(ElementwiseHook):
             raise HyperParameterError(f"lower must not be above upper; got {self.lower!r} and {self.upper!r}")
 
     def _ops(self) -> tuple[Operation, ...]:
-        self._check_order()  # each may be assigned before the other, so they are looked at together when they are used
+        self._check_order()  # the bounds can be assigned in any order, so they are compared when used
         return (Operation(CLIP, self.lower, self.upper),)

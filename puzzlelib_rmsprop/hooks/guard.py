@@ -1,4 +1,4 @@
-"""Steps that are not to be taken: gradients that are not finite, and dynamic loss scaling, which brings them about."""
+"""Skipping steps with non-finite gradients, and dynamic loss scaling."""
 
 from __future__ import annotations
 
@@ -17,33 +17,37 @@ from .base import StatisticsHook
 
 __all__ = ["LossScaling", "NonFiniteGuard"]
 
-_MANY = 100  # skipped steps in a row, of which a guard warns
+_MANY = 100  # a guard warns after this number of skipped steps in a row
 
 
 class _BAD:
-    """Where the record has the number of skipped steps in a row."""
+    """Position in the record of the number of skipped steps in a row."""
 
     dtype, _offset = dict(STATISTICS.fields or {})["bad"][:2]
     index = _offset // dtype.itemsize
 
 
 class NonFiniteGuard(StatisticsHook):
-    """Keeps a step with a gradient that is infinite, NaN or too large to square from changing anything.
+    """Skips steps in which a gradient is infinite, NaN or too large to square.
 
-    The variance is made of squares; in the arithmetic of 16-bit and float32 parameters they are finite up to 1.8e19.
+    The variance is a mean of squares. For 16-bit and float32 parameters, squares are finite for gradients up to 1.8e19.
 
     Args:
-        policy: ``"skip"``: such a step changes no parameter and no state; on a GPU it is found and left out there,
-            without a wait. ``t`` counts it. After 100 of them in a row a NonFiniteWarning says so, once: on the CPU at
-            the step, on a GPU where ``skipped`` is read or a checkpoint is written. ``"warn"``: the same, and a
-            NonFiniteWarning names the variables at each such step; on a GPU each step waits. ``"raise"``: NonFiniteError
-            names them, and ``t`` does not count; on a GPU each step waits.
+        policy: one of
+
+            - ``"skip"``: such a step changes neither parameters nor state, but ``t`` counts it. On a GPU this happens on the
+              device, without waiting. After 100 skipped steps in a row there is one NonFiniteWarning: on the CPU in the
+              step, on a GPU when ``skipped`` is read or a checkpoint is written.
+            - ``"warn"``: also issues a NonFiniteWarning that names the variables, in each such step. On a GPU, waits for
+              each step.
+            - ``"raise"``: raises a NonFiniteError that names the variables, and ``t`` does not count the step. On a GPU,
+              waits for each step.
 
     Attributes:
-        skipped: how many steps were skipped so far; on a GPU reading it waits.
+        skipped: the number of steps skipped so far. On a GPU, reading it waits for the step.
 
     Raises:
-        HyperParameterError: for another policy.
+        HyperParameterError: if ``policy`` is none of these.
 
     Example:
         >>> import numpy as np
@@ -60,7 +64,7 @@ class NonFiniteGuard(StatisticsHook):
 
     POLICIES = ("raise", "skip", "warn")
     policy = Checked(lambda name, value: _policy(value))
-    _said = False  # that it is stuck, in the present row of skipped steps
+    _said = False  # whether it has warned about the current run of skipped steps
 
     def __init__(self, policy: str = "skip") -> None:
         super().__init__()
@@ -68,7 +72,7 @@ class NonFiniteGuard(StatisticsHook):
 
     @property
     def skipped(self) -> int:
-        """How many steps were skipped so far."""
+        """The number of steps skipped so far."""
         return int(self._looked_at()["skipped"][0])
 
     def _bad(self) -> bool:
@@ -102,19 +106,20 @@ class NonFiniteGuard(StatisticsHook):
         elif not self._said and self.policy == "skip" and (why := self._stuck(bad, record)):
             self._said = True
             warn(
-                f"{type(self).__name__} has skipped steps, {bad} in a row, {int(record['skipped'][0])} in all: {why}; look "
-                f"for what is infinite or NaN in the data, the loss and the parameters (NonFiniteGuard('raise') names the "
-                f"variables)",
+                f"{type(self).__name__} has skipped {bad} step{'s' * (bad != 1)} in a row, {int(record['skipped'][0])} in "
+                f"total: {why}; look for infinities and NaNs in the data, the loss and the parameters "
+                f"(NonFiniteGuard('raise') names the variables)",
                 NonFiniteWarning,
             )
 
     def _stuck(self, bad: int, record: np.ndarray) -> str:
-        """Why no step will be taken any more, where that is so after ``bad`` ones in a row."""
+        """Returns why training is stuck after ``bad`` skipped steps in a row, or an empty string if it is not."""
         return "nothing is trained" if bad >= _MANY else ""
 
     def __call__(self, var: Any, state: dict[str, Any], stream: Any = None) -> None:
         raise SetupError(
-            f"{type(self).__name__} guards whole steps: it works only in this library's optimizers, by addHook()"
+            f"{type(self).__name__} guards whole steps and cannot be called as a hook: pass it to addHook() of one of this "
+            f"library's optimizers"
         )
 
     def getState(self) -> dict[str, Any] | None:
@@ -128,7 +133,7 @@ class NonFiniteGuard(StatisticsHook):
         record = self._read()
         for name in self.getState() or ():
             record[name] = state[name]
-        record["bad"], self._said = 0, False  # the row of skipped steps is not the file's
+        record["bad"], self._said = 0, False  # a checkpoint does not save the run of skipped steps
         self._write(record)
 
 
@@ -139,7 +144,7 @@ def _policy(value: Any) -> str:
 
 
 def _finite(grad: Any) -> bool:
-    """Whether all squares are, in the dtype of the arithmetic."""
+    """Returns whether all squares are finite, in the dtype of the arithmetic."""
     content = family_of(grad).get(grad)
     content = content.astype(real_dtype(content.dtype))
     with np.errstate(all="ignore"):
@@ -159,31 +164,31 @@ def _backoff(value: Any) -> float:
 
 
 class LossScaling(NonFiniteGuard):
-    """Dynamic loss scaling: lifts gradients that float16 would round to zero, and skips the steps in which one overflows.
+    """Dynamic loss scaling: keeps small float16 gradients from underflow, and skips steps in which a gradient overflows.
 
-    Multiply the gradient that you hand to ``net.backward`` by ``scale`` (:meth:`scaleGrad`). The update divides by it
-    again, in float32. Where a gradient overflowed, the step is skipped and the scale multiplied by ``backoff``; after
-    ``interval`` steps without one it is multiplied by ``growth``. On a GPU all of that happens there, without a wait.
+    Multiply the gradient that you pass to ``net.backward`` by ``scale``, with :meth:`scaleGrad`. The update divides by it in
+    float32. If a gradient overflows, the step is skipped and the scale is multiplied by ``backoff``. After ``interval``
+    steps without overflow the scale is multiplied by ``growth``. On a GPU this happens on the device, without waiting.
 
-    Add it before hooks that should see the true gradients. It looks at the scaled gradients: with a scale below 1 a true one
-    may be too large to square where the scaled one is not.
+    Add it before hooks that need the unscaled gradients. It checks the scaled gradients: with a scale below 1, an unscaled
+    gradient may be too large to square although the scaled one is not.
 
-    Where the scale has come down to 2**-24 and a gradient is still not finite, a NonFiniteWarning says so, once in a row of
-    skipped steps: the net, not the scale, is the reason. On the CPU it comes at the step, on a GPU where the scale is read:
-    by ``scale``, ``skipped`` or a checkpoint.
+    If the scale has reached its minimum, 2**-24, and a gradient is still not finite, there is one NonFiniteWarning in a run
+    of skipped steps: the cause is the net, not the scale. On the CPU it is issued in the step, on a GPU when ``scale`` or
+    ``skipped`` is read or a checkpoint is written.
 
     Args:
-        scale: the first scale, from 2**-24 to 2**24.
-        growth: at least 1.
-        backoff: above 0 and at most 1.
-        interval: a number of steps, at least 1.
+        scale: the initial scale, from 2**-24 to 2**24.
+        growth: the factor after ``interval`` good steps, at least 1.
+        backoff: the factor after an overflow, above 0 and at most 1.
+        interval: the number of steps before the scale grows, at least 1.
 
     Attributes:
-        scale: the scale for the next gradient; on a GPU reading it waits. Saved in checkpoints.
-        skipped: how many steps were skipped so far; on a GPU reading it waits.
+        scale: the scale for the next gradient. Saved in checkpoints. On a GPU, reading it waits for the step.
+        skipped: the number of steps skipped so far. On a GPU, reading it waits for the step.
 
     Raises:
-        HyperParameterError: a value is out of range.
+        HyperParameterError: if a value is out of range.
 
     Example:
         >>> from puzzlelib_rmsprop import LossScaling, RMSPropGraves
@@ -211,7 +216,15 @@ class LossScaling(NonFiniteGuard):
         return float(self._looked_at()["scale"][0])
 
     def scaleGrad(self, grad: Any, stream: Any = None) -> Any:
-        """Multiplies an array in place by the scale, on a GPU without a wait, and returns it."""
+        """Multiplies an array by the scale, in place, and returns it. On a GPU, does not wait.
+
+        Args:
+            grad: the gradient, an array of any family, shape and floating-point dtype.
+            stream: the stream to use; by default the current stream of the array's library, or the default stream.
+
+        Raises:
+            ArrayError: if the array cannot be changed in place.
+        """
         family = family_of(grad)
         self._bind(family)
         family.operate(grad, grad, 0.0, (Operation(SCALE, 1.0, address=self._field("scale")),), stream)
@@ -220,7 +233,7 @@ class LossScaling(NonFiniteGuard):
     def _stuck(self, bad: int, record: np.ndarray) -> str:
         least = ScalingPolicy().least
         if record["unscale"][0] == 1.0 / least:  # of the last step
-            return f"its scale has reached the minimum, {least:.3g}, so the cause is not the scale"
+            return f"its scale has reached the minimum, {least:.3g}, so the scale is not the cause"
         return super()._stuck(bad, record)
 
     def _scaling_policy(self) -> ScalingPolicy:

@@ -1,6 +1,6 @@
-"""A few modules, a container and two costs by PuzzleLib's names: enough to try the optimizer, and to test it.
+"""A few modules, a container and two costs with PuzzleLib's names: enough to try the optimizer, and to test it.
 
-Real nets are PuzzleLib's; its modules and these do not mix within one net.
+For real nets use PuzzleLib. Its modules and these cannot be mixed within one net.
 """
 
 from .activation import Activation, ActivationType, leakyRelu, relu, sigmoid, tanh

@@ -1,4 +1,4 @@
-"""Elementwise non-linearities."""
+"""Elementwise activation functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Activation", "ActivationType", "leakyRelu", "relu", "sigmoid", "tanh
 
 
 class ActivationType(enum.StrEnum):
-    """The non-linearities by PuzzleLib's names."""
+    """The activation functions, with PuzzleLib's names."""
 
     sigmoid = "sigmoid"
     tanh = "tanh"
@@ -28,15 +28,15 @@ leakyRelu = ActivationType.leakyRelu
 
 
 class Activation(Module):
-    """Applies a non-linearity to every element of an array of any shape. PuzzleLib's class of that name.
+    """Applies an activation function to every element of an array. A counterpart of PuzzleLib's ``Activation``.
 
     Args:
-        activation: ``relu``, ``leakyRelu``, ``tanh`` or ``sigmoid``, as such or as a string.
-        name: what the module is called within a container.
-        args: for ``leakyRelu`` the slope below zero, ``(0.01,)`` by default.
+        activation: ``relu``, ``leakyRelu``, ``tanh`` or ``sigmoid``, or its name as a string.
+        name: name of the module within a container.
+        args: for ``leakyRelu``, the slope below zero; ``(0.01,)`` by default.
 
     Raises:
-        ModuleError: for another activation.
+        ModuleError: if ``activation`` is none of these.
 
     Example:
         >>> import numpy as np

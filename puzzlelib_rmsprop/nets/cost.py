@@ -1,4 +1,4 @@
-"""Costs: how far a net's output is from the target, and the gradient of minus that."""
+"""Cost functions: the error of a net's output, and the gradient of minus the error."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["MSE", "Cost", "CrossEntropy"]
 
 
 class Cost:
-    """Base class of costs; PuzzleLib's class of that name.
+    """Base class of costs. A counterpart of PuzzleLib's ``Cost``.
 
     ``error, grad = cost(pred, target)``. **Sign:** ``grad`` is the gradient of *minus* the error with respect to
-    ``pred``, which is what :class:`~puzzlelib_rmsprop.RMSPropGraves` expects to be backpropagated.
+    ``pred``. :class:`~puzzlelib_rmsprop.RMSPropGraves` expects this sign.
 
     Attributes:
-        error, grad: of the last call.
-        valError: of the last :meth:`validate`.
+        error: the error of the last call.
+        grad: the gradient of the last call.
+        valError: the validation error of the last :meth:`validate`.
     """
 
     def __init__(self) -> None:
@@ -31,29 +32,29 @@ class Cost:
         self.resetAccumulator()
 
     def resetAccumulator(self) -> None:
-        """Starts :meth:`getMeanError` anew."""
+        """Resets the sums behind :meth:`getMeanError`."""
         self._accumulated = 0.0
         self.numOfSamples = 0
 
     def getError(self) -> float | None:
-        """The error of the last call."""
+        """Returns the error of the last call."""
         return self.error
 
     def getMeanError(self) -> float:
-        """The mean error over all samples since :meth:`resetAccumulator`. Raises CostError where there were none."""
+        """Returns the mean error of all samples since :meth:`resetAccumulator`. Raises CostError if there were none."""
         if not self.numOfSamples:
             raise CostError(f"{type(self).__name__}: no samples since resetAccumulator()")
         return self._accumulated / self.numOfSamples
 
     def getValError(self) -> float | None:
-        """The result of the last :meth:`validate`."""
+        """Returns the result of the last :meth:`validate`."""
         return self.valError
 
     def __call__(self, pred: Any, target: Any, queryError: bool = True) -> Any:
-        """``(error, grad)``, or ``grad`` alone with ``queryError=False``.
+        """Returns ``(error, grad)``, or only ``grad`` with ``queryError=False``.
 
         Raises:
-            CostError: where the shapes or dtypes do not fit.
+            CostError: if the shapes or dtypes do not fit.
         """
         self._check(pred, target)
         self.grad, self.error = self.calcGrad(pred, target)
@@ -62,21 +63,21 @@ class Cost:
         return (self.error, self.grad) if queryError else self.grad
 
     def validate(self, pred: Any, target: Any) -> float:
-        """The validation error: for MSE the error, for CrossEntropy the share of samples that are classified wrongly."""
+        """Returns the validation error: for MSE the error, for CrossEntropy the fraction of misclassified samples."""
         self._check(pred, target)
         self.valError = self.calcVal(pred, target)
         return self.valError
 
     def calcGrad(self, pred: Any, target: Any) -> tuple[Any, float]:
-        """Gradient and error; what a subclass writes."""
+        """Returns gradient and error. Defined by subclasses."""
         raise NotImplementedError
 
     def calcVal(self, pred: Any, target: Any) -> float:
-        """The validation error; what a subclass writes."""
+        """Returns the validation error. Defined by subclasses."""
         raise NotImplementedError
 
     def checkDataShape(self, pred: Any, target: Any) -> None:
-        """Raises CostError for data that does not fit; what a subclass writes."""
+        """Raises CostError if the data does not fit. Overridden by subclasses."""
 
     def _check(self, pred: Any, target: Any) -> None:
         own = type(self).__name__
@@ -84,12 +85,12 @@ class Cost:
             if not isinstance(array, gpuarray.GPUArray):
                 raise CostError(f"{own}: {what} must be made with gpuarray.to_gpu; got {type(array).__name__}")
         if pred.ndim == 0 or pred.shape[0] == 0:
-            raise CostError(f"{own}: pred must have samples; its shape is {pred.shape}")
+            raise CostError(f"{own}: pred must have at least one sample; its shape is {pred.shape}")
         self.checkDataShape(pred, target)
 
 
 class MSE(Cost):
-    """Half the mean squared difference: ``sum((target - pred)**2) / (2*size)``; arrays of one shape and dtype.
+    """Half the mean squared error: ``sum((target - pred)**2) / (2*size)``, for arrays of the same shape and dtype.
 
     Example:
         >>> import numpy as np
@@ -109,19 +110,21 @@ class MSE(Cost):
     def checkDataShape(self, pred: Any, target: Any) -> None:
         if pred.shape != target.shape or pred.dtype != target.dtype:
             raise CostError(
-                f"MSE: pred and target must be of one shape and dtype; got {pred.shape}, {pred.dtype} and "
+                f"MSE: pred and target must have the same shape and dtype; got {pred.shape}, {pred.dtype} and "
                 f"{target.shape}, {target.dtype}"
             )
 
 
 class CrossEntropy(Cost):
-    """The mean of ``-log softmax(scores)[label]``: scores (n, classes), labels (n,) int32 from 0.
+    """The mean of ``-log softmax(scores)[label]``, for scores of shape (n, classes) and labels of shape (n,).
+
+    Labels are int32, from 0 to ``classes - 1``.
 
     Args:
-        maxlabels: the number of classes that scores must have, if given.
+        maxlabels: the required number of classes; None accepts any.
 
     Attributes:
-        mostProb: the classes that the last :meth:`validate` found, (n,) int32.
+        mostProb: the classes predicted in the last :meth:`validate`, int32 of shape (n,).
 
     Example:
         >>> import numpy as np
@@ -146,7 +149,7 @@ class CrossEntropy(Cost):
         return ops.count_different(self.mostProb, target) / target.size
 
     def accuracy(self, scores: Any, labels: Any) -> float:
-        """The share of samples whose highest score is their label's: 1 less :meth:`validate`."""
+        """Returns the fraction of samples whose label has the highest score: ``1 - validate(scores, labels)``."""
         return 1.0 - self.validate(scores, labels)
 
     def checkDataShape(self, pred: Any, target: Any) -> None:

@@ -1,10 +1,10 @@
-"""cuBLAS through scikit-cuda, and all that it takes to import ``skcuda.cublas`` 0.5.3 (2019, the last) today.
+"""cuBLAS through scikit-cuda, with workarounds for importing ``skcuda.cublas`` 0.5.3, the last release, from 2019.
 
-- It imports ``pkg_resources``, gone from setuptools 81 on: a stand-in answers the one question that it asks.
-- It looks for libcuda.so, libcudart.so and libcublas.so without a version or with one up to 10.1. The libraries of
-  CUDA 11 and later are found here: by the linker, in PyPI's ``nvidia`` packages, in the toolkit's folder.
-- Its import makes a cuBLAS handle, to ask for the version: so a context is made current before.
-- It warns of what it does.
+- It imports ``pkg_resources``, which setuptools 81 removed: a stand-in module provides the two functions it calls.
+- It looks for libcuda.so, libcudart.so and libcublas.so without a version, or with one up to 10.1. The libraries of
+  CUDA 11 and later are found here: through the linker, in PyPI's ``nvidia`` packages or in the toolkit's folder.
+- Its import creates a cuBLAS handle, to get the version: a context is made current first.
+- Its import warns; these warnings are suppressed.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def gemm(
     b: tuple[int, int],
     c: tuple[int, int],
 ) -> None:
-    """``c = alpha * op(a) @ op(b) + beta * c`` on matrices stored by columns, on the default stream, without waiting.
+    """Computes ``c = alpha * op(a) @ op(b) + beta * c`` for column-major matrices, on the default stream, without waiting.
 
     Args:
-        dtype: of all three, float32 or float64.
-        transposed: whether ``op`` transposes ``a``, and ``b``.
-        sizes: c's rows and columns, and the length of the sums; below 2**31.
-        factors: alpha and beta. Where beta is 0, what is in ``c`` is not read.
-        a, b, c: address, and elements from one column to the next.
+        dtype: dtype of the matrices: float32 or float64.
+        transposed: whether ``op`` transposes ``a``, and whether it transposes ``b``.
+        sizes: the numbers of rows and columns of ``c``, and the inner dimension; below 2**31.
+        factors: alpha and beta. If beta is 0, ``c`` is not read.
+        a, b, c: address and leading dimension, in elements.
 
     Raises:
-        DependencyError: scikit-cuda or a library of CUDA is missing.
-        ArrayError: a size does not fit 32 bits.
-        DeviceError: cuBLAS refuses.
+        DependencyError: if scikit-cuda or a CUDA library is missing.
+        ArrayError: if a size is 2**31 or more.
+        DeviceError: if cuBLAS reports an error.
     """
     if max(*sizes, a[1], b[1], c[1]) >= 2**31:
         raise ArrayError(f"cuBLAS needs matrix sizes below 2**31; got {sizes}")
@@ -68,12 +68,12 @@ def gemm(
     try:
         product(_handle()(library), *operations, *sizes, factors[0], *a, *b, factors[1], *c)
     except library.cublasError as error:
-        raise DeviceError(f"cuBLAS refuses a product of sizes {sizes}: {type(error).__name__}") from error
+        raise DeviceError(f"cuBLAS failed in a matrix product of sizes {sizes}: {type(error).__name__}") from error
 
 
 @functools.cache
 def _handle() -> Any:
-    """A function that gives the current context's handle; decorated late, because this file imports no PyCUDA."""
+    """Returns a function that returns the current context's handle. Made at the first call, to import PyCUDA late."""
     from pycuda.tools import context_dependent_memoize
 
     @context_dependent_memoize
@@ -82,7 +82,7 @@ def _handle() -> Any:
             made = library.cublasCreate()
         except library.cublasError as error:
             raise DeviceError(
-                f"cuBLAS does not start: {type(error).__name__}; is its CUDA newer than the driver?"
+                f"cuBLAS cannot be initialized: {type(error).__name__}; is its CUDA newer than the driver?"
             ) from error
         library.cublasSetStream(made, 0)
         return made
@@ -94,7 +94,7 @@ def _handle() -> Any:
 
 
 def _library() -> Any:
-    """``skcuda.cublas``, imported at the first product."""
+    """Returns ``skcuda.cublas``, imported at the first product."""
     global _skcuda
     with _lock:
         if _skcuda is None:
@@ -105,7 +105,7 @@ def _library() -> Any:
 
 def _imported() -> Any:
     if importlib.util.find_spec("skcuda") is None:
-        raise DependencyError("nets on CUDA need scikit-cuda for cuBLAS: pip install 'puzzlelib_rmsprop[cuda]'")
+        raise DependencyError("nets on CUDA need scikit-cuda for cuBLAS: pip install 'pycuda>=2024.1' 'scikit-cuda==0.5.3'")
     with _pkg_resources(), _libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -113,7 +113,7 @@ def _imported() -> Any:
         except (ImportError, OSError) as error:
             # OSError: 'cublas library not found', 'CUDA runtime library not found'
             raise DependencyError(
-                f"nets on CUDA need cuBLAS and the CUDA runtime, but scikit-cuda's import says: {error}. Install the CUDA "
+                f"nets on CUDA need cuBLAS and the CUDA runtime, but importing scikit-cuda fails: {error}. Install the CUDA "
                 f"toolkit, or pip install nvidia-cublas-cu12 nvidia-cuda-runtime-cu12 (for CUDA 13: nvidia-cublas "
                 f"nvidia-cuda-runtime)"
             ) from error
@@ -122,8 +122,8 @@ def _imported() -> Any:
 
 @contextmanager
 def _pkg_resources() -> Iterator[None]:
-    """Inside, ``import pkg_resources`` gives what scikit-cuda needs of it, whether setuptools still has it or not."""
-    modules: dict[str, Any] = sys.modules  # where None says that there is none
+    """Inside, ``import pkg_resources`` provides what scikit-cuda needs, even if setuptools no longer has it."""
+    modules: dict[str, Any] = sys.modules  # a value of None marks a module as missing
     there, before = "pkg_resources" in modules, modules.get("pkg_resources")
     if before is not None:
         yield
@@ -142,7 +142,7 @@ def _pkg_resources() -> Iterator[None]:
 
 @contextmanager
 def _libraries() -> Iterator[None]:
-    """Inside, ``ctypes.cdll.LoadLibrary`` finds CUDA's libraries of any version under the names without one."""
+    """Inside, ``ctypes.cdll.LoadLibrary`` finds CUDA libraries of any version by their names without a version."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -153,7 +153,7 @@ def _libraries() -> Iterator[None]:
         for candidate in candidates(unversioned[1]) if unversioned else [name]:
             if "/libcublas." in candidate:
                 with suppress(OSError):
-                    load(candidate.replace("/libcublas.", "/libcublasLt."))  # which it needs itself
+                    load(candidate.replace("/libcublas.", "/libcublasLt."))  # libcublas depends on it
             try:
                 return load(candidate)
             except OSError as error:
@@ -161,7 +161,7 @@ def _libraries() -> Iterator[None]:
         raise failure
 
     loader: Any = ctypes.cdll
-    loader.LoadLibrary = find  # hides the method, on this one object
+    loader.LoadLibrary = find  # shadows the method of this object
     try:
         yield
     finally:
@@ -169,15 +169,15 @@ def _libraries() -> Iterator[None]:
 
 
 def candidates(library: str) -> list[str]:
-    """Where a library of CUDA may be, best first: ``"cublas"`` -> names for the linker, then files.
+    """Returns possible locations of a CUDA library such as ``"cublas"``, best first: names for the linker, then paths.
 
-    A toolkit newer than the driver is left out.
+    Versions newer than the driver supports are left out.
     """
     if library == "cuda":
-        return ["libcuda.so.1", "libcuda.so"]  # the driver's; the second may be a stub without a driver behind it
+        return ["libcuda.so.1", "libcuda.so"]  # the second may be the toolkit's stub, without a driver
     newest = _newest()
     versions = [f"lib{library}.so.{major}" for major in range(newest, 10, -1)]
-    # 11.0 is what the runtime of all of CUDA 11 is called
+    # the runtime of every CUDA 11 release is named 11.0
     versions += [f"lib{library}.so.11.0"] if newest >= 11 else []
     names = [f"lib{library}.so", *versions]
     return names + [
@@ -186,7 +186,7 @@ def candidates(library: str) -> list[str]:
 
 
 def _newest() -> int:
-    """The newest CUDA that the driver runs."""
+    """Returns the newest major version of CUDA that the driver supports."""
     import pycuda.driver as driver
 
     return driver.get_driver_version() // 1000
@@ -195,7 +195,7 @@ def _newest() -> int:
 def _folders() -> Iterator[Path]:
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or ()) if spec else ():
-        # nvidia/cublas/lib and so on up to CUDA 12, nvidia/cu13/lib since
+        # up to CUDA 12: nvidia/cublas/lib and so on; since CUDA 13: nvidia/cu13/lib
         yield from sorted(Path(root).glob("*/lib"))
     nvcc = shutil.which("nvcc")
     toolkits = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]

@@ -19,21 +19,22 @@ _SCHEMES = ("none", "xavier", "xavier_uniform", "xavier_normal", "he", "gaussian
 
 
 class Linear(Module):
-    """``data @ W + b``: (n, insize) -> (n, outsize). PuzzleLib's class of that name.
+    """Computes ``data @ W + b``, from shape (n, insize) to (n, outsize). A counterpart of PuzzleLib's ``Linear``.
 
     Args:
-        insize, outsize: numbers of features, at least 1.
-        wscale: spread of the schemes ``gaussian`` (standard deviation) and ``uniform`` (largest size).
-        useBias: add ``b``, which starts as zeros.
-        initscheme: how ``W`` starts: ``"xavier_uniform"`` (the default: spread ``sqrt(3/insize)``), ``"xavier"`` or
-            ``"xavier_normal"``, ``"he"``, ``"gaussian"``, ``"uniform"``, or ``"none"``: uninitialised. Random numbers
-            are NumPy's global ones, so ``np.random.seed`` makes them repeatable.
-        name: what the module is called within a container.
-        empty: make no variables; set them with :meth:`setVar`.
-        transpose: keep ``W`` as (outsize, insize).
+        insize: number of input features, at least 1.
+        outsize: number of output features, at least 1.
+        wscale: standard deviation of the scheme ``"gaussian"``, or bound of ``"uniform"``.
+        useBias: add ``b``, which is initialized to zeros.
+        initscheme: initialization of ``W``: ``"xavier_uniform"`` (the default, with the bound ``sqrt(3/insize)``),
+            ``"xavier"`` or ``"xavier_normal"``, ``"he"``, ``"gaussian"``, ``"uniform"``, or ``"none"`` to leave it
+            uninitialized. Random numbers come from NumPy's global generator: ``np.random.seed`` makes them repeatable.
+        name: name of the module within a container.
+        empty: create no variables; set them with :meth:`setVar`.
+        transpose: store ``W`` with shape (outsize, insize).
 
     Raises:
-        ModuleError: for a size or scheme that is not one.
+        ModuleError: if a size or the scheme is invalid.
 
     Example:
         >>> import numpy as np
@@ -89,7 +90,7 @@ class Linear(Module):
 
     def checkDataShape(self, shape: tuple[int, ...]) -> None:
         if self.W is None:
-            raise ModuleError(f"{self} was made empty: give it its W with setVar first")
+            raise ModuleError(f"{self} was made with empty=True: set its W with setVar first")
         insize = self.W.shape[1 if self.transpose else 0]
         if len(shape) != 2 or shape[1] != insize:
             raise ModuleError(f"{self}: data must be of shape (n, {insize}); got {shape}")

@@ -1,4 +1,4 @@
-"""The base of modules and containers: variables by name, forward and backward, files."""
+"""The base class of modules and containers: named variables, forward and backward, files."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ __all__ = ["Module"]
 
 
 class Module:
-    """Base class of modules; PuzzleLib's class of that name, as far as an optimizer needs it.
+    """Base class of modules. A counterpart of PuzzleLib's ``Module``, with the methods that an optimizer needs.
 
-    A module maps an array to an array: ``data = module(inData)``. After that ``module.backward(grad)`` leaves the
-    gradient of its input in ``module.grad`` and those of its parameters in its variables.
+    A module maps an array to an array: ``data = module(inData)``. Then ``module.backward(grad)`` computes the gradient of
+    its input, ``module.grad``, and the gradients of its parameters, stored in its variables.
 
     Args:
-        name: what the module is called within a container.
+        name: name of the module within a container.
 
     Attributes:
-        vars: name -> :class:`~puzzlelib_rmsprop.Variable`; each variable's data is an attribute of that name as well.
-        inData, data: the last input and output.
+        vars: maps names to :class:`~puzzlelib_rmsprop.Variable` objects. Each variable's data is also an attribute of that
+            name.
+        inData: the last input.
+        data: the last output.
         grad: the last gradient of the input.
-        train: False makes :meth:`backward` leave the parameters' gradients alone.
-        calctype: the dtype that the module works in, see :meth:`calcMode`.
+        train: if False, :meth:`backward` does not change the parameters' gradients.
+        calctype: the dtype of the computation; see :meth:`calcMode`.
     """
 
     def __init__(self, name: str | None = None) -> None:
@@ -50,19 +52,19 @@ class Module:
     # ------------------------------------------------------------------------------------------ variables
 
     def setVar(self, name: str, var: Variable) -> None:
-        """Puts a variable under ``name``, and its data under the attribute of that name."""
+        """Stores a variable as ``name``, and its data as the attribute of that name."""
         setattr(self, name, var.data)
         self.vars[name] = var
 
     def getVar(self, name: str) -> Variable:
-        """The variable of that name. Raises ModuleError where there is none."""
+        """Returns the variable ``name``. Raises ModuleError if there is none."""
         try:
             return self.vars[name]
         except KeyError:
             raise ModuleError(f"{self} has no variable {name!r}; it has {', '.join(self.vars) or 'none'}") from None
 
     def getVarTable(self) -> dict[Variable, list[str]]:
-        """Every variable with all of its names: several where parts of a net share it."""
+        """Returns a dict of every variable and the list of its names. A shared variable has several names."""
         table: dict[Variable, list[str]] = {}
         for name, var in self._namedVars(""):
             table.setdefault(var, []).append(name)
@@ -79,13 +81,13 @@ class Module:
                 family_of(var.grad).fill_zero(var.grad)
 
     def numOfParams(self) -> int:
-        """The number of parameters; shared ones count once."""
+        """Returns the number of parameters. Shared ones count once."""
         return sum(var.data.size for var in self.getVarTable())
 
     # ------------------------------------------------------------------------------- forward and backward
 
     def __call__(self, data: Any) -> Any:
-        """Runs the module forward. Raises ModuleError where the data does not fit."""
+        """Runs the module forward and returns its output. Raises ModuleError if the data does not fit."""
         self._checkArray("data", data)
         self.checkDataShape(tuple(data.shape))
         self.data, self.inData = None, data
@@ -95,16 +97,18 @@ class Module:
     def backward(
         self, grad: Any, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 0.0
     ) -> None:
-        """Runs the module backward; ``grad`` is the gradient of its output, of the output's shape.
+        """Runs the module backward.
 
         Args:
-            grad: in PuzzleLib's sign, of minus the loss, where it comes from a cost.
-            updParamGrads: set the gradients of the parameters.
-            updGrad: set ``self.grad``.
-            scale, momentum: a parameter's gradient becomes ``scale * gradient + momentum * what was there``.
+            grad: the gradient with respect to the output, of the output's shape. From a cost, it has PuzzleLib's sign:
+                the gradient of minus the loss.
+            updParamGrads: compute the gradients of the parameters.
+            updGrad: compute ``self.grad``.
+            scale: factor of the parameters' new gradients.
+            momentum: factor of their old gradients, which are added: ``scale * new + momentum * old``.
 
         Raises:
-            ModuleError: before a forward run, or where ``grad`` does not fit.
+            ModuleError: if there was no forward run, or ``grad`` does not fit.
         """
         if self.data is None:
             raise ModuleError(f"{self}: backward() needs a forward run first: call the module on data")
@@ -118,18 +122,18 @@ class Module:
             self.accGradParams(grad, scale=scale, momentum=momentum)
 
     def updateData(self, data: Any) -> None:
-        """Sets ``self.data``; what a subclass writes."""
+        """Sets ``self.data``. Defined by subclasses."""
         raise NotImplementedError
 
     def updateGrad(self, grad: Any) -> None:
-        """Sets ``self.grad``; what a subclass writes."""
+        """Sets ``self.grad``. Defined by subclasses."""
         raise NotImplementedError
 
     def accGradParams(self, grad: Any, scale: float = 1.0, momentum: float = 0.0) -> None:
-        """Sets the parameters' gradients; what a subclass with parameters writes."""
+        """Sets the parameters' gradients. Overridden by subclasses with parameters."""
 
     def checkDataShape(self, shape: tuple[int, ...]) -> None:
-        """Raises ModuleError for an input of a shape that does not fit."""
+        """Raises ModuleError if an input of ``shape`` does not fit."""
 
     def _checkArray(self, what: str, array: Any) -> None:
         if not isinstance(array, gpuarray.GPUArray):
@@ -140,28 +144,37 @@ class Module:
     # --------------------------------------------------------------------------------------------- modes
 
     def trainMode(self) -> None:
-        """Lets :meth:`backward` set the parameters' gradients (the mode at first)."""
+        """Makes :meth:`backward` compute the parameters' gradients (the default)."""
         self.train = True
         self.reset()
 
     def evalMode(self) -> None:
-        """Makes :meth:`backward` leave them alone."""
+        """Makes :meth:`backward` leave the parameters' gradients unchanged."""
         self.train = False
         self.reset()
 
     def calcMode(self, T: Any) -> None:
-        """Works in another dtype from now on: converts the parameters and their gradients. Set up optimizers anew."""
+        """Converts the parameters and their gradients to the dtype ``T``, and computes in it from now on.
+
+        Call ``setupOn`` of the net's optimizer again afterwards.
+
+        Args:
+            T: ``numpy.float16``, ``numpy.float32`` or ``numpy.float64``.
+
+        Raises:
+            ModuleError: if ``T`` is not one of these.
+        """
         if T not in [dtype for dtype, _ in gpuarray.dtypesSupported()]:
-            raise ModuleError(f"{self}: calcMode needs one of numpy's float16, float32, float64; got {T!r}")
+            raise ModuleError(f"{self}: calcMode needs one of numpy.float16, numpy.float32, numpy.float64; got {T!r}")
         for name, var in list(self.vars.items()):
-            if var.data.dtype != T:  # a variable shared with another module may be converted already
+            if var.data.dtype != T:  # a shared variable may be converted already
                 var.data = _converted(var.data, T)
                 var.grad = None if var.grad is None else _converted(var.grad, T)
             self.setVar(name, var)
         self.calctype = T
 
     def reset(self) -> None:
-        """Forgets the arrays of the last run."""
+        """Drops the arrays of the last run."""
         self.inData, self.data, self.grad = None, None, None
 
     # --------------------------------------------------------------------------------------------- files
@@ -172,18 +185,21 @@ class Module:
         """Saves the parameters in PuzzleLib's module format.
 
         Args:
-            hdf: a path, whose file appears or is replaced only once it is complete; an open ``h5py`` file or group,
-                which is left open; or None, to get the file's bytes back.
-            name: what the net is called in the file; its own name, or nothing, by default.
+            hdf: a path, whose file is created or replaced only once it is complete; an open ``h5py`` file or group,
+                which is left open; or None, to return the file's bytes.
+            name: name of the net in the file; by default the net's own name, or an empty one.
             compress: HDF5 compression of the parameters, or None.
 
+        Returns:
+            The file's bytes if ``hdf`` is None, otherwise None.
+
         Raises:
-            CheckpointError: the file cannot be written, or has parameters already.
+            CheckpointError: if the file cannot be written, or already contains parameters.
         """
         if hdf is None:
             import h5py
 
-            name_in_memory = os.path.join(tempfile.gettempdir(), "net.hdf")  # names it only; nothing is written there
+            name_in_memory = os.path.join(tempfile.gettempdir(), "net.hdf")  # only a name: nothing is written there
             with h5py.File(name_in_memory, "w", driver="core", backing_store=False) as file:
                 self.save(file, name, compress)
                 file.flush()
@@ -198,14 +214,14 @@ class Module:
         return None
 
     def load(self, hdf: str | os.PathLike[str] | h5py.Group | bytes, name: str | None = None) -> None:
-        """Loads what :meth:`save` wrote, or PuzzleLib. Everything is checked before anything is changed.
+        """Loads a file written by :meth:`save` or by PuzzleLib. The whole file is checked before anything is changed.
 
         Args:
             hdf: a path, an open ``h5py`` file or group, or a file's bytes.
-            name: what the net is called in the file.
+            name: name of the net in the file; as for :meth:`save`.
 
         Raises:
-            CheckpointError: the file does not fit; names the variable and says why.
+            CheckpointError: if the file does not fit; the message names the variable and the reason.
         """
         if isinstance(hdf, bytes):
             import io
@@ -215,7 +231,7 @@ class Module:
             try:
                 file = h5py.File(io.BytesIO(hdf), "r")
             except OSError as error:
-                raise CheckpointError(f"these {len(hdf)} bytes are no HDF5 file: {error}") from error
+                raise CheckpointError(f"these {len(hdf)} bytes are not an HDF5 file: {error}") from error
             with file:
                 self.load(file, name)
             return
@@ -236,7 +252,7 @@ class Module:
 
 
 def _converted(array: Any, dtype: Any) -> Any:
-    """A copy in another dtype, where the array is."""
+    """Returns a copy in another dtype, on the same device."""
     family = family_of(array)
     copy = family.empty(array.shape, np.dtype(dtype))
     family.set(copy, family.get(array).astype(dtype))

@@ -1,6 +1,6 @@
-"""The few device operations that nets need, all of them here; each runs where its arrays are.
+"""The operations on arrays that nets need. Each runs on the device of its arrays.
 
-:mod:`.ops_cpu` and :mod:`.ops_cuda` have them under the same names; the latter is imported when a CUDA array comes.
+:mod:`.ops_cpu` and :mod:`.ops_cuda` implement them under the same names. The latter is imported for the first CUDA array.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = [
 
 
 def _at(*arrays: Any) -> ModuleType:
-    """The module that works on the memory that all of these arrays are in."""
+    """Returns the module for the device of these arrays."""
     on_cuda = [PyCUDAFamily.of(array) is not None for array in arrays]
     if not any(on_cuda):
         return ops_cpu
     if not all(on_cuda):
         raise ArrayError(
-            "a net, its data and its target must be all on CUDA or all on the CPU; got "
+            "a net, its data and its target must all be on CUDA or all on the CPU; got "
             + " and ".join(f"{'CUDA' if cuda else 'CPU'} {tuple(a.shape)}" for cuda, a in zip(on_cuda, arrays, strict=True))
-            + ". Config.backend says where gpuarray makes arrays"
+            + ". Config.backend selects the device of gpuarray's arrays"
         )
     from . import ops_cuda
 
@@ -45,7 +45,7 @@ def _at(*arrays: Any) -> ModuleType:
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """``out = alpha * a @ b + beta * out``, with either matrix transposed on request; without ``out`` a new ``a @ b``."""
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request."""
     return _at(a, b, *([] if out is None else [out])).matmul(a, b, transpA, transpB, out, alpha, beta)
 
 
@@ -55,40 +55,40 @@ def add_row(matrix: Any, row: Any) -> None:
 
 
 def sum_rows(matrix: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
-    """``out = alpha * (the sum of the matrix's rows) + beta * out``."""
+    """Computes ``out = alpha * matrix.sum(axis=0) + beta * out``."""
     return _at(matrix, out).sum_rows(matrix, out, alpha, beta)
 
 
 def activate(kind: str, data: Any, slope: float = 0.0) -> Any:
-    """sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
+    """Returns sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
     return _at(data).activate(kind, data, slope)
 
 
 def activate_backward(kind: str, grad: Any, outdata: Any, slope: float = 0.0) -> Any:
-    """The gradient before the activation, from that after it and from what it gave."""
+    """Returns the gradient of an activation's input, from the gradient of its output and the output."""
     return _at(grad, outdata).activate_backward(kind, grad, outdata, slope)
 
 
 def mean_squared_error(pred: Any, target: Any) -> tuple[Any, float]:
-    """``(target - pred) / size``, and ``sum((target - pred)**2) / (2*size)``."""
+    """Returns ``(target - pred) / size`` and ``sum((target - pred)**2) / (2*size)``."""
     return _at(pred, target).mean_squared_error(pred, target)
 
 
 def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
-    """For (n, classes) scores: ``(onehot(labels) - softmax(scores)) / n``, and the mean of ``-log softmax[label]``."""
+    """Returns ``(onehot(labels) - softmax(scores)) / n`` and the mean ``-log softmax[label]``, for (n, classes) scores."""
     return _at(scores, labels).cross_entropy(scores, labels)
 
 
 def most_probable(scores: Any) -> Any:
-    """The class of the highest score in each row, int32."""
+    """Returns the class of the highest score in each row, int32."""
     return _at(scores).most_probable(scores)
 
 
 def count_different(a: Any, b: Any) -> int:
-    """How many elements of two int32 arrays differ."""
+    """Returns the number of elements in which two int32 arrays differ."""
     return _at(a, b).count_different(a, b)
 
 
 def label_range(labels: Any) -> tuple[int, int]:
-    """The least and the greatest of some integers."""
+    """Returns the smallest and the largest label."""
     return _at(labels).label_range(labels)

@@ -1,4 +1,4 @@
-"""The operations of :mod:`.ops` on the CPU, by NumPy; each takes and returns arrays of ``gpuarray``."""
+"""The operations of :mod:`.ops` on the CPU, in NumPy. Each takes and returns arrays of ``gpuarray``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """``out = alpha * a @ b + beta * out``, with either matrix transposed on request."""
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request."""
     a, b = (a.T if transpA else a), (b.T if transpB else b)
     if out is None:
         return np.matmul(a, b)
@@ -34,7 +34,7 @@ def matmul(
 
 def _accumulate(out: Any, value: Any, alpha: float, beta: float) -> Any:
     if beta != 1.0:
-        # not out * 0: what is there may be NaN
+        # NaN * 0 is NaN, so for beta = 0 fill with zeros
         out *= beta
         if beta == 0.0:
             out.fill(0)
@@ -48,14 +48,14 @@ def add_row(matrix: Any, row: Any) -> None:
 
 
 def sum_rows(matrix: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
-    """``out = alpha * (the sum of the matrix's rows) + beta * out``."""
+    """Computes ``out = alpha * matrix.sum(axis=0) + beta * out``."""
     return _accumulate(out, matrix.sum(axis=0), alpha, beta)
 
 
 def activate(kind: str, data: Any, slope: float = 0.0) -> Any:
-    """sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
+    """Returns sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
     if kind == "sigmoid":
-        # as tanh, because exp overflows for large negative data
+        # through tanh, because exp overflows for large negative data
         return data.dtype.type(0.5) * (np.tanh(data * data.dtype.type(0.5)) + data.dtype.type(1))
     if kind == "tanh":
         return np.tanh(data)
@@ -65,7 +65,7 @@ def activate(kind: str, data: Any, slope: float = 0.0) -> Any:
 
 
 def activate_backward(kind: str, grad: Any, outdata: Any, slope: float = 0.0) -> Any:
-    """The gradient before the activation, from that after it and from what it gave."""
+    """Returns the gradient of an activation's input, from the gradient of its output and the output."""
     if kind == "sigmoid":
         return grad * outdata * (1 - outdata)
     if kind == "tanh":
@@ -76,13 +76,13 @@ def activate_backward(kind: str, grad: Any, outdata: Any, slope: float = 0.0) ->
 
 
 def mean_squared_error(pred: Any, target: Any) -> tuple[Any, float]:
-    """``(target - pred) / size``, and ``sum((target - pred)**2) / (2*size)``."""
+    """Returns ``(target - pred) / size`` and ``sum((target - pred)**2) / (2*size)``."""
     diff = target - pred
     return diff / diff.dtype.type(diff.size), float(np.vdot(diff, diff)) / (2 * diff.size)
 
 
 def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
-    """For (n, classes) scores: ``(onehot(labels) - softmax(scores)) / n``, and the mean of ``-log softmax[label]``."""
+    """Returns ``(onehot(labels) - softmax(scores)) / n`` and the mean ``-log softmax[label]``, for (n, classes) scores."""
     count = scores.shape[0]
     shifted = scores - scores.max(axis=1, keepdims=True)
     exponent = np.exp(shifted)
@@ -96,15 +96,15 @@ def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
 
 
 def most_probable(scores: Any) -> Any:
-    """The class of the highest score in each row, int32."""
+    """Returns the class of the highest score in each row, int32."""
     return np.argmax(scores, axis=1).astype(np.int32).view(CPUArray)
 
 
 def count_different(a: Any, b: Any) -> int:
-    """How many elements of two integer arrays differ."""
+    """Returns the number of elements in which two int32 arrays differ."""
     return int(np.count_nonzero(a != b))
 
 
 def label_range(labels: Any) -> tuple[int, int]:
-    """The least and the greatest of some integers."""
+    """Returns the smallest and the largest label."""
     return int(labels.min()), int(labels.max())

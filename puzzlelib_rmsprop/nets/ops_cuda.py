@@ -1,6 +1,6 @@
-"""The operations of :mod:`.ops` on CUDA: matrix products by cuBLAS, all else by the kernels of ``nets.cu``.
+"""The operations of :mod:`.ops` on CUDA: matrix products through cuBLAS, the others through the kernels of ``nets.cu``.
 
-Everything is queued on the default stream of the current context; only what returns a number waits for it.
+All work is queued on the default stream of the current context. Only functions that return a number wait for it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 _THREADS = cuda.constant("THREADS", "nets")
-_BLOCKS = 1024  # at most: fills any GPU; not asked of it, so that sums are added in the same order on each
+_BLOCKS = 1024  # upper limit: enough for any GPU, and constant so that sums have the same order on each
 _FAMILY = PyCUDAFamily()
 _SINGLE = np.dtype(np.float32)
 
 
 def _launch(name: str, threads: int, *arguments: Any) -> None:
-    """Runs a kernel for ``threads`` rows or elements on its arguments: arrays, ints, floats."""
+    """Launches a kernel on ``threads`` rows or elements. Arguments are arrays, ints or floats."""
     blocks = min(-(-threads // _THREADS), _BLOCKS)
     if blocks:
         packed = b"".join(map(_packed, arguments))
@@ -56,16 +56,16 @@ def _address(array: Any) -> int:
 
 
 def _parts(threads: int, dtype: Any) -> Any:
-    """Where each block of a launch leaves its part of a sum."""
+    """Returns an array for the partial sums of the blocks of a launch."""
     return _FAMILY.empty((min(-(-threads // _THREADS), _BLOCKS),), np.dtype(dtype))
 
 
 def matmul(
     a: Any, b: Any, transpA: bool = False, transpB: bool = False, out: Any = None, alpha: float = 1.0, beta: float = 0.0
 ) -> Any:
-    """``out = alpha * a @ b + beta * out``, with either matrix transposed on request; without ``out`` a new ``a @ b``.
+    """Returns ``a @ b``, or sets ``out = alpha * a @ b + beta * out``, with ``a`` and ``b`` transposed on request.
 
-    Matrices of 16 bits are multiplied in float32.
+    float16 matrices are multiplied in float32.
     """
     if out is None:
         shape = (a.shape[1 if transpA else 0], b.shape[0 if transpB else 1])
@@ -77,10 +77,10 @@ def matmul(
         return out
     rows, columns = out.shape
     inner = a.shape[0 if transpA else 1]
-    if out.size and not inner:  # an empty sum; cuBLAS is not asked, because empty matrices have no address
+    if out.size and not inner:  # an empty sum: without cuBLAS, because empty matrices have no address
         sum_rows(_FAMILY.empty((0, out.size), out.dtype), out.ravel(), alpha, beta)
     elif out.size:
-        # to cuBLAS a matrix stored by rows is the transposed one: out.T = b.T @ a.T
+        # cuBLAS is column-major and sees transposed matrices: out.T = b.T @ a.T
         cublas.gemm(
             out.dtype,
             (transpB, transpA),
@@ -105,27 +105,27 @@ def add_row(matrix: Any, row: Any) -> None:
 
 
 def sum_rows(matrix: Any, out: Any, alpha: float = 1.0, beta: float = 0.0) -> Any:
-    """``out = alpha * (the sum of the matrix's rows) + beta * out``."""
+    """Computes ``out = alpha * matrix.sum(axis=0) + beta * out``."""
     _launch(f"sum_rows_{matrix.dtype}", out.size, matrix, out, *matrix.shape, float(alpha), float(beta))
     return out
 
 
 def activate(kind: str, data: Any, slope: float = 0.0) -> Any:
-    """sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
+    """Returns sigmoid, tanh, relu or leakyRelu (with ``slope`` below zero) of every element."""
     out = _FAMILY.empty(data.shape, data.dtype)
     _launch(f"{kind}_{data.dtype}", data.size, data, out, data.size, float(slope))
     return out
 
 
 def activate_backward(kind: str, grad: Any, outdata: Any, slope: float = 0.0) -> Any:
-    """The gradient before the activation, from that after it and from what it gave."""
+    """Returns the gradient of an activation's input, from the gradient of its output and the output."""
     out = _FAMILY.empty(grad.shape, grad.dtype)
     _launch(f"back_{kind}_{grad.dtype}", grad.size, grad, outdata, out, grad.size, float(slope))
     return out
 
 
 def mean_squared_error(pred: Any, target: Any) -> tuple[Any, float]:
-    """``(target - pred) / size``, and ``sum((target - pred)**2) / (2*size)``."""
+    """Returns ``(target - pred) / size`` and ``sum((target - pred)**2) / (2*size)``."""
     grad = _FAMILY.empty(pred.shape, pred.dtype)
     parts = _parts(pred.size, np.float64)
     _launch(f"squared_error_{pred.dtype}", pred.size, pred, target, grad, parts, pred.size)
@@ -133,7 +133,7 @@ def mean_squared_error(pred: Any, target: Any) -> tuple[Any, float]:
 
 
 def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
-    """For (n, classes) scores: ``(onehot(labels) - softmax(scores)) / n``, and the mean of ``-log softmax[label]``."""
+    """Returns ``(onehot(labels) - softmax(scores)) / n`` and the mean ``-log softmax[label]``, for (n, classes) scores."""
     rows, classes = scores.shape
     grad = _FAMILY.empty(scores.shape, scores.dtype)
     parts = _parts(rows, np.float64)
@@ -142,7 +142,7 @@ def cross_entropy(scores: Any, labels: Any) -> tuple[Any, float]:
 
 
 def most_probable(scores: Any) -> Any:
-    """The class of the highest score in each row, int32."""
+    """Returns the class of the highest score in each row, int32."""
     rows, classes = scores.shape
     out = _FAMILY.empty((rows,), np.dtype(np.int32))
     _launch(f"most_probable_{scores.dtype}", rows, scores, out, rows, classes)
@@ -150,14 +150,14 @@ def most_probable(scores: Any) -> Any:
 
 
 def count_different(a: Any, b: Any) -> int:
-    """How many elements of two int32 arrays differ."""
+    """Returns the number of elements in which two int32 arrays differ."""
     parts = _parts(a.size, np.uint64)
     _launch("count_different", a.size, a, b, parts, a.size)
     return int(parts.get().sum())
 
 
 def label_range(labels: Any) -> tuple[int, int]:
-    """The least and the greatest of some integers."""
-    # the caller waits for the answer in any case, and labels are few
+    """Returns the smallest and the largest label."""
+    # the caller waits for the result anyway, and there are few labels
     host = labels.get()
     return int(host.min()), int(host.max())

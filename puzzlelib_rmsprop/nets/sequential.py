@@ -1,4 +1,4 @@
-"""Modules one after the other."""
+"""A chain of modules."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Sequential"]
 
 
 class Sequential(Module):
-    """A chain of modules; its variables are called ``module.variable``. PuzzleLib's class of that name.
+    """A chain of modules, whose variables are named ``module.variable``. A counterpart of PuzzleLib's ``Sequential``.
 
-    Its :meth:`backward` *adds* to the parameters' gradients unless told otherwise (``momentum=1.0``), as PuzzleLib's
-    does: call ``optimizer.zeroGradParams()`` in each iteration.
+    As in PuzzleLib, :meth:`backward` by default (``momentum=1.0``) *adds* to the parameters' gradients: call
+    ``optimizer.zeroGradParams()`` in each iteration.
 
     Args:
-        name: what the chain is called within a container.
+        name: name of the chain within a container.
 
     Example:
         >>> from puzzlelib_rmsprop.nets import Activation, Linear, Sequential, tanh
@@ -34,14 +34,14 @@ class Sequential(Module):
         self.graph: list[Module] = []
 
     def append(self, mod: Module, acquire: bool = True) -> Sequential:
-        """Adds a module at the end; returns the chain. One without a name gets its number.
+        """Adds a module at the end and returns the chain.
 
         Args:
-            mod: the module.
-            acquire: give a module whose name is taken a number too; False refuses it.
+            mod: the module. Without a name, it is named by its position.
+            acquire: also name it by its position if its name is taken. If False, that is an error.
 
         Raises:
-            ModuleError: for a name that is taken, or that has a dot in it.
+            ModuleError: if ``mod`` is not a module, or its name is taken or contains a dot.
         """
         if not isinstance(mod, Module):
             raise ModuleError(f"{self}: append() needs a module; got {type(mod).__name__}")
@@ -50,16 +50,16 @@ class Sequential(Module):
         if name in self.modules and acquire:
             name = number
         if name in self.modules:
-            raise ModuleError(f"{self} has a module {name!r} already")
+            raise ModuleError(f"{self} already has a module {name!r}")
         if "." in name:
-            raise ModuleError(f"{self}: the module's name must have no dot; got {name!r}")
+            raise ModuleError(f"{self}: the name of a module must not contain a dot; got {name!r}")
         mod.name = name
         self.modules[name] = mod
         self.graph.append(mod)
         return self
 
     def __getitem__(self, item: str | int) -> Module:
-        """A module by name or position."""
+        """Returns a module by name or position."""
         if isinstance(item, str):
             return self._module(item)
         return self.graph[item]
@@ -74,12 +74,12 @@ class Sequential(Module):
             raise ModuleError(f"{self} has no module {name!r}; it has {', '.join(self.modules) or 'none'}") from None
 
     def setVar(self, name: str, var: Variable) -> None:
-        """Puts a variable under ``module.variable``. Raises ModuleError where there is no such module."""
+        """Stores a variable as ``module.variable``. Raises ModuleError if there is no such module."""
         module, _, rest = name.partition(".")
         self._module(module).setVar(rest, var)
 
     def getVar(self, name: str) -> Variable:
-        """The variable ``module.variable``. Raises ModuleError where there is none."""
+        """Returns the variable ``module.variable``. Raises ModuleError if there is none."""
         module, _, rest = name.partition(".")
         return self._module(module).getVar(rest)
 
@@ -95,7 +95,7 @@ class Sequential(Module):
     def backward(
         self, grad: Any, updParamGrads: bool = True, updGrad: bool = True, scale: float = 1.0, momentum: float = 1.0
     ) -> None:
-        """As :meth:`Module.backward`, from the last module to the first."""
+        """Runs the modules backward, from the last to the first. Arguments and errors as for :meth:`Module.backward`."""
         if self.data is None:
             raise ModuleError(f"{self}: backward() needs a forward run first: call the net on data")
         for mod in reversed(self.graph):

@@ -1,4 +1,4 @@
-"""State in 8 bits in arrays of every family: codes and scales are arrays of the net's kind, with the bits of NumPy's."""
+"""8-bit state in every array family: codes and scales are arrays of the net's family, with the same bits as in NumPy."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def content_of(step, shape):
 
 
 class Training:
-    """A net of one family, its optimizer, and steps."""
+    """A net with arrays of one family, its optimizer, and training steps."""
 
     def __init__(self, make_variable, put, globalState):
         self.put = put
@@ -31,7 +31,7 @@ class Training:
             self.optimizer.update()
 
     def everything(self):
-        """Bytes of parameters, codes and scales."""
+        """Returns the bytes of parameters, codes and scales."""
         found = {}
         for key, state in self.optimizer.states.items():
             for entity in STATE:

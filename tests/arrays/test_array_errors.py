@@ -1,4 +1,4 @@
-"""Arrays that cannot be used: other kinds, layouts, read-only, overlapping, of another context."""
+"""Arrays that are refused: unknown types, other layouts, read-only, overlapping, or in another context."""
 
 import threading
 
@@ -12,7 +12,7 @@ from tests.standins import Net
 
 
 def in_thread(call):
-    """The call in a thread of its own, and what it raised here."""
+    """Makes the call in a new thread, and raises its exception here."""
     caught = []
 
     def work():
@@ -39,14 +39,14 @@ def misfitting(mode, what, holds):
 
 
 def wrapped(of, holds):
-    """PuzzleLib's wrapper, made for one array and holding another."""
+    """PuzzleLib's wrapper, made for one array and now holding another."""
     made = standins.CPUArray.toDevice(of)
     made.data = holds
     return made
 
 
 def without_context(variable):
-    """Sets up on a variable in a thread, where no CUDA context is current."""
+    """Calls setupOn in a thread in which no CUDA context is current."""
     in_thread(lambda: RMSPropGraves().setupOn(Net(a=variable)))
 
 
@@ -56,7 +56,7 @@ TABLE = [
         *[
             (
                 lambda mode=mode, what=what, holds=holds: misfitting(mode, what, holds),
-                f"'a': its {what} must hold an array of its own shape and dtype, .*3.* and float32; it holds one of",
+                f"'a': its {what} must hold an array of its own shape and dtype, .*3.* and float32; its data has",
             )
             for mode in (False, True)
             for what in ("data", "gradient")
@@ -97,8 +97,8 @@ TABLE = [
         (lambda: gpuarray.empty(3, "nonsense"), "dtype must be one of NumPy's; got 'nonsense'"),
         (lambda: gpuarray.zeros(3).set(np.zeros(4)), r"set\(\) needs an array of shape \(3,\); got \(4,\)"),
         (lambda: gpuarray.zeros(3).set([1j] * 3), r"set\(\) cannot convert complex128 to float32"),
-        (lambda: setup(a=standins.PuzzleVariable(np.ma.zeros(3))), "'a': its data: arrays must be.*MaskedArray"),
-        (lambda: setup(a=with_grad(gpuarray.zeros(3), [0, 0, 0])), "'a': its gradient: arrays must be.*list"),
+        (lambda: setup(a=standins.PuzzleVariable(np.ma.zeros(3))), "'a': its data: arrays must come from.*MaskedArray"),
+        (lambda: setup(a=with_grad(gpuarray.zeros(3), [0, 0, 0])), "'a': its gradient: arrays must come from.*list"),
         (lambda: setup(a=Variable(locked(np.zeros(3, np.float32)))), "'a': its data must be writeable; it is read-only"),
         (
             lambda: setup(a=with_grad(np.zeros(3, np.float32), locked(np.zeros(3, np.float32)))),
@@ -118,7 +118,7 @@ TABLE = [
 ]
 
 
-# with Config.backend = cuda: gpuarray's arrays lie on the GPU
+# with Config.backend = cuda, gpuarray makes arrays on the GPU
 CUDA = [
     (lambda: setup(a=with_grad(freed(gpuarray.zeros(3)), gpuarray.zeros(3))), ArrayError, "'a': its data.*freed"),
     (lambda: setup(a=with_grad(gpuarray.zeros(3), freed(gpuarray.zeros(3)))), ArrayError, "'a': its gradient.*freed"),

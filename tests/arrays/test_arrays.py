@@ -1,4 +1,4 @@
-"""Array families and gpuarray: what memory an array holds, views, flat buffers, overlap."""
+"""Array families and gpuarray: recognizing arrays, views, flat buffers, overlap."""
 
 import numpy as np
 import pytest
@@ -116,7 +116,7 @@ def test_subclass_of_puzzlelibs_array():
 
 @pytest.mark.parametrize("what", [[1.0], 3.0, None, "x", np.ma.zeros(3), memoryview(b"abc")])
 def test_unknown_arrays(what):
-    with pytest.raises(ArrayError, match="arrays must be"):
+    with pytest.raises(ArrayError, match="arrays must come from"):
         family_of(what)
 
 
@@ -139,7 +139,7 @@ def test_operations_on_gradients(arrays):
     family = family_of(y)
     family.operate(y, x, 2.0, (Operation(DECAY, 0.25), Operation(SCALE, 2.0)))
     assert arrays.get(y).tolist() == [12, 24]
-    with pytest.raises(ArrayError, match="one shape and dtype"):
+    with pytest.raises(ArrayError, match="of the same shape and dtype"):
         family.operate(y, arrays.make(np.zeros(3)), 1.0, ())
     with pytest.raises(ArrayError, match="C-contiguous"):
         family_of(np.zeros(1)).operate(np.zeros(4)[::2], np.zeros(2), 1.0, ())

@@ -1,4 +1,4 @@
-"""gpuarray on each backend: where arrays are made, streams, and what is said where CUDA is missing."""
+"""gpuarray on each backend: the device of new arrays, streams, and the errors if CUDA is missing."""
 
 import sys
 import types
@@ -68,7 +68,7 @@ def test_streams(backend):
     with pytest.raises(SetupError, match="that borrow"):
         manager.give(first)
     assert {id(stream) for stream in manager.borrow(3)} == {id(stream) for stream in first + second}
-    # lent by one device, given back while the other is set
+    # borrowed on one device, given back while the other is selected
     cpu = gpuarray.StreamManager()
     lent = cpu.borrow(1)
     Config.backend = Config.Backend.cpu

@@ -1,4 +1,4 @@
-"""Arrays that NumPy views through DLPack; and those that nobody may write into."""
+"""Arrays that NumPy can view through DLPack, and immutable arrays."""
 
 import sys
 import types
@@ -28,7 +28,7 @@ def test_the_exporters_memory_is_written(globalState):
     (state,) = optimizer.states.values()
     assert all(type(each) is np.ndarray for each in state.values())
     if globalState:
-        # there is no constructor of its type: the net gets NumPy's view of the flat buffer
+        # the library cannot make arrays of this type: the net gets NumPy views of the flat buffer
         assert type(variable.data) is np.ndarray
         assert np.array_equal(array.content, FLOATS)
     else:
@@ -54,7 +54,8 @@ def test_a_later_gradient_by_dlpack_in_a_net_of_numpys():
     variable, optimizer = trained(FLOATS.copy())
     variable.grad = Exporter.of(FLOATS)
     with pytest.raises(
-        VariableError, match="'w': its gradient must be a numpy.ndarray, as the net's others; got a array that"
+        VariableError,
+        match="'w': its gradient must be a numpy.ndarray, like the net's other arrays; got a CPU array with __dlpack__",
     ):
         optimizer.update()
 
@@ -76,15 +77,15 @@ def locked():
     return content
 
 
-# what is wrong: the array, what is said, a remedy
+# fault: the array, the message
 REFUSED = {
-    "read-only": (lambda: Exporter(locked()), "must be writeable; it is read-only by DLPack"),
-    "old": (lambda: Old.of(FLOATS), "says nothing of that, as before DLPack 1.0"),
-    "copying": (lambda: Copying.of(FLOATS), "gives a copy of itself by __dlpack__"),
+    "read-only": (lambda: Exporter(locked()), "must be writeable; its DLPack export is read-only"),
+    "old": (lambda: Old.of(FLOATS), "does not say so, as before DLPack 1.0"),
+    "copying": (lambda: Copying.of(FLOATS), "exports a copy through __dlpack__"),
     "strided": (lambda: Exporter(np.zeros(12, np.float32)[::2]), r"must be C-contiguous; its strides are \(8,\)"),
-    "on CUDA": (lambda: Exporter(FLOATS, (2, 0)), "this Exporter lies on a CUDA device, without __cuda_array_interface__"),
-    "elsewhere": (lambda: Exporter(FLOATS, (8, 0)), "this Exporter lies on DLPack's device 8: copy it to the CPU"),
-    "no device": (lambda: Exporter(FLOATS, ()), "a Exporter with __dlpack__ needs a __dlpack_device__ that works"),
+    "on CUDA": (lambda: Exporter(FLOATS, (2, 0)), "this Exporter is on a CUDA device, without __cuda_array_interface__"),
+    "elsewhere": (lambda: Exporter(FLOATS, (8, 0)), "this Exporter is on DLPack device type 8: copy it to the CPU"),
+    "no device": (lambda: Exporter(FLOATS, ()), "a Exporter with __dlpack__ needs a working __dlpack_device__"),
     "not floats": (lambda: Exporter(np.zeros(6, np.int32)), "dtype must be float16, float32, float64; got int32"),
     "no export": (lambda: Exporter(np.zeros(6, "M8[s]")), "NumPy cannot view a Exporter through DLPack without a copy"),
 }
@@ -111,9 +112,9 @@ def test_immutable_arrays(module, kind, what, monkeypatch):
         __cuda_array_interface__ = property(lambda self: pytest.fail("asked for its memory"))
 
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{kind: Immutable}))
-    message = f"'w': its data: {what} are immutable, and a step writes into its arrays: keep the parameters in NumPy's"
+    message = f"'w': its data: {what} are immutable, but a step writes into its arrays: keep the parameters in NumPy arrays"
     with pytest.raises(ArrayError, match=message):
         trained(Immutable.of(FLOATS))
-    # another's of that name is none
+    # an array of another type is not taken for an immutable one
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{kind: Old}))
     assert family_of(Exporter.of(FLOATS)) is not None

@@ -1,4 +1,4 @@
-"""PyTorch's tensors on the CPU: used in place, without a graph; in global mode the modules go on with their own."""
+"""PyTorch tensors on the CPU: updated in place, outside of autograd; in global mode modules keep their tensors."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_a_module_trains_and_stays_itself(torch, globalState):
     parameters = dict(module.named_parameters())
     variables = {name: Variable(parameter) for name, parameter in parameters.items()}
     for name, variable in variables.items():
-        parameters[name].grad = variable.grad  # where backward() adds to it
+        parameters[name].grad = variable.grad  # backward() accumulates into it
     optimizer = RMSPropGraves(**HYPER, gradOfLoss=True)
     optimizer.setupOn(variables, globalState)
     expected = {name: Reference(host(parameter), dtype=np.float32) for name, parameter in parameters.items()}
@@ -96,7 +96,7 @@ def test_a_gradient_that_is_new_at_each_step(torch):
 
 
 def test_memory_that_was_exchanged(torch, globalState):
-    # as module.to() does it: the tensor stays, and lies elsewhere
+    # as by module.to(): the same tensor in other memory
     parameter = torch.nn.Parameter(torch.ones(3))
     variable = Variable(parameter)
     optimizer = RMSPropGraves(learnRate=1.0)
@@ -168,11 +168,14 @@ REMEDIES = {
     "on meta": (None, "it is on 'meta': make it on the CPU"),
     "complex": (None, "got complex64: use torch.view_as_real(array)"),
     "whole numbers": (lambda array: array.float(), "got int64: use array.to(torch.float32)"),
-    "of inference": (lambda array: array.clone(), "made in torch.inference_mode(): use array.clone() outside of that"),
+    "of inference": (lambda array: array.clone(), "made in torch.inference_mode(): use array.clone() outside of it"),
     "negative bit": (lambda array: array.resolve_neg(), "its negative bit is set: use array.resolve_neg()"),
-    "odd address": (lambda array: array.clone(), "it starts at an odd address: use array.clone()"),
-    "eight bits": (None, "torch.bits8, for which NumPy has no dtype: use a tensor of torch.float32"),
-    "fake": (None, "it is a FakeTensor, which does not say where its elements are: use a torch.Tensor or an nn.Parameter"),
+    "odd address": (lambda array: array.clone(), "it starts at an unaligned address: use array.clone()"),
+    "eight bits": (None, "torch.bits8, which NumPy does not have: use torch.float32"),
+    "fake": (
+        None,
+        "it is a FakeTensor, which does not give the address of its elements: use a torch.Tensor or an nn.Parameter",
+    ),
 }
 
 
@@ -204,6 +207,6 @@ def test_memory_that_was_freed(torch):
 
 def test_no_mixture(torch):
     variables = {"a": Variable(torch.zeros(3)), "b": Variable(np.zeros(3, np.float32))}
-    with pytest.raises(VariableError, match="'b': its data must be a torch.Tensor on the CPU, as the net's others"):
+    with pytest.raises(VariableError, match="'b': its data must be a torch.Tensor on the CPU, like the net's other arrays"):
         RMSPropGraves().setupOn(variables)
     assert family_of(torch.zeros(1)) == family_of(torch.nn.Parameter(torch.zeros(2)))

@@ -142,7 +142,7 @@ TABLE = [
         *[
             (
                 lambda act=act: filed(act, kept_state({"W": {"n": 3}})),
-                "variable 'W': its 'n': arrays must be.*got builtins.int",
+                "variable 'W': its 'n': arrays must come from.*got builtins.int",
             )
             for act in (store, load)
         ],

@@ -115,5 +115,5 @@ def test_a_row_of_skipped_steps_is_not_the_files(tmp_path):
     optimizer.load(tmp_path / "run.hdf")
     for _ in range(99):
         optimizer.update()
-    with pytest.warns(NonFiniteWarning, match="100 in a row, 100 in all"):
+    with pytest.warns(NonFiniteWarning, match="100 steps in a row, 100 in total"):
         optimizer.update()

@@ -1,4 +1,4 @@
-"""The peers' states, and the optimizer here that takes them over: what the tests of conversion share."""
+"""Shared by the tests of conversions: states of other libraries, and an optimizer that imports them."""
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def unchanged(optimizer, call):
 
 
 def torch_like(params, steps=3, momentum=0.5, indices=None, **group):
-    """A state_dict as PyTorch writes it, in NumPy arrays."""
+    """A state_dict as from PyTorch, with NumPy arrays."""
     rng = np.random.default_rng(1)
     state = {}
     for index, shape in enumerate(params.values()):

@@ -87,12 +87,12 @@ _DTYPES = {1: "uint8", 6: "float16", 7: "float32", 8: "float64", 9: "bfloat16"}
 
 
 def _gathered(comm, address, count, datatype, stream, finish):
-    """Every process's array, given to ``finish`` when they are there."""
+    """Gathers the arrays of all processes and passes them to ``finish``."""
     from pycuda import driver
 
     if not isinstance(comm, Comm) or comm.aborted or comm.pending is not None:
         raise NCCLError(5)
-    # a stream is a number here: all that was queued before is done, and more
+    # a stream is a number here: waits for all queued work, and more
     driver.Context.synchronize()
     dtype = np.dtype(_DTYPES[int(datatype)])
     own, everything = np.empty(count, dtype), np.empty((comm.comm.size, count), dtype)
@@ -107,7 +107,7 @@ def _store(address, content):
 
     if content.size:
         driver.memcpy_htod(address, np.ascontiguousarray(content).reshape(-1).view(np.uint8))
-        driver.Context.synchronize()  # what follows may come on any stream
+        driver.Context.synchronize()  # later work may be on any stream
 
 
 def _mean(everything):
@@ -140,7 +140,7 @@ def broadcast(sendbuff, recvbuff, count, datatype, root, comm, stream):
 
 
 def install():
-    """Makes it what ``from nccl.bindings import nccl`` finds."""
+    """Makes ``from nccl.bindings import nccl`` import the stand-in."""
     for name in ("nccl", "nccl.bindings"):
         sys.modules[name] = types.ModuleType(name)
     sys.modules["nccl.bindings"].nccl = sys.modules[__name__]

@@ -1,4 +1,4 @@
-"""A port that is free."""
+"""Finding a free port."""
 
 import socket
 

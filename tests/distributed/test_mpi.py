@@ -1,4 +1,4 @@
-"""Groups of processes over MPI: the package program under mpirun, with more processes than cores."""
+"""Groups of processes over MPI: runs the package ``program`` under mpirun, with more processes than cores."""
 
 import json
 import os
@@ -16,21 +16,21 @@ import pytest
 
 from tests.conftest import BACKENDS, in_child
 
-# beside this Python, where Open MPI's wheel puts it, or the system's
+# Open MPI's wheel puts it next to Python; otherwise the system's
 MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 PROGRAM = "tests.distributed.program"
-# read, not imported: importing them starts MPI
+# read, not imported: importing them initializes MPI
 TEXT = "\n".join(path.read_text() for path in sorted(Path(__file__).with_name("program").glob("*.py")))
 CHECKS, DISASTERS = (re.findall(rf"^@{kind}\ndef (\w+)", TEXT, re.M) for kind in ("check", "disaster"))
 
 
 def prelude():
-    """Gives the processes the CUDA that this one has."""
+    """Returns code that sets up CUDA in the processes as in this one."""
     return in_child() + ("; import pycuda.autoprimaryctx" if "cuda" in BACKENDS else "")
 
 
 def _missing():
-    # a process of its own, since importing mpi4py's MPI starts it
+    # in a new process, because the import initializes MPI
     found = subprocess.run([sys.executable, "-c", "from mpi4py import MPI"], capture_output=True, text=True)
     if found.returncode:
         return f"no MPI here: {found.stderr.strip().splitlines()[-1]}"
@@ -39,7 +39,7 @@ def _missing():
 
 @pytest.fixture(scope="session")
 def mpirun():
-    """Runs a Python module on some processes; returns the finished process, stdout and stderr in one."""
+    """Runs a Python module on several processes. Returns the finished process, with stdout and stderr combined."""
     reason = _missing()
     if reason and not os.environ.get("REQUIRE_MPI"):
         pytest.skip(reason)
@@ -48,7 +48,7 @@ def mpirun():
     options = ["--oversubscribe"] if "Open MPI" in version else []
 
     def run(processes, *arguments, timeout=200, more=(), until=None):
-        """``until``: whether the text printed so far is all there is to wait for; then the launcher is killed."""
+        """``until(text)`` returns whether the output is complete; then the launcher is killed."""
         command = [MPIRUN, *options, *more, "-n", str(processes), sys.executable, *arguments]
         environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         began = time.monotonic()
@@ -71,7 +71,7 @@ def mpirun():
 
 @pytest.fixture(scope="session")
 def results(mpirun):
-    """What the checks found on a number of processes, run once: name -> process -> traceback."""
+    """Results of the checks for a number of processes, run once: name -> process -> traceback."""
     found = {}
 
     def of(processes):
@@ -85,7 +85,7 @@ def results(mpirun):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-# in groups: each worker of xdist would run the whole program for one of its checks
+# grouped: otherwise each worker of xdist would run the whole program for one check
 @pytest.mark.parametrize(
     "processes", [pytest.param(n, marks=pytest.mark.xdist_group(f"{n} processes")) for n in (1, 2, 3, 4)]
 )
@@ -101,7 +101,7 @@ def test_the_program_has_its_checks():
     assert len(DISASTERS) >= 9
 
 
-# what each disaster prints, by how many of three processes at least
+# what each disaster prints, and by how many of three processes at least
 SAID = {
     "one_raises": (r"GroupError: process 1 of 3 has failed: ValueError: no more digits", 2),
     "one_raises_in_a_hook": (r"GroupError: process 1 of 3 has failed: ZeroDivisionError: division by zero", 2),
@@ -120,14 +120,14 @@ SAID = {
 
 @pytest.mark.parametrize("name", DISASTERS)
 def test_disaster(mpirun, name):
-    # the timeouts in the program are 60 s where an error is to be heard of at once, and 2 s where it is waited for; those
-    # that are left would wait for 600 s
+    # timeouts in the program are 60 s if an error must be reported immediately, and 2 s if the timeout itself is tested;
+    # remaining processes would wait for 600 s
     more = ()
     if (
         name == "one_says_much_and_hangs"
         and "Open MPI" in subprocess.run([MPIRUN, "-V"], capture_output=True, text=True).stdout
     ):
-        more = ("--mca", "pml", "ob1", "--mca", "btl", "tcp,self")  # as between machines
+        more = ("--mca", "pml", "ob1", "--mca", "btl", "tcp,self")  # as between different machines
     done = mpirun(3, "-m", PROGRAM, prelude(), name, timeout=50, more=more)
     pattern, least = SAID[name]
     assert len(re.findall(pattern, done.text, re.M)) >= least, done.text
@@ -147,8 +147,8 @@ def test_a_death_that_the_launcher_does_not_notice(mpirun):
         said = re.findall(r"GroupError: process [02] of 3 has waited 2 s in averaging 'grad'", text)
         return len(said) == 2 and len(processes(text)) == 3
 
-    # the processes are watched, not the launcher: Open MPI 5.0.11's waits for a lock of its own for ever now and then, when
-    # two processes abort at once; or it ends a moment before they do
+    # watches the processes, not the launcher: that of Open MPI 5.0.11 sometimes deadlocks when two processes abort at once,
+    # or ends a moment before they do
     done = mpirun(
         *(3, "-m", PROGRAM, prelude(), "one_is_killed"),
         timeout=50,
@@ -164,7 +164,7 @@ def test_a_death_that_the_launcher_does_not_notice(mpirun):
 
 def is_alive(process):
     try:
-        # the state follows the name in brackets; a zombie has ended, and its parent has not looked
+        # the state follows the name in brackets; a zombie has ended
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
@@ -172,7 +172,7 @@ def is_alive(process):
 
 @pytest.mark.parametrize("processes", [2, 3, 4])
 def test_bytes_sent(mpirun, tmp_path, processes):
-    """What Open MPI counts on its way out of each process, beside the formulas of docs/scaling.md, all together."""
+    """Bytes that Open MPI reports as sent at the end, compared with the formulas of docs/scaling.md."""
     counted = []
     for steps in (1, 3):
         out = tmp_path / f"{steps}"
@@ -190,7 +190,7 @@ def test_bytes_sent(mpirun, tmp_path, processes):
     for itemsize in (4, 2):
         line = 64 // itemsize * processes
         padded = -(-60_000 // line) * line
-        # plain; sharded; sharded, with a hook that looks at whole gradients
+        # plain; sharded; sharded, with a hook that needs whole gradients
         for passes, size in ((2, 60_000), (2, padded), (3, padded)):
             expected += passes * (processes - 1) / processes * size * itemsize
     assert ((counted[1] - counted[0]) / 2 == expected).all(), (counted, expected)
@@ -214,7 +214,7 @@ def test_example(mpirun, tmp_path):
         assert f"{processes} processes, 50,826 parameters" in done.text
         accuracies.append(re.findall(r"^test accuracy: (0\.\d{4})$", done.text, re.M))
         assert len(accuracies[-1]) == 1, done.text
-    # one training, whatever it is run on; sums in another order may tip a digit or two of 360
+    # the same training in any group; sums in another order may change one or two of 360 predictions
     single, *others, _ = (float(found) for (found,) in accuracies)
     assert single > 0.9
     for other in (others[0], others[2]):

@@ -1,4 +1,4 @@
-"""MPI that cannot be used, or has not found the processes that were started: each case in a process of its own."""
+"""MPI that cannot be used, or does not see the processes that were started. Each case runs in a new process."""
 
 import os
 import subprocess
@@ -84,7 +84,7 @@ def test_more_processes_than_mpi_sees(mpi, said, expected):
     [
         {},
         {"OMPI_COMM_WORLD_SIZE": "1"},
-        # a batch script, and a shell of salloc, that start one process
+        # a batch script or salloc's shell that starts one process
         {"SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NUM_NODES": "2"},
         {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "4294967290"},
         {
@@ -94,9 +94,9 @@ def test_more_processes_than_mpi_sees(mpi, said, expected):
             "SLURM_LOCALID": "0",
             "SLURM_GTIDS": "0",
         },
-        # mpirun -n 1, which srun has started on each of 4 machines
+        # mpirun -n 1, started by srun on each of 4 machines
         {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "4"},
-        # somebody's own
+        # a user's own variable
         {"WORLD_SIZE": "4"},
         {"OMPI_COMM_WORLD_SIZE": ""},
         {"MV2_COMM_WORLD_SIZE": "two"},
@@ -155,7 +155,7 @@ thread = threading.Thread(target=refused, args=[MPINodeInfo])
 thread.start()
 thread.join()
 """,
-        "MPI was started for calls from its main thread alone",
+        "MPI was initialized for calls from its main thread only",
     ),
     "no communicator": ("refused(lambda: MPINodeInfo(3))", "comm must be an mpi4py.MPI.Comm; got 3"),
     "MPI itself": (
@@ -204,7 +204,7 @@ def test_a_broken_mpi4py(tmp_path, error, said):
     (tmp_path / "mpi4py" / "MPI.py").write_text(f"raise {error}")
     found = in_child(f"sys.path.insert(0, {str(tmp_path)!r}); refused(MPINodeInfo)")
     assert found.startswith(f"DependencyError: MPINodeInfo needs mpi4py and an MPI library: {said}"), found
-    assert "pip install 'puzzlelib_rmsprop[mpi]', and an MPI: " in found
+    assert "pip install 'mpi4py>=4', and an MPI: " in found
 
 
 # ------------------------------------------------------------------------------------------------ the end
@@ -217,7 +217,7 @@ from puzzlelib_rmsprop.distributed import mpi
 mpi.GRACE = 1.0
 node = MPINodeInfo()
 
-class MPI:  # but for its world
+class MPI:  # except COMM_WORLD
     COMM_WORLD = types.SimpleNamespace(Abort=lambda code: print("aborts", flush=True) or time.sleep(600))
     __getattr__ = lambda self, name, real=node._MPI: getattr(real, name)
 

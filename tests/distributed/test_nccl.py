@@ -1,4 +1,4 @@
-"""NCCLNodeInfo without several GPUs: the stand-in beside the real bindings, arguments, a missing library."""
+"""NCCLNodeInfo without GPUs: the stand-in compared with the real bindings, arguments, a missing library."""
 
 import inspect
 import sys
@@ -13,7 +13,7 @@ from tests.distributed.ports import free_port
 
 
 def test_the_stand_in_takes_what_nccl4py_takes():
-    # import and protocol alone: several processes need a GPU each
+    # only import and protocol: several processes would need a GPU each
     nccl = pytest.importorskip("nccl.bindings.nccl")
     for name, function in inspect.getmembers(fake_nccl, inspect.isfunction):
         if name.startswith("_") or name == "install":
@@ -39,7 +39,7 @@ def test_nccl_meets_over_one_way_only():
 
 def test_nccl_without_its_library(cuda, monkeypatch):
     def missing():
-        raise RuntimeError('Failure finding "libnccl.so.2"')  # of a class of its own, derived from that one
+        raise RuntimeError('Failure finding "libnccl.so.2"')  # the real one raises a subclass
 
     package = types.ModuleType("nccl.bindings")
     package.nccl = fake_nccl

@@ -1,4 +1,4 @@
-"""Calls of NCCL that never return: the failure is told in time, and the process ends. NCCL and CUDA are stand-ins."""
+"""NCCL calls that never return: the failure is reported in time, and the process ends. NCCL and CUDA are stand-ins."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# a group of one: what hangs, hangs for ever; each case is a process of its own, which has to end
+# a group of one, in which a hang lasts for ever; each case runs in a new process, which must end
 PRELUDE = """
 import contextlib, os, sys, threading, types
 from puzzlelib_rmsprop import NCCLNodeInfo
@@ -44,7 +44,7 @@ for name in ("comm_abort", "comm_finalize", "comm_destroy"):
     setattr(library, name, call(name))
 library.comm_init_rank_scalable = call("comm_init_rank_scalable", result="comm")
 library.comm_get_async_error = call("comm_get_async_error", result=0)
-library.all_reduce = call("all_reduce", until=aborted)  # as NCCL's returns when another thread aborts
+library.all_reduce = call("all_reduce", until=aborted)  # NCCL's returns too when another thread aborts
 
 class NodeInfo(NCCLNodeInfo):
     def _make_current(self):
@@ -100,7 +100,7 @@ with refused():
 def test_a_late_process_is_told_whether_the_abort_returns_or_not(hanging):
     done = in_child(hanging, A_LATE_PROCESS + "node.close()\nassert 'comm_abort' in calls")
     assert done.stdout == LATE.format("averaging 'grad'") * 2
-    assert "the parameters are of no use any more" in done.stderr
+    assert "the parameters are no longer valid" in done.stderr
 
 
 def test_nothing_is_aborted_where_all_is_well():
@@ -131,13 +131,16 @@ calls_of_one.set()
 thread.join()
 """,
     )
-    assert done.stdout == "GroupError: process 0 of 2 has failed: GroupError: it has lost another: timed out\n"
+    assert (
+        done.stdout
+        == "GroupError: process 0 of 2 has failed: GroupError: it has lost the connection to another process: timed out\n"
+    )
 
 
 def test_a_process_that_does_not_close_ends():
     assert in_child("comm_abort", A_LATE_PROCESS).stdout.count("GroupError") == 2
     assert in_child("comm_abort", "node = make(); average(node); print('ended')").stdout == "ended\n"
-    # what is left is aborted
+    # remaining work is aborted
     assert (
         in_child("nothing", "import atexit; atexit.register(lambda: print(calls[-1])); node = make()").stdout
         == "comm_abort\n"
@@ -207,9 +210,7 @@ with refused():
     average(node)
 """,
     )
-    assert done.stdout == (
-        "GroupError: process 0 of 1 cannot be watched any more: an illegal memory access was encountered\n"
-    )
+    assert done.stdout == ("GroupError: process 0 of 1 can no longer be watched: an illegal memory access was encountered\n")
 
 
 def test_what_nccl_refuses():

@@ -1,4 +1,4 @@
-"""How processes meet at an address without MPI; in threads."""
+"""Processes that meet at an address without MPI. Runs in threads."""
 
 import contextlib
 import socket
@@ -19,11 +19,11 @@ from tests.distributed.ports import free_port
 
 
 def meet(work, gridsize=3, timeout=10.0, address=None):
-    """``work(rendezvous)`` of every process, in threads: what each returned, or raised."""
+    """Runs ``work(rendezvous)`` for every process, in threads. Returns the results or exceptions."""
     address = address or f"127.0.0.1:{free_port()}"
 
     def one(index):
-        time.sleep(0.05 * (gridsize - index))  # process 0 comes last
+        time.sleep(0.05 * (gridsize - index))  # process 0 starts last
         try:
             return work(Rendezvous(address, index, gridsize, timeout=timeout))
         except Exception as error:
@@ -46,7 +46,7 @@ def test_rendezvous():
 
 @pytest.mark.parametrize("what", ["the version of puzzlelib_rmsprop", "the byte order", "the device of the arrays"])
 def test_processes_of_unlike_installations_are_refused(monkeypatch, what):
-    """As told by process 0 and by another, of another version, machine or setting."""
+    """Process 0 and another process with another version, machine or setting."""
     optimizer = RMSPropGraves()
     family, theirs = (
         family_of(np.zeros(1, np.float32)),
@@ -92,12 +92,12 @@ def test_rendezvous_of_one_that_is_gone():
         return group.allgatherObject(0)
 
     first, second, _ = meet(work)
-    assert "process 0 of 3 has failed: GroupError: it has lost another" in str(first)
+    assert "process 0 of 3 has failed: GroupError: it has lost the connection to another process" in str(first)
     assert str(second) == str(first)
 
 
 def test_rendezvous_that_nobody_comes_to():
-    for index, said in ((0, "process 1 of 2 has not come"), (1, r"the last error: \[Errno 111\] Connection refused")):
+    for index, said in ((0, "process 1 of 2 has not connected"), (1, r"the last error: \[Errno 111\] Connection refused")):
         began = time.monotonic()
         with pytest.raises(GroupError, match=rf"process {index} of 2 has not met the others at 127.* in 0.3 s: {said}"):
             Rendezvous(f"127.0.0.1:{free_port()}", index, 2, timeout=0.3)

@@ -1,4 +1,4 @@
-"""What goes wrong while processes meet without MPI: machines that come up late, strangers, ports in use; in threads."""
+"""Faults while processes meet without MPI: machines that come up late, strangers, ports in use. Runs in threads."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ NOT_YET = {
 
 @pytest.fixture
 def faulty(monkeypatch):
-    """``faulty(error, count)``: the first ``count`` tries to connect, or to look a name up, end with the error."""
+    """``faulty(error, count)`` makes the first ``count`` connections or name lookups fail with the error."""
 
     def use(error, count):
         left = iter(range(count))
@@ -49,7 +49,7 @@ def faulty(monkeypatch):
 
 
 def both(address, gridsize=2, timeout=20.0):
-    """All processes of a group, met: what the constructor gave, or raised, and in the end what all have said."""
+    """Lets all processes of a group meet. Returns the result or exception of each constructor, and gathered values."""
 
     def one(index):
         try:
@@ -86,7 +86,7 @@ def test_the_last_error_is_named_when_the_time_is_over(faulty, name):
     said = str(caught.value)
     assert said.startswith(f"process 1 of 2 has not met the others at {address} in 0.5 s: the last error: "), said
     assert str(NOT_YET[name]) in said
-    assert "Start all processes, with the address of process 0" in said
+    assert "Start all processes, with an address of process 0 that the others can reach" in said
 
 
 def test_those_that_have_not_come_are_named():
@@ -94,8 +94,8 @@ def test_those_that_have_not_come_are_named():
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(Rendezvous, address, index, 4, timeout=timeout) for index, timeout in ((0, 1.0), (2, 60.0))]
         errors = [str(each.exception()) for each in waiting]
-    assert "process 1, 3 of 4 has not come" in errors[0]
-    assert errors[1] == errors[0]  # told, not left to wait
+    assert "process 1, 3 of 4 has not connected" in errors[0]
+    assert errors[1] == errors[0]  # reported, without waiting for the timeout
 
 
 @pytest.mark.parametrize("said", [b"", rendezvous.HELLO.pack(b"puzzlelib_rmsprop group", 1, 2)[:-1]])
@@ -105,7 +105,7 @@ def test_one_that_says_nothing_or_half_a_word_is_not_waited_for(said):
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(Rendezvous, address, 0, 2, timeout=10.0)
         strangers = []
-        while len(strangers) < 8:  # each was given 5 s
+        while len(strangers) < 8:  # each one delayed the group by 5 s before
             try:
                 strangers.append(socket.create_connection(("127.0.0.1", port)))
                 strangers[-1].sendall(said)
@@ -133,7 +133,7 @@ def test_what_scanners_say(said):
                     connection = socket.create_connection(("127.0.0.1", port))
             with connection, contextlib.suppress(ConnectionError):
                 connection.sendall(said)
-                assert connection.recv(1) == b""  # sent away at once
+                assert connection.recv(1) == b""  # closed immediately
         second = Rendezvous(f"127.0.0.1:{port}", 1, 2, timeout=20.0)
         assert_met([first.result(), second])
 
@@ -149,11 +149,11 @@ def test_a_connection_that_breaks_before_the_hello(monkeypatch, name):
             return super().recv(*arguments)
 
     monkeypatch.setattr(socket, "socket", Socket)
-    assert_met(both(f"127.0.0.1:{free_port()}", timeout=1e8))  # more than what selectors take
+    assert_met(both(f"127.0.0.1:{free_port()}", timeout=1e8))  # more than selectors accept
 
 
 def test_the_timeout_is_of_the_whole():
-    """A byte now and then is not an answer."""
+    """Occasional single bytes do not count as an answer."""
     port = free_port()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(Rendezvous, f"127.0.0.1:{port}", 0, 2, timeout=2.0)
@@ -177,7 +177,7 @@ def test_the_timeout_is_of_the_whole():
 
 
 def answering(answers):
-    """A server that is none of this library's: its port, and the thread; it closes each connection after one answer."""
+    """Starts a foreign server, which closes each connection after one answer. Returns its port and thread."""
     server = socket.create_server(("127.0.0.1", 0))
 
     def serve():
@@ -193,7 +193,7 @@ def answering(answers):
 
 
 def test_an_address_that_is_forwarded_before_anybody_listens():
-    # a proxy accepts, and closes the connection as long as there is nothing behind it
+    # a proxy accepts and closes connections until there is a server behind it
     port, thread = answering([b"", b"", b""])
     address = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(1) as pool:
@@ -205,8 +205,8 @@ def test_an_address_that_is_forwarded_before_anybody_listens():
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"a message of \d+ bytes is none of this library's"),
-        (struct.pack("!Q", 3) + b"\xff\xfe\xfd", "a message that is none of this library's"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"a message of \d+ bytes is not from this library"),
+        (struct.pack("!Q", 3) + b"\xff\xfe\xfd", "a message is not from this library"),
     ],
 )
 def test_another_service_at_the_address(answer, said):
@@ -220,7 +220,7 @@ def test_another_service_at_the_address(answer, said):
 
 
 def test_a_port_that_connects_to_itself(monkeypatch):
-    """The system may choose, for the near end, the very port that nobody listens at yet."""
+    """The system may choose the port of process 0 for the near end, while nothing listens there yet."""
     port, tried = free_port(), threading.Event()
     connect = socket.socket.connect
 
@@ -239,7 +239,7 @@ def test_a_port_that_connects_to_itself(monkeypatch):
 
 
 def hello(port, index, gridsize):
-    """A process that has come, and what it heard."""
+    """Connects as a process. Returns its connection and the answer."""
     while True:
         try:
             connection = socket.create_connection(("127.0.0.1", port))
@@ -293,7 +293,7 @@ def test_a_failure_is_told_while_another_process_is_waited_for():
 
     def work(group):
         if group.index == 1:
-            release.wait(60)  # process 0 would hear it first
+            release.wait(60)  # so that process 0 reads it first
         if group.index == 2:
             group.fail(ValueError("no more digits"))
         try:
@@ -348,7 +348,7 @@ def test_a_port_that_a_former_run_still_has(monkeypatch):
 def test_connections_of_a_former_run_in_time_wait_are_in_nobodys_way():
     address = f"127.0.0.1:{free_port()}"
     for _ in range(3):
-        assert_met(both(address))  # process 0 closes first: its end waits
+        assert_met(both(address))  # process 0 closes first, so its end is in TIME_WAIT
 
 
 def test_an_address_of_another_machine(monkeypatch):
@@ -383,7 +383,7 @@ def test_process_0_whose_own_name_is_not_known(faulty):
         ("127.0.0.1:65536", 1, 2, "a port from 1 to 65535"),
         ("127.0.0.1:²", 1, 2, "a port from 1 to 65535"),
         ("127.0.0.1:" + "9" * 5000, 1, 2, "a port from 1 to 65535"),
-        ("h" * 64 + ":29500", 1, 2, "no name that can be looked up"),
+        ("h" * 64 + ":29500", 1, 2, "cannot be looked up"),
         ("127.0.0.1:29500", "1", 2, "index must be an int; got '1'"),
         ("127.0.0.1:29500", 1, 2.0, "gridsize must be an int; got 2.0"),
         ("127.0.0.1:29500", 0, 0, "index must be from 0 to -1, below gridsize; got 0"),

@@ -1,4 +1,4 @@
-"""GradientClipping: of what the norm is taken, and what is done where it is large."""
+"""GradientClipping: the gradients in the norm, and the scaling if the norm is too large."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_frozen_variables_count_neither_for_the_norm_nor_for_the_guard(arrays, g
 
 
 def test_clipping_large_gradients_of_float64(arrays, globalState):
-    # the sum of squares overflows where the norm does not: the step has to be that of the clipped gradient
+    # the sum of squares overflows but the norm does not: the step must use the clipped gradient
     ends = []
     for scale, hooks in ((1e155, [GradientClipping(1.0)]), (1e-3, [])):
         net = make_net(arrays, "float64")
@@ -87,7 +87,7 @@ def test_the_norm_is_the_same_in_both_modes(arrays):
 
 @pytest.mark.parametrize("stateDtype", [None, "bfloat16"])
 def test_a_norm_follows_the_decays(arrays, globalState, stateDtype):
-    # bfloat16 state has runs of its own in global mode: they stay the same objects when a rate changes
+    # bfloat16 state has its own segments in global mode: they stay the same objects when a rate changes
     net, clipping = make_net(arrays), GradientClipping(1.0)
     optimizer = RMSPropGraves(**HYPER, stateDtype=stateDtype)
     optimizer.addHook(WeightDecay(0.5))

@@ -1,4 +1,4 @@
-"""WeightDecay and Lasso take the sign of the gradients from the optimizer that runs them, wherever they are run."""
+"""WeightDecay and Lasso take the sign of the gradients from the optimizer that runs them."""
 
 import copy
 import threading
@@ -14,7 +14,7 @@ from tests.standins import Net
 
 
 class OwnRule(Optimizer):
-    """One of the user's own, which says of what its gradients are."""
+    """A user's optimizer that defines ``gradOfLoss``."""
 
     def __init__(self, gradOfLoss):
         super().__init__()
@@ -74,7 +74,7 @@ def test_the_sign_is_the_optimizers(arrays, globalState, kind, path):
     decay = DECAYS[kind](0.1)
     one, other = (trained(arrays, globalState, make, hooks(decay), sign) for sign in (False, True))
     assert_same(one, other)
-    # nothing but decay: towards zero
+    # only decay: towards zero
     start = trained(arrays, globalState, make, [], False, steps=0)
     for sign in (False, True):
         found = trained(arrays, globalState, make, hooks(DECAYS[kind](1e-3)), sign, scale=0.0)
@@ -101,7 +101,7 @@ def test_the_sign_may_change_after_the_hook_was_added(arrays, globalState):
     optimizer.hooks.append(WeightDecay(1e-3))  # without addHook
     for sign in (True, False, True):
         optimizer.gradOfLoss = sign
-        optimizer.setupOn(net, globalState)  # without the momentum of the last step
+        optimizer.setupOn(net, globalState)  # resets the momentum
         set_grads(arrays, net, 0, 0.0)
         before = arrays.get(net.getVar("a.W").data)
         optimizer.update()
@@ -153,7 +153,7 @@ def test_two_optimizers_of_one_hook_in_two_threads(globalState):
 
     class Meeting(WeightDecay):
         def __call__(self, var, state, stream=None):
-            barrier.wait()  # both are in the middle of their hooks
+            barrier.wait()  # both threads are running their hooks
             super().__call__(var, state, stream)
             barrier.wait()
 
@@ -199,7 +199,7 @@ def test_an_optimizer_inside_a_hook_has_its_own_sign(arrays):
 
 
 def test_a_hook_without_the_arguments_of_this_version(arrays):
-    # of a subclass with its own __init__, or pickled by an older version
+    # from a subclass with its own __init__, or pickled by an older version
     class Old(WeightDecay):
         def __init__(self, rate):
             self.rate = rate

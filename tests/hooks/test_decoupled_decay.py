@@ -1,4 +1,4 @@
-"""WeightDecay(decoupled=True): of the parameter, before the step, whatever the hooks, the optimizer, the arrays."""
+"""WeightDecay(decoupled=True): decays the parameter before the step, with any hooks, optimizer and arrays."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ class NotFused(RMSPropGraves):
 
 
 class SGD(Optimizer):
-    """A rule of the user's own."""
+    """A user's own rule."""
 
     def __init__(self, learnRate):
         super().__init__()
@@ -48,7 +48,7 @@ class SGD(Optimizer):
 @pytest.mark.parametrize("gradOfLoss", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_it_is_its_formula(arrays, globalState, dtype, gradOfLoss):
-    # loshchilov and hutter: w - rate*learnRate*w, and the step of the optimizer; here in float64
+    # Loshchilov and Hutter: w - rate*learnRate*w, and the optimizer's step; in float64
     net, decay = make_net(arrays, dtype), WeightDecay(3.0, decoupled=True)
     net.getVar("a.W").learnRate = 0.5
     optimizer = RMSPropGraves(**HYPER, gradOfLoss=gradOfLoss)
@@ -61,7 +61,7 @@ def test_it_is_its_formula(arrays, globalState, dtype, gradOfLoss):
     for step in range(6):
         set_grads(arrays, net, step, -1.0 if gradOfLoss else 1.0)
         decay.rate = 3.0 + step
-        optimizer.learnRate = 1e-2 / (1 + step)  # a schedule moves the decay as well
+        optimizer.learnRate = 1e-2 / (1 + step)  # a schedule changes the decay as well
         optimizer.update()
         for name, (w, m, n, d) in mine.items():
             g = (-1 if gradOfLoss else 1) * np.float64(arrays.get(net.getVar(name).grad))
@@ -85,7 +85,7 @@ def test_to_the_bit(arrays, globalState, dtype, options):
     decays = [WeightDecay(2.0, decoupled=True), WeightDecay(0.1), WeightDecay(0.5, decoupled=True)]
     net, optimizer = train(arrays, decays, globalState, dtype, steps=4, **options)
     if "stateDtype" in options and dtype != "float64":
-        # the state is rounded at random, the parameters are none the less decayed: beside a rate of 0
+        # stochastic rounding of the state does not affect the decay: compare with a rate of 0
         other, _ = train(arrays, [WeightDecay(0.1)], globalState, dtype, steps=4, **options)
         for name, wc in WC.items():
             same = arrays.get(net.getVar(name).data).tobytes() == arrays.get(other.getVar(name).data).tobytes()
@@ -202,7 +202,9 @@ def test_a_subclass_with_its_own_update_decays_alike(arrays, globalState, dtype,
             set_grads(arrays, net, step)
             optimizer.update()
             if step == 2:
-                arrays.put(net.getVar("z").data, np.full((1,), 1.5, dtype))  # what is written counts, not its copy
+                arrays.put(
+                    net.getVar("z").data, np.full((1,), 1.5, dtype)
+                )  # the value written by the user counts, not the master weight
         made.append((net, states_of(arrays, optimizer)))
     (net, states), (fused, expected) = made
     for name, var in net.vars.items():
@@ -212,7 +214,7 @@ def test_a_subclass_with_its_own_update_decays_alike(arrays, globalState, dtype,
             if entity not in ("data", "master"):
                 assert content.tobytes() == wanted[entity].tobytes(), (name, entity)
                 continue
-            # by itself it is rounded once more a step: to 16 bits, where there is no copy or the parameter was written
+            # a separate decay is rounded once more per step: to 16 bits without master weights or after a write
             coarse = dtype == "float16" and (not options or name == "z" or entity == "data")
             tolerance = 2e-3 if coarse else 1e-14 if dtype == "float64" else 2e-6
             assert np.allclose(np.float64(content), np.float64(wanted[entity]), rtol=tolerance, atol=tolerance), (
@@ -222,7 +224,7 @@ def test_a_subclass_with_its_own_update_decays_alike(arrays, globalState, dtype,
 
 
 def test_what_is_less_than_the_last_digit_adds_up(arrays):
-    # a hundred-millionth a step: taken off first, it would be rounded away at every step
+    # 1e-8 per step: subtracted separately, it would be rounded away in every step
     rng = np.random.default_rng(0)
     start, moved = rng.uniform(1.0, 2.0, 20000).astype(np.float32), {}
     grads = rng.standard_normal((200, start.size)).astype(np.float32)
@@ -248,7 +250,7 @@ def test_small_decays_of_16_bits_add_up_in_a_master_copy(arrays, master):
     optimizer.setupOn(Net(w=var))
     for _ in range(100):
         optimizer.update()
-    # the least that float16 takes off 1 is 4.9e-4
+    # the smallest decrease of 1 in float16 is 4.9e-4
     assert np.allclose(np.float64(arrays.get(var.data)), (1 - 5e-5) ** 100 if master else 1.0, rtol=3e-4, atol=0)
 
 
@@ -264,7 +266,7 @@ def test_setting_up_decays_nothing(arrays, globalState):
 
 
 def test_an_optimizer_of_ones_own(arrays, globalState):
-    net, optimizer = make_net(arrays), SGD(-0.25)  # the sign of a rate is the rule's
+    net, optimizer = make_net(arrays), SGD(-0.25)  # the rule defines the meaning of a negative rate
     net.getVar("z").learnRate = 0.5
     optimizer.addHook(WeightDecay(0.5, decoupled=True))
     optimizer.setupOn(net, globalState)
@@ -286,7 +288,7 @@ def test_one_that_has_no_learning_rate_is_told_so(arrays):
     net, optimizer = make_net(arrays), Own(0.0)
     optimizer.addHook(WeightDecay(0.5, decoupled=True))
     optimizer.setupOn(net)
-    optimizer.update()  # a schedule may begin so
+    optimizer.update()  # a schedule may begin like this
     with pytest.warns(
         SetupWarning,
         match=r"WeightDecay\(0\.5\) has no effect: decoupled decay is proportional to the optimizer's learnRate",
@@ -321,7 +323,7 @@ def test_more_than_there_is_is_refused(arrays, globalState, make):
     assert optimizer.t == t
     if type(optimizer) is RMSPropGraves:
         assert guard.skipped == 0
-    optimizer.hooks[-1].rate = 10.0  # exactly 1: to zero
+    optimizer.hooks[-1].rate = 10.0  # a factor of exactly 1: decays to zero
     set_grads(arrays, net, 0, 0.0)
     optimizer.update()
     delta = contents(arrays, net, optimizer)
@@ -340,7 +342,7 @@ class Halved(WeightDecay):
     ],
 )
 def test_only_weight_decay_itself(arrays, make, name):
-    message = f"a decoupled {name} is a part of the step, and cannot be run by itself: addHook.. a WeightDecay"
+    message = f"a decoupled {name} is part of the step and cannot be called as a hook: pass a WeightDecay"
     net, optimizer = make_net(arrays), RMSPropGraves(**HYPER)
     with pytest.raises(SetupError, match=message):
         optimizer.addHook(make())
@@ -357,7 +359,7 @@ def test_only_weight_decay_itself(arrays, make, name):
 
 def test_by_hand_it_is_refused(arrays):
     var = arrays.var(np.ones(3, np.float32))
-    with pytest.raises(SetupError, match="a decoupled WeightDecay is a part of the step, and cannot be run by itself"):
+    with pytest.raises(SetupError, match="a decoupled WeightDecay is part of the step and cannot be called as a hook"):
         WeightDecay(0.1, decoupled=True)(var, {})
     with pytest.raises(TypeError, match="decoupled"):
         Lasso(0.1, decoupled=True)

@@ -1,4 +1,4 @@
-"""NonFiniteGuard: steps that are not to be taken."""
+"""NonFiniteGuard: skipped steps, errors and warnings."""
 
 import numpy as np
 import pytest
@@ -37,14 +37,14 @@ def test_the_guard_raises_and_names(arrays, globalState):
     with pytest.raises(NonFiniteError, match=r"gradients of 'a\.b', 'z'; nothing was updated"):
         optimizer.update()
     assert optimizer.t == 2
-    # its traceback would keep what the callers have
+    # its traceback would keep the callers' objects alive
     assert not [value for value in vars(optimizer).values() if isinstance(value, BaseException)]
     assert_same(contents(arrays, net, optimizer), before)
 
 
 @pytest.mark.parametrize("size", [1e20, 1e22, 3e38])
 def test_the_guard_trips_where_a_square_overflows(arrays, globalState, size):
-    # without it the variance becomes infinite and the element never moves again, or NaN
+    # without the guard the variance becomes infinite, and the element never moves again or becomes NaN
     net, optimizer = train(arrays, [NonFiniteGuard("raise")], globalState, steps=1)
     before = contents(arrays, net, optimizer)
     arrays.put(net.getVar("z").grad, np.full((1,), size, np.float32))

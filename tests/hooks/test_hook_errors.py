@@ -1,4 +1,4 @@
-"""Hooks, and arguments of hooks, that are refused."""
+"""Hooks and arguments of hooks that are refused."""
 
 import math
 
@@ -54,7 +54,7 @@ TABLE = [
         (lambda: RMSPropGraves().addHook(3), "a hook must be callable.*got 3"),
         (lambda: ready()[1].addHook(None), "a hook must be callable.*got None"),
         (lambda: [o := ready()[1], *(o.addHook(NonFiniteGuard()) for _ in "12")], "takes one NonFiniteGuard"),
-        (lambda: WeightDecay(1, decoupled=True)(decaying(var()), {}), "a decoupled WeightDecay is a part of the step"),
+        (lambda: WeightDecay(1, decoupled=True)(decaying(var()), {}), "a decoupled WeightDecay is part of the step"),
     ),
     *rows(
         VariableError,

@@ -1,4 +1,4 @@
-"""What each hook does, in the update's pass or by itself, in any order, for any rule."""
+"""The effect of each hook, in the update's pass or called directly, in any order, with any rule."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_in_the_pass_or_one_by_one_is_the_same_to_the_bit(arrays, globalState, n
     other, single = train(arrays, COMBINATIONS[name](), globalState, dtype, alone=True)
     assert_same(contents(arrays, net, folded), contents(arrays, other, single))
     if len(folded.hooks) <= 8:
-        # in the pass, gradients themselves are left alone; one by one they are not
+        # the update's pass leaves gradients unchanged; separate calls do not
         set_grads(arrays, last := make_net(arrays, dtype), 4)
         for key, var in last.vars.items():
             assert arrays.get(net.getVar(key).grad).tobytes() == arrays.get(var.grad).tobytes()
@@ -109,7 +109,7 @@ def test_rates_of_hooks_are_live(arrays, globalState):
 
 
 class SGD(Optimizer):
-    """A rule of the user's own, which has no part in the library's passes."""
+    """A user's own rule, which does not use the library's passes."""
 
     def updateVar(self, var, state, stream=None):
         family = family_of(var.data)
@@ -141,7 +141,7 @@ def test_hooks_work_with_a_rule_of_the_users_own(arrays, globalState):
 
 
 class Recorder(NodeInfo):
-    """A group of one that doubles gradients when it 'averages', so that what came before and after can be told apart."""
+    """A group of one that doubles gradients when it 'averages', to distinguish hooks before and after averaging."""
 
     def __init__(self, arrays):
         super().__init__()

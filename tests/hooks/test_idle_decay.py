@@ -1,4 +1,4 @@
-"""Decay that has no effect is said once, and named with the remedy; what only seems so is not."""
+"""One warning, with the remedy, for decay that has no effect, and none if it only seems so."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_it_is_said_once_a_set_up(arrays, globalState, hooks, wc):
             optimizer.update()
         assert len(found) == 1
         assert found[0].filename == __file__
-        for rate in (1.0, 0.5, 0.5):  # another plan, and the same
+        for rate in (1.0, 0.5, 0.5):  # a new plan, then the same
             net.getVar("a.b").learnRate = rate
             optimizer.update()
         optimizer.hooks[:] = make()
@@ -99,12 +99,12 @@ def nothing_is_trained(net, optimizer):
 
 
 def it_is_a_frozen_one(net, optimizer):
-    net.getVar("z").wc, net.getVar("z").learnRate = 1.0, 0.0  # for a while
+    net.getVar("z").wc, net.getVar("z").learnRate = 1.0, 0.0  # temporarily
 
 
 class Everywhere(WeightDecay):
     def __call__(self, var, state, stream=None):
-        assert self.rate == 0.1  # decays by something else than wc
+        assert self.rate == 0.1  # does not decay by wc
 
 
 @pytest.mark.parametrize(

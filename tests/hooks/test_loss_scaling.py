@@ -1,4 +1,4 @@
-"""LossScaling: how the scale moves, and that it is taken out again."""
+"""LossScaling: changes of the scale, and dividing by it in the update."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def test_loss_scale_moves_as_its_model(arrays, globalState):
 
 
 def test_the_loss_scale_is_taken_out_again(arrays, globalState):
-    # scaled by powers of two and back, nothing is rounded: the same bits
+    # scaling by powers of two rounds nothing: the same bits
     net, scaling = make_net(arrays), LossScaling(2.0**10, interval=2)
     optimizer = RMSPropGraves(**HYPER)
     optimizer.addHook(scaling)
@@ -39,7 +39,7 @@ def test_the_loss_scale_is_taken_out_again(arrays, globalState):
 
 
 def test_a_loss_scale_for_an_array_of_another_family(arrays, globalState):
-    # its record moves there and back; the statistics made before must not go on with the place that it has left
+    # the record moves to the other device and back; older statistics must not use its former memory
     net, scaling = make_net(arrays), LossScaling(8.0, backoff=0.5)
     optimizer = RMSPropGraves(**HYPER)
     optimizer.addHook(scaling)
@@ -50,7 +50,7 @@ def test_a_loss_scale_for_an_array_of_another_family(arrays, globalState):
         set_grads(arrays, net, 0, np.inf)
         optimizer.update()
         assert (scaling.skipped, scaling.scale) == (step, 8.0 * 0.5**step)
-        held.append(scaling._record)  # else new memory may be where the old was
+        held.append(scaling._record)  # otherwise new memory might reuse the old address
         assert (other.get(scaling.scaleGrad(other.make(np.ones(3, np.float32)))) == 8.0 * 0.5**step).all()
         held.append(scaling._record)
 

@@ -1,4 +1,4 @@
-"""Steps that are skipped for ever are not skipped in silence: a guard's after a hundred, a loss scale's at its floor."""
+"""Warnings if every step is skipped: from a guard after 100 steps, from a loss scale at its minimum."""
 
 import gc
 import weakref
@@ -14,7 +14,7 @@ from tests.hooks.training import HYPER, make_net
 
 @pytest.fixture
 def steps(arrays, globalState):
-    """``steps(hook, what)``: one step for each letter, ``x`` where the gradient is NaN; gives the optimizer."""
+    """``steps(hook, what)`` takes one step for each letter, with a NaN gradient for ``x``, and returns the optimizer."""
     made = {}
 
     def take(hook, what, wanted=RMSPropGraves):
@@ -33,7 +33,7 @@ def steps(arrays, globalState):
 
 
 def said(arrays, steps, hook, last, read, message):
-    """The warning comes with the ``last`` step on the CPU, on a GPU when somebody reads; once."""
+    """Expects one warning: in the ``last`` step on the CPU, at the next read on a GPU."""
     if "cuda" in arrays.name:
         steps(hook, last)
         with pytest.warns(NonFiniteWarning, match=message) as found:
@@ -59,28 +59,28 @@ def test_a_guard_that_skips_every_step(arrays, steps, read):
     steps(guard, "x.x" + "x" * 98)
     READS[read](guard)
     message = (
-        r"NonFiniteGuard has skipped steps, 100 in a row, 101 in all: nothing is trained; look for what is infinite or NaN"
+        r"NonFiniteGuard has skipped 100 steps in a row, 101 in total: nothing is trained; look for infinities and NaNs"
     )
     said(arrays, steps, guard, "x", READS[read], message)
     steps(guard, "x" * 150)
     READS[read](guard)
     assert guard.skipped == 251
-    # another row
+    # a new run of skipped steps
     steps(guard, ".")
     READS[read](guard)
     steps(guard, "x" * 99)
-    said(arrays, steps, guard, "x", READS[read], r"100 in a row, 351 in all")
+    said(arrays, steps, guard, "x", READS[read], r"100 steps in a row, 351 in total")
 
 
 @pytest.mark.parametrize("read", READS)
 def test_a_loss_scale_at_its_floor(arrays, steps, read):
     scaling = LossScaling(2.0**-22, backoff=0.5)
-    steps(scaling, "xx")  # down to the floor: the next may be good
+    steps(scaling, "xx")  # down to the minimum: the next step may be good
     assert scaling.scale == 2.0**-24
     steps(scaling, ".")
     message = (
-        r"LossScaling has skipped steps, 1 in a row, 3 in all: its scale has reached the minimum, 5\.96e-08, so the "
-        r"cause is not the scale; look for what is infinite or NaN in the data, the loss and the parameters"
+        r"LossScaling has skipped 1 step in a row, 3 in total: its scale has reached the minimum, 5\.96e-08, so the "
+        r"scale is not the cause; look for infinities and NaNs in the data, the loss and the parameters"
     )
     said(arrays, steps, scaling, "x", READS[read], message)
     steps(scaling, "x" * 200)
@@ -92,14 +92,14 @@ def test_a_loss_scale_on_its_way_down_says_nothing(arrays, steps):
     scaling = LossScaling(2.0**16)
     steps(scaling, "x" * 40)
     assert (scaling.scale, scaling.skipped) == (2.0**-24, 40)
-    said(arrays, steps, scaling, "x", READS["the scale"], "skipped steps, 41 in a row, 41 in all: its scale has reached")
+    said(arrays, steps, scaling, "x", READS["the scale"], "skipped 41 steps in a row, 41 in total: its scale has reached")
 
 
 def test_a_loss_scale_that_comes_down_slowly_is_a_guard_too(arrays, steps):
     scaling = LossScaling(2.0**16, backoff=1.0)
     steps(scaling, "x" * 99)
     said(
-        arrays, steps, scaling, "x", READS["skipped"], "LossScaling has skipped steps, 100 in a row, 100 in all: nothing is"
+        arrays, steps, scaling, "x", READS["skipped"], "LossScaling has skipped 100 steps in a row, 100 in total: nothing is"
     )
 
 
@@ -110,17 +110,17 @@ def test_a_rule_of_ones_own(arrays, steps):
 
     guard = NonFiniteGuard()
     optimizer = steps(guard, "x" * 99, Own)
-    with pytest.warns(NonFiniteWarning, match="100 in a row"):  # the step looks at the record, on a GPU too
+    with pytest.warns(NonFiniteWarning, match="100 steps in a row"):  # the step reads the record, on a GPU too
         steps(guard, "x")
-    assert optimizer.t == 100  # skipped steps count, so a schedule by t goes on
+    assert optimizer.t == 100  # skipped steps count, so a schedule based on t goes on
 
 
 def test_the_scale_comes_back_and_the_schedule_goes_on(arrays, steps):
-    # a learning rate that follows t moves with skipped steps too, and is the one of the step that is taken
+    # a learning rate based on t also changes in skipped steps, and the next step uses the current one
     scaling = LossScaling(4.0, growth=2.0, interval=2)
     optimizer = steps(scaling, "xx..")
     assert (optimizer.t, scaling.scale, scaling.skipped) == (4, 2.0, 2)
-    taken = optimizer.t - scaling.skipped  # what a schedule goes by that is to wait for the steps
+    taken = optimizer.t - scaling.skipped  # for a schedule that counts only the steps taken
     steps(scaling, "x")
     assert optimizer.t - scaling.skipped == taken
     steps(scaling, ".")
@@ -135,7 +135,7 @@ def test_hooks_that_are_replaced_leave_nothing_behind(arrays, globalState):
         optimizer.hooks[:] = [GradientClipping(1.0 + i), NonFiniteGuard()]
         seen += map(weakref.ref, optimizer.hooks)
         if i % 2:
-            net.getVar("z").learnRate = 1.0 / i  # another plan too
+            net.getVar("z").learnRate = 1.0 / i  # also makes a new plan
         optimizer.update()
     gc.collect()
     assert sum(each() is not None for each in seen) == 2

@@ -1,4 +1,4 @@
-"""What the tests of hooks share: a small net with weight decay, its gradients, what is compared."""
+"""Shared by the tests of hooks: a small net with weight decay, its gradients, and comparisons."""
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def train(arrays, hooks, globalState, dtype="float32", steps=5, alone=False, sca
     for hook in hooks:
         optimizer.addHook(hook)
     if alone:
-        # a hook that is not the library's: those before it have to be done to the gradients themselves
+        # a user's hook: the hooks before it must change the gradients themselves
         optimizer.addHook(lambda var, state, stream: None)
     optimizer.setupOn(net, globalState)
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Random content for nets, and gradients by finite differences."""
+"""Random arrays for nets, and gradients by finite differences."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def random32(*shape, seed=0):
 
 
 def differences(function, array, step=1e-6):
-    """d function / d array by central differences; ``function`` reads ``array`` anew each time."""
+    """Returns d function / d array by central differences. ``function`` reads ``array`` at each call."""
     content = array.get()
     found = np.zeros(content.shape)
 

@@ -1,4 +1,4 @@
-"""Costs: errors, their gradients beside finite differences, what is kept of each batch."""
+"""Costs: errors, gradients compared with finite differences, and the accumulated mean error."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from puzzlelib_rmsprop.errors import CostError
 from puzzlelib_rmsprop.nets import MSE, CrossEntropy
 from tests.nets.numbers import differences, random
 
-# every test here runs on each backend there is
+# every test runs on each available backend
 pytestmark = pytest.mark.usefixtures("backend")
 
 

@@ -1,4 +1,4 @@
-"""scikit-cuda and CUDA's libraries: how they are found, and what is said where they are missing."""
+"""Finding scikit-cuda and the CUDA libraries, and the errors if they are missing."""
 
 import sys
 
@@ -16,12 +16,14 @@ def test_scikit_cuda_is_missing(cuda, monkeypatch):
     optimizer, net = RMSPropGraves(), Linear(2, 2)
     optimizer.setupOn(net)
     optimizer.update()
-    with pytest.raises(DependencyError, match=r"need scikit-cuda for cuBLAS: pip install 'puzzlelib_rmsprop\[cuda\]'"):
+    with pytest.raises(
+        DependencyError, match=r"need scikit-cuda for cuBLAS: pip install 'pycuda>=2024\.1' 'scikit-cuda==0\.5\.3'"
+    ):
         net(gpuarray.zeros((2, 2)))
 
 
 def test_importing_scikit_cuda(cuda):
-    # without pkg_resources, with warnings as errors, and with the linker's path as it was
+    # without pkg_resources, with warnings as errors, and without a change to the linker's path
     out = child("""
         import ctypes
         sys.modules.pop("pkg_resources", None)
@@ -42,7 +44,7 @@ def test_importing_scikit_cuda(cuda):
 
 @pytest.fixture
 def toolkit(tmp_path, monkeypatch):
-    """Folders with libraries of two CUDAs: PyPI's packages, and a toolkit."""
+    """Folders with libraries of two CUDA versions: PyPI packages and a toolkit."""
     files = [
         "site/nvidia/cublas/lib/libcublas.so.12",
         "site/nvidia/cuda_runtime/lib/libcudart.so.12",

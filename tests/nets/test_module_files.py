@@ -1,4 +1,4 @@
-"""Files of nets: PuzzleLib's, ours of every kind, those that do not fit."""
+"""Net files: PuzzleLib's, this library's, and files that do not fit."""
 
 import h5py
 import numpy as np
@@ -9,7 +9,7 @@ from puzzlelib_rmsprop.errors import CheckpointError
 from puzzlelib_rmsprop.nets import Linear, Sequential
 from tests.golden import DATA, KINDS, NAMES, Replay
 
-# every test here runs on each backend there is
+# every test runs on each available backend
 pytestmark = pytest.mark.usefixtures("backend")
 
 
@@ -19,7 +19,7 @@ def test_puzzlelibs_module_files(kind, tmp_path):
     replay.net.load(DATA / f"module_{kind}.hdf")
     for name in NAMES:
         assert np.array_equal(replay.net.getVar(name).data.get(), replay.golden[f"final.{name}"])
-    # and what we write is laid out as theirs
+    # and this library writes the same layout
     replay.net.save(tmp_path / "ours.hdf")
     with h5py.File(tmp_path / "ours.hdf") as ours, h5py.File(DATA / f"module_{kind}.hdf") as theirs:
         for group in ("params", "links"):
@@ -74,5 +74,5 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path):
     half.calcMode(np.float16)
     with pytest.raises(CheckpointError, match="float16.*float32.*without loss"):
         half.load(path)
-    with pytest.raises(CheckpointError, match="no HDF5 file"):
+    with pytest.raises(CheckpointError, match="bytes are not an HDF5 file"):
         net.load(b"xyz")

@@ -1,4 +1,4 @@
-"""Modules: gradients beside finite differences, modes, names, initial values."""
+"""Modules: gradients compared with finite differences, modes, names, initial values."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from puzzlelib_rmsprop import Variable, gpuarray
 from puzzlelib_rmsprop.nets import MSE, Activation, Linear, Module, Sequential, leakyRelu, relu, sigmoid, tanh
 from tests.nets.numbers import differences, net64, random, random32
 
-# every test here runs on each backend there is
+# every test runs on each available backend
 pytestmark = pytest.mark.usefixtures("backend")
 
 

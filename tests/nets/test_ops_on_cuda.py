@@ -1,4 +1,4 @@
-"""CUDA beside the CPU: every operation of nets, whole nets, and files between the two."""
+"""CUDA compared with the CPU: every operation of nets, whole nets, and files written by either."""
 
 from functools import partial
 
@@ -18,12 +18,12 @@ def on(backend, content):
 
 # ---------------------------------------------------------------------------------- every operation of nets
 
-# rounding of a few operations, and of sums of some hundred products that are added in another order
+# rounding errors of a few operations, and of sums of some hundred products in another order
 ROUNDING = {"float16": 2e-3, "float32": 2e-6, "float64": 1e-14}
 
 
 def both(operation, *contents):
-    """What an operation gives on CUDA, and on the CPU, as lists of NumPy arrays and numbers."""
+    """Results of an operation on CUDA and on the CPU, as lists of NumPy arrays and numbers."""
     results = []
     for backend in ("cuda", "cpu"):
         found = operation(*(on(backend, content) for content in contents))
@@ -85,7 +85,7 @@ class TestOperations:
 
         assert_same_on_both(add, matrix, row)
         for alpha, beta in ((1.0, 1.0), (2.0, 0.0), (-1.5, 0.5)):
-            # half-precision sums on the CPU are themselves rounded after each row
+            # half-precision sums on the CPU are rounded after each row
             if dtype != "float16" or shape[0] < 10:
                 assert_same_on_both(partial(ops.sum_rows, alpha=alpha, beta=beta), matrix, row)
 
@@ -141,10 +141,10 @@ class TestOnCUDA:
     def test_mixed_devices_are_refused(self):
         net = Sequential().append(Linear(3, 2)).append(Activation(relu))
         data = on("cpu", np.zeros((4, 3), np.float32))
-        with pytest.raises(ArrayError, match=r"all on CUDA or all on the CPU; got CPU \(4, 3\) and CUDA \(3, 2\)"):
+        with pytest.raises(ArrayError, match=r"must all be on CUDA or all on the CPU; got CPU \(4, 3\) and CUDA \(3, 2\)"):
             net(data)
         Config.backend = Config.Backend.cuda
-        with pytest.raises(ArrayError, match="all on CUDA or all on the CPU"):
+        with pytest.raises(ArrayError, match="must all be on CUDA or all on the CPU"):
             MSE()(gpuarray.zeros((4, 3)), data)
 
     def test_arrays_that_kernels_cannot_use_are_refused(self):

@@ -52,7 +52,7 @@ def test_one_hook_with_statistics_stands_once_among_the_hooks(globalState):
     clip = GradientClipping(1.0)
     optimizer = ready(variable(0.0, 100.0), globalState, [clip])
     optimizer.hooks.append(clip)
-    with pytest.raises(SetupError, match="a GradientClipping keeps the statistics of one place among the hooks"):
+    with pytest.raises(SetupError, match="a GradientClipping holds the statistics of one position among the hooks"):
         optimizer.update()
     optimizer.hooks[:] = [clip, GradientClipping(1.0)]
     optimizer.update()

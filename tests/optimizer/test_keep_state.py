@@ -169,7 +169,7 @@ def test_what_a_hook_keeps_has_to_be_an_array():
     net, optimizer = grow(OWN, Net({}), {"w": (3,)}), RMSPropGraves()
     optimizer.setupOn(net)
     optimizer.states["w"]["n"] = 3
-    with pytest.raises(ArrayError, match="variable 'w': its 'n': arrays must be"):
+    with pytest.raises(ArrayError, match="variable 'w': its 'n': arrays must come from"):
         optimizer.setupOn(net, keepState=True)
 
 

@@ -165,11 +165,11 @@ TABLE = [
         (lambda: setup(a=var(dtype="complex64")), "'a': dtype must be.*got complex64"),
         (
             lambda: setup(a=var(), b=Variable(np.zeros(3, np.float32))),
-            "'b': its data must be a puzzlelib_rmsprop.CPUArray, as the net's others; got a numpy.ndarray",
+            "'b': its data must be a puzzlelib_rmsprop.CPUArray, like the net's other arrays; got a numpy.ndarray",
         ),
         (
             lambda: setup(a=Variable(np.zeros(3, np.float32)), b=var()),
-            "'b': its data must be a numpy.ndarray, as the net's others; got a puzzlelib_rmsprop.CPUArray",
+            "'b': its data must be a numpy.ndarray, like the net's other arrays; got a puzzlelib_rmsprop.CPUArray",
         ),
         (
             lambda: setup(a=var(), b=standins.PuzzleVariable(standins.CPUArray((3,), np.float32))),

@@ -133,7 +133,7 @@ TABLE = [
         ArrayError,
         (
             lambda: updated(lambda n, o: setattr(n.getVar("W"), "data", None), W=var()),
-            "'W': its data: arrays must be.*NoneType",
+            "'W': its data: arrays must come from.*NoneType",
         ),
         (
             lambda: updated(lambda n, o: setattr(n.getVar("W"), "grad", n.getVar("V").grad), W=var(), V=var()),

@@ -162,7 +162,7 @@ def test_without_mpi4py(machine, monkeypatch):
     monkeypatch.setattr(doctor_mpi, "version", lambda package: "not installed")
     found, failed = examined()
     assert (found["mpi4py"], "MPI" in found) == ("not installed", False)
-    assert failed.startswith("mpi4py is not installed, so there is no MPINodeInfo | pip install 'puzzlelib_rmsprop[mpi]'")
+    assert failed.startswith("mpi4py is not installed, so there is no MPINodeInfo | pip install 'mpi4py>=4'")
 
 
 def test_an_mpi_that_ends_the_process_does_not_end_doctor(tmp_path):

@@ -73,7 +73,7 @@ def test_a_state_that_is_no_dict():
         optimizer.load_state_dict(given)
     with pytest.raises(ValueError, match="takes a dict returned by state_dict\\(\\); got NoneType"):
         optimizer.load_state_dict(None)
-    with pytest.raises(ValueError, match="no state_dict of an optimizer"):
+    with pytest.raises(ValueError, match="the state_dict of a PyTorch optimizer must have 'state'"):
         optimizer.load_state_dict({"state": {}})
 
 
@@ -85,7 +85,9 @@ def test_the_state_of_another_optimizer(kind, steps):
     for _ in range(steps):
         other.step()
     before = everything(optimizer)
-    with pytest.raises(ValueError, match=r"that is no RMSprop's. The state of RMSpropGraves, torch.optim.RMSprop, timm's"):
+    with pytest.raises(
+        ValueError, match=r"it is not from an RMSprop. Load the state of RMSpropGraves, torch.optim.RMSprop, timm's"
+    ):
         optimizer.load_state_dict(other.state_dict())
     assert same(everything(optimizer), before)
 
@@ -96,7 +98,7 @@ def test_a_group_without_momentum_has_none():
     other = torch.optim.RMSprop(params)
     given = other.state_dict()
     del given["param_groups"][0]["momentum"], given["param_groups"][0]["centered"]
-    with pytest.warns(match="that of torch.optim.RMSprop"):
+    with pytest.warns(match="the state_dict of torch.optim.RMSprop was converted"):
         optimizer.load_state_dict(given)
     assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["centered"]) == (0.0, False)
     for eps in (-1e-3, "1e-3", None):
@@ -260,7 +262,7 @@ def test_a_variance_taken_over_is_not_negative():
     other.step()
     mean = torch.full((4,), 0.3)
     other.state[params[0]].update(grad_avg=mean, square_avg=mean * mean - 1e-8)
-    with pytest.warns(match="eps, outside the root there, is squared"):
+    with pytest.warns(match="eps, which PyTorch adds outside the root, was squared"):
         optimizer.load_state_dict(other.state_dict())
     assert torch.equal(optimizer.state[params[0]]["grad_var"], torch.zeros(4))
 

@@ -63,7 +63,7 @@ def taken_over(net, optimizer):
     """Returns a copy of the net with our optimizer, which has loaded only their state, including every option."""
     own = copy.deepcopy(net)
     ours = RMSpropGraves([{"params": list(own[0].parameters())}, {"params": list(own[2].parameters())}])
-    with pytest.warns(CheckpointWarning, match="turned into that of RMSpropGraves"):
+    with pytest.warns(CheckpointWarning, match="was converted to that of RMSpropGraves"):
         ours.load_state_dict(optimizer.state_dict())
     return own, ours
 

@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from tests.distributed import program
 
-# CUDA's simulator has to be there before anything imports PyCUDA
+# the CUDA simulator must be loaded before PyCUDA is imported
 exec(sys.argv[1])
 
 

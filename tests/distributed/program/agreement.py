@@ -1,4 +1,4 @@
-"""Checks of what processes compare at set-up: nets, options and hooks that differ, errors of one."""
+"""Checks of the comparison in setupOn: different nets, options and hooks, and the error of one process."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.standins import Net
 
 
 def refused(node, net, options):
-    """The message that every process gets when process 1 has other options (None: a hook); all have to get the same."""
+    """Returns the message if process 1 has other options (None: a hook). It must be the same on every process."""
     optimizer = RMSPropGraves(nodeinfo=node, **(options or {} if RANK == 1 else {}))
     if options is None and RANK == 1:
         optimizer.addHook(WeightDecay(1))
@@ -64,7 +64,7 @@ def nets_that_differ_are_refused_everywhere():
             message = refused(node, net if RANK == 1 else some_net(), options)
             assert same_bits(np.frombuffer(message.encode(), np.uint8)), message
             assert expected in message, message
-        # and the group is of use still
+        # and the group still works
         optimizer = RMSPropGraves(nodeinfo=node)
         optimizer.setupOn(some_net(), useGlobalState=True)
         optimizer.update()
@@ -108,7 +108,7 @@ def an_error_of_one_after_the_comparison_is_told_to_all():
     node = group(timeout=60)
     net, optimizer = some_net(), RMSPropGraves(nodeinfo=node)
     if RANK == 1:
-        net.setVar = lambda: None  # it is there, but cannot be called so
+        net.setVar = lambda: None  # it exists, but takes other arguments
 
     def begin():
         optimizer.setupOn(net, useGlobalState=True)

@@ -42,7 +42,7 @@ def an_intercommunicator_is_no_group():
     if SIZE == 1:
         return
     between = WORLD.Split(RANK % 2, RANK).Create_intercomm(0, WORLD, 1 - RANK % 2)
-    with pytest.raises(SetupError, match=r"comm is an intercommunicator.*: comm.Merge\(\) makes one"):
+    with pytest.raises(SetupError, match=r"comm is an intercommunicator.*: pass comm.Merge\(\), which"):
         MPINodeInfo(between)
     with group(comm=between.Merge()) as node:
         assert node.gridsize == SIZE
@@ -58,21 +58,21 @@ def averages():
                     array = make(parts[RANK])
                     assert node.sumTensor("grad", array) is None
                     whole = np.stack([part.astype(np.float64) for part in parts])
-                    # SIZE - 1 additions and a division, each rounded once, and the rounding to 16 bits
+                    # SIZE - 1 additions and a division, each rounded once, and rounding to 16 bits
                     unit = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24, "float64": 2**-53}[dtype]
                     steps = SIZE if unit < 2**-12 else 1.01
                     found = get(array).astype(np.float64)
                     bound = steps * unit * np.maximum(np.abs(whole).mean(0), 2**-14)
                     assert (np.abs(found - whole.mean(0)) <= bound).all(), (dtype, size)
                     assert same_bits(get(array)), (dtype, size)
-                    if size == 1003:  # all but the rest goes through the scatter
+                    if size == 1003:  # all but the remainder is scattered
                         body = len(parts[0]) // SIZE * SIZE
                         assert equal(get(array)[:body], in_order(parts)[:body]), dtype
 
 
 @check
 def averages_of_exact_numbers_are_exact():
-    # sums of small whole numbers are exact in any order
+    # sums of small integers are exact in any order
     with group() as node:
         for make, get, dtypes in families().values():
             for dtype in dtypes:
@@ -93,7 +93,7 @@ def arrays_stay_where_they_are():
             assert array.ctypes.data == address
             assert (array == 1).all()
         if not CUDA:
-            # nothing is kept for what passes through, where nothing passes through
+            # no staging buffers if nothing is staged
             assert not [kept for on_gpu, kept in node._staging.items() if on_gpu or kept[0].size]
 
 
@@ -142,13 +142,13 @@ def scatters_and_gathers():
                     node.allGather("data", array)
                     assert equal(get(array), expected), (dtype, part)
         if SIZE > 1:
-            with pytest.raises(ArrayError, match=f"size {SIZE + 1}"):
+            with pytest.raises(ArrayError, match=f"a multiple of {SIZE}, the number of processes; got {SIZE + 1}"):
                 node.reduceScatter("grad", np.ones(SIZE + 1, np.float32))
 
 
 @check
 def on_a_stream():
-    """What a stream has queued before is averaged, and what it queues after sees it; CUDA-aware or not."""
+    """Averages after earlier work of a stream, and before its later work, CUDA-aware or not."""
     if not CUDA:
         return
     import pycuda.gpuarray
@@ -169,7 +169,7 @@ def on_a_stream():
                     driver.memcpy_dtod_async(target.ptr, array.ptr, array.nbytes, stream)
                     stream.synchronize()
                     own = slice(40 * RANK, 40 * RANK + 40) if method == node.reduceScatter else slice(None)
-                    # on the GPU each is multiplied by 1/SIZE, itself rounded, before they are added
+                    # on the GPU each is multiplied by 1/SIZE, which is rounded, before the sum
                     expected = in_order(parts).astype(np.float64)
                     scale = np.mean([np.abs(part.astype(np.float64)) for part in parts], 0)
                     near = (np.abs(target.get().astype(np.float64) - expected) <= (SIZE + 2) * 2**-24 * scale)[own]
@@ -187,7 +187,7 @@ def only_floats_are_averaged():
         for dtype in ("int16", "int32", "int64", "bool", "complex64"):
             array = np.arange(2 * SIZE).astype(dtype)
             for method in (node.sumTensor, node.reduceScatter):
-                with pytest.raises(ArrayError, match=f"averaged must be float16.*; got {dtype}"):
+                with pytest.raises(ArrayError, match=f"an array to average must be of dtype float16.*; got {dtype}"):
                     method("grad", array)
             assert equal(array, np.arange(2 * SIZE).astype(dtype))
             node.broadcastBuffer("data", array)
@@ -206,7 +206,7 @@ def processes_out_of_step_get_a_group_error():
             node.sumTensor("grad", np.ones(3 if RANK == 1 else 5, np.float32))
         node.barrier()
 
-    for _ in range(2):  # MPI's error on some, the others' word or a wait in vain on the rest
+    for _ in range(2):  # some get MPI's error, the others a report or a timeout
         with pytest.raises(GroupError):
             out_of_step()
     leave(node)

@@ -1,4 +1,4 @@
-"""Ends of the whole job: by an error, a signal, a hang, or without close()."""
+"""Ways in which a job ends: an error, a signal, a hang, or a missing close()."""
 
 import contextlib
 import itertools
@@ -14,7 +14,7 @@ from tests.distributed.program.nets import some_net
 
 
 def training(timeout, closing=True):
-    node = group(timeout=60.0)  # a slow machine may take long to start the others
+    node = group(timeout=60.0)  # a slow machine may need long to start the others
     optimizer = RMSPropGraves(nodeinfo=node)
     optimizer.setupOn(some_net(), useGlobalState=True)
     optimizer.update()
@@ -42,7 +42,7 @@ def one_raises_in_a_hook():
 
 @disaster
 def one_raises_and_goes_on():
-    """A process that swallows its error does not get away with being a step behind."""
+    """A process that ignores its error, and is a step behind, cannot continue."""
     _, optimizer = training(60.0)
     if RANK == 1:
         optimizer.addHook(lambda var, state, stream: 1 / 0)
@@ -66,7 +66,7 @@ def one_raises_within_the_block():
 
 @disaster
 def one_says_much_and_hangs():
-    """Its message is longer than what MPI sends before the other end asks for it."""
+    """The error message is longer than MPI's eager limit."""
     node, optimizer = training(2.0)
     if RANK == 1:
         node.fail(ValueError("no more digits" * 10**6))
@@ -96,7 +96,7 @@ def one_is_killed():
 def one_is_killed_in_the_middle_of_a_step():
     node, optimizer = training(2.0)
     if RANK == 1:
-        # within the reduction: the others have this process's share of some pieces, and wait for the next
+        # within the reduction: the others have some pieces from this process, and wait for the next
         real, calls = node._call, itertools.count()
 
         def dying(*arguments):
@@ -134,7 +134,7 @@ def all_end_without_closing():
 
 @disaster
 def one_has_work_left():
-    """Nobody closes, and nobody waits for this process's part in an update."""
+    """No process calls close(), or waits for this one in an update."""
     mpi.GRACE = 1.0
     training(20.0)
     if RANK == 0:

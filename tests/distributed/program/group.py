@@ -1,4 +1,4 @@
-"""The group of processes, and what the checks on it share."""
+"""The group of processes, and helpers of the checks."""
 
 import contextlib
 import sys
@@ -27,7 +27,7 @@ def group(**kwargs):
 
 @contextlib.contextmanager
 def staging(nbytes, small=0):
-    """Pieces small enough for several."""
+    """Makes pieces so small that there are several."""
     before = mpi.STAGING, mpi.SMALL
     mpi.STAGING, mpi.SMALL = nbytes, small
     yield
@@ -35,13 +35,13 @@ def staging(nbytes, small=0):
 
 
 def leave(node):
-    """Goes on with the next check after a group has failed on purpose."""
+    """Lets the next check run after a group has failed on purpose."""
     node._closed = True
     WORLD.Barrier()
 
 
 def families():
-    """name -> (make, get, dtypes) of the arrays to check with."""
+    """Returns the arrays to check with: name -> (make, get, dtypes)."""
     host = ["float16", "float32", "float64"]
     found = {
         "numpy": (np.array, np.asarray, host),
@@ -59,12 +59,12 @@ def families():
 
 
 def contents(seed, size, dtype):
-    """What each process has, in order; the same on every process."""
+    """Returns the contents of every process, in order; the same on each."""
     return [np.random.default_rng([seed, rank]).standard_normal(size).astype(dtype) for rank in range(SIZE)]
 
 
 def in_order(parts):
-    """Their mean, added in the order of the processes in the dtype of the arithmetic and rounded once."""
+    """Returns their mean, added in the order of the processes in the dtype of the arithmetic, and rounded once."""
     wide = np.float64 if parts[0].dtype == np.float64 else np.float32
     total = parts[0].astype(wide)
     for part in parts[1:]:
@@ -73,7 +73,7 @@ def in_order(parts):
 
 
 def same_bits(array):
-    """Whether every process has this array."""
+    """Returns whether every process has this array."""
     return len(set(WORLD.allgather(np.ascontiguousarray(array).tobytes()))) == 1
 
 
@@ -82,7 +82,7 @@ def equal(one, other):
 
 
 def disaster(function):
-    """Ends the whole job; test_mpi.py looks at what was printed, and when."""
+    """Marks a function that ends the whole job. test_mpi.py checks the output, and when it came."""
     function.disaster = True
     CHECKS[function.__name__] = function
     return function

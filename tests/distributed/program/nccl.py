@@ -53,7 +53,7 @@ def nccl_does_the_same():
             for options in OPTIONS.values():
                 in_step(*pair(node, **options))
             in_step(*pair(node, sharded=False))
-            with pytest.raises(ArrayError, match="arrays of a GPU"):
+            with pytest.raises(ArrayError, match="needs arrays on a GPU"):
                 node.sumTensor("grad", np.ones(3, np.float32))
         with pytest.raises(GroupError, match="closed"):
             node.sumTensor("grad", array)
@@ -83,7 +83,7 @@ def nccl_errors_and_late_processes_are_noticed():
             said = "NCCL reports to process"
         else:
             said = "has waited 3 s in averaging 'grad' for the others"
-        if cause == "an error" or RANK != SIZE - 1:  # the last one comes too late
+        if cause == "an error" or RANK != SIZE - 1:  # the last process is late
             with pytest.raises(GroupError, match=said):
                 node.sumTensor("grad", tensor)
             with pytest.raises(GroupError, match=said):

@@ -1,4 +1,4 @@
-"""A net, alike on every process, its gradients, and a training on it."""
+"""A net that is equal on every process, its gradients, and its training."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Two trainings that must stay the same to the bit: a group's, perhaps with its state in parts, and that of one process."""
+"""Two trainings that must agree bit for bit: of a group, optionally with sharded state, and of a single process."""
 
 import numpy as np
 
@@ -17,13 +17,13 @@ OPTIONS = {
 
 
 def pair(node, sharded=True, hooks=lambda: (), **options):
-    """A group's optimizer and net, and those of one process alone that is given the mean gradients."""
+    """Returns optimizer and net of a group, and of a single process that gets the mean gradients."""
     made = []
     for nodeinfo in (node, None):
         net = some_net()
         for name in SHAPES:
             net.getVar(name).wc = 0.5
-        # borders of parts lie anywhere in these
+        # parts may begin anywhere in these
         net.getVar("fc1.b").learnRate, net.getVar("fc0.b").momRate, net.getVar("fc1.W").learnRate = 0.0, 0.5, 2.0
         more = {"shardState": sharded} if nodeinfo is not None else {}
         optimizer = RMSPropGraves(learnRate=0.01, nodeinfo=nodeinfo, **options, **more)
@@ -35,7 +35,7 @@ def pair(node, sharded=True, hooks=lambda: (), **options):
 
 
 def in_step(group_of, alone, steps=3, exact=True):
-    """Both take the same steps; their parameters are equal after each."""
+    """Takes the same steps with both, and compares the parameters after each."""
     (optimizer, net), (lonely, other) = group_of, alone
 
     def both(_):
@@ -52,7 +52,7 @@ def in_step(group_of, alone, steps=3, exact=True):
 
 
 def whole_state(optimizer):
-    """dtype, entity -> the flat state of all processes, without what only fills the last part."""
+    """Returns the flat state of all processes by dtype and entity, without the padding of the last part."""
     found = {}
     for dtype, state in optimizer.states.items():
         used = max(slot.offset + slot.size for slot in optimizer._variables if slot.dtype == dtype)

@@ -1,4 +1,4 @@
-"""Checks of shardState: steps with the state in parts."""
+"""Checks of shardState: steps with sharded state."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def state_in_parts_takes_the_same_steps():
 
 @check
 def gradients_are_zeroed_in_all_parts():
-    # a net of the library's own, that tells the optimizer when it changes
+    # one of the library's nets, which notifies the optimizer of changes
     with group() as node:
         net = Linear(40, 30)
         optimizer = RMSPropGraves(nodeinfo=node, shardState=True, fuseZeroGrad=True)
@@ -56,7 +56,7 @@ def a_part_is_one_nth():
         optimizer.setupOn(net, useGlobalState=True)
         for entity, array in optimizer.states[np.dtype(np.float32)].items():
             assert size * 4 - 28 * (SIZE == 1) <= int(array.nbytes) * SIZE <= size * 4, entity
-        # and no more than a line of a cache is added to small ones
+        # small buffers are padded by a cache line at most
         assert all(int(array.nbytes) == 64 for array in optimizer.states[np.dtype(np.float64)].values()) or SIZE == 1
         optimizer.update()
 
@@ -76,7 +76,7 @@ def hooks_with_state_in_parts():
                 if not name.startswith("decay"):
                     in_step(*pair(node, sharded, hooks))
                     continue
-                # before the average, on gradients rounded once more: within that of one process with the decay on the mean
+                # before the average, gradients are rounded once more than in a single process with decay of the mean
                 (optimizer, net), (lonely, other) = pair(node, sharded, hooks)
                 for means in train(optimizer, net, RMSPropGraves.update, 3):
                     for n, mean in means.items():
@@ -124,7 +124,7 @@ def a_guard_that_raises_does_so_everywhere_and_the_group_goes_on():
 
 @check
 def an_error_of_one_in_an_update_is_told_to_all():
-    """Wherever it comes from: a process that swallows it would be a step behind."""
+    """An error anywhere in the step: a process that ignores it would be a step behind."""
     if SIZE == 1:
         return
     node = group(timeout=60)
@@ -144,7 +144,7 @@ def an_error_of_one_in_an_update_is_told_to_all():
 
 @check
 def no_process_holds_the_whole_state():
-    """Nor a second array beside the one that is put together or read: that, the parts, and what passes through."""
+    """Peak memory: the array that is gathered or read, the parts, and staging buffers, but no second array."""
     path = os.path.join(WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None), "run.hdf")
     if CUDA:
         return
@@ -182,12 +182,12 @@ def parts_need_a_group_that_can():
 
 @check
 def state_of_the_whole_is_refused_in_parts():
-    # a checkpoint of it could not be loaded
+    # its checkpoint could not be loaded
     class Counting(RMSPropGraves):
         def setupState(self, var):
             return super().setupState(var) | {"count": np.zeros(1, np.float32)}
 
     node = group()
-    with pytest.raises(SetupError, match=r"'count' is of shape \(1,\)"):
+    with pytest.raises(SetupError, match=r"'count' has shape \(1,\)"):
         Counting(nodeinfo=node, shardState=True).setupOn(some_net(), useGlobalState=True)
     leave(node)

@@ -1,4 +1,4 @@
-"""Checks of shardState: files of a state in parts, and other libraries' states."""
+"""Checks of shardState: checkpoints of sharded state, and states of other libraries."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from tests.distributed.program.pairs import OPTIONS, in_step, pair, whole_state
 
 @check
 def checkpoints_of_parts_load_anywhere():
-    """Saved by all, loaded by one process in either mode, by other numbers of processes, and back; bit for bit."""
+    """Saved by a group, loaded by one process in either mode and by other groups, and back; bit for bit."""
     folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
     for name, options in OPTIONS.items():
         path, again = os.path.join(folder, f"{name}.hdf"), os.path.join(folder, f"{name} again.hdf")
@@ -30,7 +30,7 @@ def checkpoints_of_parts_load_anywhere():
             optimizer.save(path if RANK == 0 else None)
             expected = whole_state(optimizer)
             parameters = {n: content(net.getVar(n).data) for n in SHAPES}
-            with h5py.File(path) as file:  # the same file as one process writes
+            with h5py.File(path) as file:  # the same file as from a single process
                 alone[0].save(again + str(RANK))
                 with h5py.File(again + str(RANK)) as other:
                     assert sorted(file[".states"]) == sorted(other[".states"])
@@ -38,7 +38,7 @@ def checkpoints_of_parts_load_anywhere():
                         assert file[".states"][key].shape == other[".states"][key].shape, key
                         assert np.array_equal(file[".states"][key][()], other[".states"][key][()]), key
             WORLD.Barrier()
-            for mode in (False, True):  # one process without a group
+            for mode in (False, True):  # a single process without a group
                 ((single, there), _) = pair(None, False, **options) if mode else (local(**options), None)
                 for n in SHAPES:
                     put(there.getVar(n).data, parameters[n])
@@ -49,7 +49,7 @@ def checkpoints_of_parts_load_anywhere():
                         whole = expected[key][offsets(alone[0], slot)]
                         assert equal(content(array).reshape(-1), whole), (name, mode, slot.names, entity)
                 assert single.t == 3
-        # groups of another size, each for itself
+        # groups of another size, each on its own
         for sizes in ([0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 2, 3]):
             with group(comm=WORLD.Split(sizes[RANK])) as node:
                 sharded = pair(node, **options)[0][0]
@@ -61,7 +61,7 @@ def checkpoints_of_parts_load_anywhere():
                 with h5py.File(path) as file, h5py.File(target) as other:
                     for key in file[".states"]:
                         assert np.array_equal(file[".states"][key][()], other[".states"][key][()]), (name, key)
-        # and on: the group that loads its own file goes on as if it had never stopped
+        # a group that loads its own file continues as if it had not stopped
         with group() as node:
             ((fresh, there), _) = pair(node, **options)
             for n in SHAPES:
@@ -81,7 +81,7 @@ def local(**options):
 
 
 def offsets(optimizer, slot):
-    """Where a variable lies in the flat state of ``optimizer``."""
+    """Returns where a variable is in the flat state of ``optimizer``."""
     offset = next(other.offset for other in optimizer._variables if other.names == slot.names)
     return slice(offset, offset + slot.size)
 
@@ -110,7 +110,7 @@ def _a_failed_save_or_load(folder, sharded):
                 attempt(wrong)
         optimizer.update()
         WORLD.Barrier()
-        # another file on one process
+        # one process has another file
         own = f"{path}.{RANK}"
         with h5py.File(path) as source, h5py.File(own, "w") as target:
             for key in source:
@@ -118,7 +118,7 @@ def _a_failed_save_or_load(folder, sharded):
         for learnRate in (0.02, 0.01):
             other, there = local()
             other.learnRate = learnRate
-            if learnRate == 0.01:  # of another run, with the same attributes
+            if learnRate == 0.01:  # from another run with the same attributes
                 put(there.getVar("fc0.W").grad, np.ones(SHAPES["fc0.W"]))
                 other.update()
                 other.t = 0
@@ -137,7 +137,7 @@ def a_save_that_fails_on_one_process_leaves_none_waiting():
     path = os.path.join(folder, "run.hdf")
     with group() as node:
         (optimizer, net), _ = pair(node)
-        # no memory to put a part together in
+        # no memory to gather a part
         room, calls = optimizer._shards.room, itertools.count()
 
         def full(*part):
@@ -183,7 +183,7 @@ def a_save_that_fails_on_one_process_leaves_none_waiting():
 
 
 class Full(MeanSquare):
-    """No memory is left."""
+    """Raises MemoryError."""
 
     def of(self, state):
         raise MemoryError("no room")
@@ -201,11 +201,11 @@ def other_libraries_state_is_taken_in_parts_and_not_given():
             convert.fromChainer(each, given)
         found, expected = whole_state(optimizer), whole_state(alone)
         assert all(equal(found[key], expected[key]) for key in expected)
-        for key, array in before.items():  # there and back the variance is rounded three times, near the mean square's size
+        for key, array in before.items():  # the round trip rounds the variance three times, relative to the mean square
             assert np.all(np.abs(expected[key] - array) <= (2.0**-22 * np.abs(array) if "variance" in key else 0)), key
         with pytest.raises(SetupError, match="the state is sharded"):
             convert.toChainer(optimizer)
-        # PyTorch keeps nothing of a parameter that has not been updated yet
+        # PyTorch has no state for a parameter that was never updated
         group_of_torch = {"lr": 0.1, "alpha": 0.9, "momentum": 0.5, "eps": 1e-4, "centered": True}
         fresh = {"state": {}, "param_groups": [group_of_torch | {"params": list(range(len(SHAPES)))}]}
         convert.fromTorch(optimizer, fresh)

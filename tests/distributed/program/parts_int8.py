@@ -1,4 +1,4 @@
-"""Checks of shardState with state in 8 bits: parts begin with a block, and everything has the bits of one process."""
+"""Checks of shardState with 8-bit state: parts begin with a block, and all bits are those of a single process."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def made(node=None, globalState=False, net=None):
 
 def steps(optimizer, first, last):
     for t in range(first, last):
-        for name, shape in SHAPES.items():  # alike on every process
+        for name, shape in SHAPES.items():  # equal on every process
             put(
                 optimizer.module.getVar(name).grad,
                 np.float32(np.round(16 * np.random.default_rng([t, *shape]).normal(size=shape))),
@@ -40,7 +40,7 @@ def steps(optimizer, first, last):
 
 
 def everything(optimizer):
-    """Bytes of the parameters and of the state as numbers, by name."""
+    """Returns the bytes of the parameters and of the decoded state, by name."""
     found = {name: content(optimizer.module.getVar(name).data).tobytes() for name in SHAPES}
     flat = {}
     for entity in STATE if optimizer.shardState else ():
@@ -72,13 +72,13 @@ def state_in_8_bits_in_parts_has_the_bits_of_one_process():
         for state in sharded.states.values():
             size = sum(int(np.prod(shape)) for shape in SHAPES.values())
             own = sum(content(state[entity].codes).nbytes for entity in STATE) + content(state["mg"].scales).nbytes
-            # a variable is filled up to whole blocks, and the whole to as many for each process
+            # variables are padded to whole blocks, and the buffer to the same number of blocks per process
             assert own <= 3.05 * (size + 64 * len(SHAPES) + 64 * SIZE) / SIZE
 
 
 @check
 def state_in_8_bits_is_saved_and_loaded_anywhere():
-    # one process, local; the group, in parts; one process, global; the group; one process, local
+    # one process, local; the group, sharded; one process, global; the group; one process, local
     folder = WORLD.bcast(tempfile.mkdtemp() if RANK == 0 else None)
     lasting = made()
     with group() as node:

@@ -11,7 +11,7 @@ from tests.standins import Net
 
 def steps_of(mode):
     make = next(iter(families().values()))[0]
-    # of more than a hundred thousand bytes each, in as many equal parts as there may be processes
+    # more than 100,000 bytes each, divisible into equal parts for any tested number of processes
     net = Net(W=Variable(make(np.ones(60_000, np.float32))), H=Variable(make(np.ones(60_000, np.float16))))
     with group() as node:
         optimizer = RMSPropGraves(nodeinfo=node, shardState=mode != "plain")
@@ -23,10 +23,10 @@ def steps_of(mode):
 
 
 def what_is_sent():
-    """Run by itself, STEPS steps in each way."""
+    """Takes STEPS steps in each mode. Runs on its own."""
     for mode in ("plain", "sharded", "surveyed"):
         steps_of(mode)
 
 
-what_is_sent.disaster = True  # no result to be told
+what_is_sent.disaster = True  # reports no result
 CHECKS["what_is_sent"] = what_is_sent

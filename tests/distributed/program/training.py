@@ -1,4 +1,4 @@
-"""Checks of trainings: a step of the group is that of one process on the mean gradient."""
+"""Checks of training: a step of the group equals that of a single process with the mean gradient."""
 
 import numpy as np
 
@@ -11,10 +11,10 @@ from tests.reference import Reference
 
 @check
 def training_is_that_of_the_mean_gradient():
-    """Bit for bit where the sums are exact: parameters and state, on every process, after every step."""
+    """If the sums are exact, parameters and state agree bit for bit, on every process and after every step."""
     for name in families():
         with group() as node:
-            net = some_net(RANK, name)  # each process starts with parameters of its own: process 0's count
+            net = some_net(RANK, name)  # each process starts with other parameters: those of process 0 are used
             optimizer = RMSPropGraves(learnRate=0.01, nodeinfo=node)
             optimizer.setupOn(net, useGlobalState=True)
             net.getVar("fc1.b").learnRate, net.getVar("fc0.b").momRate = 0.0, 0.5
@@ -41,7 +41,7 @@ def training_is_that_of_the_mean_gradient():
 
 @check
 def batches_of_all_processes_are_one_large_batch():
-    """A net's gradients over N batches of B, averaged, are those over the one batch of N*B, but for the order of sums."""
+    """Gradients averaged over N batches of size B equal those of one batch of N*B, except for the order of sums."""
     batch, features = 6, 5
     rng = np.random.default_rng(12)
     data = rng.standard_normal((3, SIZE * batch, features)).astype(np.float32)
@@ -66,7 +66,7 @@ def batches_of_all_processes_are_one_large_batch():
         lonely.setupOn(alone, useGlobalState=True)
         own = slice(RANK * batch, (RANK + 1) * batch)
         for x, y in zip(data, target, strict=True):
-            # as if nothing had been rounded before: each step's own error is what is bounded
+            # starts each step from equal values, to bound the error of one step
             for name in (name for names in net.getVarTable().values() for name in names):
                 put(alone.getVar(name).data, content(net.getVar(name).data))
             grads, whole = step(net, optimizer, x[own], y[own]), step(alone, lonely, x, y)

@@ -1,4 +1,4 @@
-"""Checks of processes on unlike processors: another instruction set and another number of threads on each."""
+"""Checks of processes on different processors: each uses another instruction set and number of threads."""
 
 import contextlib
 
@@ -18,19 +18,19 @@ HOOKS = {
     "scaled, guarded and clipped": lambda: (LossScaling(8.0), WeightDecay(0.1), GradientClipping(0.5)),
     "guarded": lambda: (NonFiniteGuard(), GradientClipping(0.5)),
 }
-# in several chunks, and more than one thread may have; no multiple of any vector
+# enough for several chunks and threads; not a multiple of any vector length
 SHAPES = {"w": (layout.PARALLEL_FROM + 4097,), "b": (1031, 3), "c": (13,)}
 
 
 @contextlib.contextmanager
 def as_on_another_processor():
-    """This process's instruction set and threads, as PUZZLELIB_RMSPROP_CPU and Config.numThreads would set them."""
+    """Sets this process's instruction set and threads, like PUZZLELIB_RMSPROP_CPU and Config.numThreads."""
     name, update_threads = cpu.instruction_sets()[RANK % len(cpu.instruction_sets())], cpu._Args.update_threads
     before = cpu._compiled, cpu.library and cpu.library.in_use()
     cpu._compiled = name != "numpy"
     if cpu._compiled:
         cpu.library.use(name)
-    cpu._Args.update_threads = lambda args, most=None: args.set(threads=SIZE - RANK)  # also where there are fewer cores
+    cpu._Args.update_threads = lambda args, most=None: args.set(threads=SIZE - RANK)  # even with fewer cores
     try:
         yield name
     finally:
