@@ -30,7 +30,7 @@ def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, chang
         file.write("// changed\n")
     assert kernels.shipped_ptx(SOURCE) == (
         None,
-        "rmsprop_graves.ptx.xz is of another source than rmsprop_graves.cu and its headers here",
+        "rmsprop_graves.ptx.xz was made from another version of rmsprop_graves.cu or its headers",
     )
 
 

@@ -55,7 +55,7 @@ def test_a_stream_of_another_context(cuda, globalState, shapes):
     other.pop()
     try:
         for call in (optimizer.update, optimizer.zeroGradParams):
-            with pytest.raises(DeviceError, match="a handle, such as the stream's, is of another CUDA context"):
+            with pytest.raises(DeviceError, match="a handle, such as the stream's, belongs to another CUDA context"):
                 call(stream=stream)
         assert optimizer.t == 1
         assert np.array_equal(net.getVar("v0000").data.get(), before)

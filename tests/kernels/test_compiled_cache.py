@@ -174,7 +174,7 @@ def test_no_room_to_compile_in(machine, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cuda_compile.tempfile, "TemporaryDirectory", full)
-    with pytest.raises(DeviceError, match=r"nets.cu could not be compiled for sm_90.*No space left.*TMPDIR names another"):
+    with pytest.raises(DeviceError, match=r"nets.cu could not be compiled for sm_90.*No space left.*Set TMPDIR to another"):
         cuda_compile.compiled("nets", "sm_90")
 
 

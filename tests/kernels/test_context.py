@@ -63,7 +63,7 @@ class TestContext:
                 Config.backend = Config.Backend.cuda
                 gpuarray.zeros(3)
             except Exception as error:
-                print(type(error).__name__, "neither PyCUDA's nor the primary one of device 0" in str(error))
+                print(type(error).__name__, "neither PyCUDA's nor the primary context of device 0" in str(error))
         """)
         assert out == "DeviceError True\n"
 

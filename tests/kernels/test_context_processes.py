@@ -91,7 +91,7 @@ def test_each_call_in_a_fork_says_what_to_do(tmp_path, globalState):
     assert found.pop("status") == "0"
     assert len(found) == 15
     for name, error in found.items():
-        assert error.startswith("DeviceError: CUDA cannot be used in this process: it was made by fork after"), name
+        assert error.startswith("DeviceError: CUDA cannot be used in this process: it was forked after its parent"), name
         assert "multiprocessing.set_start_method('spawn')" in error, name
     assert not (tmp_path / "never.hdf").exists()
 
@@ -113,7 +113,7 @@ def test_auto_is_never_the_cpu_because_of_a_fork(parent):
         print(type(gpuarray.zeros(3)).__module__)
     """)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("DeviceError: CUDA cannot be used in this process: it was made by fork"), done.stderr
+    assert lines[0].startswith("DeviceError: CUDA cannot be used in this process: it was forked"), done.stderr
     assert lines[1:] == ["0", "pycuda.gpuarray"]
 
 
@@ -181,7 +181,7 @@ def test_a_pool_of_forked_workers_says_what_to_do():
             print(*pool.map(work, range(2)), sep="\\n")
     """)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("it was made by fork after its parent had begun to use CUDA") == 2, done.stderr
+    assert done.stdout.count("it was forked after its parent had initialized CUDA") == 2, done.stderr
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -228,7 +228,7 @@ def test_each_call_in_a_thread_without_the_context_says_what_to_do(tmp_path, glo
     assert len(found) == 11
     for name, error in found.items():
         assert error.startswith(("DeviceError: ", "ArrayError: ")), (name, error)
-        assert "no CUDA context is current in this thread: push that of the arrays here" in error, name
+        assert "no CUDA context is current in this thread: push the arrays' context here" in error, name
     assert not (tmp_path / "never.hdf").exists()
 
 

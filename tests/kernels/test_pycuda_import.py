@@ -121,7 +121,7 @@ def test_cuda_with_a_broken_pycuda_says_why_and_the_same_each_time(tmp_path, kin
         "DependencyError: CUDA needs PyCUDA and an NVIDIA driver: PyCUDA is installed, but its import"
     )
     assert reason in first[0]
-    assert first[0].endswith("Config.backend = Config.Backend.cpu works without")
+    assert first[0].endswith("Config.backend = Config.Backend.cpu works without a GPU")
     assert others == [first, first]
     assert first[1] == []
 
@@ -147,7 +147,7 @@ def test_cuda_without_a_gpu_says_why(tmp_path, kind):
     done = run("Config.backend = Config.Backend.cuda" + TWICE, tmp_path, ABSENT[kind])
     (found,) = {eval(line)[0] for line in done.stdout.splitlines()}
     assert found.startswith(("DependencyError: CUDA needs", "DeviceError: the NVIDIA driver")), done.stderr
-    assert found.endswith("Config.backend = Config.Backend.cpu works without")
+    assert found.endswith("Config.backend = Config.Backend.cpu works without a GPU")
 
 
 @pytest.mark.parametrize("text", ["unknown error", "CUDA driver version is insufficient", "system not yet initialized"])
