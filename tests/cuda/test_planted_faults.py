@@ -65,7 +65,7 @@ OF_EXTENDED = {
     ),
     "no wait for the segment's decay": (
         UPDATES,
-        "            __syncthreads();  // until the last segment's is done with\n",
+        "            __syncthreads();  // the previous segment's factor may be in use\n",
         "",
     ),
     "a clip that swallows NaN": (RULE, "g = g < value ? value : g;", "g = g >= value ? g : value;"),
@@ -74,11 +74,11 @@ OF_EXTENDED = {
         "Real(operation.value * (decays ? wc : at_address))",
         "Real(operation.value) * Real(decays ? wc : at_address)",
     ),
-    "no wait for the last sum": (GRADIENTS, "    __syncthreads();  // until the last sum", "    // until the last sum"),
+    "no wait for the last sum": (GRADIENTS, "    __syncthreads();  // the previous sum", "    // the previous sum"),
     "no wait for the last segment": (
         GRADIENTS,
-        "        __syncthreads();  // until the last segment",
-        "        // until the last segment",
+        "        __syncthreads();  // the previous segment",
+        "        // the previous segment",
     ),
     "a skip that is not looked at": (UPDATES, "const bool skip = options.skip && *", "const bool skip = false && *"),
     "a skipped step that keeps its gradient": (UPDATES, "if (skip && !options.zeroGrad)", "if (skip)"),
