@@ -1,4 +1,4 @@
-"""Loading the kernels: the shipped PTX is of this source and has every entry."""
+"""Loading the kernels: the shipped PTX was made from this source and has every kernel."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""What is no stream, or one of another context, is refused before anything has changed."""
+"""Arguments that are not streams, and streams of another context, are rejected before anything has changed."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_a_stream_of_another_context(cuda, globalState, shapes):
 def test_a_stream_that_lives_in_the_update_alone(cuda, globalState):
     from pycuda import driver
 
-    # nobody holds it when the call has returned; its work is still done
+    # the stream is dropped when the call returns, but its work is still done
     net, optimizer = make(cuda, [(5,), (6,)], globalState)
     for _ in range(20):
         optimizer.zeroGradParams(stream=driver.Stream())

@@ -1,4 +1,4 @@
-"""Which CUDA context gpuarray's arrays lie in. Each in a process of its own."""
+"""The CUDA context of gpuarray's arrays. Each test runs in its own process."""
 
 import pytest
 
@@ -33,7 +33,7 @@ class TestContext:
         assert out == "True\n"
 
     def test_one_that_pycuda_did_not_make(self):
-        # as PyTorch and CuPy do it: the primary context, made current behind PyCUDA's back
+        # as in PyTorch and CuPy: the primary context is made current without PyCUDA
         out = child("""
             import ctypes
             from puzzlelib_rmsprop.kernels.context import driver_library
