@@ -44,7 +44,7 @@ def _choose() -> bool:
     """Returns whether to use the compiled library, and selects the instruction set given by the environment."""
     if library is not None:
         layout.check_layout(
-            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels"
+            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the compiled CPU library"
         )
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in instruction_sets():

@@ -4,7 +4,7 @@ The CUDA toolkit is not needed at run time: the package ships the kernels as PTX
 by ``tools/make_ptx.py``), which the driver compiles for its GPU and caches. If the driver rejects the PTX (on a GPU older
 than Turing, or in the simulator of the tests), ``cuda_compile.py`` compiles the source with ``nvcc``.
 
-All functions use the current context and the given stream, and do not wait for the device.
+Updates use the current context and the given stream, and do not wait for the device.
 """
 
 from __future__ import annotations

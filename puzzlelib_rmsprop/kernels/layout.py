@@ -99,7 +99,7 @@ def _numbers() -> list[int]:
 def check_layout(numbers: Sequence[int], what: str) -> None:
     """Raises DependencyError if ``what``, a library, was compiled from another layout.h."""
     if list(numbers) != _numbers():
-        raise DependencyError(f"{what} was compiled from other sources than this package: install the package again")
+        raise DependencyError(f"{what} does not belong to this version of the package: install the package again")
 
 
 def rounded(value: float, real: np.dtype) -> float:

@@ -1,4 +1,4 @@
-"""Checks whether the arrays of all states are still the same objects; in C++ (``look.cpp``), because Python is slow."""
+"""Checks whether the arrays of all states are still the same objects; in C++ (``look.cpp``), as a Python loop is slow."""
 
 from __future__ import annotations
 
