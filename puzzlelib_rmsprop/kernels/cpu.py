@@ -43,9 +43,7 @@ def instruction_sets() -> list[str]:
 def _choose() -> bool:
     """Returns whether to use the compiled library, and selects the instruction set given by the environment."""
     if library is not None:
-        layout.check_layout(
-            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the compiled CPU library"
-        )
+        layout.check_layout(struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the compiled CPU library")
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in instruction_sets():
         why = "" if library is not None else f"; the compiled library is missing ({missing}): {REMEDY}"
