@@ -185,7 +185,7 @@ def test_gradients_that_become_constant(kernels, size):
     expected = Reference(np.zeros(64), dtype=np.longdouble)
     for grad in grads:
         expected.step(grad, **keywords(hyper))
-    if size <= 100:  # above, float32 cannot represent the mean well enough: docs/numerics.md
+    if size <= 100:  # above, float32 does not hold the mean well enough: docs/error-bounds.md
         assert (np.abs(buffers["param"] / expected.param - 1) <= 1e-4).all()
 
 
