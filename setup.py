@@ -1,4 +1,4 @@
-"""The CPU's library: how it is compiled. Everything else about the package stands in pyproject.toml."""
+"""Compiles the CPU library. All other settings of the package are in pyproject.toml."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# before pyproject.toml is read, which older ones refuse without saying why
+# checked before pyproject.toml is read, which older versions reject with an unclear error
 version = setuptools.__version__.partition(".")[0]
 if version.isdecimal() and int(version) < 77:
     raise SystemExit(
         f"puzzlelib_rmsprop is built with setuptools 77 or newer; here is {setuptools.__version__}: "
-        "pip install --upgrade 'setuptools>=77', or leave --no-build-isolation out"
+        "pip install --upgrade 'setuptools>=77', or omit --no-build-isolation"
     )
 
 KERNELS = Path("puzzlelib_rmsprop", "kernels")
@@ -23,13 +23,12 @@ HEADERS = ("cpu_loops.h", "cpu_tiles.h", "int8_state.h", "rule.h", "numbers.h", 
 SOURCES = [KERNELS / name for name in ("cpu.cpp", "look.cpp", "cpu_loops.cpp", *HEADERS)]
 MSVC = sys.platform == "win32" and "gcc" not in sys.version.lower()
 
-# No fused multiply-adds and no -ffast-math, whatever CXXFLAGS say, which come before: each operation is rounded once, on
-# every processor. Nobody reads errno or the floating-point exceptions, without which a loop with a root or a choice in it is
-# vectorised.
+# These flags come after CXXFLAGS. No fused multiply-adds and no -ffast-math: every processor rounds each operation once.
+# errno and floating-point exceptions are not used, and without them loops with a square root or a condition are vectorized.
 if MSVC:
     FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
 else:
-    # the linker's too: with -ffast-math the library, once loaded, has the whole process flush subnormal numbers
+    # also for the linker: linked with -ffast-math, the library makes the whole process flush subnormal numbers when loaded
     EXACT = ["-O3", "-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-associative-math", "-fno-reciprocal-math"]
     EXACT += ["-fno-finite-math-only", "-fsigned-zeros", "-ffp-contract=off"]
     FLAGS = ["-std=c++17", "-g0", *EXACT, "-fno-math-errno", "-fno-trapping-math", "-fexceptions", "-pthread"]
@@ -38,14 +37,14 @@ AVX = {
     "avx2": ["/arch:AVX2"] if MSVC else ["-mavx2"],
     "avx512": ["/arch:AVX512"] if MSVC else ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq"],
 }
-# a universal binary of macOS ("universal2") has a part for ARM too, which does not take these flags: the baseline it is
+# a universal binary ("universal2") of macOS also contains ARM code, which these flags do not fit: only the baseline is built
 X86_64 = sysconfig.get_platform().endswith(("x86_64", "amd64")) and "arm64" not in os.environ.get("ARCHFLAGS", "")
-# one library for every Python from 3.11 on; the builds of Python without its global lock have no stable interface
+# one library for Python 3.11 and later; free-threaded builds of Python do not support the stable ABI
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 class BuildLoops(build_ext):
-    """Compiles cpu_loops.cpp once for each instruction set; at run time the library chooses one."""
+    """Compiles cpu_loops.cpp once for each instruction set. The library selects one at run time."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links ``ext``."""
@@ -71,7 +70,7 @@ setup(
             extra_compile_args=FLAGS,
             extra_link_args=[] if MSVC else ["-pthread", *EXACT],
             py_limited_api=ABI3,
-            # where there is no compiler the package works all the same, with reference.py
+            # without a compiler the package works with reference.py
             optional=True,
         )
     ],

@@ -1,7 +1,7 @@
-"""What runs the update rule: :mod:`.cpu` on the CPU, :mod:`.cuda` on a GPU, :mod:`.reference` where nothing was compiled.
+"""The update rule on each device: :mod:`.cpu`, :mod:`.cuda`, and :mod:`.reference` (NumPy) if no C++ compiler was available.
 
-Each has a ``Table`` of segments with :meth:`update`, ``GradientStatistics``, and ``operate``. They are loaded at the first
-update. What they are told is here.
+Each module provides ``Table`` (segments with an ``update`` method), ``GradientStatistics`` and ``operate``, and is imported
+at the first update. This module defines the types of their arguments.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ __all__ = [
 
 
 class Segment(NamedTuple):
-    """One variable, or one part of a flat buffer: dtypes by name, addresses in bytes and the number of elements.
+    """One variable, or one part of a flat buffer. Dtypes are given by name, ``size`` counts elements.
 
     Attributes:
-        dtype: of param and grad: float16, bfloat16, float32 or float64.
-        state: of mg, variance and delta: int8, bfloat16, or the dtype of the arithmetic.
-        scales: address of the scales of state in int8, see :mod:`.int8_state`; 0 for others.
-        master: address of a float32 copy of a 16-bit parameter; 0 where there is none.
-        first: index, within its variable, of the first element; with ``key`` it names the element's random numbers.
-        key: 32 bits that name the variable.
-        group: index of its hyper-parameters and options, from 0 on; as many as the highest, plus 1, are in use.
+        dtype: dtype of param and grad: float16, bfloat16, float32 or float64.
+        state: dtype of mg, variance and delta: int8, bfloat16, or the dtype of the arithmetic.
+        param, grad, mg, variance, delta: addresses of the arrays.
+        scales: address of the scales of int8 state (see :mod:`.int8_state`); 0 for other dtypes.
+        master: address of the float32 master weights of a 16-bit parameter; 0 for none.
+        first: index of the first element within the variable. Random numbers depend on the element's index and ``key``.
+        key: 32 bits that identify the variable.
+        group: index of the segment's hyper-parameters and options. Groups are numbered from 0.
     """
 
     dtype: str
@@ -59,7 +60,7 @@ class Segment(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """The hyper-parameters of a step. ``centered=False`` leaves the mean of the gradients out."""
+    """The hyper-parameters of a step. ``centered=False`` does not subtract the mean of the gradients."""
 
     learnRate: float
     alpha: float
@@ -68,18 +69,18 @@ class Hyper(NamedTuple):
     centered: bool = True
 
 
-STATE = ("mg", "variance", "delta")  # what the rule keeps of a variable
-RANDOMLY_ROUNDED = ("bfloat16", "int8")  # dtypes of the state that are, and whose steps need a seed
+STATE = ("mg", "variance", "delta")  # the optimizer state of a variable
+RANDOMLY_ROUNDED = ("bfloat16", "int8")  # state dtypes with stochastic rounding, which needs a seed at each step
 
 SCALE, CLIP, DECAY, LASSO = range(4)
 
 
 class Operation(NamedTuple):
-    """What is done to a gradient on its way into the rule, in the dtype of the arithmetic; ``wc`` is the segment's.
+    """An operation on a gradient before the rule reads it, in the dtype of the arithmetic. ``wc`` is the segment's.
 
-    SCALE: times ``value``, and times the float64 at ``address``, where that is not 0. CLIP: at least ``value`` and at most
-    ``other``; NaN stays. DECAY: plus ``value * wc`` times the parameter, where wc is above 0. LASSO: the same with the
-    parameter's sign.
+    SCALE multiplies by ``value``, and by the float64 at ``address`` unless that is 0. CLIP clips to ``value`` (minimum) and
+    ``other`` (maximum) and keeps NaN. DECAY adds ``value * wc`` times the parameter if wc > 0. LASSO adds ``value * wc``
+    times the sign of the parameter if wc > 0.
     """
 
     kind: int
@@ -89,15 +90,16 @@ class Operation(NamedTuple):
 
 
 class StepOptions(NamedTuple):
-    """What a step does besides the rule.
+    """Options of a step in addition to the hyper-parameters.
 
     Attributes:
-        operations: on gradients, in order; at most 8.
-        zeroGrad: write zeros to the gradient after it was read.
-        skip: address of a uint32 in the arrays' memory; where it is not 0, nothing is updated, though zeroGrad still zeroes.
-        seed: two 32-bit numbers of the step, for random rounding.
-        decay: of the parameters: in the step each loses the part ``|learnRate| * decay * wc`` of itself as well, with the
-            segment's learnRate in it, where wc is above 0. Operations and state know nothing of it.
+        operations: operations on the gradients, in order; at most 8.
+        zeroGrad: set gradients to zero after reading them.
+        skip: address of a uint32 in the memory of the arrays' device, or 0. If that number is not 0, nothing is updated, but
+            zeroGrad still applies.
+        seed: two 32-bit numbers for the stochastic rounding of this step.
+        decay: decoupled weight decay: if wc > 0, the step also subtracts ``|learnRate| * decay * wc`` times the parameter,
+            where learnRate includes the segment's factor. Gradients and state are not affected.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -111,7 +113,7 @@ PLAIN = StepOptions()
 
 
 class ScalingPolicy(NamedTuple):
-    """What follows from a step's gradients: the norm to clip to, how a loss scale moves (``interval`` 0: not at all)."""
+    """The gradient norm to clip to, and how the loss scale changes (``interval=0``: it is constant)."""
 
     limit: float = math.inf
     growth: float = 1.0
@@ -121,16 +123,16 @@ class ScalingPolicy(NamedTuple):
     most: float = 2.0**24
 
 
-LENIENT = ScalingPolicy()  # no limit, and the scale stays
+LENIENT = ScalingPolicy()  # no clipping, constant scale
 
 
 def real_dtype(dtype: np.dtype | str) -> np.dtype:
-    """The dtype of the arithmetic for parameters of ``dtype``, and of the state by default."""
+    """Returns the dtype of the arithmetic for parameters of ``dtype``, which is also the default dtype of the state."""
     return np.dtype(np.float64 if str(dtype) == "float64" else np.float32)
 
 
 def seeds_of(seed: int, t: int) -> tuple[int, int]:
-    """Two 32-bit numbers for the random rounding of step ``t``: the output of SplitMix64 number ``t`` from ``seed``."""
+    """Returns two 32-bit numbers for the stochastic rounding of step ``t``: output number ``t`` of SplitMix64(``seed``)."""
     z = (seed + t * 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64

@@ -1,7 +1,7 @@
-"""Which CUDA context the library makes arrays in: the current one, or else the primary one of ``Config.deviceIdx``.
+"""The CUDA context for new arrays: the current one, or else the primary context of device ``Config.deviceIdx``.
 
-The primary context is the one that PuzzleLib, PyTorch, CuPy and Numba share; a second context would make their memory
-foreign. Nothing of PyCUDA is imported before the first call.
+PuzzleLib, PyTorch, CuPy and Numba share the primary context, and their memory cannot be used in another one.
+PyCUDA is imported at the first call.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ __all__ = [
     "uncaptured",
 ]
 
-_ON_THE_CPU = "Config.backend = Config.Backend.cpu works without"
+_ON_THE_CPU = "Config.backend = Config.Backend.cpu works without a GPU"
 _NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 NO_CONTEXT = (
-    "no CUDA context is current in this thread: push that of the arrays here (context = pycuda.driver.Context.get_current() "
-    "in the thread that made them, context.push() in this one), and context.pop() before this thread ends"
+    "no CUDA context is current in this thread: push the arrays' context here (context = "
+    "pycuda.driver.Context.get_current() in the thread that made them, then context.push() in this one), and call "
+    "context.pop() before this thread ends"
 )
 _AFTER_FORK = (
-    "CUDA cannot be used in this process: it was made by fork after its parent had begun to use CUDA. Start it with spawn "
+    "CUDA cannot be used in this process: it was forked after its parent had initialized CUDA. Start it with spawn "
     f"(multiprocessing.set_start_method('spawn')) and make its arrays there; {_ON_THE_CPU}"
 )
 
@@ -53,13 +54,13 @@ _AFTER_FORK = (
 
 
 class _Held(threading.local):
-    """What this thread has pushed, if it has."""
+    """The context that this library has pushed in this thread, if any."""
 
     pushed: _Pushed | None = None
 
 
 class _Pushed:
-    """A context made current. It is popped with the thread, because PyCUDA ends a process whose thread leaves one behind."""
+    """A pushed context. It is popped when its thread ends, because PyCUDA aborts a process if a thread leaves one behind."""
 
     def __init__(self, context: Any) -> None:
         self._context, self._thread = None, threading.get_ident()
@@ -68,16 +69,16 @@ class _Pushed:
         _threads.add(self._thread)
 
     def pop(self) -> bool:
-        """Pops it, where it still is there. Whether the driver did: in a process made by fork it does not."""
+        """Pops the context if it is still pushed. Returns whether the driver popped it (in a forked process it cannot)."""
         context, self._context = self._context, None
         _threads.discard(self._thread)
-        # after a fork those of the parent's other threads go, too, in the thread that is left
+        # in a forked process, contexts of the parent's other threads are deleted in the only thread
         if context is None or threading.get_ident() != self._thread:
             return False
         try:
             context.pop()
         except Exception:
-            context.detach()  # takes it off PyCUDA's stack whatever the driver says
+            context.detach()  # removes it from PyCUDA's stack even if the driver fails
             return False
         return True
 
@@ -86,11 +87,11 @@ class _Pushed:
 
 
 _held = _Held()
-_threads: set[int] = set()  # those that have pushed one
+_threads: set[int] = set()  # threads with a pushed context
 
 
 def _finish() -> None:
-    """Pops what is still pushed when the process ends."""
+    """Pops the contexts that are still pushed when the process ends."""
     pushed, _held.pushed = _held.pushed, None
     if pushed is not None:
         _threads.discard(threading.get_ident())
@@ -101,15 +102,15 @@ def _finish() -> None:
     from pycuda.tools import clear_context_caches
 
     with warnings.catch_warnings():
-        # kernels that a thread loaded which has ended, and PyCUDA unloads in their thread only: they go with the process
+        # PyCUDA unloads kernels only in the thread that loaded them; those of ended threads are freed with the process
         warnings.simplefilter("ignore")
         clear_context_caches()
 
 
 def _end_threads() -> None:
-    """Ends daemon threads that have a context by SystemExit: Python's own way would leave it behind.
+    """Raises SystemExit in daemon threads with a pushed context: Python would stop them without popping it.
 
-    One that waits for something else is given up after a second; one that still frees its arrays after ten.
+    Waits up to one second for a blocked thread, and up to ten for one that is still running (it may be freeing arrays).
     """
     tell, begin, before = ctypes.pythonapi.PyThreadState_SetAsyncExc, time.monotonic(), _positions()
     others = {thread for thread in _threads if tell(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))}
@@ -121,11 +122,11 @@ def _end_threads() -> None:
 
 
 def _positions() -> dict[int, tuple[int, int]]:
-    """Where each thread is."""
+    """Returns the frame and the last instruction of each thread."""
     return {thread: (id(frame), frame.f_lasti) for thread, frame in sys._current_frames().items()}
 
 
-# now: what the user's program registers runs before it
+# registered at import, so that it runs after the functions that the user's program registers
 atexit.register(_finish)
 
 
@@ -133,30 +134,30 @@ atexit.register(_finish)
 
 
 def pycuda_module(name: str) -> Any:
-    """``pycuda.driver`` or another module of PyCUDA.
+    """Imports ``pycuda.driver`` or another submodule of PyCUDA.
 
     Raises:
-        DependencyError: it cannot be imported; says why, and the same each time.
+        DependencyError: the import failed. The message gives the reason, and is the same at each attempt.
     """
     before = {*sys.modules}
     try:
-        importlib.import_module("pycuda")  # alone, for an error that says which of the two is missing
+        importlib.import_module("pycuda")  # first, so that the error tells a missing package from a missing submodule
         return importlib.import_module(f"pycuda.{name}")
     except BaseException as error:
-        # what is left of it would have the next attempt get further, and fail elsewhere
+        # remove partly imported modules, or the next attempt would fail with another error
         for left in {*sys.modules} - before:
             if left.partition(".")[0] == "pycuda":
                 del sys.modules[left]
         if not isinstance(error, Exception):
             raise
         if _is_not_installed(error):
-            fault = f"{error}. Install the driver and pip install 'puzzlelib_rmsprop[cuda]'"
+            fault = f"{error}. Install the driver and PyCUDA: pip install 'pycuda>=2024.1' 'scikit-cuda==0.5.3'"
         elif lacks_driver(error):
             fault = f"{error}. Install the driver; in a container, start it with the GPU (docker run --gpus all)"
-        else:  # whatever a broken one raises
+        else:  # a broken installation may raise anything
             fault = (
-                f"PyCUDA is installed, but its import fails with {type(error).__name__}: {error}. Build it anew against "
-                f"what is installed: pip install --force-reinstall --no-cache-dir pycuda"
+                f"PyCUDA is installed, but its import fails with {type(error).__name__}: {error}. Build it again with the "
+                f"installed CUDA toolkit and NumPy: pip install --force-reinstall --no-cache-dir pycuda"
             )
         raise DependencyError(f"CUDA needs PyCUDA and an NVIDIA driver: {fault}; {_ON_THE_CPU}") from error
 
@@ -166,11 +167,11 @@ def _is_not_installed(error: BaseException) -> bool:
 
 
 def lacks_driver(error: BaseException) -> bool:
-    """Whether it is for want of the NVIDIA driver that PyCUDA cannot be imported."""
+    """Returns whether PyCUDA cannot be imported because the NVIDIA driver is missing."""
     text = str(error)
     if "libcuda.so" in text or "nvcuda" in text:
         return True
-    # a PyCUDA that was linked without libcuda misses the driver's functions; so it does beside a driver that is too old
+    # PyCUDA linked without libcuda lacks the driver's functions; but symbols are also undefined if the driver is too old
     if "undefined symbol: cu" not in text:
         return False
     try:
@@ -181,19 +182,20 @@ def lacks_driver(error: BaseException) -> bool:
 
 
 def driver_library() -> ctypes.CDLL:
-    """The CUDA driver that PyCUDA has loaded, for the few calls that it does not wrap."""
+    """Returns the CUDA driver's library, for the few functions that PyCUDA does not wrap."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def _driver() -> Any:
-    """PyCUDA's driver module, with at least one device behind it, and all that arrays need besides."""
+    """Initializes CUDA and returns ``pycuda.driver``. Raises if a module that arrays need, or a device, is missing."""
     driver = pycuda_module("driver")
     try:
         driver.init()
         count = driver.Device.count()
     except Exception as error:
         refuse_after_fork(error)
-        raise DeviceError(f"the NVIDIA driver does not start: {error}. nvidia-smi shows its state; {_ON_THE_CPU}") from error
+        text = f"the NVIDIA driver does not start: {error}. nvidia-smi shows its state; {_ON_THE_CPU}"
+        raise DeviceError(text) from error
     if not count:
         raise DeviceError(f"the NVIDIA driver finds no device; CUDA_VISIBLE_DEVICES may hide it. {_ON_THE_CPU}")
     for name in ("tools", "gpuarray"):
@@ -202,17 +204,17 @@ def _driver() -> Any:
 
 
 def available() -> bool:
-    """Whether PyCUDA and a device are here. Warns where they are, and do not work.
+    """Returns whether PyCUDA and a device are available. Warns if they are present but do not work.
 
     Raises:
-        DeviceError: in a process made by fork, where the parent's CUDA cannot be used.
+        DeviceError: the process was forked after its parent had initialized CUDA.
     """
     try:
         _driver()
     except (DependencyError, DeviceError) as error:
         cause = error.__cause__
         refuse_after_fork(cause or error)
-        # a laptop without a GPU, or one without PyCUDA, or with all of the GPUs hidden, has no fault
+        # no warning if the machine has no GPU, no driver or no PyCUDA, or if all GPUs are hidden
         if cause is not None and not (_is_not_installed(cause) or lacks_driver(cause) or _finds_no_device(cause)):
             warn(f"arrays are made on the CPU, because CUDA does not work here: {error}", KernelWarning)
         return False
@@ -224,15 +226,15 @@ def _finds_no_device(error: BaseException) -> bool:
 
 
 def ensure_context() -> None:
-    """Makes sure that PyCUDA has a current context in this thread. One that was made here is popped at exit.
+    """Makes a context current in this thread if PyCUDA has none. A context pushed here is popped when the thread ends.
 
     Raises:
         DependencyError: PyCUDA or the driver's library is missing.
-        DeviceError: there is no device, or none of that number, or the current context is one that PyCUDA cannot share; or
-            the process was made by fork, after its parent had begun to use CUDA.
+        DeviceError: no device was found, ``Config.deviceIdx`` is out of range, PyCUDA cannot use the current context, or the
+            process was forked after its parent had initialized CUDA.
     """
     driver = sys.modules.get("pycuda.driver")
-    # of a module that another thread is importing, not all is there
+    # a module that another thread is importing may be incomplete
     current = getattr(driver, "Context", None)
     if current is not None and current.get_current() is not None:
         return
@@ -247,27 +249,28 @@ def ensure_context() -> None:
     try:
         context = _primary(index)
     except driver.Error as error:
-        raise DeviceError(f"CUDA device {index} gives no context: {error}") from error
+        raise DeviceError(f"the primary context of CUDA device {index} cannot be created: {error}") from error
     if foreign and context.handle != foreign:
         raise DeviceError(
-            f"the current CUDA context, {foreign:#x}, is neither PyCUDA's nor the primary one of device {index}, so PyCUDA "
-            f"cannot use it; make the primary one current (pycuda.autoprimaryctx)"
+            f"PyCUDA cannot use the current CUDA context, {foreign:#x}: it is neither PyCUDA's nor the primary context of "
+            f"device {index}. Make the primary context current (import pycuda.autoprimaryctx)"
         )
     _held.pushed = _Pushed(context)
 
 
 @functools.cache
 def _primary(index: int) -> Any:
-    """The primary context of a device: one object for all threads, or PyCUDA could not free an array in another thread."""
+    """Returns a device's primary context. All threads share this object, so that PyCUDA can free arrays in any of them."""
     return pycuda_module("driver").Device(index).retain_primary_context()
 
 
 @contextlib.contextmanager
 def primary_context(index: int) -> Iterator[None]:
-    """Makes the primary context of a device current for a while, whichever was before.
+    """A context manager that makes the primary context of a device current.
 
     Raises:
-        DependencyError, DeviceError: there is no PyCUDA, no driver, or no such device.
+        DependencyError: PyCUDA or the driver's library is missing.
+        DeviceError: no device was found.
     """
     _driver()
     context = _primary(index)
@@ -280,7 +283,7 @@ def primary_context(index: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncaptured() -> Iterator[None]:
-    """Inside, this thread may allocate and wait, though a stream, which is not used here, is captured in a CUDA graph."""
+    """A context manager in which this thread may allocate and wait while another stream is captured in a CUDA graph."""
     mode = ctypes.c_int(_RELAXED)
     exchange = driver_library().cuThreadExchangeStreamCaptureMode
     exchange(ctypes.byref(mode))
@@ -291,18 +294,18 @@ def uncaptured() -> Iterator[None]:
 
 
 def default_stream_ended() -> None:
-    """Waits until what the default stream was given has ended, for streams that are not ordered with it.
+    """Waits for the work in the default stream, for streams that are not ordered with it.
 
-    A copy from the host, too, returns before it has arrived: when the driver has read the host's memory.
+    This includes copies from the host: they return when the driver has read the host's memory, before the copy is complete.
     """
     if "pycuda.driver" in sys.modules:
-        # not by PyCUDA's events: those need a context that PyCUDA knows, and PuzzleLib makes its own current; what fails
-        # here fails at the next call again
+        # PyCUDA's events need a context that PyCUDA knows, but PuzzleLib makes its own current. The result is ignored: the
+        # next call reports the same error
         driver_library().cuStreamSynchronize(None)
 
 
 def _current() -> tuple[int, int]:
-    """The thread's context, whoever made it, and its device; zeros where there is none."""
+    """Returns the handle of the current context, whoever made it, and its device; zeros if there is none."""
     library, context, device = driver_library(), ctypes.c_void_p(), ctypes.c_int()
     library.cuCtxGetCurrent(ctypes.byref(context))
     if context.value:
@@ -314,21 +317,21 @@ def _current() -> tuple[int, int]:
 
 
 def refuse_after_fork(error: BaseException | None = None) -> None:
-    """Raises DeviceError where the driver, which the parent has started, does not start in a process made by fork."""
+    """Raises DeviceError in a process that was forked after its parent had initialized CUDA."""
     with contextlib.suppress(OSError):
         if driver_library().cuInit(0) == _NOT_INITIALIZED:
             raise DeviceError(_AFTER_FORK) from error
 
 
 def explain(error: Exception) -> None:
-    """Raises DeviceError where a call to PyCUDA failed because of a fork, or a thread without a context, or a stream."""
+    """Raises DeviceError if a PyCUDA call failed because of a fork, a missing context or an invalid stream."""
     refuse_after_fork(error)
     if "no currently active context" in str(error) or not _current()[0]:
         raise DeviceError(NO_CONTEXT) from error
     if "invalid resource handle" in str(error):
         raise DeviceError(
-            f"{error}: a handle, such as the stream's, is of another CUDA context than the current one, or is gone. Make "
-            f"the stream while the arrays' context is current"
+            f"{error}: a handle, such as the stream's, belongs to another CUDA context, or was destroyed. Make the stream "
+            f"while the arrays' context is current"
         ) from error
 
 
@@ -336,7 +339,7 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
 def explained(call: _Call) -> _Call:
-    """A decorator: :func:`explain` for what PyCUDA raises in ``call``."""
+    """A decorator that passes errors of PyCUDA to :func:`explain`."""
 
     @functools.wraps(call)
     def wrapper(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-// The CPU's library, a Python module: the instruction set, the threads, and the calls from cpu.py.
+// The CPU library, a Python extension module: instruction sets, threads, and the functions that cpu.py calls.
 //
-// Every call takes the address of a KernelArgs. Whoever fills it vouches for the arrays: alive, in place, contiguous, of the
-// stated sizes, not overlapping.
+// These take the address of a KernelArgs and do not check it. The caller keeps the arrays alive, in place, contiguous and
+// without overlap.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -34,7 +34,7 @@ namespace {
 // ---- instruction sets ----------------------------------------------------------------------------------------------
 
 #if defined(HAS_AVX) && defined(_MSC_VER)
-bool has(int leaf_register, int bit)  // of leaf 7: 0 is ebx
+bool has(int leaf_register, int bit)  // leaf_register: a register of CPUID leaf 7, 0 is ebx
 {
     int found[4];
     __cpuid(found, 1);
@@ -58,7 +58,7 @@ struct InstructionSet {
     const Loops *loops;
 };
 
-// Those that this machine has, the best last; ends with a null.
+// The instruction sets of this machine, the fastest last, terminated by a null name.
 const InstructionSet *instruction_sets()
 {
     static InstructionSet found[4] = {{"baseline", &baseline::loops}};
@@ -74,15 +74,15 @@ const InstructionSet *instruction_sets()
     return found;
 }
 
-const Loops *loops;  // those in use
+const Loops *loops;  // of the selected instruction set
 
 // ---- threads -------------------------------------------------------------------------------------------------------
 
-// A thread takes blocks of elements, so that all end together, also where something else uses a core.
+// Threads take blocks of elements until none is left, so that they end together even if another program uses a core.
 constexpr u64 LEAST_BLOCK = 4096, MOST_BLOCK = 131072;
 constexpr int MOST_HELPERS = 255;
-// A helper looks for work for so long before it sleeps: longer than a call's way through Python, and not so long that the
-// rest of a training loses a core.
+// How long a helper spins before it sleeps: longer than the Python code between two calls, but too short to take a core from
+// the rest of the training.
 constexpr std::chrono::microseconds SPIN{50};
 
 void pause()
@@ -96,7 +96,7 @@ void pause()
 #endif
 }
 
-// Waits for a condition: at first without giving the core away.
+// Spins until a condition holds. Returns false after `most`.
 template <class Condition>
 bool spin(Condition condition, std::chrono::microseconds most)
 {
@@ -112,13 +112,13 @@ bool spin(Condition condition, std::chrono::microseconds most)
     }
 }
 
-// One job at a time, in blocks that the caller and the helpers take. A helper that comes too late does no harm: the caller
-// waits only for those that have begun.
+// Runs one job at a time, in blocks that the caller and the helper threads take. The caller waits only for helpers that have
+// begun, so a helper that wakes up late does not delay it.
 class Helpers {
     typedef void Part(const KernelArgs &, u64, u64);
 
   public:
-    // Does part(args, begin, end) on blocks that make up `size`, in at most `threads` threads.
+    // Calls part(args, begin, end) for the blocks of [0, size), in at most `threads` threads.
     void run(Part *part, const KernelArgs &args, u64 size, u64 block, u64 threads)
     {
         start(threads - 1);
@@ -146,7 +146,7 @@ class Helpers {
     {
         while (started_ < wanted && started_ < MOST_HELPERS) {
 #if !defined(_WIN32)
-            // signals are for the threads of the program, but those of a thread's own faults
+            // helpers must not handle the program's signals, only their own faults
             sigset_t all, before;
             sigfillset(&all);
             for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL})
@@ -156,7 +156,7 @@ class Helpers {
             bool good = true;
             try {
                 std::thread([this] { help(); }).detach();
-            } catch (...) {  // no more threads are to be had: then fewer do the work
+            } catch (...) {  // no more threads can be started: use fewer
                 good = false;
             }
 #if !defined(_WIN32)
@@ -185,7 +185,7 @@ class Helpers {
                 --asleep_;
             }
             const u64 job = job_;
-            // announced first and looked at again, so that the caller, who closes first and looks then, misses nobody
+            // count this thread first, then check the job again: the caller closes the job first, then waits for this count
             if (working_.fetch_add(1) < most_ && job % 2 && job_ == job)
                 work();
             --working_;
@@ -202,7 +202,7 @@ class Helpers {
     std::condition_variable wake_;
 };
 
-// Never freed: helpers may outlive everything else. After a fork there are none in the child, which makes its own.
+// Never freed, because helpers may outlive everything else. A forked child has no helpers and starts its own.
 std::atomic<Helpers *> helpers{nullptr};
 
 #if !defined(_WIN32)
@@ -215,7 +215,7 @@ u64 block_of(u64 size, u64 threads)
     return block < LEAST_BLOCK ? LEAST_BLOCK : block > MOST_BLOCK ? MOST_BLOCK : block;
 }
 
-// Does part(args, begin, end) on all of `size`, of which each is `weight` elements, in threads where that pays.
+// Calls part(args, begin, end) for all of [0, size), in threads if that pays off. Each unit of `size` is `weight` elements.
 void in_threads(void (*part)(const KernelArgs &, u64, u64), const KernelArgs &args, u64 size, u64 weight)
 {
     const u64 worth = size * weight / (PARALLEL_FROM / 2);
@@ -235,7 +235,7 @@ void in_threads(void (*part)(const KernelArgs &, u64, u64), const KernelArgs &ar
             }
         }
     }
-    // another update that comes meanwhile works alone
+    // a concurrent update runs in its own thread only
     if (!own || own->in_use.test_and_set()) {
         part(args, 0, size);
         return;
@@ -252,7 +252,7 @@ const KernelArgs *args_at(PyObject *address)
     return static_cast<const KernelArgs *>(PyLong_AsVoidPtr(address));
 }
 
-// Calls without the lock of the interpreter where the work is long enough for another thread to use it.
+// Releases the interpreter lock (GIL) during the call if the work is long enough for other threads to benefit.
 template <class Call>
 PyObject *called(const KernelArgs *args, Call call)
 {
@@ -331,7 +331,7 @@ PyObject *in_use(PyObject *, PyObject *)
     return PyUnicode_FromString(each->name);
 }
 
-// The cores that this process may run on; 0 where the system does not say.
+// Returns the number of cores that this process may use, or 0 if it is unknown.
 PyObject *cores(PyObject *, PyObject *)
 {
     long count = 0;
@@ -352,17 +352,17 @@ PyObject *layout(PyObject *, PyObject *)
 PyObject *sources(PyObject *, PyObject *) { return PyUnicode_FromString(SOURCES); }
 
 PyMethodDef methods[] = {
-    {"update", update, METH_O, "Runs the rule once over every segment."},
-    {"update_part", update_part, METH_VARARGS, "Runs the rule over some of the elements, counted through all segments."},
-    {"sum", sum, METH_O, "Fills the statistics of the gradients."},
-    {"operate", operate, METH_O, "Does the operations to the gradients, in place."},
-    {"instruction_sets", instruction_set_names, METH_NOARGS, "Names of the instruction sets to choose from, the best last."},
-    {"use", use, METH_O, "Chooses an instruction set by name."},
-    {"in_use", in_use, METH_NOARGS, "The name of the instruction set that is in use."},
-    {"cores", cores, METH_NOARGS, "How many cores this process may run on; 0 where the system does not say."},
-    {"layout", layout, METH_NOARGS, "LAYOUT_NUMBERS as 64-bit integers."},
-    {"same_arrays", same_arrays, METH_VARARGS, "Whether the values of a dict of dicts are the objects of a list."},
-    {"sources", sources, METH_NOARGS, "The SHA-256 of the sources that this was compiled from."},
+    {"update", update, METH_O, "Updates every segment once."},
+    {"update_part", update_part, METH_VARARGS, "Updates a range of elements, counted through all segments."},
+    {"sum", sum, METH_O, "Writes the statistics of the gradients."},
+    {"operate", operate, METH_O, "Applies the operations to the gradients, in place."},
+    {"instruction_sets", instruction_set_names, METH_NOARGS, "Returns the names of the supported instruction sets."},
+    {"use", use, METH_O, "Selects an instruction set by name."},
+    {"in_use", in_use, METH_NOARGS, "Returns the name of the selected instruction set."},
+    {"cores", cores, METH_NOARGS, "Returns the number of cores that this process may use, or 0 if unknown."},
+    {"layout", layout, METH_NOARGS, "Returns LAYOUT_NUMBERS as 64-bit integers."},
+    {"same_arrays", same_arrays, METH_VARARGS, "Returns whether the values of a dict of dicts are the objects of a list."},
+    {"sources", sources, METH_NOARGS, "Returns the SHA-256 of the sources of this library."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -1,6 +1,6 @@
-"""The update rule on the CPU: fills in what the compiled library (``cpu.cpp``) needs, and calls it, once a step.
+"""The update rule on the CPU: packs the arguments of the compiled library (``cpu.cpp``) and calls it once per step.
 
-Whoever makes a :class:`Table` vouches for the arrays: contiguous, alive, of the stated size, and not overlapping.
+Addresses and sizes are not checked here. The caller keeps the arrays alive, contiguous and without overlap.
 """
 
 from __future__ import annotations
@@ -27,28 +27,26 @@ except ImportError as error:
 
 __all__ = ["VARIABLE", "GradientStatistics", "Table", "chosen", "instruction_sets", "operate"]
 
-VARIABLE = "PUZZLELIB_RMSPROP_CPU"  # of the environment: an instruction set, or "numpy" for reference.py
-# pip keeps the package that it built without a compiler
+VARIABLE = "PUZZLELIB_RMSPROP_CPU"  # environment variable: an instruction set, or "numpy" for reference.py
+# a wheel built without a compiler is in pip's cache: it has to be built again
 REMEDY = (
-    "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install) and the package again, with "
-    "pip install --force-reinstall --no-cache-dir --no-deps puzzlelib_rmsprop (in a clone: -e .)"
+    "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install), then build the package again in "
+    "its source folder: pip install --force-reinstall --no-cache-dir --no-deps . (an editable install: -e .)"
 )
 
 
 def instruction_sets() -> list[str]:
-    """What ``PUZZLELIB_RMSPROP_CPU`` may be here, the best last."""
+    """Returns the values of ``PUZZLELIB_RMSPROP_CPU`` that this machine supports, the fastest last."""
     return ["numpy", *(library.instruction_sets() if library is not None else ())]
 
 
 def _choose() -> bool:
-    """Whether the compiled library runs the rule, as the environment says."""
+    """Returns whether to use the compiled library, and selects the instruction set given by the environment."""
     if library is not None:
-        layout.check_layout(
-            struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the library of the CPU's kernels"
-        )
+        layout.check_layout(struct.unpack(f"{len(library.layout()) // 8}Q", library.layout()), "the compiled CPU library")
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in instruction_sets():
-        why = "" if library is not None else f"; the compiled library is not here ({missing}): {REMEDY}"
+        why = "" if library is not None else f"; the compiled library is missing ({missing}): {REMEDY}"
         raise ConfigError(f"{VARIABLE} must be one of {', '.join(instruction_sets())} on this machine; got {wanted!r}{why}")
     if library is None or wanted == "numpy":
         return False
@@ -62,13 +60,13 @@ _warned = False
 
 
 def chosen() -> ModuleType:
-    """The module that runs the rule on the CPU: this one, or :mod:`.reference`, with a warning where it was not chosen."""
+    """Returns this module, or :mod:`.reference`, with a warning if the compiled library is missing."""
     global _warned
     if _compiled:
         return sys.modules[__name__]
     if library is None and not os.environ.get(VARIABLE) and not _warned:
         _warned = True
-        text = f"the compiled CPU kernels are not here ({missing}), so updates run in NumPy, several times slower: {REMEDY}"
+        text = f"the compiled CPU kernels are missing ({missing}), so updates run in NumPy, several times slower: {REMEDY}"
         warn(text, KernelWarning)
     from . import reference
 
@@ -76,7 +74,7 @@ def chosen() -> ModuleType:
 
 
 class _Args:
-    """A ``KernelArgs`` for packed segments."""
+    """The ``KernelArgs`` of packed segments."""
 
     def __init__(self, segments: np.ndarray) -> None:
         self.segments = segments
@@ -101,7 +99,7 @@ class _Args:
         self.bytes[begin : begin + len(content)] = content
 
     def update_threads(self, most: int | None = None) -> None:
-        """Takes over ``Config.numThreads``, or what cores the process has, or ``most``, if those are fewer."""
+        """Sets the number of threads: ``Config.numThreads``, but at most ``most`` and the cores of the process."""
         threads = min(Config.numThreads, library.cores() or Config.numThreads, most or Config.numThreads)
         if threads != self._threads:
             self._threads = threads
@@ -109,7 +107,7 @@ class _Args:
 
 
 class Table:
-    """Variables packed once, updated by one call.
+    """Variables that are packed once and updated by one call per step.
 
     Args:
         segments: the variables, of any dtypes and groups. Their arrays must stay alive and in place, be contiguous and not
@@ -126,16 +124,16 @@ class Table:
         self._zeroing: _Args | None = None
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
-        """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
+        """Sets each segment's factors on learnRate and momRate, and its wc. The defaults are 1, 1 and 0."""
         segments = self._args.segments
         segments["learnRate"], segments["momRate"], segments["wc"] = np.array(rates, np.float64).reshape(len(segments), 3).T
 
     def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
-        """Sets where each segment's gradient lies."""
+        """Sets the address of each segment's gradient."""
         self._args.segments["grad"] = addresses
 
     def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
-        """Sets what the segments of one group are updated with by :meth:`run`."""
+        """Sets the hyper-parameters and options that :meth:`run` uses for the segments of one group."""
         if hyper is not self._hyper[group]:
             for number, real in enumerate((np.float32, np.float64)):
                 self._hypers[group, number] = layout.pack_hyper(hyper, np.dtype(real))
@@ -145,19 +143,19 @@ class Table:
             self._options[group] = options
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
-        """Runs the rule once over every segment, where all are of one group; ``stream`` is for other devices."""
+        """Updates every segment once; all must belong to group 0. ``stream`` is ignored on the CPU."""
         if hyper is not self._hyper[0] or options is not self._options[0]:
             self.set_group(0, hyper, options)
         self.run(stream)
 
     def run(self, stream: Any = None, most_threads: int | None = None) -> None:
-        """Runs the rule once over every segment; ``stream`` is for other devices."""
+        """Updates every segment once. ``stream`` is ignored on the CPU."""
         if self._large:
             self._args.update_threads(most_threads)
         library.update(self._address)
 
     def zero_gradients(self, stream: Any = None) -> None:
-        """Sets every gradient to zero: a step that is skipped, but for its zeros."""
+        """Sets every gradient to zero, by a skipped step with ``zeroGrad``."""
         if self._zeroing is None:
             self._zeroing = _Args(self._args.segments)
             self._zeroing.set(hypers=self._hypers.ctypes.data)
@@ -168,15 +166,15 @@ class Table:
         library.update(self._zeroing.address)
 
 
-_ALWAYS = np.ones(1, np.uint32)  # a flag that says to skip
+_ALWAYS = np.ones(1, np.uint32)  # a skip flag that is set
 
 
 class GradientStatistics:
-    """What the gradients of many variables are like together: their norm, and whether all squares are finite.
+    """The global norm of the gradients of many variables, and whether all their squares are finite.
 
     Args:
-        segments: the variables; of each the gradient, the parameter and its master copy count.
-        record: address of a ``STATISTICS``, whose ``scale`` is above 0.
+        segments: the variables. Only gradients, parameters and master weights are read.
+        record: address of a ``STATISTICS`` record. Its ``scale`` must be above 0.
     """
 
     def __init__(self, segments: Sequence[Segment], record: int) -> None:
@@ -192,11 +190,11 @@ class GradientStatistics:
         self._told: Any = None
 
     def set_decays(self, decays: Sequence[float]) -> None:
-        """Sets each segment's wc; 0 at first."""
+        """Sets each segment's wc. The default is 0."""
         self._args.segments["wc"] = decays
 
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
-        """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
+        """Writes the statistics of the gradients after ``operations`` to the record. ``stream`` is ignored on the CPU."""
         if (operations, policy) != self._told:
             self._args.set_options(0, StepOptions(operations))
             self._args.put("policy", layout.pack_policy(policy))
@@ -206,7 +204,7 @@ class GradientStatistics:
 
 
 def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
-    """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
+    """Applies operations to the gradient of a segment in place. A 16-bit gradient is rounded once, at the end."""
     args = _Args(layout.pack_segments([segment]))
     args.segments["wc"] = wc
     args.set_options(0, StepOptions(tuple(operations)))

@@ -1,4 +1,5 @@
-// The loops over the arrays of a step on the CPU. Compiled once for each instruction set, which KERNEL_NAMESPACE names.
+// The loops over the arrays of a step on the CPU. This file is compiled once for each instruction set, with its name as
+// KERNEL_NAMESPACE.
 
 #include "cpu_loops.h"
 #include "cpu_tiles.h"
@@ -7,7 +8,7 @@ namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 namespace {
 
-// Takes subnormal numbers for zero in this thread, while it lives.
+// Makes this thread flush subnormal numbers to zero during its lifetime.
 class Flushing {
 #if defined(X86)
     static constexpr unsigned FLUSH = 0x8040;  // FTZ and DAZ
@@ -52,7 +53,7 @@ void update_segment(const KernelArgs &args, const Segment &segment, u64 begin, u
     tile.prepare(options.operations, segment);
     for (u64 low = begin, count; low < end; low += count) {
         count = end - low < TILE ? end - low : TILE;
-        // random numbers take 32 bits of the index at a time
+        // a tile ends where the low 32 bits of the index wrap around, see Random::before
         const u64 left = (u64(1) << 32) - ((segment.first + low) & 0xFFFFFFFFu);
         count = count < left ? count : left;
         if (!skip) {
@@ -85,7 +86,7 @@ void operate_segment(const KernelArgs &args, const Segment &segment, u64, u64)
     }
 }
 
-// Adds up lanes 0 to count - 1 of at most MOST, by halves. Lanes that were not used are 0, so leaving them out changes nothing.
+// Adds lanes 0 to count - 1 of MOST pairwise. Unused lanes are 0, so skipping them does not change the result.
 template <int MOST>
 SquareSum by_halves(SquareSum (&lanes)[MOST], u64 count)
 {
@@ -113,7 +114,7 @@ void square_tile(const Real *RESTRICT grad, u64 count, double *RESTRICT sum, dou
     }
 }
 
-// The sum of one chunk, in partials[number].
+// Writes the sum of one chunk to partials[number].
 template <class Kind>
 void sum_chunk(const KernelArgs &args, const Segment &segment, u64 index, u64 number)
 {
@@ -137,7 +138,7 @@ void sum_chunk(const KernelArgs &args, const Segment &segment, u64 index, u64 nu
 
 typedef void Work(const KernelArgs &, const Segment &, u64, u64);
 
-// The functions of every kind, in the order of KINDS in layout.py.
+// One function for each kind, in the order of KINDS in layout.py.
 #define EVERY_KIND(FUNCTION)                                                                                        \
     {                                                                                                               \
         FUNCTION<Kind<float, float, float, false>>, FUNCTION<Kind<double, double, double, false>>,                  \
@@ -159,7 +160,7 @@ void update(const KernelArgs &args, u64 begin, u64 end)
 {
     const Flushing flushing;
     const Segment *const segments = at<const Segment>(args.segments, 0);
-    // the segment that has element `begin`: the last one that starts there or before
+    // find the segment with element `begin`: the last one that begins at it or before
     u64 number = 0, after = args.count;
     while (after - number > 1) {
         const u64 middle = number + (after - number) / 2;
@@ -167,7 +168,7 @@ void update(const KernelArgs &args, u64 begin, u64 end)
     }
     for (; number < args.count && segments[number].begin < end; ++number) {
         const Segment &segment = segments[number];
-        // blocks of state in 8 bits are not cut: what begins within one begins with the next, what ends in one takes all of it
+        // blocks of 8-bit state are not split: both ends are rounded up to the next block
         const u64 low = begin > segment.begin ? from_next_block(begin - segment.begin) : 0;
         const u64 end_here = from_next_block(end - segment.begin);
         const u64 high = end_here < segment.size ? end_here : segment.size;

@@ -1,4 +1,4 @@
-// What cpu.cpp calls: one copy of the loops for each instruction set.
+// The functions that cpu.cpp calls, one set for each instruction set.
 
 #pragma once
 
@@ -7,13 +7,13 @@
 namespace puzzlelib_rmsprop {
 
 struct Loops {
-    // Updates elements [begin, end) of the segments, counted through all of them in order.
+    // Updates elements [begin, end), counted through all segments in order.
     void (*update)(const KernelArgs &args, u64 begin, u64 end);
-    // The sums of squares of chunks [begin, end).
+    // Computes the sums of squares of chunks [begin, end).
     void (*sum)(const KernelArgs &args, u64 begin, u64 end);
-    // Adds the chunks' sums up and draws the conclusions.
+    // Adds the sums of the chunks and writes the statistics.
     void (*conclude)(const KernelArgs &args);
-    // Operations on the gradients of the segments, in place.
+    // Applies the operations to the gradients of all segments, in place.
     void (*operate)(const KernelArgs &args);
 };
 

@@ -1,7 +1,7 @@
-// What is done to TILE elements on the CPU: they are converted, gradients operated on, and the rule applied.
+// The update of TILE elements on the CPU: conversions, operations on gradients, and the rule.
 //
-// A tile stays in the first-level cache: a gradient that has to be converted or operated on, and a parameter that is not of the
-// arithmetic's dtype, lie in it; others are used where they are.
+// A tile fits in the first-level cache. It holds gradients that are converted or changed by operations, and parameters that
+// are converted. All other arrays are used in place.
 
 #pragma once
 
@@ -25,7 +25,7 @@ static_assert(FLT_EVAL_METHOD == 0, "each operation has to be rounded to its own
 #define NOINLINE __attribute__((noinline))
 #define INLINE inline __attribute__((always_inline))
 #endif
-// Zen 5 moves memory from beyond its first-level cache by a quarter faster in vectors of 32 bytes than of 64.
+// Zen 5 transfers data from beyond its first-level cache a quarter faster in vectors of 32 bytes than of 64.
 #if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
 #define NARROW __attribute__((target("prefer-vector-width=256")))
 #else
@@ -37,8 +37,8 @@ namespace KERNEL_NAMESPACE {
 namespace {
 
 constexpr u64 TILE = 1024;
-static_assert(CHUNK % TILE == 0 && TILE % LANES == 0, "a tile has every lane as often");
-static_assert(TILE % BLOCK == 0, "no block lies in two tiles");
+static_assert(CHUNK % TILE == 0 && TILE % LANES == 0, "a tile has the same number of elements in every lane");
+static_assert(TILE % BLOCK == 0, "a block must not cross two tiles");
 
 template <class T>
 T *at(u64 address, u64 index)
@@ -85,7 +85,7 @@ void operate_by(const Prepared<Real> &by, Real *RESTRICT g, const Real *RESTRICT
         g[i] = operated(KIND, value, other, g[i], p[i]);
 }
 
-// Not inlined, as every kind of segment would get a copy.
+// Not inlined: otherwise every kind of segment would get a copy.
 template <class Real>
 NOINLINE void operate_tile(const Prepared<Real> &by, Real *g, const Real *p, u64 count)
 {
@@ -101,7 +101,7 @@ NOINLINE void operate_tile(const Prepared<Real> &by, Real *g, const Real *p, u64
     }
 }
 
-// Parameters and gradients of a tile in the dtype of the arithmetic, the gradients after their operations.
+// The parameters and gradients of a tile in the dtype of the arithmetic. Operations have been applied to the gradients.
 template <class Kind>
 struct Tile {
     typedef typename Kind::Stored Stored;
@@ -167,16 +167,16 @@ INLINE void graves_elements(Real *RESTRICT param, const Real *RESTRICT grad, Sta
     }
 }
 
-// ---- state in 8 bits -----------------------------------------------------------------------------------------------
+// ---- 8-bit state ---------------------------------------------------------------------------------------------------
 
-constexpr u32 SPAN = 256;  // elements, a part of a tile, whose new state waits for its scales
-static_assert(SPAN % BLOCK == 0 && TILE % SPAN == 0, "whole blocks, and whole parts");
+constexpr u32 SPAN = 256;  // number of elements whose new state is computed before it is encoded
+static_assert(SPAN % BLOCK == 0 && TILE % SPAN == 0, "a span has whole blocks, and a tile has whole spans");
 
-// The scale of each block; by halves, of all blocks at once, so that vectors are full.
+// Computes the scale of each block. Maxima are taken pairwise, for all blocks together, so that vectors are full.
 template <u32 BLOCKS>
 INLINE void scales_of(const float *RESTRICT from, u32 *RESTRICT scales)
 {
-    static_assert(BLOCK == 64, "halved to 4");
+    static_assert(BLOCK == 64, "the steps below are written for blocks of 64");
     alignas(64) u32 of_16[BLOCKS * 16], of_8[BLOCKS * 8], of_4[BLOCKS * 4];
     for (u32 b = 0; b < BLOCKS; ++b)
         for (u32 i = 0; i < 16; ++i)
@@ -192,7 +192,7 @@ INLINE void scales_of(const float *RESTRICT from, u32 *RESTRICT scales)
         scales[b] = scale_of(larger(larger(of_4[b * 4], of_4[b * 4 + 1]), larger(of_4[b * 4 + 2], of_4[b * 4 + 3])));
 }
 
-// One block of the rule; m, v and d: its new state.
+// Applies the rule to one block, and writes its new state to m, v and d.
 INLINE void graves_block(float *RESTRICT param, const float *RESTRICT grad, const int8 *RESTRICT mg,
                          const int8 *RESTRICT variance, const int8 *RESTRICT delta, const unsigned char *scales,
                          float *RESTRICT m, float *RESTRICT v, float *RESTRICT d, const Coefficients<float> &c,
@@ -214,7 +214,7 @@ INLINE void graves_block(float *RESTRICT param, const float *RESTRICT grad, cons
     }
 }
 
-// What each element of a block mixes into its random bits.
+// The number that each element of a block combines with the block's random bits.
 struct OwnBits {
     alignas(64) u32 of[BLOCK];
     constexpr OwnBits() : of()
@@ -235,7 +235,8 @@ INLINE void encode_block(const float *RESTRICT from, int8 *RESTRICT codes, u32 s
         memset(codes, 0, BLOCK);
 }
 
-// Whole blocks: loops of a known length are vectorised best. `first`: where they begin in the tile.
+// Updates whole blocks, because loops of constant length are vectorized best. `first` is the index of their first element in
+// the tile.
 template <u32 BLOCKS>
 INLINE void graves_blocks(float *RESTRICT param, const float *RESTRICT grad, int8 *RESTRICT mg, int8 *RESTRICT variance,
                           int8 *RESTRICT delta, unsigned char *RESTRICT scales, const Coefficients<float> &c,
@@ -300,7 +301,7 @@ NOINLINE void decaying_tile(Real *param, const Real *grad, State *mg, State *var
     graves_elements(param, grad, mg, variance, delta, scales, count, c, random, decay);
 }
 
-// Nothing to convert: memory is what it waits for.
+// Nothing is converted, so this loop is limited by memory bandwidth.
 template <class Real>
 NOINLINE NARROW void graves_tile(Real *param, const Real *grad, Real *mg, Real *variance, Real *delta, unsigned char *scales,
                                  u64 count, const Coefficients<Real> c, const Random random)

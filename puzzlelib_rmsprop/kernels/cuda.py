@@ -1,10 +1,10 @@
-"""The update rule on a GPU: loads ``rmsprop_graves.cu`` through PyCUDA and launches it; and the kernels of ``nets``.
+"""The update rule on a GPU: loads and launches ``rmsprop_graves.cu`` through PyCUDA. Also loads the kernels of ``nets``.
 
-No toolkit is needed at run time: the package ships the kernels as PTX (a ``.ptx.xz`` beside each ``.cu``, made
-by ``tools/make_ptx.py``), which the driver compiles for its GPU and caches. Where the driver does not take it (a GPU older
-than Turing, the simulator of the tests), ``nvcc`` compiles the source: ``cuda_compile.py``.
+The CUDA toolkit is not needed at run time: the package ships the kernels as PTX (a ``.ptx.xz`` beside each ``.cu``, made
+by ``tools/make_ptx.py``), which the driver compiles for its GPU and caches. If the driver rejects the PTX (on a GPU older
+than Turing, or in the simulator of the tests), ``cuda_compile.py`` compiles the source with ``nvcc``.
 
-Everything works in the context that is current, on the stream given; nothing waits for the device.
+Updates use the current context and the given stream, and do not wait for the device.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ context_dependent_memoize = pycuda_module("tools").context_dependent_memoize
 
 __all__ = ["GradientStatistics", "LiveHyper", "Table", "operate"]
 
-THREADS = layout.LANES  # of a block
+THREADS = layout.LANES  # per block
 
 
 def constant(name: str, file: str) -> int:
-    """A number that the kernels of ``nets`` and their launches share, out of the source."""
+    """Returns a ``constexpr int`` of a CUDA source, which the code that launches the kernels shares."""
     found = re.search(rf"constexpr int {name} = (\d+);", sources(file)[f"{file}.cu"])
     if found is None:
         raise DeviceError(f"{file}.cu has no constant {name}")
@@ -44,13 +44,13 @@ def constant(name: str, file: str) -> int:
 
 @context_dependent_memoize
 def _module(file: str) -> Any:
-    """One file's kernels, loaded into the current context."""
+    """Loads the kernels of one source file into the current context."""
     (ptx, why), module = shipped_ptx(file), None
     if ptx is not None:
         try:
             module = driver.module_from_buffer(ptx)
         except driver.Error as error:
-            why = f"the driver says: {error}"  # an old driver, or what an earlier kernel has left behind
+            why = f"the driver says: {error}"  # an old driver, or an error of an earlier kernel
     if module is None:
         major, minor = driver.Context.get_device().compute_capability()
         try:
@@ -63,13 +63,13 @@ def _module(file: str) -> Any:
 
 @context_dependent_memoize
 def function(name: str, file: str = "rmsprop_graves") -> Any:
-    """A kernel of one file by name, in the current context."""
+    """Returns a kernel by name, loaded in the current context."""
     return _module(file).get_function(name)
 
 
 @context_dependent_memoize
 def _most_blocks() -> int:
-    # enough for every multiprocessor to be full, whatever the kernel's registers allow; the rest is the grid's stride
+    # enough to fill every multiprocessor, whatever registers the kernel uses; larger inputs are covered by grid-stride loops
     device = driver.Context.get_device()
     per_multiprocessor = device.get_attribute(driver.device_attribute.MAX_THREADS_PER_MULTIPROCESSOR) // THREADS
     return device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT) * per_multiprocessor * 4
@@ -79,7 +79,7 @@ def _most_blocks() -> int:
 
 
 _BLOCK = (THREADS, 1, 1)
-_NO_HYPER = Hyper(0.0, 0.0, 0.0, 1.0)  # of a step that is skipped
+_NO_HYPER = Hyper(0.0, 0.0, 0.0, 1.0)  # placeholder for a skipped step
 _REALS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -92,25 +92,25 @@ def _packed_hyper(hyper: Hyper, real: np.dtype) -> bytes:
 
 
 class LiveHyper:
-    """The optimizer's hyper-parameters in device memory, where a captured launch reads them at each replay."""
+    """Hyper-parameters in device memory. A launch captured in a CUDA graph reads them at each replay."""
 
     @explained
     def __init__(self) -> None:
         self._memory = driver.mem_alloc(len(_REALS) * layout.HYPER.itemsize)
 
     def address(self, real: np.dtype) -> int:
-        """Where those lie that arithmetic in ``real`` takes."""
+        """Returns the address of the hyper-parameters for arithmetic in ``real``."""
         return int(self._memory) + _REALS.index(real) * layout.HYPER.itemsize
 
     @explained
     def write(self, hyper: Hyper) -> None:
-        """Copies the values there, after what the default stream and those ordered with it were given before."""
+        """Copies the values to the device, after the work queued before in the default stream and in blocking streams."""
         driver.memcpy_htod(self._memory, b"".join(_packed_hyper(hyper, real) for real in _REALS))
-        default_stream_ended()  # a replay may come on any stream
+        default_stream_ended()  # a graph may be replayed on any stream
 
 
 class _Launch(NamedTuple):
-    """A kernel with its packed arguments, of which those from byte ``at`` on are of the step."""
+    """A kernel with its packed arguments. Bytes from ``at`` on hold the options, which can change at each step."""
 
     function: Any
     grid: tuple[int, int]
@@ -123,12 +123,12 @@ class _Launch(NamedTuple):
 
 @context_dependent_memoize
 def _always() -> Any:
-    """A flag in device memory that says to skip."""
+    """Returns a skip flag in device memory that is set."""
     return device_copy(np.ones(1, np.uint32))
 
 
 class _Group(NamedTuple):
-    """What a group of segments is updated with."""
+    """The hyper-parameters, also packed for each dtype, and the options of a group of segments."""
 
     hyper: Hyper
     packed: dict[np.dtype, bytes]
@@ -137,10 +137,9 @@ class _Group(NamedTuple):
 
 
 class _Uniform:
-    """Segments of the same dtypes and group, updated by one launch.
+    """Segments of the same dtypes and group, which one launch updates. Their table is in device memory.
 
-    Their table lies in device memory. What comes besides the rule, master copies and state in 16 or 8 bits have a kernel of
-    their own.
+    Step options, master weights and 16-bit or 8-bit state need the ``extended`` kernels, other segments use ``many``.
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -150,13 +149,13 @@ class _Uniform:
         self._real = real_dtype(first.dtype)
         self._name = f"{first.dtype}_{first.state}{'_master' if first.master else ''}"
         self._extended_only = bool(first.master) or first.state in RANDOMLY_ROUNDED
-        # packed at their first use after a change of the rates, because most tables need one of the two
+        # packed when needed, because most tables use only one of the two
         self._plain: _Launch | None = None
         self._extended: _Launch | None = None
-        self._options: StepOptions | None = None  # those that the latter has
+        self._options: StepOptions | None = None  # the options packed in _extended
         self._chunks: Any = None
         self._on_device: Any = None
-        self._stale = self._captured = False  # of what is on the device: it is old; a graph has a launch that reads it
+        self._stale = self._captured = False  # the table on the device is out of date; a captured launch reads it
         self._former: list[Any] = []
         self._live = 0
 
@@ -180,14 +179,14 @@ class _Uniform:
         self._stale = self._on_device is not None
 
     def _begin_table(self) -> None:
-        """Leaves the table on the device as it is: what was launched, or is replayed, reads it."""
+        """Makes a new table at the next launch. The old one is kept unchanged for captured launches that read it."""
         if self._on_device is not None:
             self._former.append(self._on_device)
         self._plain = self._extended = self._on_device = None
         self._stale = self._captured = False
 
     def _tables(self) -> tuple[int, int, int]:
-        """Addresses of the segments and the chunks in device memory, and how many chunks there are."""
+        """Returns the addresses of the segments and the chunks in device memory, and the number of chunks."""
         if self._chunks is None:
             chunks = layout.pack_chunks(self._segments)
             self._chunks = device_copy(chunks), len(chunks)
@@ -202,11 +201,11 @@ class _Uniform:
 
     def update(self, group: _Group, stream: Any, captured: bool | None) -> None:
         if captured and self._stale:
-            self._begin_table()  # a captured copy would read the host's memory at each replay
+            self._begin_table()  # a captured copy would read host memory at each replay
         if captured or (captured is None and self._live):
             self._captured = True
         if self._stale:
-            # what the launches before read of it they have read by then: they are in the same order
+            # by stream order, earlier launches have read the table before this copy overwrites it
             send(self._on_device, self._segments, stream)
             self._stale = False
         if group.plain and not self._extended_only:
@@ -223,9 +222,9 @@ class _Uniform:
 
 
 class Table:
-    """Variables packed once, updated by one launch for each combination of dtypes.
+    """Variables that are packed once and updated by one launch per group and combination of dtypes.
 
-    Made and used in one context.
+    A table can only be used in the context in which it was made.
 
     Args:
         segments: the variables, of any dtypes. Their arrays must stay alive and in place, be contiguous and not overlap.
@@ -244,19 +243,19 @@ class Table:
         self._zeroing = StepOptions(zeroGrad=True, skip=int(self._flag))
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
-        """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
+        """Sets each segment's factors on learnRate and momRate, and its wc. The defaults are 1, 1 and 0."""
         all_rates = np.array(rates, np.float64).reshape(len(rates), 3)
         for uniform, numbers in self._launched:
             uniform.set_rates(all_rates[numbers])
 
     def set_gradients(self, addresses: Sequence[int]) -> None:
-        """Sets where each segment's gradient lies, from the next launch on."""
+        """Sets the address of each segment's gradient, from the next launch on."""
         found = np.array(addresses, np.uint64)
         for uniform, numbers in self._launched:
             uniform.set_gradients(found[numbers])
 
     def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
-        """Sets what the segments of one group are updated with by :meth:`run`."""
+        """Sets the hyper-parameters and options that :meth:`run` uses for the segments of one group."""
         known = self._groups.get(group)
         if known is None or hyper != known.hyper:
             packed = {real: _packed_hyper(hyper, real) for real in _REALS}
@@ -267,23 +266,24 @@ class Table:
         self._groups[group] = _Group(hyper, packed, options, options == PLAIN)
 
     def follow(self, live: Any, group: int = 0) -> None:
-        """Makes a group's launches read the hyper-parameters in device memory, at ``live.address(dtype)``; None: no more.
+        """Makes a group's launches read hyper-parameters from device memory, at ``live.address(dtype)``; None stops this.
 
-        What a captured launch repeats of its options are the values that it was captured with.
+        Options of a captured launch keep the values that they had at capture.
         """
         for uniform, _ in self._launched:
             if uniform.group == group:
                 uniform.follow(live)
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
-        """Launches the rule over every segment, where all are of one group, on ``stream``; does not wait for it."""
+        """Queues the update of every segment on ``stream``. All must belong to group 0."""
         self.set_group(0, hyper, options)
         self.run(stream)
 
     def run(self, stream: Any = None, captured: bool | None = None) -> None:
-        """Launches the rule over every segment, on ``stream``; does not wait for it.
+        """Queues the update of every segment on ``stream``.
 
-        ``captured`` says whether a CUDA graph captures it; None: it may, where the segments follow a LiveHyper.
+        ``captured`` tells whether ``stream`` is being captured in a CUDA graph. None means unknown: segments that follow a
+        :class:`LiveHyper` are treated as captured.
         """
         if not self._launched:
             return
@@ -296,19 +296,20 @@ class Table:
             raise
 
     def zero_gradients(self, stream: Any = None) -> None:
-        """Sets every gradient to zero on ``stream``: a step that is skipped, but for its zeros."""
+        """Sets every gradient to zero on ``stream``, by a skipped step with ``zeroGrad``."""
         known = self._groups.get(0)
         self.update(known.hyper if known else _NO_HYPER, stream, self._zeroing)
 
 
 class GradientStatistics:
-    """What the gradients of many variables are like together: their norm, and whether all squares are finite.
+    """The global norm of the gradients of many variables, and whether all their squares are finite.
 
-    Made and used in one context. A launch for each dtype, and one that adds their sums, in the CPU's order, and writes.
+    It can only be used in the context in which it was made. One launch per dtype computes sums, and a last one adds them, in
+    the same order as on the CPU.
 
     Args:
-        segments: the variables; of each the gradient, the parameter and its master copy count.
-        record: address of a ``STATISTICS`` in device memory, whose ``scale`` is above 0.
+        segments: the variables. Only gradients, parameters and master weights are read.
+        record: address of a ``STATISTICS`` record in device memory. Its ``scale`` must be above 0.
     """
 
     @explained
@@ -326,7 +327,7 @@ class GradientStatistics:
         self.set_decays([0.0] * len(segments))
 
     def set_decays(self, decays: Sequence[float]) -> None:
-        """Sets each segment's wc; 0 at first."""
+        """Sets each segment's wc. The default is 0."""
         self._segments["wc"] = decays
         self._launches = []
         if self._chunks is None:
@@ -341,9 +342,9 @@ class GradientStatistics:
 
     @explained
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
-        """Fills the record from the gradients as they are after ``operations``.
+        """Writes the statistics of the gradients after ``operations`` to the record.
 
-        Queued on ``stream``; does not wait for it, and allocates nothing.
+        The work is queued on ``stream``; no memory is allocated.
         """
         check_context(self._context)
         if operations != self._operations:
@@ -359,7 +360,7 @@ class GradientStatistics:
 
 @explained
 def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
-    """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
+    """Applies operations to the gradient of a segment in place. A 16-bit gradient is rounded once, at the end."""
     if not segment.size:
         return
     packed = layout.pack_segments([segment])

@@ -1,4 +1,4 @@
-"""Compiles CUDA sources with nvcc, for GPUs whose driver does not take the shipped PTX, and keeps what comes out on disk."""
+"""Compiles CUDA sources with nvcc if the driver rejects the shipped PTX, and caches the result on disk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NAME = "puzzlelib_rmsprop"
 
 
 def cache_folder() -> Path | None:
-    """Where compiled code is kept, made where it is missing; None where no folder is this user's alone.
+    """Returns the cache folder, which is created if needed; None if there is no folder that only this user can write to.
 
-    Paths that are not absolute are ignored, as XDG has it: they would be another folder wherever the program is started.
-    (A user without a home folder has ``~`` for one.)
+    Relative paths are ignored, as the XDG specification requires: they would depend on the working directory. (For a user
+    without a home directory, ``~`` is not expanded, and so is a relative path.)
     """
     given, cache = (os.environ.get(name, "") for name in ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME"))
     roots = [os.path.expanduser(given), os.path.join(cache, _NAME), os.path.expanduser(f"~/.cache/{_NAME}")]
@@ -36,12 +36,12 @@ def cache_folder() -> Path | None:
 
 
 def _is_own(found: os.stat_result) -> bool:
-    """Whether nobody but this user can have written it: what is read there is run."""
+    """Returns whether only this user can write to it: cached code is executed, so others must not change it."""
     return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
 def _kept(file: Path) -> bytes | None:
-    """What was kept there, where it is whole: a hash in front of the content shows what was cut off or overwritten."""
+    """Returns the cached content, or None if it is missing or damaged. A hash in front of it detects damage."""
     try:
         with file.open("rb") as stream:
             if not _is_own(os.fstat(stream.fileno())):
@@ -53,7 +53,7 @@ def _kept(file: Path) -> bytes | None:
 
 
 def _keep(file: Path, content: bytes) -> None:
-    """Keeps it, where that is possible: written beside and renamed, so that no other process sees half of it."""
+    """Writes a cache file if possible. It is renamed when complete, so that other processes never see a part of it."""
     with contextlib.suppress(OSError):
         descriptor, temporary = tempfile.mkstemp(dir=file.parent)
         try:
@@ -66,13 +66,18 @@ def _keep(file: Path, content: bytes) -> None:
 
 
 def compiled(file: str, arch: str) -> bytes:
-    """A cubin of one file for one architecture, from the cache or from nvcc."""
+    """Returns the cubin of a source file for one architecture, from the cache or from nvcc.
+
+    Raises:
+        DependencyError: nvcc does not run.
+        DeviceError: the source does not compile, or the temporary folder cannot be written.
+    """
     try:
         version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise DependencyError(
-            f"this GPU ({arch}) needs {file}.cu compiled from its source, and nvcc does not run here ({error}): install "
-            f"the CUDA toolkit and put its bin folder on the PATH"
+            f"this GPU ({arch}) needs {file}.cu compiled from source, but nvcc does not run ({error}): install the CUDA "
+            f"toolkit and add its bin folder to the PATH"
         ) from error
     options, folder = nvcc_options(arch, file), cache_folder()
     key = hashlib.sha256("\0".join([source_hash(file), version, *options]).encode()).hexdigest()
@@ -91,7 +96,8 @@ def compiled(file: str, arch: str) -> bytes:
             content = Path(work, f"{file}.cubin").read_bytes()
     except OSError as error:
         raise DeviceError(
-            f"{file}.cu could not be compiled for {arch}, because its temporary folder failed: {error}. TMPDIR names another"
+            f"{file}.cu could not be compiled for {arch}, because the temporary folder cannot be used: {error}. Set TMPDIR "
+            f"to another one"
         ) from error
     if place is not None:
         _keep(place, content)

@@ -1,4 +1,4 @@
-"""Tables in device memory: made at any time, within a capture of a CUDA graph too, and written anew in a stream's order."""
+"""Tables in device memory. They can be made at any time, also during a CUDA graph capture, and updated in stream order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ driver = pycuda_module("driver")
 __all__ = ["check_context", "device_copy", "send"]
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
-_STAGED = 2**15  # bytes; the driver takes so many from the host's memory at once, whatever the device is doing
+_STAGED = 2**15  # bytes; the driver copies this many from host memory before the call returns, even if the device is busy
 
 
 def check_context(own: Any) -> None:
-    """Raises DeviceError where another CUDA context is current, or none."""
+    """Raises DeviceError unless ``own`` is the current CUDA context."""
     current = driver.Context.get_current()
     if current != own:
         if current is None:
@@ -29,13 +29,13 @@ def check_context(own: Any) -> None:
 
 @pycuda_module("tools").context_dependent_memoize
 def _stream() -> Any:
-    """A stream that is ordered with no other."""
+    """Returns a stream that is not ordered with any other."""
     return driver.Stream(_NON_BLOCKING)
 
 
 @explained
 def device_copy(host: np.ndarray) -> Any:
-    """A copy in device memory, there for every stream. Waits for that copy alone, not for what the device has to do."""
+    """Returns a copy in device memory, ready for use in any stream. Waits for this copy, but not for other work."""
     with uncaptured():
         memory = driver.mem_alloc(max(host.nbytes, 1))
         send(memory, host, _stream())
@@ -44,7 +44,7 @@ def device_copy(host: np.ndarray) -> Any:
 
 
 def send(memory: Any, host: np.ndarray, stream: Any) -> None:
-    """Queues a copy into device memory on ``stream``. What the host's memory holds now counts; nothing waits."""
+    """Queues a copy to device memory on ``stream``. The host array may be changed as soon as this returns."""
     content = host.reshape(-1).view(np.uint8)
     for start in range(0, content.size, _STAGED):
         driver.memcpy_htod_async(int(memory) + start, content[start : start + _STAGED], stream)

@@ -1,4 +1,4 @@
-"""The CUDA sources as nvcc takes them: their text, what names it, and the options. Needs nothing else of the package."""
+"""The CUDA sources: their text, its hash, the options of nvcc, and the shipped PTX. Imports nothing else of the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def sources(file: str = "rmsprop_graves") -> dict[str, str]:
-    """The text of one file of kernels, the first, and of the headers here that it includes, by name."""
+    """Returns the text of a ``.cu`` file and of the headers in this folder that it includes, by file name."""
     found: dict[str, str] = {}
     waiting = [f"{file}.cu"]
     while waiting:
@@ -24,24 +24,24 @@ def sources(file: str = "rmsprop_graves") -> dict[str, str]:
 
 
 def source_hash(file: str = "rmsprop_graves") -> str:
-    """Names the text that a compiled file was made from, headers included."""
+    """Returns a hash of a ``.cu`` file and its headers, which identifies the source of compiled code."""
     return hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in sources(file).items()).encode()).hexdigest()
 
 
 def nvcc_options(arch: str, file: str = "rmsprop_graves") -> list[str]:
-    """How the kernels are compiled: every operation rounded once, divisions and roots as IEEE says.
+    """Returns the options of nvcc: no fused multiply-adds, and division and square root rounded as in IEEE 754.
 
-    The rule takes subnormal floats for zero, as on the CPU; nets keep them, as NumPy does.
+    The update rule flushes subnormal floats to zero, as on the CPU; the kernels of nets keep them, as NumPy does.
     """
     ftz = "true" if file == "rmsprop_graves" else "false"
     return [f"-arch={arch}", "-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", f"-ftz={ftz}"]
 
 
 def shipped_ptx(file: str = "rmsprop_graves") -> tuple[bytes | None, str]:
-    """The PTX that the package ships of this source, as the driver takes it; or None, and why."""
+    """Returns the shipped PTX, null-terminated for the driver, and ""; or None and the reason why it cannot be used."""
     name = f"{file}.ptx.xz"
     try:
-        import lzma  # a Python that was built without it has to get by
+        import lzma  # not at the top: some builds of Python lack it
 
         text = lzma.decompress((_FOLDER / name).read_bytes())
     except ImportError:
@@ -51,5 +51,5 @@ def shipped_ptx(file: str = "rmsprop_graves") -> tuple[bytes | None, str]:
     except (OSError, EOFError, lzma.LZMAError) as error:
         return None, f"{name} cannot be read: {error}"
     if source_hash(file).encode() not in text.partition(b"\n")[0]:
-        return None, f"{name} is of another source than {file}.cu and its headers here"
+        return None, f"{name} was made from another version of {file}.cu or its headers"
     return text + b"\0", ""

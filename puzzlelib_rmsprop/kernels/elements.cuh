@@ -1,21 +1,21 @@
-// How the threads of a block go over the elements of a segment: which are whose, and vectors of them in one load.
+// How the threads of a block share the elements of a segment, and vector loads and stores.
 #pragma once
 #include "rule.h"
 
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-constexpr int THREADS = LANES;  // of a block
-static_assert(CHUNK % THREADS == 0, "a chunk has every lane as often, and is aligned as its segment is");
+constexpr int THREADS = LANES;  // per block
+static_assert(CHUNK % THREADS == 0, "a chunk has the same number of elements in every lane, and its segment's alignment");
 
-// Memory at an address out of a table. It is global memory, which the compiler cannot know: it would take slower loads.
+// Returns a pointer to global memory. The compiler cannot tell the memory space of an address and would use slower loads.
 template <class T>
 __device__ __forceinline__ T *global(u64 address)
 {
     return static_cast<T *>(__cvta_global_to_generic(address));
 }
 
-// N elements of T, at most 16 bytes, as one word in registers.
+// N elements of T (at most 16 bytes) that are loaded and stored by one instruction.
 template <class T, int N>
 struct Pack {
     struct alignas(N * sizeof(T)) Word {
@@ -28,7 +28,7 @@ struct Pack {
     __device__ __forceinline__ T &operator[](int i) { return word.item[i]; }
 };
 
-// Elements from an address to the first one that is aligned for a vector.
+// Returns the number of elements from an address to the first one that is aligned for a vector of N.
 template <int N, class T>
 __device__ __forceinline__ u32 ahead(const T *address)
 {
@@ -36,8 +36,8 @@ __device__ __forceinline__ u32 ahead(const T *address)
 }
 constexpr u32 NEVER = ~u32(0);
 
-// Elements [0, n) shared among `threads` threads, of which this is number `thread`: work.at<N>(i) does N of them from
-// the i-th on. From element `aligned` on they are aligned for vectors; NEVER: nowhere.
+// Divides elements [0, n) among `threads` threads, of which this is number `thread`. work.at<N>(i) processes the N elements
+// from i on. Element `aligned` is the first one aligned for vectors; NEVER: there is none.
 template <int N, class Work>
 __device__ __forceinline__ void share(const Work &work, u32 aligned, u32 n, u32 thread, u32 threads)
 {
@@ -45,13 +45,13 @@ __device__ __forceinline__ void share(const Work &work, u32 aligned, u32 n, u32 
     const u32 last = n - (n - first) % N;
     for (u32 i = first + thread * N; i < last; i += threads * N)
         work.template at<N>(i);
-    // what is left in front of the vectors and behind them
+    // the elements before and after the vectors
     const u32 between = last - first;
     for (u32 i = thread; i < n - between; i += threads)
         work.template at<1>(i < first ? i : i + between);
 }
 
-// Where a chunk begins in its segment, and how many elements it has.
+// The first element of a chunk within its segment, and its number of elements.
 struct Part {
     u64 begin;
     u32 size;

@@ -1,6 +1,7 @@
-"""Work in the order of another library's streams, whose handles PyCUDA cannot wrap.
+"""Orders PyCUDA's work with streams of other libraries, whose handles PyCUDA cannot wrap.
 
-PyCUDA's stream waits for theirs by an event, the work goes there, and theirs wait for it; the host waits for nothing.
+Work is queued on a stream of PyCUDA, which waits for the other streams by events; then they wait for it. The host does not
+wait.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from .context import driver_library, ensure_context, explained, pycuda_module, r
 
 __all__ = ["launching_on"]
 
-_LEGACY = (0, 1)  # the default stream: no handle at all, and CU_STREAM_LEGACY
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered with the default stream by itself
+_LEGACY = (0, 1)  # handles of the default stream: NULL and CU_STREAM_LEGACY
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit ordering with the default stream
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
 @contextlib.contextmanager
 def launching_on(*handles: int, stream: Any = None) -> Iterator[Any]:
-    """A stream for PyCUDA whose work comes after what the streams of ``handles`` were given, and before what they will be.
+    """A context manager for work that runs after the work queued in other streams, and before their later work.
 
-    Streams are joined by events, so that it works while they are captured in a CUDA graph, too. The joint stream is made
-    once for each context and thread.
+    Streams are ordered by events, so this also works during a CUDA graph capture. The joint stream, on which the work is
+    queued, is created once per context and thread.
 
     Args:
-        handles: of ``CUstream`` (a ``cudaStream_t`` is one), as whole numbers: 0 and 1 are the default stream, 2 is that of
-            the thread. All of the context that is current.
-        stream: a ``pycuda.driver.Stream`` ordered with the default one, to be used in place of the joint stream.
+        handles: ``CUstream`` handles (or ``cudaStream_t``, which is the same) as integers: 0 and 1 are the default stream, 2
+            is the per-thread default stream. All streams must belong to the current context.
+        stream: a blocking ``pycuda.driver.Stream`` (it is ordered with the default stream) to use instead of the joint one.
 
     Returns:
-        The ``pycuda.driver.Stream`` to launch on, until the ``with`` ends; where the default stream is all there is, what
-        was given as ``stream``, which costs nothing: None, the default stream itself.
+        The ``pycuda.driver.Stream`` on which to queue work inside the ``with`` block. If all handles are the default stream,
+        no events are needed, and this is ``stream`` itself; None is the default stream.
 
     Raises:
-        DeviceError: a stream is gone or of another context, or the driver refuses; names its call.
+        DeviceError: a stream was destroyed or belongs to another context, or a call of the driver failed.
         DependencyError: PyCUDA or the driver's library is missing.
 
     Example:
@@ -60,7 +61,7 @@ def launching_on(*handles: int, stream: Any = None) -> Iterator[Any]:
     try:
         yield own
     except BaseException:
-        # what was queued before it failed counts as well; why it failed is what the caller wants to know
+        # work queued before the error is ordered too; an error of the driver must not hide the first one
         with contextlib.suppress(DeviceError):
             for handle in others:
                 joint.order(own.handle, handle)
@@ -70,7 +71,7 @@ def launching_on(*handles: int, stream: Any = None) -> Iterator[Any]:
 
 
 class _Joint:
-    """PyCUDA's stream of a thread in a context, and the event by which it is joined with others."""
+    """The joint stream of a thread in a context, and the event that orders it with other streams."""
 
     @explained
     def __init__(self) -> None:
@@ -80,20 +81,20 @@ class _Joint:
             _call("cuEventCreate", ctypes.byref(self._event), ctypes.c_uint(_DISABLE_TIMING))
 
     def order(self, first: int, second: int) -> None:
-        """Has the second stream wait for what the first was given so far."""
-        # a wait is for the event as it stands now: it may be recorded again at once
+        """Makes the second stream wait for the work queued so far in the first."""
+        # the wait refers to the last record of the event, so the event may be recorded again immediately
         _call("cuEventRecord", self._event, ctypes.c_void_p(first))
         _call("cuStreamWaitEvent", ctypes.c_void_p(second), self._event, ctypes.c_uint(0))
 
 
 def _joint(thread: int) -> _Joint:
-    """That of the current context. One a thread, or a thread's work would get into the graph that another captures."""
+    """Returns the joint stream of a thread. With a shared one, a capture in one thread would include work of others."""
     return _joints()(thread)
 
 
 @functools.cache
 def _joints() -> Callable[[int], _Joint]:
-    # PyCUDA is imported at the first use only
+    # PyCUDA is imported at the first use
     return pycuda_module("tools").context_dependent_memoize(lambda thread: _Joint())
 
 
@@ -103,7 +104,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    """Calls the driver. DeviceError where it answers with an error."""
+    """Calls a function of the driver. Raises DeviceError if it returns an error."""
     code = getattr(_library(), name)(*arguments)
     if not code:
         return
@@ -111,6 +112,6 @@ def _call(name: str, *arguments: Any) -> None:
     text = ctypes.c_char_p()
     _library().cuGetErrorName(code, ctypes.byref(text))
     raise DeviceError(
-        f"{name} fails with {(text.value or b'an unknown error').decode()} ({code}) where work is put in the order of a "
-        f"stream of another library: the stream has to be there still, and of the CUDA context that the arrays lie in"
+        f"{name} fails with {(text.value or b'an unknown error').decode()} ({code}) while work is ordered with a stream of "
+        f"another library: the stream must belong to the CUDA context of the arrays and must not have been destroyed"
     )

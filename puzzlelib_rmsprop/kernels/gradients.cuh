@@ -1,11 +1,11 @@
-// What is done to gradients alone on a GPU: operations, sums of squares, and the two together.
+// Loops over gradients alone on a GPU: operations, sums of squares, and both together.
 #pragma once
 #include "elements.cuh"
 
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-// Operations with the numbers that they have for one segment; in shared memory.
+// The operations with their numbers for one segment. They are kept in shared memory.
 template <class Real>
 struct Operating {
     Prepared<Real> by[MAX_OPERATIONS];
@@ -15,7 +15,7 @@ struct Operating {
     {
         if (!operations.count)
             return;
-        __syncthreads();  // until the last segment's are done with
+        __syncthreads();  // the previous segment's operations may be in use
         if (threadIdx.x < operations.count) {
             const u64 address = operations.operation[threadIdx.x].address;
             by[threadIdx.x] =
@@ -24,7 +24,7 @@ struct Operating {
         __syncthreads();
     }
 
-    // Whether one looks at the parameter.
+    // Returns whether an operation reads the parameter.
     __device__ __forceinline__ bool of_param(u64 count) const
     {
         bool found = false;
@@ -34,7 +34,7 @@ struct Operating {
         return found;
     }
 
-    // A gradient after all of them.
+    // Returns a gradient after all operations.
     __device__ __forceinline__ Real operate(u64 count, Real g, Real p) const
     {
 #pragma unroll 1
@@ -44,9 +44,9 @@ struct Operating {
     }
 };
 
-constexpr int FLIGHT = 8;  // elements that a thread loads before it uses the first
+constexpr int FLIGHT = 8;  // number of elements that a thread loads before it uses the first one
 
-// Elements begin, begin + stride, ... below `end` of a gradient after its operations: each(i, g), in ascending order.
+// Calls each(i, g) with the gradient after its operations, for i = begin, begin + stride, ... < end.
 template <class Stored, class Real, class Each>
 __device__ __forceinline__ void each_gradient(const Segment &segment, const Operating<Real> &operating, u64 count, u64 begin,
                                               u64 end, u64 stride, Each each)
@@ -74,12 +74,12 @@ __device__ __forceinline__ void each_gradient(const Segment &segment, const Oper
     }
 }
 
-// The sum over a block's threads, by halves, in the first of them.
+// Returns the sum over all threads of a block, added pairwise, to the first thread.
 template <int COUNT>
 __device__ __forceinline__ SquareSum block_sum(const SquareSum &mine)
 {
     __shared__ SquareSum all[COUNT];
-    __syncthreads();  // until the last sum is done with
+    __syncthreads();  // the previous sum may be in use
     all[threadIdx.x] = mine;
     for (int half = COUNT / 2; half; half /= 2) {
         __syncthreads();
@@ -89,7 +89,8 @@ __device__ __forceinline__ SquareSum block_sum(const SquareSum &mine)
     return all[0];
 }
 
-// Sums of the chunks whose segment's kind is one of `kinds`, a bit each. A thread is a lane, so the order is the CPU's.
+// Computes the sums of the chunks of segments whose kind is in the bit mask `kinds`. Each thread is a lane, so the order of
+// additions is the same as on the CPU.
 template <class Stored, class Real>
 __device__ __forceinline__ void statistics(const Segment *segments, const Chunk *chunks, u64 count, SquareSum *partials,
                                            u64 kinds, const Operations &operations)

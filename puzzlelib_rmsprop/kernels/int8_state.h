@@ -1,9 +1,9 @@
-// State in 8 bits: blocks of numbers that share a scale, and a code for each number.
+// 8-bit state: numbers are quantized to codes, and the numbers of a block share a scale.
 //
-// The scale is the exponent of the block's largest number: a power of two in one byte (E8M0 in OCP's microscaling formats).
-// The code is mu-law in linear pieces, as G.711 has it for sound: even steps near 0, and from there on steps that double with
-// the number. Encoding what was decoded gives the same scale and codes: the largest number of a block never leaves the part
-// from 1 to 2 of its scale. docs/int8-state.md says how the formats were chosen.
+// The scale is the exponent of the block's largest magnitude: a power of two in one byte (E8M0 in the OCP microscaling
+// formats). The code is a piecewise linear mu-law, as in G.711 for audio: steps are uniform near 0, and then double whenever
+// the number doubles. Decoded numbers are encoded as the same scale and codes, because the largest magnitude of a block
+// stays between 1 and 2 times its scale. docs/int8-state.md describes how the formats were chosen.
 
 #pragma once
 
@@ -16,35 +16,35 @@ struct int8 {
     unsigned char code;
 };
 
-// A block's largest magnitude is found by the bits: those of a NaN are larger than those of infinity.
+// Magnitudes are compared by their bits: NaN compares larger than infinity.
 KERNEL u32 magnitude_of(float x) { return bits_of(x) & 0x7FFFFFFFu; }
 KERNEL u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
-constexpr u32 NAN_SCALE = 255;  // of a block with a NaN: its codes are 0, and all of it is NaN
+constexpr u32 NAN_SCALE = 255;  // scale of a block with a NaN: its codes are 0, and all its elements are NaN
 KERNEL u32 scale_of(u32 largest)
 {
-    // none whose steps would be subnormal, or their reciprocal; infinity is taken for the largest number
+    // the limits keep steps and their reciprocals from being subnormal; infinity becomes the largest number
     const u32 exponent = largest >> 23, held = exponent < 20 ? 20 : exponent > 253 ? 253 : exponent;
     return largest > 0x7F800000u ? NAN_SCALE : held;
 }
 
-// A magnitude, below twice the scale, is taken times RANGE, and 2 added: the last EXPONENT bits of that float's exponent and
-// the first MANTISSA bits of its mantissa are the code. LAST is the last code below twice the scale.
+// A magnitude (less than twice the scale) is divided by the scale and multiplied by RANGE, and 2 is added. The code consists
+// of the last EXPONENT bits of this float's exponent and the first MANTISSA bits of its mantissa. LAST is the largest code.
 template <int EXPONENT, int MANTISSA, u32 LAST>
 struct Codes {
-    static constexpr int CUT = 23 - MANTISSA;  // bits that are rounded off
+    static constexpr int CUT = 23 - MANTISSA;  // number of mantissa bits that are rounded off
     static constexpr float RANGE = 2.0f * float((1u << ((1 << EXPONENT) - 1)) - 1);
     static constexpr u32 TWO = 0x40000000u;  // the bits of 2.0f
 
-    // What a decoded number, and one to be encoded, is multiplied by.
+    // The factors that decode and encode.
     KERNEL static float step_of(u32 scale) { return float_of(scale << 23) * (1.0f / RANGE); }
     KERNEL static float steps_of(u32 scale) { return float_of((254u - scale) << 23) * RANGE; }
 
-    // The bits that round an element: those of its block with the first CUT bits of its own number.
+    // Random bits for one element: those of its block, xor the first CUT bits of its own number.
     KERNEL static u32 mixed(u32 random, u32 own) { return random ^ own >> (32 - CUT); }
 
     KERNEL static float widened(u32 code, float step) { return (float_of(code << CUT | TWO) - 2.0f) * step; }
-    // Rounded up or down by CUT random bits: rounded to nearest, a small change would be lost step after step.
+    // Stochastic rounding with CUT random bits: with rounding to nearest, small changes would be lost at every step.
     KERNEL static u32 rounded(float magnitude, float steps, u32 random)
     {
         const u32 bits = bits_of(magnitude * steps + 2.0f) + random;
@@ -69,7 +69,7 @@ struct SignedCodes : Codes<EXPONENT, MANTISSA, LAST> {
     }
 };
 
-// Of numbers that are not negative. What is above 0 stays above 0: the step is divided by the variance's root.
+// For non-negative numbers. A positive number never becomes 0, because the step is divided by the root of the variance.
 template <int EXPONENT, int MANTISSA, u32 LAST>
 struct PositiveCodes : Codes<EXPONENT, MANTISSA, LAST> {
     typedef Codes<EXPONENT, MANTISSA, LAST> Magnitude;
@@ -82,13 +82,13 @@ struct PositiveCodes : Codes<EXPONENT, MANTISSA, LAST> {
     }
 };
 
-// mg and variance need the range where gradients of one block differ in size, delta the precision.
+// mg and variance need range, for gradients that differ in size within a block; delta needs precision.
 typedef SignedCodes<3, 4, 127> MgCodes;
 typedef PositiveCodes<4, 4, 255> VarianceCodes;
 typedef SignedCodes<2, 5, 123> DeltaCodes;
 
-// A block has one random number, and each of the three states takes other bits of it. An element mixes a number of its own
-// into them (xor): so all values are equally likely for each element, and spread evenly over the block.
+// A block has one random number, of which each state array uses another range of bits. Each element combines these with a
+// number of its own (xor), so that all values are equally likely for each element, and evenly distributed over the block.
 struct RandomBits {
     u32 mg, variance, delta;
 

@@ -1,4 +1,4 @@
-"""State in 8 bits, in NumPy: the codes and scales of int8_state.h."""
+"""8-bit state in NumPy: the codes and scales of int8_state.h."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .layout import BLOCK
 
 __all__ = ["CODES", "Codes", "blocks_of", "decoded", "encoded", "random_bits"]
 
-NAN_SCALE = 255  # of a block with a NaN: its codes are 0, and all of it is NaN
-_TWO = np.uint32(0x40000000)  # the bits of float32's 2
+NAN_SCALE = 255  # scale of a block with a NaN: its codes are 0, and all its elements are NaN
+_TWO = np.uint32(0x40000000)  # the bits of 2.0 as float32
 _INFINITY = np.uint32(0x7F800000)
 
 
 class Codes(NamedTuple):
-    """The form of one state's codes, as ``Codes`` in int8_state.h; ``shift`` is where its random bits begin."""
+    """The code format of one state array, as ``Codes`` in int8_state.h; its random bits begin at bit ``shift``."""
 
     exponent: int
     mantissa: int
@@ -26,12 +26,12 @@ class Codes(NamedTuple):
 
     @property
     def cut(self) -> int:
-        """The bits of a float32 that are rounded off."""
+        """The number of mantissa bits of a float32 that are rounded off."""
         return 23 - self.mantissa
 
     @property
     def range(self) -> Any:
-        """What a number as large as its block's scale is multiplied by."""
+        """The factor on numbers divided by their scale, RANGE in int8_state.h."""
         return np.float32(2 * (2 ** (2**self.exponent - 1) - 1))
 
 
@@ -39,12 +39,12 @@ CODES = {"mg": Codes(3, 4, 127, True, 0), "variance": Codes(4, 4, 255, False, 13
 
 
 def blocks_of(size: int) -> int:
-    """How many blocks, and scales, ``size`` elements have."""
+    """Returns the number of blocks, and so of scales, of ``size`` elements."""
     return -(-size // BLOCK)
 
 
 def random_bits(numbers: np.ndarray, entity: str) -> np.ndarray:
-    """The bits that round each element of blocks with the random ``numbers``, uint32, one a block."""
+    """Returns the bits that round each element. ``numbers`` holds one random uint32 per block."""
     codes = CODES[entity]
     bits = numbers >> np.uint32(codes.shift) & np.uint32((1 << codes.cut) - 1)
     with np.errstate(over="ignore"):
@@ -53,12 +53,12 @@ def random_bits(numbers: np.ndarray, entity: str) -> np.ndarray:
 
 
 def decoded(codes: np.ndarray, scales: np.ndarray, entity: str) -> np.ndarray:
-    """The float32 numbers that 1-d ``codes``, uint8, stand for; a scale, uint8, for each block of them."""
+    """Decodes 1-d ``codes`` (uint8) to float32. ``scales`` holds one uint8 per block."""
     form = CODES[entity]
     step = (scales.astype(np.uint32) << np.uint32(23)).view(np.float32) * (np.float32(1) / form.range)
     wide = codes.astype(np.uint32)
     magnitudes = (wide & np.uint32(0x7F) if form.signed else wide) << np.uint32(form.cut) | _TWO
-    with np.errstate(invalid="ignore"):  # a block of NaN
+    with np.errstate(invalid="ignore"):  # blocks of NaN
         found = (magnitudes.view(np.float32) - np.float32(2)) * np.repeat(step, BLOCK)[: codes.size]
     if form.signed:
         found = (found.view(np.uint32) | (wide & np.uint32(0x80)) << np.uint32(24)).view(np.float32)
@@ -66,9 +66,10 @@ def decoded(codes: np.ndarray, scales: np.ndarray, entity: str) -> np.ndarray:
 
 
 def encoded(numbers: np.ndarray, entity: str, random: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales of 1-d ``numbers``, float32. Without ``random``, of :func:`random_bits`, rounded to nearest.
+    """Encodes 1-d ``numbers`` (float32) to codes and scales (uint8).
 
-    What :func:`decoded` gave is encoded to nearest as the same codes and scales.
+    ``random`` (see :func:`random_bits`) selects stochastic rounding; without it, numbers are rounded to nearest. Decoded
+    numbers, rounded to nearest, give the same codes and scales again.
     """
     form, blocks = CODES[entity], blocks_of(numbers.size)
     x = np.zeros(blocks * BLOCK, np.float32)
@@ -84,6 +85,6 @@ def encoded(numbers: np.ndarray, entity: str, random: np.ndarray | None = None) 
     if form.signed:
         codes = (codes & np.uint32(0x7F)) | (x.view(np.uint32) >> np.uint32(24) & np.uint32(0x80))
     else:
-        codes = np.maximum(codes & np.uint32(0xFF), x > 0)  # what is above 0 stays above 0
+        codes = np.maximum(codes & np.uint32(0xFF), x > 0)  # a positive number never becomes 0
     codes[np.repeat(scales == NAN_SCALE, BLOCK)] = 0
     return codes[: numbers.size].astype(np.uint8), scales.astype(np.uint8)

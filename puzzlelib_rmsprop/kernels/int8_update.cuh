@@ -1,4 +1,4 @@
-// The update of a segment with state in 8 bits: a block of elements is worked on by some threads of one warp.
+// The update of a segment with 8-bit state. A team of threads within one warp processes a block of elements.
 #pragma once
 #include "elements.cuh"
 #include "int8_state.h"
@@ -6,11 +6,11 @@
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-constexpr u32 EACH = 4;             // elements of a thread
-constexpr u32 TEAM = BLOCK / EACH;  // threads that share a block
+constexpr u32 EACH = 4;             // elements per thread
+constexpr u32 TEAM = BLOCK / EACH;  // threads per block of elements
 static_assert(32 % TEAM == 0 && CHUNK % BLOCK == 0, "blocks lie in one warp and one chunk");
 
-// The largest of the numbers of a team's threads; each of them gets it.
+// Returns the largest number in a team to all of its threads.
 __device__ __forceinline__ u32 largest_of_team(u32 own)
 {
     const u32 lane = threadIdx.x % 32, mask = ((1u << TEAM) - 1) << (lane & ~(TEAM - 1));
@@ -20,7 +20,7 @@ __device__ __forceinline__ u32 largest_of_team(u32 own)
     return own;
 }
 
-// From element `begin` of the segment on, the first of a block.
+// The update of a segment from element `begin` on, which must be the first of a block.
 template <class Kind, class More>
 struct Int8Update {
     typedef typename Kind::Stored Stored;
@@ -44,20 +44,21 @@ struct Int8Update {
     {
     }
 
-    // Elements [0, size) by all threads of the block. The threads of a team exchange numbers, so they take the same turns.
+    // Updates elements [0, size) with all threads of the CUDA block. The threads of a team exchange numbers, so all of them
+    // run the same iterations.
     __device__ __forceinline__ void all(u32 size) const
     {
         const bool vectors = !ahead<EACH>(param) && !ahead<EACH>(grad) && !ahead<EACH>(mg) && !ahead<EACH>(variance) &&
                              !ahead<EACH>(delta) && (!Kind::MASTER || !ahead<EACH>(master));
         for (u32 i = threadIdx.x * EACH; i / BLOCK * BLOCK < size; i += blockDim.x * EACH) {
-            if (vectors && i / BLOCK * BLOCK + BLOCK <= size)  // for a whole team at a time
+            if (vectors && i / BLOCK * BLOCK + BLOCK <= size)  // the same choice for all threads of a team
                 at<true>(i, EACH);
             else
                 at<false>(i, i + EACH <= size ? EACH : i < size ? size - i : 0);
         }
     }
 
-    // `count` elements from the i-th on, in VECTORS or one by one; what there is not counts as 0.
+    // Updates `count` elements from i on, with vector loads or one by one. Missing elements are treated as 0.
     template <bool VECTORS>
     __device__ __forceinline__ void at(u32 i, u32 count) const
     {
@@ -92,7 +93,7 @@ struct Int8Update {
             store<VECTORS>(p, master + i, count);
         if (more.zeroGrad())
             store<VECTORS>(g, grad + i, count);
-        // one after the other, which takes fewer registers
+        // encoding one array after the other takes fewer registers
         const RandomBits bits(more.random(i / BLOCK * BLOCK));
         encode<MgCodes, VECTORS>(rm, bits.mg, mg, scale, i, count);
         encode<VarianceCodes, VECTORS>(rv, bits.variance, variance, scale + 1, i, count);
@@ -100,7 +101,7 @@ struct Int8Update {
     }
 
   private:
-    // Elements of one thread go as floats, and codes in one word: nvcc 13.0 does not come to an end with a struct of four bytes.
+    // A thread keeps its elements as floats and its codes in one word: with a struct of four bytes, nvcc 13.0 hangs.
     template <bool VECTORS, class T>
     __device__ __forceinline__ static void load(const T *from, float (&to)[EACH], u32 count)
     {

@@ -1,7 +1,7 @@
-// The structs that Python fills in and the kernels read, on the CPU and in CUDA alike.
+// The structs that Python writes and the kernels read, on the CPU and in CUDA.
 //
-// layout.py reads this file and makes NumPy dtypes of the structs; sizes and offsets are compared when a library or module
-// is loaded.
+// layout.py parses this file to make NumPy dtypes of the structs. Sizes and offsets are compared when the CPU library is
+// loaded.
 
 #pragma once
 
@@ -14,35 +14,36 @@ typedef unsigned int u32;
 
 constexpr int MAX_OPERATIONS = 8;  // on a gradient, in one step
 
-// A sum of squares goes by lane: the index of an element within its chunk modulo LANES, of a chunk modulo CHUNK_LANES.
+// Squares are summed in lanes, so that the order of additions is the same on every device. The lane of an element is its
+// index within its chunk modulo LANES, the lane of a chunk is its index modulo CHUNK_LANES.
 constexpr int LANES = 256;
 constexpr int CHUNK_LANES = 512;
 
-// State in 8 bits: every BLOCK elements of a variable share scales, one byte for each of its STATES (mg, variance, delta).
+// 8-bit state: BLOCK elements of a variable share scales, one byte for each of the STATES arrays (mg, variance, delta).
 constexpr int BLOCK = 64;
 constexpr int STATES = 3;
 
-constexpr int PARALLEL_FROM = 32768;  // elements from which on a further thread of the CPU is worth its while
+constexpr int PARALLEL_FROM = 32768;  // the number of elements from which a second CPU thread pays off
 
-// Hyper-parameters, in the precision of Python. alpha is one that the arithmetic's dtype can hold, beta is 1 - alpha and
-// gain alpha*(1 - alpha). RMSProp that is not centered has beta = 0 and gain = 1 - alpha.
+// Hyper-parameters in double precision. alpha is rounded to the dtype of the arithmetic, beta is 1 - alpha, and gain is
+// alpha*(1 - alpha). If RMSProp is not centered, beta is 0 and gain is 1 - alpha.
 struct Hyper {
     double learnRate, alpha, beta, gain, momRate, epsilon;
 };
 
-// One variable, or one part of a flat buffer: contiguous arrays that nothing else overlaps.
+// One variable, or a part of a flat buffer. The arrays are contiguous and do not overlap.
 struct Segment {
     u64 param, grad, mg, variance, delta;  // addresses
-    u64 scales;                            // address of those of state in 8 bits, or 0
-    u64 master;                            // address of a float32 copy of 16-bit parameters, or 0
-    u64 size;                              // elements
-    u64 begin;                             // elements of all segments before this one
+    u64 scales;                            // address of the scales of 8-bit state, or 0
+    u64 master;                            // address of float32 master weights of 16-bit parameters, or 0
+    u64 size;                              // number of elements
+    u64 begin;                             // number of elements in all previous segments
     u64 first;                             // index of the first element within its variable
-    double learnRate, momRate;             // factors on those of Hyper
+    double learnRate, momRate;             // factors on the rates of Hyper
     double wc;                             // the variable's factor on weight decay
-    u32 key;                               // names the variable, for random rounding
-    u32 kind;                              // its dtypes: an index to KINDS in layout.py
-    u64 group;                             // its hyper-parameters and options: an index
+    u32 key;                               // identifies the variable, for stochastic rounding
+    u32 kind;                              // dtypes: an index into KINDS in layout.py
+    u64 group;                             // index of its hyper-parameters and options
 };
 
 // Elements [index*CHUNK, (index + 1)*CHUNK) of a segment.
@@ -51,8 +52,8 @@ struct Chunk {
 };
 constexpr int CHUNK = 8192;
 
-// An operation on a gradient g of a parameter p. SCALE: g*value, and times the double at `address` where that is not 0.
-// CLIP: at least `value`, at most `other`. DECAY: g + value*wc*p, LASSO: g + value*wc*sign(p), both where wc is above 0.
+// An operation on the gradient g of a parameter p. SCALE: g*value, also multiplied by the double at `address` unless that is
+// 0. CLIP: clips g to [value, other]. DECAY: g + value*wc*p; LASSO: g + value*wc*sign(p); both only if wc > 0.
 struct Operation {
     u64 kind;
     double value, other;
@@ -65,51 +66,51 @@ struct Operations {
     Operation operation[MAX_OPERATIONS];
 };
 
-// What a step does besides the rule.
+// Options of a step in addition to the hyper-parameters.
 struct StepOptions {
-    u64 skip;      // address of a u32, or 0; where it is not 0, nothing is updated
-    u32 seed[2];   // of the step, for random rounding
-    u64 zeroGrad;  // whether gradients are set to zero after they were read, skipped or not
-    double decay;  // of parameters: times the learning rates and wc, the part that they lose of themselves
+    u64 skip;      // address of a u32, or 0; if that number is not 0, nothing is updated
+    u32 seed[2];   // of this step, for stochastic rounding
+    u64 zeroGrad;  // whether gradients are set to zero after they are read, also in a skipped step
+    double decay;  // decoupled weight decay, multiplied by the learning rates and wc
     Operations operations;
 };
 
-// A sum of squares in double that cannot overflow where its root does not: squares of numbers from LARGE on are summed
-// apart, scaled down.
+// A sum of squares in double that does not overflow unless its square root does: squares of numbers >= LARGE (rule.h) are
+// scaled down and summed separately.
 struct SquareSum {
     double sum, large;
     u64 bad;  // whether a square is infinite or NaN in the arithmetic's dtype
 };
 
-// What is known of all gradients of a step together, and what follows from it.
+// Statistics of all gradients of a step. A step is bad if the square of a gradient is infinite or NaN.
 struct Statistics {
     double norm;
-    double factor;   // brings the norm to the limit
-    double scale;    // the loss scale of the next step
-    double unscale;  // 1/scale of this one
-    u32 bad;         // bad steps in a row, this one the last of them; 0 where it is good
-    u32 good;        // good steps since the scale last moved
-    u64 skipped;     // bad steps so far
+    double factor;   // scales the gradients to the limit of the norm
+    double scale;    // loss scale of the next step
+    double unscale;  // 1/scale of this step
+    u32 bad;         // number of consecutive bad steps up to this one; 0 if this one is good
+    u32 good;        // number of good steps since the scale last changed
+    u64 skipped;     // number of bad steps so far
 };
 
-// The limit of the norm, and how the loss scale moves; interval 0: not at all.
+// The limit of the norm, and how the loss scale changes. If interval is 0, the scale is constant.
 struct ScalingPolicy {
     double limit, growth, backoff, least, most;
     u64 interval;
 };
 
-// The arguments of the CPU's library. `partials` and what follows are for statistics.
+// The arguments of the CPU library. Fields from `chunks` on are for statistics.
 struct KernelArgs {
-    // addresses: of a group there are two Hyper, for arithmetic in float and in double, and one StepOptions
+    // addresses; each group has two Hyper, for arithmetic in float and in double, and one StepOptions
     u64 segments, hypers, options;
-    u64 count;  // segments
-    u64 size;   // elements of all segments
+    u64 count;  // number of segments
+    u64 size;   // number of elements in all segments
     u64 threads;
-    u64 chunks, partials, chunkCount, statistics;  // addresses and a number
+    u64 chunks, partials, chunkCount, statistics;  // addresses, and the number of chunks
     ScalingPolicy policy;
 };
 
-// What layout.py compares: of each struct the size and the offsets of its fields, in order, and the numbers.
+// Compared with layout.py: the size of each struct and the offsets of its fields, in order, then constants.
 #define AT(STRUCT, FIELD) offsetof(STRUCT, FIELD)
 #define LAYOUT_NUMBERS                                                                                                  \
     {                                                                                                                   \

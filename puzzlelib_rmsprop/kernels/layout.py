@@ -1,4 +1,4 @@
-"""The structs of ``layout.h`` as NumPy dtypes, read from it, and how segments, options and hyper-parameters are written."""
+"""The structs of ``layout.h`` as NumPy dtypes, parsed from it, and functions that pack their contents."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PARALLEL_FROM = _NUMBERS["PARALLEL_FROM"]  # elements
 
 
 def _structs() -> dict[str, np.dtype]:
-    """Every struct of layout.h, by its name there."""
+    """Returns a dtype for every struct of layout.h, by name."""
     types: dict[str, Any] = {"u64": np.uint64, "u32": np.uint32, "double": np.float64}
     for struct_name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", re.sub("//.*", "", _TEXT), re.DOTALL):
         fields: list[tuple[Any, ...]] = []
@@ -66,7 +66,7 @@ HYPER, SEGMENT, CHUNKS, OPERATIONS = (_STRUCTS[name] for name in ("Hyper", "Segm
 SQUARE_SUM, STATISTICS, KERNEL_ARGS = (_STRUCTS[name] for name in ("SquareSum", "Statistics", "KernelArgs"))
 STEP_OPTIONS = _STRUCTS["StepOptions"]
 
-# The dtypes of a segment that there are kernels for: of the parameter, of the state, and whether there is a master copy.
+# The kinds of segments that have kernels: dtype of the parameter, dtype of the state, whether there are master weights.
 KINDS = (
     ("float32", "float32", False),
     ("float64", "float64", False),
@@ -89,7 +89,7 @@ _KIND = {kind: number for number, kind in enumerate(KINDS)}
 
 
 def _numbers() -> list[int]:
-    """What ``LAYOUT_NUMBERS`` in layout.h has to be."""
+    """Returns the expected value of ``LAYOUT_NUMBERS`` in layout.h."""
     found: list[int] = []
     for each in (each for each in _STRUCTS.values() if isinstance(each, np.dtype)):
         found += [each.itemsize, *(each.fields[name][1] for name in each.names)]  # type: ignore[index, union-attr]
@@ -97,21 +97,21 @@ def _numbers() -> list[int]:
 
 
 def check_layout(numbers: Sequence[int], what: str) -> None:
-    """Raises DependencyError where ``what``, a library, was compiled from another layout.h."""
+    """Raises DependencyError if ``what``, a library, was compiled from another layout.h."""
     if list(numbers) != _numbers():
-        raise DependencyError(f"{what} was compiled from other sources than this package's: install the package again")
+        raise DependencyError(f"{what} does not belong to this version of the package: install the package again")
 
 
 def rounded(value: float, real: np.dtype) -> float:
-    """``value`` as the arithmetic's dtype holds it; raises nothing, whatever ``np.seterr`` says."""
+    """Rounds ``value`` to the dtype of the arithmetic. Overflow gives infinity, whatever ``np.seterr`` is set to."""
     return ctypes.c_float(value).value if real == np.float32 else float(value)
 
 
 def pack_hyper(hyper: Hyper, real: np.dtype) -> tuple[float, ...]:
-    """The fields of ``Hyper`` in layout.h.
+    """Returns the fields of ``Hyper`` in layout.h.
 
-    ``beta`` and ``gain`` are of the alpha that the arithmetic holds: then alpha + beta is 1 to the last bit, and the mean of
-    a constant gradient is that gradient.
+    ``beta`` and ``gain`` are computed from alpha rounded to the dtype of the arithmetic: then alpha + beta is exactly 1, and
+    the mean of a constant gradient is that gradient.
     """
     learnRate, alpha, momRate, epsilon, centered = hyper
     alpha = rounded(alpha, real)
@@ -120,7 +120,7 @@ def pack_hyper(hyper: Hyper, real: np.dtype) -> tuple[float, ...]:
 
 
 def pack_segments(segments: Sequence[Segment]) -> np.ndarray:
-    """An array of ``SEGMENT``, rates 1, wc 0."""
+    """Returns an array of ``SEGMENT``. The factors on the rates are 1, and wc is 0."""
     packed = np.zeros(len(segments), SEGMENT)
     for name in ("param", "grad", "mg", "variance", "delta", "scales", "master", "size", "first", "key", "group"):
         packed[name] = [getattr(segment, name) for segment in segments]
@@ -132,7 +132,7 @@ def pack_segments(segments: Sequence[Segment]) -> np.ndarray:
 
 
 def pack_chunks(segments: np.ndarray) -> np.ndarray:
-    """The chunks of packed segments, in their order."""
+    """Returns the chunks of packed segments, in order."""
     sizes = segments["size"].astype(np.int64)
     counts = -(-sizes // CHUNK)
     chunks = np.zeros(int(counts.sum()), CHUNKS)
@@ -142,7 +142,7 @@ def pack_chunks(segments: np.ndarray) -> np.ndarray:
 
 
 def pack_operations(operations: Sequence[Operation]) -> bytes:
-    """The bytes of ``Operations`` in layout.h. Raises SetupError for too many."""
+    """Returns the bytes of ``Operations`` in layout.h. Raises SetupError if there are too many."""
     if len(operations) > MAX_OPERATIONS:
         raise SetupError(f"a gradient takes at most {MAX_OPERATIONS} operations in one step; got {len(operations)}")
     packed = b"".join([struct.pack("=Q2dQ", *operation) for operation in operations])
@@ -150,12 +150,12 @@ def pack_operations(operations: Sequence[Operation]) -> bytes:
 
 
 def pack_options(options: StepOptions) -> bytes:
-    """The bytes of ``StepOptions`` in layout.h."""
+    """Returns the bytes of ``StepOptions`` in layout.h."""
     head = struct.pack("=Q2IQd", options.skip, *options.seed, options.zeroGrad, options.decay)
     return head + pack_operations(options.operations)
 
 
 def pack_policy(policy: ScalingPolicy) -> bytes:
-    """The bytes of ``ScalingPolicy`` in layout.h."""
+    """Returns the bytes of ``ScalingPolicy`` in layout.h."""
     limit, growth, backoff, interval, least, most = policy
     return struct.pack("=5dQ", limit, growth, backoff, least, most, interval)

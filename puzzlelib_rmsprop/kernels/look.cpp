@@ -1,11 +1,11 @@
-// One look at the arrays of many states: whether each is the object that it was.
+// Checks whether the arrays of many states are still the same objects.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 namespace puzzlelib_rmsprop {
 
-// Of a dict of dicts and a list: whether the values of the inner dicts, one after the other, are the list's objects.
+// Takes a dict of dicts and a list. Returns whether the values of the inner dicts, in order, are the objects of the list.
 PyObject *same_arrays(PyObject *, PyObject *arguments)
 {
     PyObject *states, *arrays, *key, *state, *array;

@@ -1,4 +1,4 @@
-"""Whether the arrays of all states are still the same objects; in C++ (``look.cpp``), because Python is slow at it."""
+"""Checks whether the arrays of all states are still the same objects; in C++ (``look.cpp``), as a Python loop is slow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["same_arrays", "same_arrays_in_python", "same_objects"]
 
 
 def same_objects(first: Sequence[Any], second: Sequence[Any]) -> bool:
-    """Whether two sequences hold the same objects, by identity."""
+    """Returns whether two sequences hold the same objects, compared by identity."""
     return len(first) == len(second) and not any(map(operator.is_not, first, second))
 
 
 def same_arrays_in_python(states: dict[Any, dict[str, Any]], arrays: list[Any]) -> bool:
-    """Whether the values of the states, one after the other, are the objects in ``arrays``."""
+    """Returns whether the values of all ``states``, in order, are the objects in ``arrays``."""
     inner = states.values()
     if sum(map(len, inner)) != len(arrays):
         return False
@@ -27,5 +27,5 @@ def same_arrays_in_python(states: dict[Any, dict[str, Any]], arrays: list[Any]) 
 same_arrays: Callable[[dict[Any, dict[str, Any]], list[Any]], bool]
 try:
     same_arrays = importlib.import_module("._cpu", __package__).same_arrays
-except (ImportError, AttributeError):  # no compiler, or the library of another version, which the first update refuses
+except (ImportError, AttributeError):  # built without a compiler, or an outdated library, which the first update rejects
     same_arrays = same_arrays_in_python

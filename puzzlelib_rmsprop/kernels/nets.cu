@@ -1,7 +1,7 @@
-// What nets do on a GPU besides matrix products. 16-bit arrays are computed in float32 and rounded once.
+// The kernels of nets, except matrix products. 16-bit arrays are computed in float32 and rounded once.
 //
-// Sums are added in an order that depends on sizes only, in double where they are a cost's error: a run gives the same
-// bits each time. Each block leaves its part in `parts`, and the host adds those up, in order.
+// The order of additions depends only on sizes, so that results are reproducible. The errors of costs are summed in double:
+// each block writes its sum to `parts`, and the host adds these in order.
 
 #include <cuda_fp16.h>
 
@@ -9,7 +9,7 @@ namespace {
 
 typedef unsigned long long u64;
 
-constexpr int THREADS = 256;  // of a block
+constexpr int THREADS = 256;  // per block
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -21,7 +21,7 @@ __device__ __forceinline__ void narrow(float x, __half &to) { to = __float2half_
 __device__ __forceinline__ u64 first() { return u64(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ u64 step() { return u64(gridDim.x) * blockDim.x; }
 
-// The sum over a block's threads, in the first of them.
+// Returns the sum over all threads of a block to the first thread.
 template <class T>
 __device__ __forceinline__ T block_sum(T value)
 {
@@ -35,10 +35,10 @@ __device__ __forceinline__ T block_sum(T value)
     return sums[0];
 }
 
-// ---- forward and backward of elementwise non-linearities -----------------------------------------------------------
+// ---- activation functions, forward and backward --------------------------------------------------------------------
 
 struct Sigmoid {
-    // as tanh, because exp overflows for large negative x
+    // by tanh, because exp overflows for large negative x
     template <class Real>
     static __device__ __forceinline__ Real of(Real x, Real) { return Real(0.5) * (tanh(x * Real(0.5)) + Real(1)); }
     template <class Real>
@@ -53,7 +53,7 @@ struct Tanh {
 };
 
 struct Relu {
-    // not max(): a NaN has to stay one
+    // not max(), which does not keep NaN
     template <class Real>
     static __device__ __forceinline__ Real of(Real x, Real) { return x < Real(0) ? Real(0) : x; }
     template <class Real>
@@ -102,7 +102,7 @@ __device__ __forceinline__ void add_row(Stored *matrix, const Stored *row, u64 n
         narrow(widen(matrix[i]) + widen(row[i % columns]), matrix[i]);
 }
 
-// out = alpha * (the sum of the rows) + beta * out; where beta is 0, what is there is not read, it may be NaN.
+// out = alpha * (sum of the rows) + beta * out. If beta is 0, out is not read, because it may contain NaN.
 template <class Stored, class Real>
 __device__ __forceinline__ void sum_rows(const Stored *matrix, Stored *out, u64 rows, u64 columns, Real alpha, Real beta)
 {
@@ -117,7 +117,7 @@ __device__ __forceinline__ void sum_rows(const Stored *matrix, Stored *out, u64 
     }
 }
 
-// grad = (target - pred) / n; parts: sums of (target - pred)^2.
+// grad = (target - pred) / n; parts = sums of (target - pred)^2 over each block.
 template <class Stored, class Real>
 __device__ __forceinline__ void squared_error(const Stored *pred, const Stored *target, Stored *grad, double *parts, u64 n)
 {
@@ -132,7 +132,7 @@ __device__ __forceinline__ void squared_error(const Stored *pred, const Stored *
         parts[blockIdx.x] = sum;
 }
 
-// For each row of scores: grad = (onehot(label) - softmax) / rows; parts: sums of -log softmax[label].
+// For each row of scores: grad = (onehot(label) - softmax) / rows; parts = sums of -log(softmax[label]) over each block.
 template <class Stored, class Real>
 __device__ __forceinline__ void cross_entropy(const Stored *scores, const int *labels, Stored *grad, double *parts,
                                               u64 rows, u64 classes)
@@ -156,7 +156,7 @@ __device__ __forceinline__ void cross_entropy(const Stored *scores, const int *l
         parts[blockIdx.x] = error;
 }
 
-// The first of the highest scores of each row; a NaN counts as the highest, as in NumPy.
+// argmax of each row: the first of equal scores. NaN is the highest, as in NumPy.
 template <class Stored, class Real>
 __device__ __forceinline__ void most_probable(const Stored *scores, int *out, u64 rows, u64 classes)
 {
@@ -204,7 +204,7 @@ NETS(float32, float, float)
 NETS(float64, double, double)
 NETS(float16, __half, float)
 
-// parts: how many elements differ.
+// parts = numbers of different elements in each block.
 extern "C" __global__ void __launch_bounds__(THREADS)
     count_different(const int *a, const int *b, u64 *parts, u64 n)
 {
@@ -216,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         parts[blockIdx.x] = count;
 }
 
-// ---- 16-bit matrices, whose products are float32 -------------------------------------------------------------------
+// ---- conversion of 16-bit matrices, which are multiplied in float32 ------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS) widen_float16(const __half *from, float *to, u64 n)
 {

@@ -1,6 +1,6 @@
-// Numbers in memory: 16-bit floats, random rounding, and subnormal numbers, which are taken for zero.
+// Numbers in memory: 16-bit floats, stochastic rounding, and subnormal numbers, which are flushed to zero.
 //
-// One text for the host's compiler and nvcc, in integer arithmetic, so that both give the same bits.
+// The host's compiler and nvcc compile the same code, in integer arithmetic, so that both give the same bits.
 
 #pragma once
 
@@ -16,7 +16,7 @@
 #define KERNEL inline
 #endif
 
-// Each instruction set of the CPU has a copy of these functions; under one name the linker would keep one for all.
+// These functions are compiled once for each CPU instruction set. Without namespaces the linker would keep only one copy.
 #ifndef KERNEL_NAMESPACE
 #define KERNEL_NAMESPACE kernels
 #endif
@@ -62,14 +62,14 @@ KERNEL float widen(float16 x)
 {
     const u32 shifted = (x.bits & 0x7FFFu) << 13;
     const u32 rebased = shifted + (112u << 23);  // the bias of float32 less that of float16
-    // a subnormal has no hidden one: give it one, and take its value off again
+    // a subnormal number has no implicit leading bit: add one, then subtract its value
     const u32 subnormal = bits_of(float_of(rebased + (1u << 23)) - float_of(113u << 23));
     const u32 special = rebased + (112u << 23);  // infinity or NaN
     const u32 magnitude = shifted < 0x00800000u ? subnormal : shifted < 0x0F800000u ? rebased : special;
     return float_of(magnitude | (x.bits & 0x8000u) << 16);
 }
 
-// Compilers for GPUs need fewer registers to compare the bits, those for CPUs fewer instructions to compare the number.
+// Comparing bits takes fewer registers on GPUs, comparing numbers takes fewer instructions on CPUs.
 KERNEL bool is_nan(float x)
 {
 #if defined(__CUDA_ARCH__)
@@ -79,7 +79,7 @@ KERNEL bool is_nan(float x)
 #endif
 }
 
-// Rounded to nearest, ties to even. A NaN becomes the one NaN: which one the arithmetic gives depends on the processor.
+// Rounds to nearest, ties to even. All NaNs become the same one: which NaN the arithmetic gives depends on the processor.
 KERNEL void narrow(float x, float &to) { to = x; }
 KERNEL void narrow(double x, double &to) { to = x; }
 KERNEL void narrow(float x, bfloat16 &to)
@@ -91,7 +91,7 @@ KERNEL void narrow(float x, bfloat16 &to)
 KERNEL void narrow(float x, float16 &to)
 {
     const u32 bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 16 & 0x8000u;
-    // below 2^-14 the result is subnormal: adding 0.5 leaves its ten bits, rounded by the adder, at the float's end
+    // below 2^-14 the result is subnormal: adding 0.5 rounds it, and leaves its ten bits at the end of the float
     const u32 subnormal = bits_of(float_of(magnitude) + 0.5f) - (126u << 23);
     const u32 normal = (magnitude - (112u << 23) + 0xFFFu + (magnitude >> 13 & 1u)) >> 13;
     u32 half = magnitude < (113u << 23) ? subnormal : normal;
@@ -99,9 +99,9 @@ KERNEL void narrow(float x, float16 &to)
     to.bits = static_cast<unsigned short>(magnitude > 0x7F800000u ? 0x7E00u : half | sign);
 }
 
-// ---- random rounding -----------------------------------------------------------------------------------------------
+// ---- stochastic rounding -------------------------------------------------------------------------------------------
 
-// 32 bits, each of which depends on all 32 of x and of y; after Chris Wellons' hash function prospector (public domain).
+// A 32-bit hash: each bit depends on all bits of x and y. After Chris Wellons' hash function prospector (public domain).
 KERNEL u32 mixed(u32 x, u32 y = 0)
 {
     x = (x ^ x >> 16) * 0x7FEB352Du;
@@ -109,9 +109,9 @@ KERNEL u32 mixed(u32 x, u32 y = 0)
     return x ^ x >> 16;
 }
 
-// Random numbers of one step for the elements of a variable: of the seed, the variable's key and the index, nothing else.
+// The random numbers of a step for a variable's elements. They depend only on the seed, the variable's key and the index.
 struct Random {
-    u32 low, seed, key, key_after;  // the latter: where the index's low half has begun again
+    u32 low, seed, key, key_after;  // key_after: after the low half of the index has wrapped around
 
     KERNEL Random(const u32 (&seeds)[2], u32 variable, u64 first) : low(u32(first)), seed(seeds[1])
     {
@@ -119,7 +119,7 @@ struct Random {
         key = mixed(named + high);
         key_after = mixed(named + high + 1u);
     }
-    // Of an element before the index's low half begins again.
+    // For elements before the low half of the index wraps around.
     KERNEL u32 before(u32 i) const { return mixed((low + i) ^ key, seed); }
     KERNEL u32 of(u32 i) const
     {
@@ -128,21 +128,21 @@ struct Random {
     }
 };
 
-// Stores a number of the state. bfloat16 is rounded up or down by 16 random bits: rounded to nearest, a small change would
-// be lost step after step.
+// Stores a number of the state. bfloat16 uses stochastic rounding: with rounding to nearest, small changes would be lost at
+// every step.
 KERNEL void store_state(float x, u32, float &to) { to = x; }
 KERNEL void store_state(double x, u32, double &to) { to = x; }
 KERNEL void store_state(float x, u32 random, bfloat16 &to)
 {
     const u32 bits = bits_of(x);
-    const u32 rounded = (bits + (random & 0xFFFFu)) >> 16;  // an infinity stays one
+    const u32 rounded = (bits + (random & 0xFFFFu)) >> 16;  // infinity is kept
     to.bits = static_cast<unsigned short>(is_nan(x) ? 0x7FC0u : rounded);
 }
 
 // ---- subnormal numbers ---------------------------------------------------------------------------------------------
 
-// They are taken for zero, because they are slow, and because an average would stay at one for ever. Processors do it by
-// themselves (-ftz=true on CUDA, see cpu_loops.cpp for the others), but CUDA does not for double.
+// They are flushed to zero, because they are slow, and because a decaying average would stop at one and never reach zero.
+// The hardware does this (-ftz=true on CUDA, cpu_loops.cpp on CPUs), except for double on CUDA.
 #if defined(ON_CUDA) || \
     !(defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86) || defined(__aarch64__) || defined(_M_ARM64))
 #define FLUSH_DOUBLE 1

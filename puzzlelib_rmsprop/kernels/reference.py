@@ -1,7 +1,7 @@
-"""The rule in NumPy: what runs where the compiled library is not, and what ``doctor`` compares with.
+"""The update rule in NumPy. It runs if the compiled library is missing, and ``doctor`` compares the library with it.
 
-It gives the library's bits, but for subnormal numbers: here gradients, state and parameters are taken for zero, there
-intermediate results too.
+Results are bit-identical to the library's, except for subnormal numbers: this module flushes gradients, state and parameters
+to zero; the library also flushes intermediate results.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from . import (
 
 __all__ = ["Coefficients", "GradientStatistics", "Table", "graves", "operate"]
 
-TILE = 1 << 14  # elements that are worked on at a time, so that they stay in a cache
+TILE = 1 << 14  # elements processed at a time, so that they stay in the cache
 LARGE, SHRINK = 2.0**480, 2.0**-600  # as in rule.h
 
 
 class Coefficients(NamedTuple):
-    """Hyper-parameters as scalars of the arithmetic's dtype."""
+    """Hyper-parameters as scalars in the dtype of the arithmetic."""
 
     learnRate: Any
     alpha: Any
@@ -48,7 +48,7 @@ class Coefficients(NamedTuple):
 
     @classmethod
     def of(cls, hyper: Hyper, dtype: Any, learnRate: float = 1.0, momRate: float = 1.0) -> Coefficients:
-        """Those of a segment with its factors, multiplied in float64 and rounded once."""
+        """Returns the coefficients of a segment. Its factors are applied in float64, and the results are rounded once."""
         real = np.dtype(dtype)
         lr, alpha, beta, gain, momentum, epsilon = layout.pack_hyper(hyper, real)
         numbers = (lr * learnRate, alpha, beta, gain, momentum * momRate, epsilon)
@@ -58,7 +58,7 @@ class Coefficients(NamedTuple):
 def graves(
     param: Any, g: Any, mg: Any, variance: Any, delta: Any, c: Coefficients, decay: Any = 0
 ) -> tuple[Any, Any, Any, Any]:
-    """One step: the new param, mg, variance and delta. Arrays of the coefficients' dtype; Graves (2013), eq. 38-45."""
+    """Returns param, mg, variance and delta after one step, in the coefficients' dtype. Graves (2013), eq. 38-45."""
     g = flushed(g)
     d = g - mg
     mg = flushed(c.alpha * mg + c.beta * g)
@@ -70,13 +70,13 @@ def graves(
 
 
 def decay_of(decay: float, hyper: Hyper, dtype: Any, learnRate: float, wc: float) -> Any:
-    """The part that a parameter loses of itself in a step: multiplied in float64, rounded once."""
+    """Returns the factor of decoupled weight decay, computed in float64 and rounded once."""
     part = abs(hyper.learnRate * learnRate) * decay * wc if wc > 0.0 else 0.0
     return flushed(np.array(layout.rounded(part, np.dtype(dtype)), dtype))[()]
 
 
 def flushed(x: np.ndarray) -> np.ndarray:
-    """``x`` with zeros in the place of subnormal numbers."""
+    """Returns ``x`` with subnormal numbers replaced by zeros."""
     small = np.abs(x) < np.finfo(x.dtype).tiny
     return np.where(small, np.copysign(x.dtype.type(0), x), x) if small.any() else x
 
@@ -85,7 +85,7 @@ def flushed(x: np.ndarray) -> np.ndarray:
 
 
 def _array(address: int, size: int, dtype: str) -> np.ndarray:
-    """Memory as an array; bfloat16, which NumPy has not, as its bits."""
+    """Returns memory as an array. bfloat16, which NumPy does not have, is returned as uint16."""
     kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
     if size == 0:
         return np.zeros(0, kind)
@@ -100,7 +100,7 @@ def _widened(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _narrowed(x: np.ndarray, dtype: str) -> np.ndarray:
-    """Rounded to nearest; a NaN of 16 bits is the one NaN."""
+    """Rounds to nearest. Every NaN becomes the same NaN in 16 bits."""
     if dtype == "bfloat16":
         bits = x.view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
@@ -111,14 +111,14 @@ def _narrowed(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _mixed(x: Any, y: Any = 0) -> Any:
-    """As ``mixed`` in numbers.h, of uint32 arrays."""
+    """As ``mixed`` in numbers.h, for uint32 arrays."""
     x = (x ^ x >> np.uint32(16)) * np.uint32(0x7FEB352D)
     x = ((x ^ x >> np.uint32(15)) + np.uint32(y)) * np.uint32(0x846CA68B)
     return x ^ x >> np.uint32(16)
 
 
 def _random(seeds: tuple[int, int], key: int, first: int, size: int) -> np.ndarray:
-    """32 random bits for each element from ``first`` on, as ``Random`` in numbers.h."""
+    """Returns 32 random bits for each element from index ``first`` on, as ``Random`` in numbers.h."""
     index = np.uint64(first) + np.arange(size, dtype=np.uint64)
     named = _mixed(np.array([seeds[0] ^ key], np.uint32))
     high = (index >> np.uint64(32)).astype(np.uint32)
@@ -134,14 +134,14 @@ def _randomly_rounded(x: np.ndarray, random: np.ndarray) -> np.ndarray:
 
 
 class _Tile:
-    """Some elements of a segment, in the dtype of the arithmetic."""
+    """A range of a segment's elements, in the dtype of the arithmetic."""
 
     def __init__(self, segment: Segment, low: int, high: int) -> None:
         self.segment, self.low, self.size = segment, low, high - low
         self.stored = self._of("param", segment.dtype)
         self.param = _widened(self.stored, segment.dtype)
         if segment.master:
-            # the copy counts, unless somebody has written the parameter since
+            # the master weights are used, unless the parameter was changed since the last step
             self.master = self._of("master", "float32")
             same = _widened(_narrowed(self.master, segment.dtype), segment.dtype) == self.param
             self.param = np.where(same, self.master, self.param)
@@ -152,12 +152,12 @@ class _Tile:
         return _array(getattr(self.segment, name) + self.low * itemsize, self.size, dtype)
 
     def gradient(self, operations: Sequence[Operation], wc: float) -> np.ndarray:
-        """After the operations, one after the other."""
+        """Returns the gradient after the operations."""
         g, real = _widened(self.grad, self.segment.dtype), real_dtype(self.segment.dtype).type
         for kind, value, other, address in operations:
             if kind == SCALE:
                 factor = ctypes.c_double.from_address(address).value if address else 1.0
-                g = g * flushed(np.array(np.float64(value) * factor, real))[()]  # too small a factor is 0, as in the library
+                g = g * flushed(np.array(np.float64(value) * factor, real))[()]  # a subnormal factor is 0, as in the library
             elif kind == CLIP:
                 g = np.where(g < real(value), real(value), g)
                 g = np.where(g > real(other), real(other), g)
@@ -209,24 +209,24 @@ class Table:
         self._groups: dict[int, tuple[Hyper, StepOptions]] = {}
 
     def set_gradients(self, addresses: Sequence[int], stream: Any = None) -> None:
-        """Sets where each segment's gradient lies."""
+        """Sets the address of each segment's gradient."""
         self._segments = [s._replace(grad=int(a)) for s, a in zip(self._segments, addresses, strict=True)]
 
     def set_group(self, group: int, hyper: Hyper, options: StepOptions = PLAIN) -> None:
-        """Sets what the segments of one group are updated with by :meth:`run`."""
+        """Sets the hyper-parameters and options that :meth:`run` uses for the segments of one group."""
         self._groups[group] = hyper, options
 
     def set_rates(self, rates: Sequence[tuple[float, float, float]]) -> None:
-        """Sets each segment's factors on learnRate and momRate, and its wc; 1, 1 and 0 at first."""
+        """Sets each segment's factors on learnRate and momRate, and its wc. The defaults are 1, 1 and 0."""
         self._rates = [(float(learnRate), float(momRate), float(wc)) for learnRate, momRate, wc in rates]
 
     def update(self, hyper: Hyper, stream: Any = None, options: StepOptions = PLAIN) -> None:
-        """Runs the rule once over every segment, where all are of one group; ``stream`` is for other devices."""
+        """Updates every segment once; all must belong to group 0. ``stream`` is ignored on the CPU."""
         self.set_group(0, hyper, options)
         self.run(stream)
 
     def run(self, stream: Any = None, most_threads: int | None = None) -> None:
-        """Runs the rule once over every segment, in one thread; ``stream`` is for other devices."""
+        """Updates every segment once, in one thread. ``stream`` is ignored on the CPU."""
         with np.errstate(all="ignore"):
             for segment, (learnRate, momRate, wc) in zip(self._segments, self._rates, strict=True):
                 hyper, options = self._groups[segment.group]
@@ -255,11 +255,11 @@ class GradientStatistics:
         self._record = _array(record, layout.STATISTICS.itemsize, "uint8").view(layout.STATISTICS)
 
     def set_decays(self, decays: Sequence[float]) -> None:
-        """Sets each segment's wc; 0 at first."""
+        """Sets each segment's wc. The default is 0."""
         self._decays = [float(wc) for wc in decays]
 
     def run(self, operations: tuple[Operation, ...] = (), policy: ScalingPolicy = LENIENT, stream: Any = None) -> None:
-        """Fills the record from the gradients as they are after ``operations``; ``stream`` is for other devices."""
+        """Writes the statistics of the gradients after ``operations`` to the record. ``stream`` is ignored on the CPU."""
         with np.errstate(all="ignore"):
             chunks = [
                 _square_sum(tile.gradient(operations, wc))
@@ -270,7 +270,7 @@ class GradientStatistics:
 
 
 def _square_sum(g: np.ndarray) -> tuple[Any, Any, Any]:
-    """Of one chunk: the sum of squares, that of large ones scaled down, and whether one is infinite or NaN."""
+    """Returns a chunk's sum of squares, the scaled sum of large squares, and whether a square is infinite or NaN."""
     square = g * g
     bad = not np.isfinite(square).all()
     wide = g.astype(np.float64)
@@ -281,7 +281,7 @@ def _square_sum(g: np.ndarray) -> tuple[Any, Any, Any]:
 
 
 def _in_lanes(rows: np.ndarray, lanes: int) -> np.ndarray:
-    """Adds rows by their number modulo ``lanes``, one after the other."""
+    """Adds the rows of each lane, in order. The lane of a row is its index modulo ``lanes``."""
     found = np.zeros((lanes, rows.shape[1]))
     for low in range(0, len(rows), lanes):
         part = rows[low : low + lanes]
@@ -315,7 +315,7 @@ def _conclude(record: np.ndarray, total: np.ndarray, policy: ScalingPolicy) -> N
 
 
 def operate(segment: Segment, wc: float, operations: Sequence[Operation], stream: Any = None) -> None:
-    """Does operations to the gradient of a segment in place; a 16-bit one is rounded once, at the end."""
+    """Applies operations to the gradient of a segment in place. A 16-bit gradient is rounded once, at the end."""
     with np.errstate(all="ignore"):
         for tile in _tiles(segment, TILE):
             tile.grad[...] = _narrowed(tile.gradient(operations, wc), segment.dtype)

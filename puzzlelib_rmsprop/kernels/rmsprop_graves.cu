@@ -1,36 +1,37 @@
-// The loops over the arrays of a step on a GPU, and every entry point. What is done to one element stands in rule.h, which
-// the CPU compiles too; how threads share elements in elements.cuh; loops over gradients alone in gradients.cuh.
+// The loops over the arrays of a step on a GPU, and all kernels. rule.h has the arithmetic for one element, which the CPU
+// library shares; elements.cuh divides elements among threads; gradients.cuh has the loops over gradients alone.
 //
-// Compiled without fused multiply-adds (-fmad=false) and with subnormal floats taken for zero (-ftz=true), so that the bits
-// are the CPU's. There is no -ftz for double: the rule flushes what it stores (see flushed() in numbers.h), but an
-// intermediate double may be subnormal here where the CPU has zero. The update waits for memory, so none of it costs time.
+// Compiled without fused multiply-adds (-fmad=false), and subnormal floats are flushed to zero (-ftz=true), so that results
+// are bit-identical to the CPU's. -ftz has no effect on double: the rule flushes the numbers that it stores (flushed() in
+// numbers.h), but intermediate doubles may be subnormal here and zero on the CPU. The update is limited by memory
+// bandwidth, so this costs no time.
 //
-// Entry points, by the dtypes of parameter and gradient, and of the state:
-//   graves_many_*    any number of segments in one launch: a table of them, and a list of chunks for the blocks to take
-//   graves_extended_*  the same with everything that a step does besides the rule, state in 16 and 8 bits, and, in *_master, a float32
-//                    copy of the parameters. Apart until a GPU says what one kernel would cost: registers do not (float32,
-//                    nvcc 13.0: sm_75 54 for 59 of many, sm_80 48/51, sm_90 48/54, sm_100 60/58, sm_120 48/44).
-//   statistics_*     sums of squares of gradients, a chunk each; statistics_conclude adds them
-//   operate_*        operations on one gradient, in place
-// Updates take the hyper-parameters from the launch, or, where `live` is given, from device memory, so that a launch captured
-// in a graph follows them.
+// Kernels, named by the dtype of parameter and gradient, and by the dtype of the state:
+//   graves_many_*      updates any number of segments in one launch: a table of segments, and a list of chunks
+//   graves_extended_*  the same with step options, 16-bit or 8-bit state, and (*_master) float32 master weights. Whether one
+//                      kernel for both would be slower has not been measured. Register counts are similar (extended/many,
+//                      float32, nvcc 13.0: sm_75 54/59, sm_80 48/51, sm_90 48/54, sm_100 60/58, sm_120 48/44).
+//   statistics_*       sums of squares of gradients, one for each chunk; statistics_conclude adds them
+//   operate_*          operations on one gradient, in place
+// Hyper-parameters are arguments of the launch. If `live` is not null, they are read from device memory instead, so that a
+// launch captured in a CUDA graph uses the current values.
 
 #define ON_CUDA
 #include "gradients.cuh"
 #include "int8_update.cuh"
 
-// named, because what lies in an unnamed one is called after the compiler's process
+// not an unnamed namespace: names in one depend on the compiler's process, so the PTX would not be reproducible
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-// How many elements a thread takes at a time: as many as 16 bytes have of the widest of a segment's dtypes.
+// The number of elements that a thread processes at a time: 16 bytes of the widest dtype of a segment.
 template <class Kind>
 constexpr int PARAM_SIZE = Kind::MASTER ? sizeof(float) : sizeof(typename Kind::Stored);
 template <class Kind>
 constexpr int VECTOR = 16 / (PARAM_SIZE<Kind> > int(sizeof(typename Kind::State)) ? PARAM_SIZE<Kind>
                                                                                    : int(sizeof(typename Kind::State)));
 
-// What a step does besides the rule: nothing.
+// A step without options.
 template <class Real>
 struct Plain {
     __device__ __forceinline__ Real operate(Real g, Real) const { return g; }
@@ -39,13 +40,13 @@ struct Plain {
     __device__ __forceinline__ bool zeroGrad() const { return false; }
 };
 
-// What it may do.
+// A step with options.
 template <class Real>
 struct Extended {
     const StepOptions &options;
     const Operating<Real> &operating;
     Random numbers;
-    const Real &lost;  // the decay; in shared memory, as it would take a register all the while
+    const Real &lost;  // the factor of weight decay, in shared memory to save a register
 
     __device__ __forceinline__ Real operate(Real g, Real p) const { return operating.operate(options.operations.count, g, p); }
     __device__ __forceinline__ void decay(Real &p, Real before, Real delta) const
@@ -87,7 +88,7 @@ struct Update {
         Pack<Stored, N> p, g;
         Pack<State, N> m, v, d;
         Pack<float, N> f;
-        // all loads before the first use, so that they are under way together
+        // all loads before the first use, so that they overlap
         p.load(param + i);
         g.load(grad + i);
         m.load(mg + i);
@@ -142,7 +143,7 @@ __device__ __forceinline__ void many(const Hyper &given, const Hyper *live, cons
         const Chunk chunk = chunks[c];
         const Segment segment = segments[chunk.segment];
         const Part part(chunk, segment);
-        const Hyper hyper = live ? *live : given;  // here, and not before: it would take registers all the while
+        const Hyper hyper = live ? *live : given;  // read here rather than before the loop, to save registers
         const Update<Kind, Plain<typename Kind::Real>> update(segment, part.begin, hyper, {});
         share<VECTOR<Kind>>(update, update.aligned(), part.size, threadIdx.x, blockDim.x);
     }
@@ -171,7 +172,7 @@ __device__ __forceinline__ void extended(const Hyper &given, const Hyper *live, 
         operating.prepare(options.operations, segment.wc);
         const Hyper hyper = live ? *live : given;
         if (options.decay != 0.0) {
-            __syncthreads();  // until the last segment's is done with
+            __syncthreads();  // the previous segment's factor may be in use
             if (threadIdx.x == 0)
                 lost = decay_of<Real>(options.decay, hyper, segment);
             __syncthreads();
@@ -203,7 +204,7 @@ extern "C" {
         extended<Kind<__VA_ARGS__>>(hyper, live, segments, chunks, count, options);                                     \
     }
 #define EXTENDED(NAME, ...) WITHIN((THREADS), NAME, __VA_ARGS__)
-#define INT8(NAME, ...) WITHIN((THREADS, 2), NAME, __VA_ARGS__)  // two blocks at a time: left alone, ptxas spills
+#define INT8(NAME, ...) WITHIN((THREADS, 2), NAME, __VA_ARGS__)  // at least two blocks resident: otherwise ptxas spills
 #define EVERY(NAME, ...)                                                                                              \
     __global__ void __launch_bounds__(THREADS) graves_many_##NAME(                                                    \
         Hyper hyper, const Hyper *live, const Segment *segments, const Chunk *chunks, u64 count)                      \
@@ -245,7 +246,7 @@ FOR_GRADIENTS(float64, double, double)
 FOR_GRADIENTS(float16, float16, float)
 FOR_GRADIENTS(bfloat16, bfloat16, float)
 
-// One block of CHUNK_LANES threads.
+// Launched with one block of CHUNK_LANES threads.
 __global__ void __launch_bounds__(CHUNK_LANES)
     statistics_conclude(const SquareSum *partials, u64 count, Statistics *result, ScalingPolicy policy)
 {

@@ -1,7 +1,7 @@
-// The rule, and what is done to gradients before it, for one element. Loops are in cpu_loops.cpp and rmsprop_graves.cu.
+// The update rule and the operations on gradients, for one element. Loops are in cpu_loops.cpp and rmsprop_graves.cu.
 //
-// Compile without fused multiply-adds: then each operation is rounded once, and every device gives the same bits. KERNEL
-// marks a function for host and device; u32, Hyper and the like are in layout.h, widen, narrow and flushed in numbers.h.
+// Compile without fused multiply-adds: then each operation is rounded separately, and every device gives the same bits.
+// KERNEL marks functions for host and device. u32 and Hyper are defined in layout.h; widen, narrow and flushed in numbers.h.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 namespace puzzlelib_rmsprop {
 namespace KERNEL_NAMESPACE {
 
-// Hyper-parameters of one segment in the dtype of the arithmetic: multiplied in double, rounded once.
+// The hyper-parameters of a segment in the dtype of the arithmetic. Factors are applied in double, then rounded once.
 template <class Real>
 struct Coefficients {
     Real learnRate, alpha, beta, gain, momRate, epsilon;
@@ -22,8 +22,8 @@ struct Coefficients {
     }
 };
 
-// Graves (2013), eq. 38-45. The variance of the gradient is E[g*g] - E[g]*E[g]; that difference loses its digits where the
-// gradient is nearly constant, so the variance is carried along by the recurrence that it obeys, which cannot go negative.
+// Graves (2013), eq. 38-45. The variance of the gradient is E[g*g] - E[g]*E[g]. This difference cancels if the gradient is
+// nearly constant, so the variance is updated by its own recurrence instead, which cannot become negative.
 template <class Real>
 KERNEL void graves(Real &param, Real g, Real &mg, Real &variance, Real &delta, const Coefficients<Real> &c)
 {
@@ -35,15 +35,15 @@ KERNEL void graves(Real &param, Real g, Real &mg, Real &variance, Real &delta, c
     param = flushed(param + delta);
 }
 
-// What a parameter is after a step of `delta` in which it loses the part `decay` of itself as well. That goes into the step:
-// taken off the parameter first, what is too small for its last digit would be lost at every step.
+// Returns the parameter after a step of `delta` with decoupled weight decay. decay * param is subtracted from the step rather
+// than from the parameter, where a small number would be rounded off at every step.
 template <class Real>
 KERNEL Real decayed(Real param, Real delta, Real decay)
 {
     return flushed(param + flushed(delta - flushed(decay * param)));
 }
 
-// That part: multiplied in double, rounded once.
+// Returns the factor `decay` of decayed(), computed in double and rounded once.
 template <class Real>
 KERNEL Real decay_of(double decay, const Hyper &hyper, const Segment &segment)
 {
@@ -52,14 +52,14 @@ KERNEL Real decay_of(double decay, const Hyper &hyper, const Segment &segment)
 
 // ---- operations on gradients ---------------------------------------------------------------------------------------
 
-// An operation with the numbers that it has for one segment.
+// An operation with its numbers for one segment, in the dtype of the arithmetic.
 template <class Real>
 struct Prepared {
     u32 kind;
     Real value, other;
 };
 
-// `at_address`: the number at the operation's address, 1 where it has none.
+// `at_address` is the number at the operation's address, or 1 if it has no address.
 template <class Real>
 KERNEL Prepared<Real> prepared(const Operation &operation, double at_address, double wc)
 {
@@ -68,7 +68,7 @@ KERNEL Prepared<Real> prepared(const Operation &operation, double at_address, do
     return {kind, Real(operation.value * (decays ? wc : at_address)), Real(operation.other)};
 }
 
-// A gradient after one operation. A NaN stays one.
+// Returns a gradient after one operation. NaN is kept.
 template <class Real>
 KERNEL Real operated(u32 kind, Real value, Real other, Real g, Real p)
 {
@@ -87,7 +87,7 @@ KERNEL Real operated(u32 kind, Real value, Real other, Real g, Real p)
     }
 }
 
-// The parameter that counts: the float32 copy, unless somebody has written the parameter since.
+// Returns the current parameter: the master weight, unless the parameter was changed since the last step.
 template <class Stored>
 KERNEL float current(Stored param, float master)
 {
@@ -98,9 +98,10 @@ KERNEL float current(Stored param, float master)
 
 // ---- the norm ------------------------------------------------------------------------------------------------------
 
-// Elements are summed by lane, then lanes are added by halves; chunks by lane again, and by halves.
+// Elements are summed in lanes, then the lanes pairwise (the upper half is added to the lower half). The sums of chunks are
+// added in the same way.
 
-// From here on squares of doubles are summed scaled by SHRINK: so many of them as memory holds stay finite.
+// Doubles >= LARGE are scaled by SHRINK before they are squared, so that their sum cannot overflow.
 constexpr double LARGE = 0x1p480, SHRINK = 0x1p-600;
 
 KERNEL double square(float g) { return double(g) * double(g); }
@@ -112,8 +113,8 @@ KERNEL double large_square(double g)
     return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;
 }
 
-// Whether the square, which the variance is made of, is infinite or NaN: only of such a number is x - x not 0. (isfinite is
-// not vectorised by every compiler.)
+// Returns whether the square, which enters the variance, is infinite or NaN: only then is x - x not 0. (Not every compiler
+// vectorizes isfinite.)
 template <class Real>
 KERNEL bool is_bad(Real g)
 {
@@ -127,14 +128,14 @@ KERNEL void add(SquareSum &to, const SquareSum &other)
     to.bad |= other.bad;
 }
 
-// ---- what follows from it: clipping, skipping, the loss scale ------------------------------------------------------
+// ---- clipping, skipping and the loss scale -------------------------------------------------------------------------
 
-// A bad step is skipped and lowers the scale; `interval` good ones in a row raise it. interval 0: the scale stays.
+// A bad step is skipped and lowers the scale, `interval` consecutive good steps raise it. If interval is 0, it is constant.
 KERNEL void conclude(Statistics &s, const SquareSum &all, const ScalingPolicy &policy)
 {
     const double root = std::sqrt(all.large == 0.0 ? all.sum : all.large + all.sum * SHRINK * SHRINK);
     s.norm = all.large == 0.0 ? root : root / SHRINK;
-    s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;  // a NaN stays one
+    s.factor = s.norm > policy.limit ? policy.limit / s.norm : s.norm == s.norm ? 1.0 : s.norm;  // NaN is kept
     s.unscale = 1.0 / s.scale;
     s.bad = !all.bad ? 0 : s.bad == ~0u ? s.bad : s.bad + 1;
     s.skipped += all.bad != 0;

@@ -90,7 +90,8 @@ def test_what_is_missing_is_said(monkeypatch):
     Config.backend = Config.Backend.cuda
     monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
     monkeypatch.setitem(sys.modules, "pycuda", None)
-    with pytest.raises(DependencyError, match=r"needs PyCUDA and an NVIDIA driver.*pip install 'puzzlelib_rmsprop\[cuda\]'"):
+    message = r"needs PyCUDA and an NVIDIA driver.*pip install 'pycuda>=2024\.1' 'scikit-cuda==0\.5\.3'"
+    with pytest.raises(DependencyError, match=message):
         gpuarray.zeros(2)
     assert not context.available()
 

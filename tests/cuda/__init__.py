@@ -1,1 +1,1 @@
-"""The kernels on CUDA, what launches and loads them, and the simulator of a GPU: tests that need one of the two."""
+"""Tests of the CUDA kernels, their launches and the simulator. They need a GPU or the simulator."""

@@ -1,8 +1,8 @@
-"""What the tests of CUDA share: the module that launches kernels."""
+"""Fixtures of the CUDA tests."""
 
 import pytest
 
-# helpers whose assertions explain themselves as tests' do
+# for helpers whose assertions should be rewritten as those of tests
 pytest.register_assert_rewrite("tests.cuda.variables", "tests.cuda.extended")
 
 

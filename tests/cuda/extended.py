@@ -1,4 +1,4 @@
-"""Variables with all that a step may do besides the rule, and statistics of gradients, each beside its reference."""
+"""Variables updated with step options, and statistics of gradients, each with its reference."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ OPS = {
 
 
 class Device:
-    """A few numbers on the device."""
+    """Numbers in device memory."""
 
     def __init__(self, content):
         from pycuda import gpuarray as device
@@ -42,19 +42,19 @@ class Device:
 
 
 def plain(ops, contents=None):
-    """Operations as the reference takes them; ``contents`` by address."""
+    """Returns operations in the form of the reference. ``contents`` are the numbers by address."""
     return [(op.kind, op.value, op.other, (contents or {}).get(op.address)) for op in ops]
 
 
 def same(found, expected, what=""):
-    """Bit for bit but for the payload of a NaN and the sign of a zero; ``expected`` is of the arithmetic's dtype."""
+    """Compares all bits except NaN payloads and signs of zeros. ``expected`` has the dtype of the arithmetic."""
     found = np.asarray(found).astype(expected.dtype)
     differ = ~((found == expected) | (np.isnan(found) & np.isnan(expected)))
     assert not differ.any(), f"{what}: {differ.sum()} of {differ.size} differ, first at {np.argwhere(differ)[0]}"
 
 
 class Variable:
-    """One on the device and in the reference."""
+    """A variable on the device and in the reference."""
 
     def __init__(self, size, dtype, state, master=False, offsets=(0,) * 5, seed=0, **more):
         self.rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def table_of(kernels, *variables, rates=True):
 
 
 class Measured:
-    """Gradients on the device, and their statistics."""
+    """Gradients on the device and their statistics."""
 
     def __init__(self, kernels, parts, scale=1.0, master=False, offset=None):
         self.parts = [
@@ -122,7 +122,7 @@ class Measured:
 
 
 def check_record(found, expected):
-    # a sum of n positive numbers in any order of pairs: n * 1e-16 at the very most, here some thousands
+    # the sum of n positive numbers has a relative error of at most n * 1e-16 in any order; here n is some thousands
     for name in ("norm", "factor"):
         assert np.isclose(found[name], getattr(expected, name), rtol=1e-12, atol=0, equal_nan=True), name
     for name in ("scale", "unscale", "bad", "good", "skipped"):

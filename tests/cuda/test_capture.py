@@ -1,4 +1,4 @@
-"""What a captured launch repeats: it follows hyper-parameters in device memory, and keeps its own rows."""
+"""Captured launches: they read the current hyper-parameters from device memory, and keep their own table."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.standins import Net
 
 
 def test_capturable_launches_follow_assignments(cuda, globalState):
-    # a replay repeats the launch, not Python: here by launching the packed arguments again
+    # a replay repeats the launch without Python: simulated by launching the packed arguments again
     net, optimizer = make(cuda, [(300,), (77,)], globalState, capturable=True)
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     optimizer.update()
@@ -36,7 +36,7 @@ def test_capturable_launches_follow_assignments(cuda, globalState):
 
 
 def test_launches_of_an_overridden_update_var_keep_their_tables(cuda, globalState):
-    # launched again after rates that divide a flat buffer in another way
+    # launched again after a change of rates, which divides the flat buffer differently
     from pycuda import driver
 
     net, optimizer = make(cuda, [(300,), (77,)], globalState, kind=OneByOne, capturable=True)
@@ -50,7 +50,7 @@ def test_launches_of_an_overridden_update_var_keep_their_tables(cuda, globalStat
     before = {name: var.data.get() for name, var in net.vars.items()}
     for launch in launches:
         launch.queue(None)
-    driver.Context.synchronize()  # the simulator says what was read after it was freed
+    driver.Context.synchronize()  # the simulator reports reads of freed memory
     for name, var in net.vars.items():
         assert not np.array_equal(var.data.get(), before[name])
 
@@ -78,7 +78,7 @@ def test_live_hyper_parameters(kernels):
 
 
 def test_a_captured_launch_keeps_its_rows(kernels):
-    # its arguments, launched again after the rates have changed
+    # launch the same arguments again after the rates have changed
     live = kernels.LiveHyper()
     live.write(Hyper(**HYPER))
     variable = extended.Variable(300, "float32", "float32", rates=(0.5, 0.5))

@@ -1,4 +1,4 @@
-"""Compiling with nvcc: the result is kept on disk, whole or not at all, and faults are told."""
+"""Compiling with nvcc: the result is cached on disk, completely or not at all, and errors are reported."""
 
 import shutil
 import subprocess
@@ -33,7 +33,7 @@ def test_compiled_code_is_kept_whole(kernels, simulator, tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(kernels, simulator, monkeypatch):
-    """Compiles something small in the place of the kernels; a list of nvcc's calls."""
+    """Compiles a small source instead of the kernels. Returns the list of calls of nvcc."""
     calls = []
     real = subprocess.run
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path
     file.write_text("")
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(file / "below a file"))
     assert cuda_compile.compiled(SOURCE, "sm_90")
-    # a folder where the file should be, from a careless copy
+    # a folder in place of the file
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(tmp_path / "kept"))
     cuda_compile.compiled(SOURCE, "sm_90")
     (kept,) = (tmp_path / "kept").iterdir()
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(kernels, quick, tmp_path
 def test_without_a_home_folder_nothing_is_kept(kernels, quick, tmp_path, monkeypatch):
     for name in ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cuda_compile.os.path, "expanduser", lambda path: path)  # as for a user without an entry
+    monkeypatch.setattr(cuda_compile.os.path, "expanduser", lambda path: path)  # as for a user without a passwd entry
     monkeypatch.chdir(tmp_path)
     assert cuda_compile.compiled(SOURCE, "sm_90")
     assert quick[-1] == "-cubin"

@@ -1,4 +1,4 @@
-"""Contexts, and arrays that are refused on CUDA: of another context or device, freed, unaligned, strided."""
+"""Contexts, and arrays that are rejected on CUDA: of another context or device, freed, unaligned or strided."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_arrays_of_another_context(cuda):
         with pytest.raises(DeviceError, match="context that is current is not the one the arrays lie in"):
             optimizer.update()
         assert optimizer.t == 1
-        # and a net of its own works there
+        # a net made in this context works
         mine, own = make(cuda, [(20,)], True)
         own.update()
         assert np.isfinite(mine.getVar("v0000").data.get()).all()
@@ -71,7 +71,7 @@ def test_freed_arrays(cuda):
 
 
 class NoContexts:
-    """The driver's library with all memory from a pool: it belongs to a device, and to no context."""
+    """The driver's library as if all memory came from a pool: it belongs to a device, not to a context."""
 
     def __init__(self, library):
         self._library = library
@@ -96,7 +96,7 @@ def test_memory_without_a_context(cuda, monkeypatch):
 
 
 def test_arrays_off_their_dtype(cuda):
-    # PyCUDA makes a view at any byte; a kernel that reads there ends the context
+    # PyCUDA can make a view at any byte; a kernel that reads unaligned memory destroys the context
     from pycuda import gpuarray as device
 
     held = cuda.make(np.zeros(64, np.uint8))

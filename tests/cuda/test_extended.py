@@ -1,4 +1,4 @@
-"""Updates with all that a step does besides the rule, bit for bit beside tests/reference_extended.py; master copies."""
+"""Updates with step options and master weights are bit-identical to tests/reference_extended.py."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_every_alignment(kernels, dtype, state, master):
 @each_combination
 @pytest.mark.parametrize("blocks", [1, 1000])
 def test_decay_of_the_parameter(kernels, monkeypatch, dtype, state, master, blocks):
-    # of each row by its own rates, after the operations have looked at it and before the step
+    # each segment by its own rates, after the operations and before the step
     monkeypatch.setattr(kernels, "_most_blocks", lambda: blocks)
     rows = (517, 0.5, 1.0), (chunk() + 7, 0.0, 0.5), (33, 1.0, 2.0), (9, -1.0, 1.0), (40, 0.5, 0.25), (300, 1.0, 1.0)
     variables = [Variable(n, dtype, state, master, (n % 3,) * 5, n, wc=wc, key=n, rates=(rate, 0.5)) for n, wc, rate in rows]
@@ -68,7 +68,7 @@ def test_decay_takes_subnormal_numbers_for_zero(kernels, dtype):
 
 @each_combination
 def test_as_the_plain_kernels_where_there_is_nothing_else(kernels, dtype, state, master):
-    # what the rule gives, from another entry point; where there is no plain one, from the reference alone
+    # the results of the plain kernel, from another kernel; if there is no plain one, only those of the reference
     variables = [Variable(1234, dtype, state, master) for _ in range(2)]
     for variable, options in zip(
         variables,
@@ -84,7 +84,7 @@ def test_as_the_plain_kernels_where_there_is_nothing_else(kernels, dtype, state,
 
 
 def test_many_rows_each_with_its_own(kernels, monkeypatch):
-    # one block goes from row to row, so that nothing of the last one may stay with it
+    # one block processes all segments, so it must not keep anything of the previous one
     for blocks in (1, 1000):
         monkeypatch.setattr(kernels, "_most_blocks", lambda blocks=blocks: blocks)
         for dtype, state, master in (
@@ -175,7 +175,7 @@ def test_nan_and_infinity_stay(kernels):
         found = variable.buffers.get()
         for name, content in variable.expected.buffers().items():
             same(found[name], content, name)
-        # 3e38 overflows in its square
+        # the square of 3e38 overflows
         assert np.isfinite(found["mg"].astype(np.float32)).tolist() == [True, False, False, False, True, False]
         assert np.isinf(found["mg"].astype(np.float32)).tolist() == [False, False, True, True, False, False]
 
@@ -204,7 +204,7 @@ def test_a_parameter_that_the_user_wrote(kernels, dtype, state):
         table.update(Hyper(**HYPER), options=StepOptions(operations=(Operation(DECAY, -0.5),), seed=(t, 0)))
         variable.step([Operation(DECAY, -0.5)], seed=(t, 0))
         variable.check()
-        # some of them; one NaN, one as it is, one zero of the other sign
+        # some elements: NaN, unchanged, and zero with the other sign
         written = variable.buffers.get()["param"]
         written[t:600:7] = np.linspace(-3, 3, written[t:600:7].size)
         written[650 + t] = np.nan

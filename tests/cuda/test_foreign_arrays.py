@@ -1,4 +1,4 @@
-"""Arrays of other libraries on a GPU: work in the order of the streams that their users work on, and what is refused."""
+"""Arrays of other libraries on a GPU: work is ordered with their users' streams; arrays that are rejected."""
 
 import sys
 
@@ -68,7 +68,7 @@ def test_between_what_the_user_queues(foreign, globalState, seed, useStreams):
             expected[name].step(grad, **HYPER)
         optimizer.update(useStreams, sync=False)
         for var in net.vars.values():
-            foreign.put(var.grad, np.nan)  # not before the step has read it
+            foreign.put(var.grad, np.nan)  # must not happen before the step has read it
     check(foreign, net, expected)
 
 
@@ -90,7 +90,7 @@ def test_zeroed_between_what_the_user_queues(foreign, globalState, seed):
 
 
 def test_hooks_that_work_on_the_users_stream(foreign, globalState, seed):
-    # between the library's own: what it queues for them has ended before, and begins after
+    # between work of the other library: its earlier work has ended before, its later work begins after
     net, expected = net_of(foreign)
     optimizer = RMSPropGraves(**HYPER)
     seen = []
@@ -250,12 +250,12 @@ def test_streams_by_their_numbers(cuda):
     numbers = (1, 2, 0x7F00)
     arrays = [standins_cuda.Version3(np.ones(1, np.float32), stream=number) for number in numbers]
     assert set(family.handles(arrays)) == {*numbers}
-    # version 2 has none, whatever stands there; PyCUDA's are worked on by way of the default one
+    # version 2 of the interface has no stream, whatever the field holds; PyCUDA's arrays use the default stream
     assert set(family.handles([standins_cuda.Version2(np.ones(1, np.float32)), cuda.make(np.ones(1, np.float32))])) == {0}
 
 
 def test_gradients_of_pycudas_beside_them(cuda, seed):
-    # they are written by way of the default stream, which those of the others are not ordered with
+    # they are written on the default stream, which is not ordered with the streams of the others
     from pycuda import driver
 
     theirs = ARRAYS["cuda-interface3"]
@@ -276,7 +276,7 @@ def test_gradients_of_pycudas_beside_them(cuda, seed):
 
 
 def test_decay_of_copies_on_another_stream(cuda, seed):
-    # the copies are PyCUDA's, of the default stream
+    # the copies are arrays of PyCUDA, on the default stream
     class Own(RMSPropGraves):
         def updateVar(self, var, state, stream=None):
             super().updateVar(var, state, stream)

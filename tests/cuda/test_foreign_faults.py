@@ -1,4 +1,4 @@
-"""Faults planted in what puts work in the order of the users' streams: each makes a test of theirs fail."""
+"""Faults planted in the code that orders work with the users' streams: test_foreign_arrays.py catches each of them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ TO, BACK = "        joint.order(handle, own.handle)", "    for handle in others:
 
 
 def joined(call):
-    """A call that the kernels' table, or statistics, make in the order of the users' streams; and the same at once."""
+    """A fault: a call of a table or of statistics that is not ordered with the users' streams."""
     with_, body = (
         "        with self._joined() if stream is None else nullcontext(stream) as own:\n",
         f"            self._made.{call}",
@@ -24,7 +24,7 @@ def joined(call):
 
 
 def on_default(call):
-    """A call of a family's on the default stream in the place of one in order."""
+    """A fault: a call of an array family on the default stream instead of the joint one."""
     assert call.endswith(", own)")
     return FAMILY, call, f"{call[: -len('own)')]}None)"
 

@@ -1,4 +1,4 @@
-"""Work in the order of streams that PyCUDA did not make: after what they were given, before what they will be."""
+"""Work ordered with streams that PyCUDA did not make: after their earlier work and before their later work."""
 
 import ctypes
 import threading
@@ -16,7 +16,7 @@ SIZE = 1000
 
 @pytest.fixture(params=range(6))
 def foreign(request, cuda):
-    """Two streams of the driver's, which nothing is ordered with; on the simulator late in ways that a seed decides."""
+    """Two streams of the driver that are not ordered with any other. On the simulator, a seed decides how late they run."""
     if request.config.simulated:
         from tests.cudasim import control
 
@@ -40,7 +40,7 @@ def memory(value):
 
 
 def fill(target, value, handle):
-    """By the driver itself, as another library does it."""
+    """Fills memory by calls of the driver, as another library would."""
     assert (
         driver_library().cuMemsetD8Async(ctypes.c_uint64(int(target)), value, ctypes.c_size_t(SIZE), ctypes.c_void_p(handle))
         == 0
@@ -68,7 +68,7 @@ def test_between_what_comes_before_and_after(foreign):
         fill(source, step, foreign[0])
         with launching_on(foreign[0]) as stream:
             copy(target, source, stream)
-        fill(source, 99, foreign[0])  # not before it was read
+        fill(source, 99, foreign[0])  # must not happen before it was read
     assert content(target) == {5}
     assert content(source) == {99}
 
@@ -136,7 +136,7 @@ def test_the_caller_waits_for_what_was_queued_before_an_error(foreign):
 
 
 def test_the_default_stream_costs_nothing(monkeypatch):
-    # no PyCUDA, no driver
+    # without PyCUDA and a driver
     monkeypatch.setattr(foreign_stream, "ensure_context", lambda: pytest.fail("asked for a context"))
     monkeypatch.setattr(foreign_stream, "_call", lambda *args: pytest.fail(f"called {args}"))
     given = object()
@@ -196,11 +196,11 @@ def test_each_context_and_each_thread_has_its_own(foreign):
 
 
 def test_a_stream_that_is_gone(simulator):
-    # a driver may end the process
+    # a real driver may abort the process
     handle = ctypes.c_void_p()
     driver_library().cuStreamCreate(ctypes.byref(handle), 1)
     driver_library().cuStreamDestroy_v2(handle)
-    message = r"cuEventRecord fails with CUDA_ERROR_\w+ \(\d+\).*has to be there still"
+    message = r"cuEventRecord fails with CUDA_ERROR_\w+ \(\d+\).*must not have been destroyed"
     with pytest.raises(DeviceError, match=message), launching_on(handle.value):
         pytest.fail("it is gone")
 

@@ -1,4 +1,4 @@
-"""State in 8 bits on CUDA: the bits of the CPU, whatever lies in a block, and one block never in another's scale."""
+"""8-bit state on CUDA: the same bits as on the CPU for any contents of a block, and no block affects another's scale."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_every_code_and_scale(kernels, hyper, scales):
 @each_kind
 @pytest.mark.parametrize("large", [1e3, np.nan, np.inf, -np.inf])
 def test_the_largest_anywhere_in_a_block(kernels, dtype, state, master, large):
-    # block i has it at element i, and the one after the last whole block in each of its few
+    # block i has the number at element i; the incomplete last block has it at each of its elements in turn
     size = BLOCK * BLOCK + 7
     pair = Pair(kernels, np.ones(size), dtype, state, master)
     grad = np.full(size, 1e-3)
@@ -48,7 +48,7 @@ def test_the_largest_anywhere_in_a_block(kernels, dtype, state, master, large):
         found = pair.device.get()
         for name, content in found.items():
             expected = pair.host[name]
-            if name == "param" and np.isnan(large):  # which NaN the parameter is, is the processor's
+            if name == "param" and np.isnan(large):  # the bits of this NaN depend on the processor
                 assert np.array_equal(content.astype(np.float32), expected.astype(np.float32), equal_nan=True)
             elif name in ("grad", "master", "param"):
                 assert np.array_equal(content.astype(np.float32), expected.astype(np.float32), equal_nan=True), name
@@ -73,7 +73,7 @@ def test_the_end_of_the_last_block(kernels, size):
 
 @pytest.mark.parametrize("size", [1, 3, 61, 66])
 def test_what_is_not_there_is_in_no_scale(kernels, size):
-    # a clip from 5 on makes 5 of a gradient of 0, whose variance falls where it is always so
+    # clipping to at least 5 turns gradients of 0 into 5, whose variance falls if they are constant
     variable = Variable(size, "float32", "int8")
     table = table_of(kernels, variable)
     variable.grad = np.zeros(size, np.float32)

@@ -1,4 +1,4 @@
-"""Loading the kernels: the shipped PTX is of this source and has every entry."""
+"""Loading the kernels: the shipped PTX was made from this source and has every kernel."""
 
 import shutil
 
@@ -30,7 +30,7 @@ def test_ptx_of_another_source_is_not_used(kernels, monkeypatch, tmp_path, chang
         file.write("// changed\n")
     assert kernels.shipped_ptx(SOURCE) == (
         None,
-        "rmsprop_graves.ptx.xz is of another source than rmsprop_graves.cu and its headers here",
+        "rmsprop_graves.ptx.xz was made from another version of rmsprop_graves.cu or its headers",
     )
 
 

@@ -1,4 +1,4 @@
-"""The bits of the rule on CUDA: those of the formula and of the CPU, also at the edges of what the dtypes hold."""
+"""The rule on CUDA gives the bits of the formula and of the CPU, also at the limits of the dtypes."""
 
 import ctypes
 
@@ -18,7 +18,7 @@ each_kind = pytest.mark.parametrize(
 
 
 class Pair:
-    """A variable on the device, and the same on the CPU."""
+    """A variable on the device and the same variable on the CPU."""
 
     def __init__(self, kernels, param, dtype, state, master=False):
         self.device = Buffers(np.asarray(param).astype(dtype), state, master=master)
@@ -38,12 +38,12 @@ class Pair:
             table.update(hyper, options=StepOptions(**options))
 
     def check(self, *what):
-        """Every buffer, bit for bit."""
+        """Compares all buffers bit for bit."""
         for name, content in self.device.get().items():
             assert content.tobytes() == self.host[name].tobytes(), (name, content, self.host[name], *what)
 
     def check_edge(self, *what):
-        """Also where results are subnormal. In float64 CUDA keeps subnormal intermediate results, which the CPU flushes."""
+        """As check(), for subnormal results: in float64, CUDA keeps subnormal intermediate results, the CPU flushes them."""
         if self.device.guarded[0].dtype != np.float64:
             self.check(*what)
             return
@@ -132,12 +132,12 @@ def test_subnormal_gradients_and_parameters(kernels, dtype, state, master):
 
 @each_kind
 def test_subnormal_state(kernels, dtype, state, master):
-    # as a file may hold it
+    # as loaded from a file
     tiny = 2.0**-1022 if dtype == "float64" else 2.0**-126
     edge = np.array([1.5, 0.75, 0.1, -0.75, -2.0, 0.0]) * tiny
     pair = Pair(kernels, np.ones(edge.size), dtype, state, master)
     for name in ("mg", "variance", "delta"):
-        if state == "int8":  # of the least scale, the smallest numbers
+        if state == "int8":  # the smallest numbers of the least scale
             pair.set(name, [1, 2, 3, 4, 0, 128])
         else:
             pair.set(name, np.abs(edge) if name == "variance" else edge)
@@ -160,7 +160,7 @@ def test_a_nan_is_the_same_on_both(kernels, dtype, state, master):
     for name, content in pair.device.get().items():
         found, expected = content.astype(np.float64), pair.host[name].astype(np.float64)
         assert np.array_equal(found, expected, equal_nan=True), name
-        if content.dtype.itemsize == 2 and name != "grad":  # one NaN, whatever the sign and the device
+        if content.dtype.itemsize == 2 and name != "grad":  # the same NaN, whatever the sign and the device
             for bits in (content.view(np.uint16), pair.host[name].view(np.uint16)):
                 nan = 0x7E00 if content.dtype == np.float16 else 0x7FC0
                 assert set(bits[np.isnan(found)].tolist()) <= {nan}, name
@@ -197,7 +197,7 @@ def test_a_gradient_whose_square_overflows_is_clipped(cuda, globalState):
 
 
 def test_gradients_that_are_summed_leave_the_cpus_mode_alone(kernels):
-    # the simulator runs kernels in this process, in a mode of the processor that flushes
+    # the simulator runs kernels in this process, and sets the processor to flush subnormal numbers
     pair = Pair(kernels, np.ones(4), "float32", "float32")
     pair.set("grad", 1.0)
     pair.step(Hyper(**HYPER))

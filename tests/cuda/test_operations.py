@@ -1,4 +1,4 @@
-"""Operations on gradients: in the update and alone, beside tests/reference_extended.py."""
+"""Operations on gradients, in the update and alone, compared with tests/reference_extended.py."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_operations_in_the_update(kernels, name, wc, dtype):
 
 @pytest.mark.parametrize("entry", ["alone", "fused"])
 def test_a_factor_in_device_memory(kernels, entry):
-    # read when the kernel runs; multiplied in double and rounded once
+    # the number is read when the kernel runs, multiplied in double and rounded once
     content = Device(np.float64(1 / 3))
     ops = (Operation(SCALE, 1e-3, address=content.address), Operation(SCALE, 2.0))
     variable = Variable(300, "float32", "float32")

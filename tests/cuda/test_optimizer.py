@@ -1,4 +1,4 @@
-"""The optimizer on CUDA: what differs from the CPU; what does not runs on CUDA in the files of the optimizer."""
+"""The optimizer on CUDA, where it differs from the CPU. tests/optimizer runs the other tests on CUDA too."""
 
 import numpy as np
 import pytest

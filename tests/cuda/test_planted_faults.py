@@ -1,4 +1,4 @@
-"""Faults planted in the CUDA kernels and in what launches them: each makes some test of this folder fail."""
+"""Faults planted in the CUDA kernels and in the code that launches them: tests of this folder catch each of them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ RULE, NUMBERS, ELEMENTS, GRADIENTS, UPDATES = "rule.h", "numbers.h", "elements.c
 INT8 = "int8_update.cuh"
 LAUNCHES, OPTIONS = "cuda.py", "cuda_source.py"
 
-# What is wrong: the file, what stands there, what is put in its place. First in the update, and in its order on streams.
+# The fault: the file, the right text, the wrong text. First, faults in the update and in its order on streams.
 OF_THE_RULE = {
     "a tail that ends one short": (ELEMENTS, "i < n - between;", "i + 1 < n - between;"),
     "a tail that ends one late": (ELEMENTS, "i < n - between;", "i <= n - between;"),
@@ -43,7 +43,7 @@ OF_THE_RULE = {
     "a set-up that is not waited for": ("optimizer.py", "            family.synchronize()\n", "            pass\n"),
 }
 
-# In what a step does besides the rule, and in statistics.
+# Faults in step options and in statistics.
 OF_EXTENDED = {
     "operations from the last to the first": (
         GRADIENTS,
@@ -65,7 +65,7 @@ OF_EXTENDED = {
     ),
     "no wait for the segment's decay": (
         UPDATES,
-        "            __syncthreads();  // until the last segment's is done with\n",
+        "            __syncthreads();  // the previous segment's factor may be in use\n",
         "",
     ),
     "a clip that swallows NaN": (RULE, "g = g < value ? value : g;", "g = g >= value ? g : value;"),
@@ -74,11 +74,11 @@ OF_EXTENDED = {
         "Real(operation.value * (decays ? wc : at_address))",
         "Real(operation.value) * Real(decays ? wc : at_address)",
     ),
-    "no wait for the last sum": (GRADIENTS, "    __syncthreads();  // until the last sum", "    // until the last sum"),
+    "no wait for the last sum": (GRADIENTS, "    __syncthreads();  // the previous sum", "    // the previous sum"),
     "no wait for the last segment": (
         GRADIENTS,
-        "        __syncthreads();  // until the last segment",
-        "        // until the last segment",
+        "        __syncthreads();  // the previous segment",
+        "        // the previous segment",
     ),
     "a skip that is not looked at": (UPDATES, "const bool skip = options.skip && *", "const bool skip = false && *"),
     "a skipped step that keeps its gradient": (UPDATES, "if (skip && !options.zeroGrad)", "if (skip)"),
@@ -135,7 +135,7 @@ OF_EXTENDED = {
     "segments that a captured launch loses": (LAUNCHES, "self._former.append(self._on_device)", "pass"),
 }
 
-# In the rule's arithmetic and its edges.
+# Faults in the arithmetic of the rule and at its limits.
 OF_NUMBERS = {
     "the other sign": (RULE, "flushed(param + delta)", "flushed(param - delta)"),
     "alpha and beta in each other's place": (RULE, "c.alpha * mg + c.beta * g", "c.beta * mg + c.alpha * g"),
@@ -175,7 +175,7 @@ OF_NUMBERS = {
     "large squares forgotten": (RULE, "return std::fabs(g) < LARGE ? 0.0 : shrunk * shrunk;", "return 0.0;"),
 }
 
-# In state in 8 bits: what the CPU's text has as well is in tests/kernels/test_int8_faults.py.
+# Faults in 8-bit state. Those in code shared with the CPU are in tests/kernels/test_int8_faults.py.
 OF_INT8 = {
     "a team of 32 threads": (INT8, "TEAM = BLOCK / EACH;", "TEAM = 2 * BLOCK / EACH;"),
     "a team of 8 threads": (INT8, "TEAM = BLOCK / EACH;", "TEAM = BLOCK / EACH / 2;"),
@@ -213,7 +213,7 @@ CASES = [pytest.param(*fault, tests, id=what) for faults, tests in CAUGHT_BY for
 
 
 def plant(package, file, right, wrong):
-    """Puts ``wrong`` in the place of ``right``, which stands once in a file of that name."""
+    """Replaces ``right``, which must occur once in one file of that name, by ``wrong``."""
     (changed,) = [path for path in package.rglob(file) if right in path.read_text()]
     text = changed.read_text()
     assert text.count(right) == 1
@@ -222,7 +222,7 @@ def plant(package, file, right, wrong):
 
 @pytest.mark.parametrize(("file", "right", "wrong", "tests"), CASES)
 def test_planted_faults_are_caught(file, right, wrong, tests, simulator, kernels, tmp_path):
-    # in a copy of the package and the tests, which compiles its kernels anew
+    # in a copy of the package and the tests, which compiles its kernels again
     package, ignored = tmp_path / "puzzlelib_rmsprop", shutil.ignore_patterns("__pycache__", "*.ptx.xz", "data")
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=ignored)
     shutil.copytree(TESTS, tmp_path / "tests", ignore=ignored)
@@ -237,6 +237,6 @@ def test_planted_faults_are_caught(file, right, wrong, tests, simulator, kernels
         env=os.environ | own,
     )
     assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr
-    assert "could not compile" not in done.stdout, done.stdout[-4000:]  # that would be no fault
+    assert "could not compile" not in done.stdout, done.stdout[-4000:]  # tests did not catch it
     assert done.returncode == 1
     assert " failed" in done.stdout

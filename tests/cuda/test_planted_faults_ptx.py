@@ -1,4 +1,4 @@
-"""Faults planted in the PTX that the package ships, instruction by instruction: each makes some test of this folder fail."""
+"""Faults planted in instructions of the shipped PTX: tests of this folder catch each of them."""
 
 import os
 import re
@@ -21,8 +21,8 @@ STEP, MASTER, BFLOAT, BYTES = (
 )
 F, R = r"(%f\d+)", r"(%r\d+)"
 
-# In the rule a dropped .ftz changes nothing where the next instruction flushes its operands.
-# What is wrong: the kernel, what stands there, what is put in place of the first of it, and the tests that see it.
+# A missing .ftz in the rule has no effect if the next instruction flushes its operands.
+# The fault: the kernel, a pattern whose first match is replaced, the replacement, and the tests that catch it.
 FAULTS = {
     "a product towards zero": (MANY, r"mul\.rn\.ftz", "mul.rz.ftz", RULE),
     "a sum upwards": (MANY, r"add\.rn\.ftz", "add.rp.ftz", RULE),
@@ -85,7 +85,7 @@ FAULTS = {
 
 
 def planted(text, kernel, right, wrong):
-    """The text with ``wrong`` in the first place where ``right`` stands in that kernel."""
+    """Returns the text with the first match of ``right`` in that kernel replaced by ``wrong``."""
     start = text.index(f".entry {kernel}(")
     end = text.find(".entry ", start + 1) % (len(text) + 1)
     changed, count = re.subn(right, wrong, text[start:end], count=1)
@@ -98,7 +98,7 @@ def planted(text, kernel, right, wrong):
     ("kernel", "right", "wrong", "tests"), [pytest.param(*fault, id=what) for what, fault in FAULTS.items()]
 )
 def test_planted_faults_in_the_ptx_are_caught(kernel, right, wrong, tests, simulator, kernels, tmp_path):
-    # in a copy of the package that has this text, and no way to compile another
+    # in a copy of the package with this text, which cannot compile another one
     package, ignored = tmp_path / "puzzlelib_rmsprop", shutil.ignore_patterns("__pycache__", "data")
     shutil.copytree(puzzlelib_rmsprop.__path__[0], package, ignore=ignored)
     shutil.copytree(TESTS, tmp_path / "tests", ignore=ignored)
@@ -119,5 +119,5 @@ def test_planted_faults_in_the_ptx_are_caught(kernel, right, wrong, tests, simul
         env=os.environ | {"PYTHONPATH": str(tmp_path), "CUSIM_TIMEOUT": "30", "CUSIM_PTX": "1"},
     )
     assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr
-    assert "the planted PTX is not executed" not in done.stdout, done.stdout[-4000:]  # that would be no fault
+    assert "the planted PTX is not executed" not in done.stdout, done.stdout[-4000:]  # tests did not catch it
     assert done.returncode == 1, "no test has seen it"

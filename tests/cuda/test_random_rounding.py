@@ -1,4 +1,4 @@
-"""Random rounding of the state: the reference's bits, numbers past 32 bits, and that it is fair."""
+"""Stochastic rounding of the state: the bits of the reference, indices past 32 bits, and no bias."""
 
 import struct
 
@@ -12,7 +12,7 @@ from tests.cuda.variables import HYPER, chunk
 from tests.reference_extended import numbers
 
 FAR = [("bfloat16", first) for first in (2**32 - 3000, 2**32 - 1, 2**32, 2**33 - 5, 2**40 + 12345)]
-FAR += [("int8", first) for first in (2**32 - 3008, 2**32 - 64, 2**32, 2**40 + 64 * 12345)]  # where blocks begin
+FAR += [("int8", first) for first in (2**32 - 3008, 2**32 - 64, 2**32, 2**40 + 64 * 12345)]  # starts of blocks
 
 
 @pytest.mark.parametrize(("state", "first"), FAR)
@@ -28,7 +28,7 @@ def test_indices_of_64_bits_name_random_numbers(kernels, state, first):
 
 @pytest.mark.parametrize(("state", "first"), [("bfloat16", 3), ("int8", layout.BLOCK)])
 def test_a_variable_of_more_than_2_33_elements(kernels, state, first):
-    # its last chunk, of which alone there is memory
+    # the last chunk of a variable, the only part that is allocated
     from pycuda import driver
 
     far = 1 << 33
@@ -51,7 +51,7 @@ def test_a_variable_of_more_than_2_33_elements(kernels, state, first):
 
 
 def test_random_rounding_is_fair(kernels):
-    # a state between two bfloat16, stored many times: right on average, and neighbours in memory, in time and in name apart
+    # a state between two bfloat16 numbers, stored many times: no bias, and independent for elements, steps and variables
     size, steps = 4096, 24
     exact = np.float32(1 + 0.3 * 2**-7)
     ups = []
@@ -71,7 +71,7 @@ def test_random_rounding_is_fair(kernels):
                 ups.append(up)
     up = np.array(ups, np.float64).reshape(2, steps, 2, size)  # key, step, buffer, element
     share = up.mean()
-    # five standard deviations of what independent throws with probability 0.3 give
+    # five standard deviations of independent trials with probability 0.3
     assert abs(share - 0.3) < 5 * np.sqrt(0.21 / up.size)
     error = (up - 0.3) / np.sqrt(0.21)
     apart = {
@@ -86,7 +86,7 @@ def test_random_rounding_is_fair(kernels):
 
 
 def test_random_numbers_are_uniform():
-    # of the reference, which the kernels meet bit for bit
+    # of the reference, to which the kernels are bit-identical
     for seed in ((0, 0), (1, 0), (0, 1), (123, 456)):
         for r in numbers(seed, 42, 2**32 - 50_000, 100_000):
             assert abs(r.mean() - 32767.5) < 5 * 65536 / np.sqrt(12 * r.size)
@@ -95,7 +95,7 @@ def test_random_numbers_are_uniform():
 
 
 def test_errors_of_many_steps_do_not_add_up(kernels):
-    # to nearest, a decay of mg by less than half a unit a step would stop; at random it goes on
+    # rounded to nearest, a decay of mg by less than half a unit per step would stop; with stochastic rounding it continues
     variable = Variable(2000, "float32", "bfloat16")
     table = table_of(kernels, variable)
     variable.buffers.set_grad(0.0)
@@ -103,6 +103,6 @@ def test_errors_of_many_steps_do_not_add_up(kernels):
     for t in range(40):
         table.update(Hyper(0.0, 0.999, 0.0, 1.0), options=StepOptions(seed=(t, 3)))
     mean = variable.buffers.get()["mg"].astype(np.float64).mean()
-    # a step's error is at most a unit of 2**-8, so that the mean of 2000 has a deviation below 40**0.5 * 2**-8 / 2000**0.5
+    # the error of a step is at most 2**-8, so the mean of 2000 has a deviation below 40**0.5 * 2**-8 / 2000**0.5
     assert abs(mean - 0.999**40) < 5 * np.sqrt(40 / 2000) * 2**-8
     assert reference_extended.bfloat16(np.float32(0.999)) == 1

@@ -1,4 +1,4 @@
-"""The rule's kernels against the formula, bit for bit: every size, alignment, number of variables and index."""
+"""The kernels of the rule compared with the formula, bit for bit: all sizes, alignments, counts of variables and indices."""
 
 import struct
 
@@ -27,7 +27,7 @@ def test_every_size(kernels, dtype, size, entry):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("entry", ["one", "many"])
 def test_every_alignment(kernels, dtype, entry):
-    # together off alignment: a head, vectors and a tail; each by another amount: element by element
+    # all unaligned by the same amount: a head, vectors and a tail; by different amounts: element by element
     together = [(k,) * 5 for k in range(1, 9)]
     apart = [tuple(k if i == j else 0 for j in range(5)) for i in range(5) for k in (1, 2)]
     factors = (2.0, 0.5)
@@ -93,7 +93,7 @@ def test_dtypes_side_by_side_are_a_launch_each(kernels, request):
 
 
 def test_every_index_has_64_bits(kernels):
-    # the last chunk of a variable of 2**33 + 500 elements, of which only that chunk has memory
+    # the last chunk of a variable of 2**33 + 500 elements, the only part that is allocated
     from pycuda import driver
 
     size, far = 500, 1 << 33
@@ -116,7 +116,7 @@ def test_every_index_has_64_bits(kernels):
 
 
 def test_more_blocks_than_the_grid_has(kernels, monkeypatch):
-    # the grid's stride: one block does the work of all
+    # grid-stride loop: one block does all the work
     monkeypatch.setattr(kernels, "_most_blocks", lambda: 1)
     for entry, factors in (("one", (1.0, 1.0)), ("many", (0.5, 0.5))):
         param, grads = start(3 * chunk() + 5, "float32")
@@ -154,7 +154,7 @@ def test_gradients_that_sink_to_a_constant(kernels, size):
 
 
 def test_gradients_that_hardly_vary(kernels):
-    # where ms - mg*mg has no digit left
+    # where ms - mg*mg would lose all digits
     noise = np.random.default_rng(0).standard_normal(300)
     grads = np.array([np.full(300, g) for g in (97.36, 1234.5, 20000.0)] + [100 * (1 + 1e-4 * noise)], np.float32).T
     buffers = Buffers(np.zeros(4, np.float32), np.float32)

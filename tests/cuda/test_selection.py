@@ -1,12 +1,12 @@
-"""What --cuda-only leaves: every test that runs something on CUDA, also in processes that it starts, and no other."""
+"""The option --cuda-only selects exactly the tests that use CUDA, also in processes that they start."""
 
 import re
 import subprocess
 import sys
 
 CHOSEN = [
-    "test_freed_arrays",  # of CUDA alone
-    "test_environment",  # of the simulator
+    "test_freed_arrays",  # only for CUDA
+    "test_environment",  # only for the simulator
     "test_on_a_gpu",  # in processes that tests start, or in a tool
     "test_replays_are_compared[False]",
     "test_under_mpirun[2-averages]",

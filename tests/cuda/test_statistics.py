@@ -1,4 +1,4 @@
-"""Statistics of gradients: the norm with the CPU's bits, bad gradients, clipping and loss scaling."""
+"""Statistics of gradients: the norm, bit-identical to the CPU's, bad gradients, clipping and loss scaling."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_statistics_after_operations(kernels, name, master):
     measured = Measured(kernels, [("float32", [50, 9000]), ("float16", [2, 1999])], master=master)
     if master:
         for variable in measured.parts[1]:
-            # parameters rounded from what is in the copies, and some that the user wrote
+            # parameters rounded from the master weights, and some changed by the user
             fine = variable.expected.param * np.float32(1 + 1e-4)
             variable.buffers.set("master", fine)
             written = np.where(np.arange(fine.size) % 5 == 0, np.float32(0.125), fine.astype(np.float16))
@@ -84,7 +84,7 @@ def test_statistics_finds_every_bad_gradient(kernels, dtype):
 
 
 def test_a_square_that_overflows_is_a_bad_gradient(kernels):
-    # in the dtype of the arithmetic: the variance is made of squares
+    # in the dtype of the arithmetic, in which squares enter the variance
     for dtype, fine, too_large in (("float32", 1e19, 1e20), ("bfloat16", 1e19, 1e20), ("float64", 1e154, 1e155)):
         measured = Measured(kernels, [(dtype, [100])])
         for value, bad in ((fine, 0), (too_large, 1)):
@@ -109,7 +109,7 @@ def test_a_norm_is_finite_where_squares_are_not(kernels, large):
 
 
 def on_the_cpu(measured, operations, policy, wc):
-    """The record that the CPU gives of the same gradients."""
+    """Returns the record of the CPU for the same gradients."""
     held, segments = [], []
     for variable in measured.variables:
         found = variable.buffers.get()

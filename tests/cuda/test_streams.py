@@ -1,4 +1,4 @@
-"""Launches, waits and the order on streams: one launch a step, no wait, and nothing before what it needs."""
+"""Launches, waits and stream order: one launch per step, no waits, and all work after the work that it depends on."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_one_launch_a_step_and_no_wait(cuda, globalState, simulator):
         optimizer.zeroGradParams()
         optimizer.update()
     counts = simulator.counters()
-    # the gradients of all variables are zeroed in one go as well
+    # one launch also zeroes the gradients of all variables
     names = [launch["name"] for launch in simulator.launches()]
     zeroing = [] if globalState else ["graves_extended_float32_float32"]
     assert names == [*zeroing, "graves_many_float32_float32"] * 5
@@ -37,7 +37,7 @@ def test_an_overridden_update_var_does_not_wait(cuda, globalState, simulator):
     expected_net, expected = make(cuda, [(300,), (77,)], globalState, masterWeights=True)
     optimizer.update()
     simulator.reset()
-    later = 1.0 if globalState else 0.5  # other rates divide a flat buffer in another way
+    later = 1.0 if globalState else 0.5  # other rates divide the flat buffer differently
     for learnRate in (1.0, 1.0, later):
         net.getVar("v0000").learnRate = learnRate
         optimizer.update()
@@ -96,8 +96,8 @@ def test_use_streams_waits_only_when_asked(cuda, globalState, simulator):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("shapes", [[(300,)], [(300,), (77,)]], ids=["one", "two"])
 def test_order_on_late_streams(cuda, globalState, shapes, seed, blocking, request):
-    # a gradient written, zeroed, and the step with a hook, on one stream, each needing the one before;
-    # the simulator runs them as late as it may
+    # writing a gradient, zeroing it, and a step with a hook depend on each other on one stream;
+    # the simulator runs them as late as possible
     from pycuda import driver
 
     if request.config.simulated:
@@ -147,7 +147,7 @@ def test_set_up_has_ended_before_late_streams_begin(cuda, globalState, seed, req
 
 @pytest.fixture(params=range(6))
 def late(request, cuda):
-    """A stream that the default one is not ordered with; on the simulator late in ways that a seed decides."""
+    """A stream that is not ordered with the default one. On the simulator, a seed decides how late it runs."""
     from pycuda import driver
 
     if request.config.simulated:
@@ -158,14 +158,14 @@ def late(request, cuda):
 
 
 def settle():
-    """Waits for what a test itself has copied, too."""
+    """Waits, also for copies made by the test itself."""
     from pycuda import driver
 
     driver.Context.synchronize()
 
 
 def test_tables_have_arrived_before_late_streams_begin(cuda, globalState, late):
-    # a step's own copies to the device: the first tables, and those of new rates
+    # copies to the device in a step: the first tables, and tables with new rates
     net, optimizer = make(cuda, [(300,), (77,)], globalState)
     eager_net, eager = make(cuda, [(300,), (77,)], globalState)
     settle()
@@ -236,7 +236,7 @@ def test_checkpoints_after_updates_on_late_streams(cuda, globalState, late, tmp_
 
 @pytest.mark.parametrize("seed", range(4))
 def test_clipped_and_skipped_on_a_late_stream(kernels, seed, request):
-    # statistics, then the update that follows its record, all on one stream and none of it waited for
+    # statistics, then the update that reads their record, all on one stream and without waiting
     from pycuda import driver
 
     if request.config.simulated:
@@ -261,7 +261,7 @@ def test_clipped_and_skipped_on_a_late_stream(kernels, seed, request):
         stream.synchronize()
         expected.run(measured.gradients(), limit=1.5)
         check_record(measured.get(), expected)
-        factor = float(measured.get()["factor"])  # in its last bit the kernel's
+        factor = float(measured.get()["factor"])  # the last bit is the kernel's
         for variable in variables:
             variable.expected.step(variable.grad, **HYPER, ops=plain(ops, {ops[0].address: factor}), skip=expected.bad)
             variable.check(zeroed=True)

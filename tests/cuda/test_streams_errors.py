@@ -1,4 +1,4 @@
-"""What is no stream, or one of another context, is refused before anything has changed."""
+"""Arguments that are not streams, and streams of another context, are rejected before anything has changed."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_a_stream_of_another_context(cuda, globalState, shapes):
     other.pop()
     try:
         for call in (optimizer.update, optimizer.zeroGradParams):
-            with pytest.raises(DeviceError, match="a handle, such as the stream's, is of another CUDA context"):
+            with pytest.raises(DeviceError, match="a handle, such as the stream's, belongs to another CUDA context"):
                 call(stream=stream)
         assert optimizer.t == 1
         assert np.array_equal(net.getVar("v0000").data.get(), before)
@@ -71,7 +71,7 @@ def test_a_stream_of_another_context(cuda, globalState, shapes):
 def test_a_stream_that_lives_in_the_update_alone(cuda, globalState):
     from pycuda import driver
 
-    # nobody holds it when the call has returned; its work is still done
+    # the stream is dropped when the call returns, but its work is still done
     net, optimizer = make(cuda, [(5,), (6,)], globalState)
     for _ in range(20):
         optimizer.zeroGradParams(stream=driver.Stream())

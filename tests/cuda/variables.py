@@ -1,4 +1,4 @@
-"""Variables on a GPU as tests need them: arrays between guards, alone or in a net with an optimizer."""
+"""Variables on a GPU for tests: arrays between guards, alone or in a net with an optimizer."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.reference import Reference
 from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
 
-pytest.importorskip("ml_dtypes")  # the tests that use these are left out without it
+pytest.importorskip("ml_dtypes")  # without it, the tests that import this file are skipped
 
 DTYPES = ["float16", "bfloat16", "float32", "float64"]
 HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
@@ -41,7 +41,7 @@ def size_of(size):
 
 
 class Buffers:
-    """A variable's arrays on the device, each between guards of NaN, ``offset`` elements off alignment."""
+    """The arrays of a variable on the device, each between guards of NaN, and ``offset`` elements off alignment."""
 
     def __init__(self, param, state, offsets=(0,) * 5, master=False):
         from pycuda import gpuarray as device
@@ -55,7 +55,7 @@ class Buffers:
         self.names, self.sizes = list(contents), [content.size for content in contents.values()]
         self.offsets = (*offsets, 0, 0)[: len(contents)]
         for content, offset in zip(contents.values(), self.offsets, strict=True):
-            # every bit: of floats that is NaN
+            # all bits set, which is NaN for floats
             host = np.full((content.size + 2 * GUARD + offset) * content.itemsize, 0xFF, np.uint8).view(content.dtype)
             host[GUARD + offset : GUARD + offset + content.size] = content
             self.guarded.append(device.to_gpu(host))
@@ -92,7 +92,7 @@ def stored(dtype):
 
 
 def check(found, param, grads, dtype, factors=(1.0, 1.0, 0.0)):
-    """Against the formula in float64, and, bit for bit, in the precision of the kernel."""
+    """Compares with the formula in float64, and bit for bit with the formula in the precision of the kernel."""
     exact = Reference(param, dtype=real_dtype(np.dtype(dtype)), stored=stored(dtype))
     oracle = Reference(param, stored=stored(dtype))
     for grad in grads:
@@ -101,14 +101,14 @@ def check(found, param, grads, dtype, factors=(1.0, 1.0, 0.0)):
             reference.step(grad, **(HYPER | rates))
     tolerance = TOLERANCE["float16" if dtype == "bfloat16" else dtype]
     for name, content in oracle.buffers().items():
-        limit = 8e-3 if (dtype, name) == ("bfloat16", "param") else tolerance[name]  # eight bits, one unit away
+        limit = 8e-3 if (dtype, name) == ("bfloat16", "param") else tolerance[name]  # eight bits, one unit of error
         assert_close(found[name], content, limit, name, oracle.largest[name])
     for name, content in exact.buffers().items():
         assert np.array_equal(found[name].astype(content.dtype), content), f"{name} differs in the last bit"
 
 
 def table_of(kernels, entry, buffers, factors):
-    """A table of one variable, for the kernel for many with another one beside it."""
+    """Returns a table of one variable; for the kernel for many, of two."""
     every = [buffers]
     if entry == "many":
         every.append(Buffers(np.zeros(3, buffers.guarded[0].dtype), buffers.guarded[2].dtype))
@@ -120,7 +120,7 @@ def table_of(kernels, entry, buffers, factors):
 
 
 class OneByOne(RMSPropGraves):
-    """Its step is a call for each variable."""
+    """Makes each step one call per variable."""
 
     def updateVar(self, var, state, stream=None):
         super().updateVar(var, state, stream)

@@ -1,17 +1,17 @@
-"""A CUDA driver on the CPU, on which PyCUDA itself runs; README.md says what it proves."""
+"""A CUDA driver on the CPU, with which PyCUDA itself runs. README.md describes what it proves."""
 
 import ctypes
 import os
 import sys
 from pathlib import Path
 
-_loaded = []  # the libraries, kept for the life of the process
+_loaded = []  # the libraries, kept until the process ends
 
 
 def activate(out: str | os.PathLike) -> None:
     """Make PyCUDA and scikit-cuda of this process find the simulator that build.sh put into `out`.
 
-    Call it before PyCUDA is imported: which libcuda a process uses is settled by then.
+    Call it before PyCUDA is imported, which loads libcuda.
     """
     out = Path(out).resolve()
     driver = out / "libcuda.so.1"
@@ -29,7 +29,7 @@ def activate(out: str | os.PathLike) -> None:
     for variable, folder in (("PATH", out / "bin"), ("LD_LIBRARY_PATH", out)):
         others = os.environ.get(variable)
         os.environ[variable] = f"{folder}{os.pathsep}{others}" if others else str(folder)
-    # PyCUDA's cache has `nvcc --version` in its keys, but its files are not for the user's folder.
+    # the cache has `nvcc --version` in its keys, but its files do not belong in the user's folder
     cache = out / "cache"
     cache.mkdir(exist_ok=True)
     os.environ["PYCUDA_CACHE_DIR"] = str(cache)

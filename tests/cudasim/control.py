@@ -1,4 +1,4 @@
-"""What tests ask the simulator: what ran, what waited, what went wrong, what was left behind."""
+"""Functions by which tests query the simulator: launches, waits, faults and leaks."""
 
 import ctypes
 import json
@@ -26,7 +26,7 @@ def seed(value: int) -> None:
 
 @contextmanager
 def eager():
-    """Inside, work runs when it is submitted instead of when somebody waits for it."""
+    """A context manager in which work runs at submission instead of when a call waits for it."""
     _call("eager", 1)
     try:
         yield
@@ -36,7 +36,7 @@ def eager():
 
 @contextmanager
 def ptx(execute: bool):
-    """Inside, modules that come as PTX text are executed, or refused, whatever CUSIM_PTX says."""
+    """A context manager in which PTX modules are executed or refused, whatever CUSIM_PTX is."""
     before = _call("ptx", int(execute), restype=ctypes.c_int)
     try:
         yield
@@ -45,7 +45,7 @@ def ptx(execute: bool):
 
 
 def reset() -> None:
-    """Set the counters and the last fault back."""
+    """Reset the counters and the last fault."""
     _call("reset")
 
 
@@ -65,12 +65,12 @@ def blocking() -> list[str]:
 
 
 def fault() -> str:
-    """The last fault's report, or an empty text."""
+    """The report of the last fault, or an empty string."""
     return _text("fault")
 
 
 def clear_fault() -> str:
-    """Make contexts that a fault broke usable again, as no device does, and return the fault's report."""
+    """Make contexts that a fault broke usable again (unlike on a device), and return the report of the fault."""
     text = fault()
     _call("clear_fault")
     return text

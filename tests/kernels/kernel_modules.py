@@ -1,4 +1,4 @@
-"""The kernels of the CPU that there are on this machine: NumPy's, and each instruction set's; and how tests call them."""
+"""Helpers of the tests of the CPU kernels: fixtures for NumPy and for each instruction set, and variables in memory."""
 
 import ctypes
 import importlib.util
@@ -34,7 +34,7 @@ def kernels(request):
 
 @pytest.fixture
 def threads(monkeypatch):
-    """``threads(n)``: large updates run in n threads from now on, also where there are fewer cores."""
+    """``threads(n)`` makes large updates run in n threads from now on, even if there are fewer cores."""
 
     def use(count):
         monkeypatch.setattr(cpu._Args, "update_threads", lambda args, most=None: args.set(threads=count))
@@ -43,23 +43,23 @@ def threads(monkeypatch):
 
 
 def compiled(test):
-    """Leaves a test out where there is no compiled library."""
-    return pytest.mark.skipif(cpu.library is None, reason="the compiled CPU kernels are not here")(test)
+    """Skips a test if there is no compiled library."""
+    return pytest.mark.skipif(cpu.library is None, reason="the compiled CPU kernels are missing")(test)
 
 
 def compiled_anew(folder, replacements=(), flags=(), kind=None):
-    """The library, with (file, old text, new text) replaced; with a ``kind``, all segments are taken for that one."""
+    """Compiles the library with replacements (file, old text, new text); with ``kind``, only this kind of segment."""
     if shutil.which("g++") is None:
-        pytest.skip("g++ is not here")
+        pytest.skip("g++ is missing")
     if not (SOURCES / "cpu.cpp").exists():
-        pytest.skip("the library's sources are not here")
+        pytest.skip("the sources of the library are missing")
     for path in (SOURCES / "cpu.cpp", SOURCES / "look.cpp", SOURCES / "cpu_loops.cpp", *SOURCES.glob("*.h")):
         text = path.read_text()
         for file, old, new in replacements:
             if file == path.name:
-                assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
+                assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
                 text = text.replace(old, new)
-        if kind and path.name == "cpu_loops.cpp":  # that is compiled sooner
+        if kind and path.name == "cpu_loops.cpp":  # faster to compile
             text = re.sub(r"FUNCTION<Kind<.*?>>", f"FUNCTION<Kind<{kind}>>", text)
         (folder / path.name).write_text(text)
     output = folder / "_cpu.so"
@@ -72,7 +72,7 @@ def compiled_anew(folder, replacements=(), flags=(), kind=None):
 
 
 class Buffers:
-    """The arrays of a variable, each between guards of NaN, off alignment by ``offset`` elements."""
+    """The arrays of a variable, each between guards of NaN, and ``offset`` elements off alignment."""
 
     def __init__(self, param, state=None, master=False, offset=0, first=0, key=0):
         state = str(np.dtype(real_dtype(param.dtype) if state is None else state))
@@ -83,7 +83,7 @@ class Buffers:
         contents |= {"master": param.astype(np.float32)} if master else {}
         self.guarded, self.views, self.offset = {}, {}, offset
         for name, content in contents.items():
-            # every bit: of floats that is NaN
+            # all bits set, which is NaN for floats
             room = np.full((content.size + 2 * GUARD + offset) * content.itemsize, 0xFF, np.uint8).view(content.dtype)
             self.guarded[name] = room
             self.views[name] = room[GUARD + offset : GUARD + offset + content.size]
@@ -99,7 +99,7 @@ class Buffers:
 
 
 def run(kernels, param, grads, hyper=HYPER, offset=0):
-    """Steps on one variable with the state of the arithmetic's dtype; returns its arrays by name."""
+    """Runs steps on one variable, whose state has the dtype of the arithmetic. Returns its arrays by name."""
     buffers = Buffers(param, offset=offset)
     table = kernels.Table([buffers.segment])
     for grad in grads:
@@ -110,11 +110,11 @@ def run(kernels, param, grads, hyper=HYPER, offset=0):
 
 
 def as_bits(array):
-    """Of an array as integers, so that every NaN and both zeros count."""
+    """Returns an array as integers, to compare NaNs and signed zeros exactly."""
     return array.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[array.dtype.itemsize])
 
 
 def address_of(number):
-    """A float64 in memory, and its address."""
+    """Returns a float64 in memory and its address."""
     held = ctypes.c_double(number)
     return held, ctypes.addressof(held)

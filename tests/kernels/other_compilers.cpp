@@ -1,5 +1,5 @@
-// Runs the loops of cpu_loops.cpp on numbers made here and prints a hash of every buffer: test_other_compilers.py compares
-// compilers and processors by it.
+// Runs the loops of cpu_loops.cpp on generated numbers and prints a hash of the buffers of each kind, by which
+// test_other_compilers.py compares compilers and processors.
 
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,7 @@ static u32 state = 12345;
 
 static u32 random_bits() { return state = state * 1664525u + 1013904223u; }
 
-// Between -1 and 1 times a power of two, exact in every dtype's arithmetic.
+// Returns a number between -1 and 1 times a power of two, which is exact in the arithmetic of every dtype.
 static double number(int spread)
 {
     double x = (int(random_bits() >> 8) - (1 << 23)) / double(1 << 23);
@@ -34,7 +34,7 @@ static void fill(std::vector<char> &to, u32 kind, u64 size, int spread)
             memcpy(&to[8 * i], &x, 8);
         else if (kind == 4)
             memcpy(&to[4 * i], &f, 4);
-        else {  // a pattern of 16 bits that is a number
+        else {  // 16 bits that are not NaN or infinity
             const unsigned short half = kind == 2 ? (unsigned short)(bits >> 16) : (unsigned short)((bits >> 16 & 0xBBFFu));
             memcpy(&to[2 * i], &half, 2);
         }
@@ -51,7 +51,7 @@ static u64 hash(u64 h, const std::vector<char> &bytes)
 int main(int argc, char **argv)
 {
     const int spread = argc > 1 ? atoi(argv[1]) : 10;
-    // sizes of an element of the parameter (1: float16, 2: bfloat16) and of the state, in the order of KINDS
+    // element sizes of the parameter (1: float16, 2: bfloat16) and of the state, in the order of KINDS
     const u32 stored[] = {4, 8, 1, 2, 4, 1, 2, 1, 2, 1, 2, 4, 1, 2, 1, 2};
     const u32 kept[] = {4, 8, 4, 4, 2, 2, 2, 4, 4, 2, 2, 1, 1, 1, 1, 1};
     for (u32 kind = 0; kind < 16; ++kind) {

@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: in a folder that is the user's alone, or nowhere. A script stands in for nvcc."""
+"""The cache of compiled kernels: a folder that only the user can write to, or none. A script stands in for nvcc."""
 
 import errno
 import hashlib
@@ -25,7 +25,7 @@ VARIABLES = ("PUZZLELIB_RMSPROP_CACHE_DIR", "XDG_CACHE_HOME", "HOME")
 
 
 class Machine:
-    """A working folder, an nvcc, and how often that has compiled."""
+    """A working folder, and an nvcc that counts its calls."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self._calls = folder, folder / "calls"
@@ -40,7 +40,7 @@ class Machine:
             monkeypatch.delenv(name, raising=False)
 
     def compiles(self):
-        """How often nvcc compiles for two loads."""
+        """Returns how often nvcc compiles for two loads."""
         self._calls.write_text("")
         assert cuda_compile.compiled("nets", "sm_90") == CODE
         assert cuda_compile.compiled("nets", "sm_90") == CODE
@@ -66,7 +66,7 @@ def test_a_user_without_a_home_or_an_entry(machine, monkeypatch):
     assert os.path.expanduser("~/x") == "~/x"
     assert machine.compiles() == 2
     assert machine.files("work") == []
-    # neither made nor read: what somebody has put there is not run
+    # the folder is neither made nor read: a file planted there is not executed
     planted = machine.folder / "work" / "~" / ".cache" / "puzzlelib_rmsprop"
     planted.mkdir(parents=True)
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(planted))
@@ -86,7 +86,7 @@ def test_a_user_without_a_home_or_an_entry(machine, monkeypatch):
         ({"XDG_CACHE_HOME": "relative", "HOME": "{root}/home"}, "home/.cache/puzzlelib_rmsprop"),
         ({"XDG_CACHE_HOME": "~/cache", "HOME": "{root}/home"}, "home/.cache/puzzlelib_rmsprop"),
         ({"PUZZLELIB_RMSPROP_CACHE_DIR": "relative", "HOME": "{root}/home"}, "home/.cache/puzzlelib_rmsprop"),
-        # as a Dockerfile's ENV or a systemd unit has it, which no shell reads
+        # as in a Dockerfile's ENV or a systemd unit, where no shell expands ~
         ({"PUZZLELIB_RMSPROP_CACHE_DIR": "~/own", "HOME": "{root}/home"}, "home/own"),
         (
             {"PUZZLELIB_RMSPROP_CACHE_DIR": "~nobody-of-that-name/own", "HOME": "{root}/home"},
@@ -114,7 +114,7 @@ def test_a_folder_that_others_may_write(machine, monkeypatch, mode):
     assert machine.compiles() == 1
     folder.chmod(mode)
     assert machine.compiles() == 2
-    folder.chmod(0o755)  # to read does no harm
+    folder.chmod(0o755)  # read access is harmless
     assert machine.compiles() == 0
 
 
@@ -132,11 +132,11 @@ def test_a_folder_or_file_of_another_user(machine, monkeypatch):
     monkeypatch.setenv("PUZZLELIB_RMSPROP_CACHE_DIR", str(machine.folder / "cache"))
     assert machine.compiles() == 1
     real = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: real + 1)  # sudo that keeps HOME
+    monkeypatch.setattr(os, "geteuid", lambda: real + 1)  # as with a sudo that keeps HOME
     assert machine.compiles() == 2
     monkeypatch.setattr(os, "geteuid", lambda: real)
     if real == 0:
-        # of the file alone: somebody wrote it while the folder was open to all
+        # only the file is another user's, written while the folder was open to all
         (kept,) = (machine.folder / "cache").iterdir()
         os.chown(kept, 1, -1)
         assert machine.compiles() == 1
@@ -174,7 +174,7 @@ def test_no_room_to_compile_in(machine, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cuda_compile.tempfile, "TemporaryDirectory", full)
-    with pytest.raises(DeviceError, match=r"nets.cu could not be compiled for sm_90.*No space left.*TMPDIR names another"):
+    with pytest.raises(DeviceError, match=r"nets.cu could not be compiled for sm_90.*No space left.*Set TMPDIR to another"):
         cuda_compile.compiled("nets", "sm_90")
 
 

@@ -1,4 +1,4 @@
-"""Which CUDA context gpuarray's arrays lie in. Each in a process of its own."""
+"""The CUDA context of gpuarray's arrays. Each test runs in its own process."""
 
 import pytest
 
@@ -33,7 +33,7 @@ class TestContext:
         assert out == "True\n"
 
     def test_one_that_pycuda_did_not_make(self):
-        # as PyTorch and CuPy do it: the primary context, made current behind PyCUDA's back
+        # as in PyTorch and CuPy: the primary context is made current without PyCUDA
         out = child("""
             import ctypes
             from puzzlelib_rmsprop.kernels.context import driver_library
@@ -63,7 +63,7 @@ class TestContext:
                 Config.backend = Config.Backend.cuda
                 gpuarray.zeros(3)
             except Exception as error:
-                print(type(error).__name__, "neither PyCUDA's nor the primary one of device 0" in str(error))
+                print(type(error).__name__, "neither PyCUDA's nor the primary context of device 0" in str(error))
         """)
         assert out == "DeviceError True\n"
 

@@ -1,4 +1,4 @@
-"""CUDA in processes made by fork, in threads, and at the end of a process. Each in a process of its own."""
+"""CUDA in forked processes, in threads, and at process exit. Each test runs in its own process."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def error_of(call):
     return "none"
 
 def in_fork(work):
-    # what a process made by fork does, and how it ends
+    # runs work() in a forked process and returns its exit status
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -76,7 +76,7 @@ def run(code, cwd=None, **names):
 
 
 def told(done):
-    """What each call said: name -> error."""
+    """Returns the error of each call by name."""
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
@@ -91,7 +91,7 @@ def test_each_call_in_a_fork_says_what_to_do(tmp_path, globalState):
     assert found.pop("status") == "0"
     assert len(found) == 15
     for name, error in found.items():
-        assert error.startswith("DeviceError: CUDA cannot be used in this process: it was made by fork after"), name
+        assert error.startswith("DeviceError: CUDA cannot be used in this process: it was forked after its parent"), name
         assert "multiprocessing.set_start_method('spawn')" in error, name
     assert not (tmp_path / "never.hdf").exists()
 
@@ -101,8 +101,8 @@ def test_each_call_in_a_fork_says_what_to_do(tmp_path, globalState):
     "parent",
     [
         "gpuarray.zeros(3)",
-        "import pycuda.driver; pycuda.driver.init()",  # the user's own, and nothing of this package
-        "from puzzlelib_rmsprop.kernels.context import driver_library; driver_library().cuInit(0)",  # PyTorch's
+        "import pycuda.driver; pycuda.driver.init()",  # by the user, without this package
+        "from puzzlelib_rmsprop.kernels.context import driver_library; driver_library().cuInit(0)",  # as in PyTorch
         "thread = threading.Thread(target=gpuarray.zeros, args=(3,)); thread.start(); thread.join()",
     ],
 )
@@ -113,7 +113,7 @@ def test_auto_is_never_the_cpu_because_of_a_fork(parent):
         print(type(gpuarray.zeros(3)).__module__)
     """)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("DeviceError: CUDA cannot be used in this process: it was made by fork"), done.stderr
+    assert lines[0].startswith("DeviceError: CUDA cannot be used in this process: it was forked"), done.stderr
     assert lines[1:] == ["0", "pycuda.gpuarray"]
 
 
@@ -181,7 +181,7 @@ def test_a_pool_of_forked_workers_says_what_to_do():
             print(*pool.map(work, range(2)), sep="\\n")
     """)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("it was made by fork after its parent had begun to use CUDA") == 2, done.stderr
+    assert done.stdout.count("it was forked after its parent had initialized CUDA") == 2, done.stderr
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -213,7 +213,7 @@ def test_workers_of_other_start_methods_use_cuda(tmp_path, method):
 
 
 def test_each_call_in_a_thread_without_the_context_says_what_to_do(tmp_path, globalState):
-    # but those that make arrays, which make a context current
+    # except the calls that make arrays: they make a context current
     code = """
         def work():
             for name in [*calls][4:]: print(name, error_of(calls[name]), sep="=")
@@ -228,7 +228,7 @@ def test_each_call_in_a_thread_without_the_context_says_what_to_do(tmp_path, glo
     assert len(found) == 11
     for name, error in found.items():
         assert error.startswith(("DeviceError: ", "ArrayError: ")), (name, error)
-        assert "no CUDA context is current in this thread: push that of the arrays here" in error, name
+        assert "no CUDA context is current in this thread: push the arrays' context here" in error, name
     assert not (tmp_path / "never.hdf").exists()
 
 
@@ -280,7 +280,7 @@ def test_arrays_of_a_thread_are_freed_in_another():
 
 
 def test_first_arrays_in_several_threads_at_once():
-    # each imports PyCUDA, or meets the import of another in its midst
+    # each thread imports PyCUDA, or finds another thread's import in progress
     done = run("""
         Config.backend = Config.Backend.cuda
         gate, made = threading.Barrier(6), []
@@ -353,7 +353,7 @@ def test_what_runs_at_exit_can_still_train_and_save(tmp_path):
         import atexit
         import h5py
         atexit.register(lambda: (optimizer.update(), optimizer.save("last.hdf"), print(optimizer.t)))
-        net, optimizer = training()  # CUDA begins after that was registered
+        net, optimizer = training()  # CUDA is initialized after the function was registered
     """,
         tmp_path,
     )

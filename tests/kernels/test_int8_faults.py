@@ -1,4 +1,4 @@
-"""Faults planted in state in 8 bits: each is caught by the tests of test_int8_state.py."""
+"""Faults planted in the code of 8-bit state: the tests of test_int8_state.py catch each of them."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.kernels import test_int8_state
 from tests.kernels.kernel_modules import compiled, compiled_anew
 
 KIND = "float, int8, float, false"
-# what is wrong, the file, what stands there, what is put in its place
+# the fault, the file, the right text, the wrong text
 FAULTS = [
     ("a variance rounded to 0", "int8_state.h", "larger(code, x > 0.0f)", "code"),
     ("a variance of 0 that is above 0", "int8_state.h", "larger(code, x > 0.0f)", "larger(code, 1)"),

@@ -1,4 +1,4 @@
-"""State in 8 bits on the CPU: its codes and scales, bit for bit as in tests/reference_int8.py, and what they promise."""
+"""8-bit state on the CPU: codes and scales are those of tests/reference_int8.py, and have the promised properties."""
 
 import itertools
 
@@ -15,26 +15,26 @@ from tests.reference_int8 import BLOCK, FORMS, LEAST_SCALE, MOST_SCALE, NAN_SCAL
 pytest.importorskip("ml_dtypes")
 
 KINDS = [kind for kind in layout.KINDS if kind[1] == "int8"]
-SCALES = [0, *range(LEAST_SCALE, MOST_SCALE + 1), NAN_SCALE]  # that there can be
+SCALES = [0, *range(LEAST_SCALE, MOST_SCALE + 1), NAN_SCALE]  # all valid scales
 entities = pytest.mark.parametrize("entity", STATE)
-KEEP = Hyper(0.0, 1.0, 1.0, 1.0)  # a step with a gradient of 0 leaves the state as it was
+KEEP = Hyper(0.0, 1.0, 1.0, 1.0)  # a step with a gradient of 0 does not change the state
 
 
 def codes_of(entity):
-    """Every code that there can be."""
+    """Returns every valid code."""
     last, signed = FORMS[entity][2:]
     codes = np.arange(last + 1)
     return np.concatenate([codes, codes + 128]) if signed else codes
 
 
 def highest(entity):
-    """The codes from 1 to 2 times the scale."""
+    """Returns the codes of numbers between 1 and 2 times the scale."""
     codes = np.arange(FORMS[entity][2] + 1)
     return codes[reference_int8.units(codes, entity) >= reference_int8.units_of(entity)]
 
 
 def blocks_of_every_code(entity):
-    """Codes, by blocks: each one beside each that is as large as the scale."""
+    """Returns blocks of codes: each code together with each one between 1 and 2 times the scale."""
     rows = []
     for anchor, codes in itertools.product(highest(entity), np.array_split(codes_of(entity), 5)):
         rows.append(np.full(BLOCK, anchor))
@@ -77,7 +77,7 @@ def test_of_the_least_scale_blocks_without_a_large_number_too(entity):
     found, again = int8_state.encoded(int8_state.decoded(low, scales, entity), entity)
     assert np.array_equal(found, low)
     assert np.array_equal(again, scales)
-    # nothing that is subnormal, and so would be taken for 0
+    # no number is subnormal, which would be flushed to 0
     decoded = np.abs(reference_int8.values(codes_of(entity), [LEAST_SCALE] * 4, entity))
     assert np.min(decoded[decoded > 0]) >= np.finfo(np.float32).tiny
 
@@ -114,10 +114,10 @@ def test_rounding_at_random_is_right_on_average(entity):
     for fraction in (*np.exp2(-rng.uniform(0, 12, 8)), 1.0, rng.uniform(1, last), last):
         number, scale = np.float32(fraction * 2.0**-20), 127 - 20
         x = np.full(2**cut, number, np.float32)
-        x[::BLOCK] = 2.0**-20  # what the scale is of
+        x[::BLOCK] = 2.0**-20  # this one sets the scale
         codes, scales = int8_state.encoded(x, entity, random)
         assert (scales == scale).all()
-        # the block's largest stands in the place of one value of the bits in 64: they are taken apart
+        # the largest number of a block takes the place of one in 64 values of the bits: encode these separately
         again, _ = int8_state.encoded(np.roll(x, 1), entity, random)
         codes = np.where(np.arange(codes.size) % BLOCK, codes, again)
         mean = reference_int8.units(codes, entity).mean()
@@ -148,12 +148,12 @@ def test_the_random_bits_of_every_element_are_uniform(entity):
         bits = int8_state.random_bits(part << np.uint32(shift), entity).reshape(-1, BLOCK)
         for element in range(BLOCK):
             seen[element, bits[:, element]] = True
-    assert seen.all()  # each value once, as there are as many numbers as values
+    assert seen.all()  # each value once, because there are as many numbers as values
 
 
 @entities
 def test_a_block_is_rounded_evenly(entity):
-    # of 64 equal numbers that lie a fraction above a code, about that many go up, whatever the block's random number
+    # of 64 equal numbers at a fraction above a code, about that fraction is rounded up, whatever the random number
     cut = 23 - FORMS[entity][1]
     numbers = np.random.default_rng(2).integers(0, 2**32, 3000, dtype=np.uint32)
     bits = int8_state.random_bits(numbers, entity).reshape(-1, BLOCK)
@@ -198,7 +198,7 @@ def test_blocks_and_their_ends(kernels, size, offset, decay):
 
 
 def stepped(kernels, param, grads, kind=("float32", "int8", False), ops=(), **more):
-    """The arrays after steps, and those of the oracle."""
+    """Returns the arrays after steps, and those of the oracle."""
     buffers, expected = Buffers(param, "int8", kind[2]), Extended(param, *kind, wc=1.0)
     table = kernels.Table([buffers.segment])
     table.set_rates([(1.0, 1.0, 1.0)])
@@ -218,7 +218,7 @@ def test_nan_and_infinity_stay_in_their_block(kernels, dtype, state, master, nam
     param, grads = start(1500, dtype, seed=5)
     grads[1, 70] = np.nan
     grads[2, [200, 1030]] = np.inf, -np.inf
-    param[1499] = np.nan  # its state is of numbers, with operations that do not look at it
+    param[1499] = np.nan  # its state has no NaN, unless an operation reads the parameter
     found, expected = stepped(kernels, param, grads, (dtype, state, master), [OPS[name] for name in names])
     for name, content in expected.items():
         assert np.array_equal(found[name].astype(content.dtype), content, equal_nan=content.dtype.kind == "f"), name
@@ -233,7 +233,7 @@ def test_nan_and_infinity_stay_in_their_block(kernels, dtype, state, master, nam
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_what_is_too_large_is_the_largest_there_is(kernels, sign):
-    # infinity would be NaN at the next step
+    # an infinite state would be NaN at the next step
     param, grads = np.zeros(130, np.float32), np.zeros((1, 130), np.float32)
     grads[0, 5], grads[0, 100] = sign * np.inf, sign * 3e38
     found, _ = stepped(kernels, param, grads)
@@ -244,13 +244,13 @@ def test_what_is_too_large_is_the_largest_there_is(kernels, sign):
     assert abs(mg[100]) == pytest.approx(0.05 * 3e38, rel=0.07)
     variance = reference_int8.values(found["variance"], scales[:, 1], "variance")
     assert variance[[5, 100]].tolist() == [reference_int8.largest("variance")] * 2
-    assert scales[0, 2] == NAN_SCALE  # infinity by infinity: the step is NaN, and the block's momentum
+    assert scales[0, 2] == NAN_SCALE  # infinity / infinity: the step is NaN, and so is the momentum of its block
     assert scales[1, 2] != NAN_SCALE
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-39, 1e-38, 1.2e-38, 1e-36, 1e-30, 1e-19, 1e19, 1e30, 3e38])
 def test_blocks_of_tiny_and_of_huge_numbers(kernels, largest):
-    # bit for bit as in NumPy, which the oracle is not: it knows of no subnormal number
+    # compared with NumPy bit for bit, because the oracle does not handle subnormal numbers
     rng = np.random.default_rng(3)
     param = rng.standard_normal(200).astype(np.float32)
     with np.errstate(over="ignore", under="ignore"):
@@ -260,7 +260,7 @@ def test_blocks_of_tiny_and_of_huge_numbers(kernels, largest):
         for name, content in expected.items():
             assert found[name].tobytes() == content.tobytes(), name
         return
-    for n, name in enumerate(STATE):  # NumPy does not flush what comes between: a code is another, of the least scale
+    for n, name in enumerate(STATE):  # NumPy does not flush intermediate results: codes of the least scale may differ
         mine, other = (reference_int8.values(each[name], each["scales"][n::3], name) for each in (found, expected))
         assert np.abs(mine - other).max() <= 1.01 * 2.0**-107 / 14 / 16, name
 
@@ -290,7 +290,7 @@ def test_a_part_of_a_variable_rounds_as_the_whole(kernels):
     whole = run(kernels, param, grads, "float32", "int8", False, key=5)
     cut = slice(17 * 64, 30 * 64 + 5)
     part = run(kernels, param[cut].copy(), grads[:, cut].copy(), "float32", "int8", False, first=cut.start, key=5)
-    full = slice(0, 13 * 64)  # what follows in the last block has a part in its scale
+    full = slice(0, 13 * 64)  # the scale of the last block also depends on the elements after the cut
     assert np.array_equal(part.views["mg"][full], whole.views["mg"][cut][full])
     assert np.array_equal(part.views["scales"][: 13 * 3], whole.views["scales"][17 * 3 : 30 * 3])
 

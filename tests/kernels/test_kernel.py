@@ -1,4 +1,4 @@
-"""The rule on the CPU against the formula: every buffer, several steps, every dtype and size, every instruction set."""
+"""The rule on the CPU, compared with the formula: all buffers, several steps, all dtypes, sizes and instruction sets."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from tests.standins import Net
 from tests.tolerances import TOLERANCE, assert_close
 
 DTYPES = ["float16", "float32", "float64"]
-VECTOR = 16  # float32 elements in the widest vector register there is
+VECTOR = 16  # float32 elements in the widest vector register
 SIZES = [0, 1, 2, 3, VECTOR - 1, VECTOR, VECTOR + 1, 4 * VECTOR + 7, 1000, 1024, 1025, 4097]
 STEPS = 10
 
@@ -47,7 +47,7 @@ def test_matches_float64(kernels, size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_every_rounding_is_the_formulas(kernels, dtype, offset):
-    # computed in the kernel's own precision and order by NumPy, the result is the same to the last bit
+    # NumPy, in the precision and the order of the kernel, gives the same bits
     param, grads = start(1037, dtype, seed=1)
     buffers = run(kernels, param, grads, offset=offset)
     expected = Reference(param, dtype=real_dtype(dtype), stored=dtype)
@@ -73,13 +73,13 @@ def test_threads_change_nothing(threads, dtype):
 
 @compiled
 def test_indices_have_64_bits():
-    # the end of a variable of 2**33 + 500 elements, of which only that has memory
+    # the end of a variable of 2**33 + 500 elements, the only part that is allocated
     far, size = 1 << 33, 500
     param, grads = start(size, "float32")
     buffers = Buffers(param)
     buffers.views["grad"][:] = grads[0]
     moved = {name: getattr(buffers.segment, name) - 4 * far for name in ("param", "grad", *STATE)}
-    # behind another one, so that elements are counted past 32 bits too
+    # after another segment, so that the count of elements also exceeds 32 bits
     table = cpu.Table([buffers.segment._replace(size=3 << 32), buffers.segment._replace(**moved, size=far + size)])
     for number, real in enumerate(("float32", "float64")):
         table._hypers[0, number] = layout.pack_hyper(HYPER, np.dtype(real))
@@ -112,7 +112,7 @@ def test_variables_of_every_kind_in_one_table(kernels):
     buffers, expected = [], []
     for seed, (dtype, state, master) in enumerate(layout.KINDS):
         if state in ("bfloat16", "int8"):
-            continue  # rounded at random: test_kernel_extended
+            continue  # stochastic rounding: test_kernel_extended
         param, grads = start(100 + seed, np.dtype(getattr(ml_dtypes, dtype, dtype)), seed)
         buffers.append(Buffers(param, state, master))
         buffers[-1].views["grad"][:] = grads[0]
@@ -143,7 +143,7 @@ def test_hyper_parameters(kernels, alpha, momRate, epsilon):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rmsprop_that_is_not_centered(kernels, dtype):
-    # the mean square in place of the variance, and no mean
+    # the mean square instead of the variance, and no mean
     param, grads = start(321, dtype, seed=5)
     buffers = run(kernels, param, grads, HYPER._replace(centered=False))
     real = np.dtype(dtype).type
@@ -197,7 +197,7 @@ def test_nan_and_infinity_are_not_hidden(kernels):
 
 @pytest.mark.parametrize(("dtype", "steps"), [("float16", 2500), ("float32", 2500), ("float64", 16000)])
 def test_state_of_a_dead_unit_ends_in_zeros(kernels, dtype, steps):
-    # one gradient, then zeros: averages that end as subnormal numbers would stay there, and make each step slow
+    # one gradient, then zeros: averages that became subnormal would stay so, and make every step slow
     buffers = Buffers(np.zeros(5, dtype))
     table = kernels.Table([buffers.segment])
     buffers.views["grad"][:] = [1, -1, 0.3, 2, 1e-3]
@@ -228,7 +228,7 @@ def test_subnormal_gradients_and_parameters_are_zero(kernels, dtype):
 
 
 def test_float16_conversions_are_exact(kernels):
-    # every float16, as a parameter that a step of zero leaves alone
+    # every float16, as a parameter that a step of zero does not change
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     buffers = run(kernels, every, np.zeros((1, every.size), np.float16))
     nan = np.isnan(every)
@@ -255,7 +255,7 @@ def test_float16_rounds_to_nearest_even(kernels):
 
 def test_bfloat16_rounds_to_nearest_even(kernels):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    # 1 + 2**-7 and 1 + 2*2**-7 with the half of a unit added: both ties, one down and one up; and values between
+    # 1 + 2**-7 and 1 + 2*2**-7 plus half a unit: two ties, one rounded down and one up; and values between
     y = np.array([1 + 2.0**-7, 1 + 2.0**-6, 1.0, -3.0, 3e38], np.float32).astype(ml_dtypes.bfloat16)
     x = np.array([2.0**-8, 2.0**-8, 2.0**-9, 0.007, 3e38], np.float32).astype(ml_dtypes.bfloat16)
     expected = [1 + 2.0**-6, 1 + 2.0**-6, 1.0, -3.0, np.inf]
@@ -266,7 +266,7 @@ def test_bfloat16_rounds_to_nearest_even(kernels):
 
 
 def test_float16_keeps_learning_where_float16_state_would_stop(kernels):
-    # the square of 300 is past float16's range: state of that type is infinite at once
+    # the square of 300 exceeds the range of float16: float16 state would overflow immediately
     param = np.zeros(8, np.float16)
     grads = np.full((20, 8), 300.0, np.float16) * (1 + np.arange(20)[:, None] % 3).astype(np.float16)
     buffers = run(kernels, param, grads)
@@ -282,7 +282,7 @@ def test_float16_keeps_learning_where_float16_state_would_stop(kernels):
 @compiled
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump is not here")
 def test_roots_are_vectorised():
-    # one root at a time would be several times slower
+    # one square root at a time would be several times slower
     text = subprocess.run(["objdump", "-d", cpu.library.__file__], capture_output=True, text=True, check=True).stdout
     wanted = {"avx2": "vsqrtps .*%ymm", "avx512": "vsqrtps .*%zmm|vsqrtps .*%ymm", "baseline": r"\tsqrtps|fsqrt\tv"}
     for name in cpu.library.instruction_sets():

@@ -1,4 +1,4 @@
-"""What the CPU kernels do besides the rule, to the bit as in tests/reference_extended.py, and nothing past an end."""
+"""Step options on the CPU: bit-identical to tests/reference_extended.py, and nothing is written past an end."""
 
 import itertools
 
@@ -100,7 +100,7 @@ def test_every_operation_in_every_order(kernels, dtype, state, master, names):
 
 @pytest.mark.parametrize(("dtype", "state", "master"), layout.KINDS)
 def test_decay_of_the_parameter(kernels, dtype, state, master):
-    # after the operations have looked at it, before the step, and not in the averages
+    # the decay comes after the operations and before the step, and does not enter the averages
     param, grads = start(TILE + 13, dtype)
     more = {"dtype": dtype, "state": state, "master": master, "decay": 37.0, "key": 5}
     run(kernels, param, grads, **more, ops=[OPS["decay"], OPS["lasso"]], wc=0.5, offset=1)
@@ -172,7 +172,7 @@ def test_threads_change_nothing(threads, count):
 
 
 def test_not_a_number_is_kept_and_infinity_too(kernels):
-    # every payload of a NaN, the all-ones ones too, and both infinities, through the random rounding of each state
+    # every NaN payload, including all ones, and both infinities, through the stochastic rounding of each state array
     payloads = np.array([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0xFF812345], np.uint32).view(np.float32)
     for seed in ((0, 0), (0xFFFFFFFF, 0xFFFFFFFF), (12345, 678)):
         for values in (payloads, np.array([np.inf, -np.inf], np.float32)):
@@ -228,7 +228,7 @@ def test_zeroing_gradients_touches_nothing_else(kernels, dtype):
 
 
 def statistics(kernels, parts, ops=(), wc=1.0, record=None, **policy):
-    """Of (parameter, gradient) pairs; returns the record."""
+    """Returns the record of the statistics of (parameter, gradient) pairs."""
     record = np.zeros(1, layout.STATISTICS) if record is None else record
     record["scale"] = np.where(record["scale"] == 0, 1.0, record["scale"])
     segments = [Segment(str(p.dtype), real_dtype(p.dtype).name, p.ctypes.data, g.ctypes.data, p.size) for p, g in parts]
@@ -257,7 +257,7 @@ def test_statistics_are_of_everything(kernels, names):
     expected = Statistics()
     expected.run(grads, limit=3.0)
     found = statistics(kernels, parts, ops, limit=3.0)
-    # sums of positive numbers in double, of at most 70 terms one after the other
+    # sums of positive numbers in double, with at most 70 consecutive additions
     assert found["norm"] == pytest.approx(expected.norm, rel=1e-14)
     assert found["factor"] == pytest.approx(expected.factor, rel=1e-14)
     assert (found["bad"], found["skipped"], found["unscale"]) == (0, 0, 1.0)
@@ -278,7 +278,7 @@ def test_one_bad_element_anywhere_is_found(kernels, bad):
     [("float32", 1.8e19, 1.9e19), ("bfloat16", 1.8e19, 1.9e19), ("float64", 1.3e154, 1.4e154), ("float16", 65504.0, np.inf)],
 )
 def test_a_gradient_is_bad_where_its_square_is_not_finite(kernels, dtype, good, bad):
-    # the variance is made of the square, in the dtype of the arithmetic
+    # the square enters the variance in the dtype of the arithmetic
     for value, expected in ((good, 0), (bad, 1)):
         grad = np.array([1.0, value, 1.0]).astype(dtype)
         assert statistics(kernels, [(np.zeros_like(grad), grad)])["bad"] == expected
@@ -288,7 +288,7 @@ def test_a_gradient_is_bad_where_its_square_is_not_finite(kernels, dtype, good, 
 def test_a_norm_that_is_finite_does_not_overflow(kernels, largest):
     rng = np.random.default_rng(7)
     grad = largest * rng.uniform(0.5, 1.0, 3000)
-    grad[::3] *= 1e-12  # of both kinds, small and large
+    grad[::3] *= 1e-12  # small and large ones
     expected = np.sqrt(np.sum(np.square(grad.astype(np.longdouble))))
     found = statistics(kernels, [(np.zeros_like(grad), grad)], limit=1.0)
     assert found["norm"] == pytest.approx(float(expected), rel=1e-14)

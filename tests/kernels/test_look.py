@@ -1,4 +1,4 @@
-"""The look at the arrays of many states: C++ and Python give the same answers."""
+"""Checking the arrays of many states: C++ and Python give the same answers."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def same_arrays(request):
 
 
 class State(dict):
-    """A subclass of dict, as an optimizer's states are."""
+    """A subclass of dict, like the states of an optimizer."""
 
 
 @pytest.mark.parametrize("variables", [0, 1, 1000])
@@ -35,7 +35,7 @@ def test_nothing_changed(same_arrays, variables):
 
 
 def replaced(found):
-    found["v1"]["variance"] = found["v1"]["variance"].copy()  # equal, but another
+    found["v1"]["variance"] = found["v1"]["variance"].copy()  # equal, but another object
 
 
 def added(found):
@@ -73,7 +73,7 @@ def test_what_is_no_dict_is_no_state(same_arrays, state):
     found["v1"] = state
     try:
         assert same_arrays(found, before) is False
-    except TypeError:  # the optimizer takes an error for a change
+    except TypeError:  # the optimizer treats an error as a change
         assert same_arrays is look.same_arrays_in_python
 
 

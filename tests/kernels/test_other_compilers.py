@@ -1,4 +1,4 @@
-"""The text of the CPU's loops, compiled by whatever compilers there are, for other processors too: the same bits."""
+"""The loops of the CPU library, compiled by all available compilers, also for other processors, give the same bits."""
 
 import functools
 import shutil
@@ -18,7 +18,7 @@ FLAGS = [
     "-DKERNEL_NAMESPACE=baseline",
     "-static",
 ]
-# compiler, its further flags, what runs the result
+# the compiler and its flags, the emulator
 COMPILERS = {
     "g++ -O0": (["g++", "-O0"], []),
     "g++ -O3": (["g++", "-O3"], []),
@@ -31,7 +31,7 @@ COMPILERS = {
 
 @functools.cache
 def hashes(name, folder, spread):
-    """Of the buffers of every kind; None where the compiler is not here."""
+    """Returns hashes of the buffers of every kind; None if the compiler is missing."""
     compiler, emulator = COMPILERS[name]
     if any(shutil.which(each) is None for each in (compiler[0], *emulator[:1])):
         return None
@@ -45,7 +45,7 @@ def hashes(name, folder, spread):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     if not (KERNELS / "cpu_loops.cpp").exists():
-        pytest.skip("the library's sources are not here")
+        pytest.skip("the sources of the library are missing")
     return str(tmp_path_factory.mktemp("compilers"))
 
 
@@ -54,6 +54,6 @@ def folder(tmp_path_factory):
 def test_the_same_bits(folder, name, spread):
     expected, found = hashes("g++ -O0", folder, spread), hashes(name, folder, spread)
     if expected is None or found is None:
-        pytest.skip("this compiler, or the emulator, is not here")
+        pytest.skip("this compiler, or the emulator, is missing")
     assert len(expected) == len(set(expected)) == 16
     assert found == expected

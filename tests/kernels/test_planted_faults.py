@@ -1,4 +1,4 @@
-"""Faults planted in the text that every device shares: each is caught on the CPU (tests/cuda: on CUDA)."""
+"""Faults planted in the code that all devices share: tests on the CPU catch each of them (tests/cuda: tests on CUDA)."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.kernels import test_kernel, test_kernel_extended
 from tests.kernels.kernel_modules import STATE, Buffers, compiled, compiled_anew
 from tests.kernels.test_kernel import HYPER
 
-# what is wrong, the file, what stands there, what is put in its place
+# the fault, the file, the right text, the wrong text
 RULE = [
     ("the sign of the step", "rule.h", "param + delta", "param - delta"),
     ("the sign of the difference", "rule.h", "d = g - mg", "d = g + mg"),
@@ -66,7 +66,7 @@ OTHERS = [
 
 @pytest.fixture
 def library(tmp_path):
-    """``library(replacements, flags)``: the library, compiled with faults."""
+    """``library(replacements, flags)`` compiles the library with faults."""
     return lambda replacements=(), flags=(): compiled_anew(tmp_path, replacements, flags)
 
 
@@ -100,7 +100,7 @@ def check_everything():
 
 
 def check_written_parameters():
-    """Of a master copy, a parameter that somebody has written is what counts."""
+    """A parameter changed by the user takes precedence over its master weight."""
     buffers = Buffers(np.ones(5, np.float16), master=True)
     buffers.views["param"][:] = 2
     buffers.views["grad"][:] = 0

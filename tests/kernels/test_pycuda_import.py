@@ -1,4 +1,4 @@
-"""PyCUDA that is missing, broken or without a driver: what the backend "auto" and the backend "cuda" make of it."""
+"""The backends "auto" and "cuda" if PyCUDA is missing or broken, or has no driver."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ class Device:
 def init(): {init}
 """
 
-# what is in PyCUDA's place: its files, and what the warning and the error say
+# replacements of PyCUDA: files, and the reason in the warning and the error
 BROKEN = {
     "attribute": ({"driver.py": "import numpy; numpy.no_such_name"}, "AttributeError: module 'numpy' has no attribute"),
     "package": ({"__init__.py": "raise RuntimeError('planted')", "driver.py": ""}, "RuntimeError: planted"),
@@ -81,7 +81,7 @@ def run(code, folder, files):
             (package / name).write_text(text)
     if not [*package.iterdir()]:
         package.rmdir()
-    # whatever is installed is not found
+    # an installed PyCUDA is not found
     first = f"import sys; sys.path.insert(0, {str(folder)!r})\n"
     if not package.exists():
         first = "import sys; sys.modules['pycuda'] = None\n"
@@ -121,13 +121,13 @@ def test_cuda_with_a_broken_pycuda_says_why_and_the_same_each_time(tmp_path, kin
         "DependencyError: CUDA needs PyCUDA and an NVIDIA driver: PyCUDA is installed, but its import"
     )
     assert reason in first[0]
-    assert first[0].endswith("Config.backend = Config.Backend.cpu works without")
+    assert first[0].endswith("Config.backend = Config.Backend.cpu works without a GPU")
     assert others == [first, first]
     assert first[1] == []
 
 
 def test_what_the_first_attempt_leaves_behind_changes_nothing(tmp_path):
-    # the second attempt would get further: the first one has left a module behind
+    # otherwise the second attempt would get further, because the first one has left a module behind
     files = {
         "driver.py": "import sys\nagain = 'pycuda.part' in sys.modules\nfrom . import part\nassert again, 'planted'",
         "part.py": "",
@@ -147,7 +147,7 @@ def test_cuda_without_a_gpu_says_why(tmp_path, kind):
     done = run("Config.backend = Config.Backend.cuda" + TWICE, tmp_path, ABSENT[kind])
     (found,) = {eval(line)[0] for line in done.stdout.splitlines()}
     assert found.startswith(("DependencyError: CUDA needs", "DeviceError: the NVIDIA driver")), done.stderr
-    assert found.endswith("Config.backend = Config.Backend.cpu works without")
+    assert found.endswith("Config.backend = Config.Backend.cpu works without a GPU")
 
 
 @pytest.mark.parametrize("text", ["unknown error", "CUDA driver version is insufficient", "system not yet initialized"])

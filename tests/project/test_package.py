@@ -146,7 +146,7 @@ def test_a_ptx_is_of_its_source_and_headers_as_they_are(monkeypatch, tmp_path):
         for file in (f"{name}.cu", *included):
             text = (tmp_path / file).read_bytes()
             (tmp_path / file).write_bytes(text + b"\n")
-            of_another = f"{name}.ptx.xz is of another source than {name}.cu and its headers here"
+            of_another = f"{name}.ptx.xz was made from another version of {name}.cu or its headers"
             assert cuda_source.shipped_ptx(name) == (None, of_another), file
             (tmp_path / file).write_bytes(text)
         (tmp_path / f"{name}.ptx.xz").unlink()

@@ -1,1 +1,1 @@
-"""The simulator of tests/cudasim itself: PyCUDA runs on it, and every fault planted in a kernel is seen."""
+"""Tests of the simulator of tests/cudasim: PyCUDA runs on it, and it reports every fault planted in a kernel."""

@@ -27,7 +27,7 @@ def module(context):
 
 @pytest.fixture(autouse=True)
 def clean(context):
-    """Every test starts with the same seed and counters, and leaves no fault behind that it has not looked at."""
+    """Every test starts with the same seed and counters, and must not leave a fault that it has not checked."""
     from tests.cuda.simulator.machine import drv
 
     drv.Context.synchronize()

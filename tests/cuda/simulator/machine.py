@@ -1,6 +1,6 @@
-"""What the tests of the simulator share: the simulator itself, PyCUDA on it, and arrays. Imported before PyCUDA.
+"""Helpers of the tests of the simulator: the simulator, PyCUDA and arrays. Must be imported before PyCUDA.
 
-CUSIM_DIR names the folder that tests/cudasim/build.sh filled; without one, tests that import this are left out.
+CUSIM_DIR is the output folder of tests/cudasim/build.sh. If it is not set, tests that import this module are skipped.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ def random(*shape, dtype=np.float32, seed=7):
 
 
 def zeros(n=N):
-    """Zeros that are there: gpuarray fills them on the default stream, which non-blocking streams do not wait for."""
+    """Zeros, waited for: gpuarray fills them on the default stream, for which non-blocking streams do not wait."""
     x = gpuarray.zeros(n, np.float32)
     drv.Context.synchronize()
     return x

@@ -1,4 +1,4 @@
-"""Devices, contexts and threads, and what is left alive."""
+"""Devices, contexts, threads and leaks."""
 
 import ctypes
 import threading
@@ -10,7 +10,7 @@ from tests.cuda.simulator.machine import N, control, drv, gpuarray, random, zero
 
 
 class Other:
-    """A context of its own on a device, current inside `with`."""
+    """A new context on a device, current inside `with`."""
 
     def __init__(self, device):
         self.context = drv.Device(device).make_context()

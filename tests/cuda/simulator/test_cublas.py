@@ -27,7 +27,7 @@ class TestCublas:
         handle, stream = cublas.cublasCreate(), drv.Stream(NON_BLOCKING)
         cublas.cublasSetStream(handle, stream.handle)
         assert cublas.cublasGetStream(handle) == stream.handle
-        drv.Context.synchronize()  # what was copied there has arrived
+        drv.Context.synchronize()  # wait until the copies have arrived
         tolerance = {"rtol": 1e-5, "atol": 1e-6}
         call = {name: getattr(cublas, f"cublas{letter}{name}") for name in ("gemm", "gemv", "dot", "axpy", "scal", "nrm2")}
         control.reset()

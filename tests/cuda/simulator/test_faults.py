@@ -1,4 +1,4 @@
-"""Faults in kernels: each is reported, with the kernel, the address and the thread."""
+"""Faults in kernels are reported with the kernel, the address and the thread."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_planted_fault(module, fault, seed):
     module.get_function(name)(*args, block=(threads, 1, 1), shared=128)
     with pytest.raises(drv.Error, match=message) as caught:
         drv.Context.synchronize()
-    with pytest.raises(drv.Error):  # the context is broken from now on
+    with pytest.raises(drv.Error):  # the context is broken now
         x.get()
     assert control.clear_fault() in str(caught.value)
     np.testing.assert_array_equal(x.get()[32:], random(N)[32:])
@@ -72,7 +72,7 @@ def test_use_after_free(module):
     x, y = gpuarray.zeros(N, np.float32), gpuarray.zeros(N, np.float32)
     address = int(x.gpudata)
     del x
-    again = [gpuarray.zeros(N, np.float32) for _ in range(3)]  # the address is not given out again
+    again = [gpuarray.zeros(N, np.float32) for _ in range(3)]  # the address is not reused
     module.get_function("copy")(y, np.uintp(address + 8), np.int32(1), block=(1, 1, 1))
     with pytest.raises(drv.LogicError, match="8 bytes into the freed device allocation"):
         drv.Context.synchronize()

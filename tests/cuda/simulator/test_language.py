@@ -179,7 +179,7 @@ def test_subnormal_floats_are_flushed_where_asked_and_doubles_never(context, tmp
     (tmp_path / "twice.h").write_text("template <class T> __device__ T twice(T x) { return x + x; }\n")
     command = ["nvcc", "-cubin", *options, "-o", "kernels.cubin", "kernels.cu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr  # the header lies beside the source
+    assert done.returncode == 0, done.stderr  # the header is in the folder of the source
     loaded = drv.module_from_file(str(tmp_path / "kernels.cubin"))
     for name, dtype, kept in (("of_float", np.float32, not flushed), ("of_double", np.float64, True)):
         tiny = np.finfo(dtype).tiny
@@ -191,6 +191,6 @@ def test_subnormal_floats_are_flushed_where_asked_and_doubles_never(context, tmp
             loaded.get_function(name)(x, block=(2 if name == "of_float" else 4, 1, 1))
             expected = content * 2 if kept else np.array([2 * tiny, 0, 0, 2], dtype)
             assert np.array_equal(x.get(), expected)
-    # the mode is the kernel's, not the process's
+    # the mode belongs to the kernel, not to the process
     tiny = np.full(3, np.finfo(np.float32).tiny, np.float32)
     assert (tiny * np.float32(0.5) != 0).all()

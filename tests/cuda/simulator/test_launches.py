@@ -1,4 +1,4 @@
-"""Compiling, loading and launching: what is recorded, what is refused."""
+"""Compiling, loading and launching kernels: records and errors."""
 
 import ctypes
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_prepared_calls_and_launch_records(module):
 def test_kernel_parameters_as_pointers(module):
     """The other launch form of cuLaunchKernel, which PyCUDA does not use."""
     driver = ctypes.CDLL("libcuda.so.1")
-    # an older build of the simulator, whose modules are laid out in another way, may have left some
+    # an older build of the simulator, with another module layout, may have left some
     images = sorted(Path(OUT, "cache").glob("*.cubin"), key=lambda path: path.stat().st_mtime, reverse=True)
     path = next(p for p in images if b"affine_bf16" in p.read_bytes())
     handle, function = ctypes.c_void_p(), ctypes.c_void_p()

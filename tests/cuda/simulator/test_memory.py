@@ -1,4 +1,4 @@
-"""Copies, memsets, and memory of the host."""
+"""Copies, memsets, and host memory."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""Processes of their own: what they inherit, and the settings in the environment."""
+"""Child processes: inherited settings, and settings in the environment."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def python(code, **environment):
-    """Runs Python in a process of its own, with the simulator and a context."""
+    """Runs Python in a new process, with the simulator and a context."""
     start = f"""
         from tests import cudasim
         cudasim.activate({OUT!r})
@@ -34,7 +34,7 @@ def python(code, **environment):
 
 
 def test_child_processes_need_no_activation():
-    """activate() leaves what they need in the environment: examples run as they are."""
+    """activate() sets their environment, so that examples run unchanged."""
     code = "import pycuda.autoprimaryctx; from pycuda import gpuarray; print(gpuarray.zeros(3, 'f').get())"
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60, check=False)
     assert child.stdout == "[0. 0. 0.]\n", child.stderr

@@ -1,4 +1,4 @@
-"""Work on streams runs late, in any order that CUDA allows: a missing wait shows."""
+"""Work on streams runs late, in any order that CUDA allows, so that a missing wait is detected."""
 
 import ctypes
 import gc
@@ -37,7 +37,7 @@ def test_polling_ends(module):
 
 
 def chain(module, synchronise):
-    """Results, over the seeds, of a copy on one stream and an addition on another that should come before it."""
+    """Results for several seeds of a copy on one stream and an addition on another one that should precede it."""
     results = []
     for seed in SEEDS:
         x, y = zeros(), zeros()
@@ -64,7 +64,7 @@ def test_events_order_streams(module):
 def test_missing_synchronisation_shows(module, synchronise):
     results = chain(module, synchronise)
     assert set(results) == {0.0, 1.0}
-    assert chain(module, synchronise) == results  # a seed means the same every time
+    assert chain(module, synchronise) == results  # the same seed gives the same results
 
 
 def test_default_stream_orders_blocking_streams(module):
@@ -111,8 +111,8 @@ def test_freeing_waits(module):
 
 
 def test_work_outlives_its_stream(module):
-    gc.collect()  # what other tests left in cycles: a caught exception and its frames
-    kept = control.leaks()["streams"]  # the library's own, of other tests
+    gc.collect()  # cycles left by other tests: a caught exception and its frames
+    kept = control.leaks()["streams"]  # those of the library, from other tests
     x, stream, event = zeros(), drv.Stream(NON_BLOCKING), drv.Event()
     module.get_function("add")(x, np.float32(1), np.int32(N), grid=(4, 1), block=(256, 1, 1), stream=stream)
     event.record(stream)

@@ -1,4 +1,4 @@
-// What CUDA C++ needs to compile for the host. bin/nvcc includes it before every kernel source.
+// Definitions to compile CUDA C++ for the host. bin/nvcc includes this file before every kernel source.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@
 
 #include "device_abi.h"
 
-// ---- the language's own words -----------------------------------------------------------------------------------
+// ---- keywords of the language -----------------------------------------------------------------------------------
 #undef __global__
 #undef __device__
 #undef __host__
@@ -24,7 +24,7 @@
 #undef __noinline__
 #undef __forceinline__
 #undef __launch_bounds__
-// Visible names are what cuModuleGetGlobal finds; everything else is hidden, so that modules do not mix.
+// cuModuleGetGlobal finds visible names. All others are hidden, so that modules do not share them.
 #define __device__ __attribute__((visibility("default")))
 #define __constant__ __attribute__((visibility("default")))
 #define __managed__
@@ -38,7 +38,7 @@
 #else
 #define __global__ __attribute__((visibility("default")))
 #endif
-// One block runs at a time, so a static variable is the block's. The section lets the driver poison it for each block.
+// One block runs at a time, so a static variable belongs to it. The section lets the driver poison it for each block.
 #define __shared__ static __attribute__((section("cusim_shared")))
 
 // const: a thread never sees them change, and the compiler then leaves them uninstrumented.
@@ -161,7 +161,7 @@ __forceinline__ T exchange(uint32_t mask, T value, int source, unsigned line) {
 
 }  // namespace cusim
 
-// The line is the caller's: a barrier at which threads of a block meet from different lines is reported.
+// The line is the caller's: a barrier that threads of a block reach from different lines is reported.
 inline void __syncthreads(unsigned line = __builtin_LINE()) { cusim::meet(cusim::Meeting::kBlock, 0, 0, line); }
 inline int __syncthreads_count(int p, unsigned line = __builtin_LINE()) {
     return cusim::meet(cusim::Meeting::kBlock, 0, p != 0, line).count;
@@ -174,7 +174,7 @@ inline int __syncthreads_and(int p, unsigned line = __builtin_LINE()) {
 inline void __syncwarp(unsigned mask = 0xffffffffu, unsigned line = __builtin_LINE()) {
     cusim::meet(cusim::Meeting::kWarp, mask, 0, line);
 }
-// A legal answer is any set of lanes that holds the caller; the smallest one gives wrong assumptions away.
+// Any set of lanes with the caller is a legal answer; the smallest one exposes wrong assumptions.
 inline unsigned __activemask() { return 1u << cusim_lane(); }
 
 template <class T>
@@ -219,11 +219,11 @@ inline void __nanosleep(unsigned) {}
 inline long long clock64() { return 0; }
 #define __builtin_assume(condition) ((void)0)
 
-// ---- atomics: threads only change at barriers, so a plain read and write is one step ------------------------------
+// ---- atomics: threads only switch at barriers, so a plain read and write is atomic ------------------------------
 #define CUSIM_ATOMIC(name, next)                                     \
     template <class T>                                               \
     inline T name(T *address, std::common_type_t<T> value) {         \
-        asm volatile("" ::: "memory"); /* others' writes are seen */ \
+        asm volatile("" ::: "memory"); /* makes writes of other threads visible */ \
         T old = *address;                                            \
         *address = next;                                             \
         asm volatile("" ::: "memory");                               \
@@ -309,7 +309,7 @@ inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b
 inline double __dsqrt_rn(double a) { return __builtin_sqrt(a); }
 inline double __drcp_rn(double a) { return cusim::rounded(1.0 / a); }
 
-// The device's approximations are answered with the exact function.
+// Approximate functions of the device give exact results.
 inline float rsqrtf(float a) { return __frsqrt_rn(a); }
 inline double rsqrt(double a) { return 1.0 / __builtin_sqrt(a); }
 inline float rsqrt(float a) { return rsqrtf(a); }

@@ -1,4 +1,4 @@
-// The integer arithmetic of PTX, an instruction a function. The translator (ptx/) writes calls of these.
+// The integer arithmetic of PTX, one function per instruction. The translator (ptx/) writes calls of these functions.
 #pragma once
 #include <stdint.h>
 
@@ -11,7 +11,7 @@ using Unsigned = std::make_unsigned_t<T>;
 template <class T>
 constexpr unsigned WIDTH = 8 * sizeof(T);
 
-// ---- products ---------------------------------------------------------------------------------------------------------
+// ---- products -------------------------------------------------------------------------------------------------------
 template <class T>
 struct Twice;
 template <> struct Twice<int16_t> { typedef int32_t type; };
@@ -32,7 +32,7 @@ inline T mul24(T a, T b, bool high) {
     return T(high ? whole >> 16 : whole);
 }
 
-// ---- sums that saturate, or carry ----------------------------------------------------------------------------------------
+// ---- sums that saturate, or carry -----------------------------------------------------------------------------------
 inline int32_t clamped(int64_t x) { return x > INT32_MAX ? INT32_MAX : x < INT32_MIN ? INT32_MIN : int32_t(x); }
 inline int32_t add_sat(int32_t a, int32_t b) { return clamped(int64_t(a) + b); }
 inline int32_t sub_sat(int32_t a, int32_t b) { return clamped(int64_t(a) - b); }
@@ -51,13 +51,13 @@ inline T sub_borrow(T a, T b, bool in, bool &borrow) {
     return T(difference);
 }
 
-// ---- quotients: what PTX leaves open (a divisor of zero) is all ones, and the dividend ---------------------------------------
+// ---- division: by zero, which is undefined in PTX, the quotient is all ones, the remainder is the dividend ----------
 template <class T>
 inline T quotient(T a, T b) { return b == 0 ? T(-1) : std::is_signed_v<T> && b == T(-1) ? T(-a) : T(a / b); }
 template <class T>
 inline T remainder(T a, T b) { return b == 0 ? a : std::is_signed_v<T> && b == T(-1) ? T(0) : T(a % b); }
 
-// ---- shifts: a distance of the width and above shifts everything out ----------------------------------------------------------
+// ---- shifts: by the width or more, all bits are shifted out ---------------------------------------------------------
 template <class T>
 inline T shl(T a, uint32_t by) { return by >= WIDTH<T> ? T(0) : T(Unsigned<T>(a) << by); }
 template <class T>
@@ -72,7 +72,7 @@ inline uint32_t shf(uint32_t low, uint32_t high, uint32_t by) {
     return LEFT ? uint32_t(both << by >> 32) : uint32_t(both >> by);
 }
 
-// ---- fields of bits --------------------------------------------------------------------------------------------------------------
+// ---- bit fields -----------------------------------------------------------------------------------------------------
 template <class T>
 inline T bfe(T a, uint32_t from, uint32_t length) {
     from &= 255, length &= 255;
@@ -101,7 +101,7 @@ inline T brev(T a) {
 inline uint32_t clz(uint32_t a) { return a ? __builtin_clz(a) : 32; }
 inline uint32_t clz(uint64_t a) { return a ? __builtin_clzll(a) : 64; }
 inline uint32_t popc(uint64_t a) { return __builtin_popcountll(a); }
-// The place of the highest bit that is not the sign's; all ones where there is none.
+// The position of the highest bit that differs from the sign; all ones if there is none.
 template <bool AMOUNT, class T>
 inline uint32_t bfind(T a) {
     const Unsigned<T> found = std::is_signed_v<T> && a < 0 ? Unsigned<T>(~a) : Unsigned<T>(a);
@@ -116,7 +116,7 @@ inline uint32_t lop3(uint32_t a, uint32_t b, uint32_t c, uint8_t table) {
     return result;
 }
 
-// ---- bytes -----------------------------------------------------------------------------------------------------------------------
+// ---- bytes ----------------------------------------------------------------------------------------------------------
 enum Permutation { PICK, F4E, B4E, RC8, ECL, ECR, RC16 };
 template <Permutation P>
 inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
@@ -132,12 +132,12 @@ inline uint32_t prmt(uint32_t a, uint32_t b, uint32_t selector) {
                               : P == ECR ? (i < by ? i : by)
                                          : (by & 1) * 2 + (i & 1);
         uint32_t byte = bytes >> 8 * (picked & 7) & 255;
-        if (P == PICK && picked & 8) byte = byte & 128 ? 255 : 0;  // the sign alone
+        if (P == PICK && picked & 8) byte = byte & 128 ? 255 : 0;  // only the sign
         result |= byte << 8 * i;
     }
     return result;
 }
-// The sum of four products of bytes, each operand's signed or not.
+// The sum of four products of bytes. Each operand has signed or unsigned bytes.
 template <class A, class B>
 inline uint32_t dp4a(uint32_t a, uint32_t b, uint32_t c) {
     for (int i = 0; i < 4; i++) c += uint32_t(int32_t(A(a >> 8 * i)) * int32_t(B(b >> 8 * i)));

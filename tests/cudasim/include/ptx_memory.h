@@ -16,17 +16,17 @@ extern unsigned char cusim_dynamic_shared[];
 
 namespace ptx {
 
-// What a kernel has besides registers. Addresses of shared memory are offsets, as on a device: first the kernel's own
-// variables, then what the launch gives it. The other spaces are the simulator's one space.
+// The memory of a kernel. Addresses of shared memory are offsets, as on a device: first the kernel's own
+// variables, then dynamic shared memory. The simulator has one address space for the other state spaces.
 struct Memory {
     const char *kernel;
     const char *arguments;
     uint64_t arguments_size;
     unsigned char *shared;
-    uint64_t shared_size, dynamic_at;  // bytes of variables; the offset of what comes after them
+    uint64_t shared_size, dynamic_at;  // bytes of variables; offset of dynamic shared memory
 };
 
-constexpr uint64_t kMostShared = 227 * 1024;  // as many bytes as the buffer of device_runtime.cpp has
+constexpr uint64_t kMostShared = 227 * 1024;  // the size of the buffer in device_runtime.cpp
 
 inline char *within_shared(const Memory &memory, uint64_t offset) {
     return offset < memory.dynamic_at ? reinterpret_cast<char *>(memory.shared + offset)
@@ -50,7 +50,7 @@ template <> struct WordOf<4> { typedef uint32_t type; };
 template <> struct WordOf<8> { typedef uint64_t type; };
 template <> struct WordOf<16> { typedef unsigned __int128 type; };
 
-// Global and generic addresses: aligned to the whole access, and memory that is there; what is read was written.
+// Checks global and generic addresses: alignment to the whole access, valid memory, and no reads of unwritten memory.
 template <int SIZE, bool WRITE>
 inline void check(const Memory &memory, uint64_t address, unsigned line) {
 #if CUSIM_CHECK
@@ -76,7 +76,7 @@ inline void check(const Memory &memory, uint64_t address, unsigned line) {
 
 enum Space { GENERIC, GLOBAL, SHARED, LOCAL, PARAM, CONSTANT };
 
-// Where an access of SIZE bytes goes.
+// Returns the host address of an access of SIZE bytes.
 template <Space S, int SIZE, bool WRITE>
 inline char *place(const Memory &memory, uint64_t address, unsigned line) {
     if constexpr (S == SHARED) {
@@ -84,7 +84,7 @@ inline char *place(const Memory &memory, uint64_t address, unsigned line) {
         if (__builtin_expect(address % SIZE != 0, 0))
             cusim_host->misaligned(reinterpret_cast<const void *>(address), SIZE, memory.kernel, line);
         if (__builtin_expect(address + SIZE > memory.shared_size, 0)) {
-            // what the launch gives has a check of its own
+            // dynamic shared memory is checked separately
             if (address < memory.dynamic_at || address >= memory.dynamic_at + kMostShared)
                 cusim_host->outside("shared memory", address, SIZE, memory.shared_size, line);
             cusim_host->access(within_shared(memory, address), SIZE, WRITE);
@@ -120,9 +120,9 @@ template <Space S, class T>
 inline void store(const Memory &memory, uint64_t address, T value, unsigned line) {
     __builtin_memcpy(place<S, sizeof(T), true>(memory, address, line), &value, sizeof value);
 }
-// Threads that wait for a value which another has to write: all of them come to where they stop.
+// For threads that wait for a value from another thread: all threads run until they stop.
 inline void others_run(uint64_t address) { cusim_host->meet(cusim::Meeting::kVolatile, 0, address, 0, nullptr); }
-// At every jump backwards, so that no loop can go on for ever.
+// Called at every backward jump, so that no loop runs forever.
 inline void backwards() {
     if (__builtin_expect(--cusim_patience == 0, 0)) {
         cusim_patience = 1u << 20;
@@ -131,7 +131,7 @@ inline void backwards() {
 }
 inline void fence() { asm volatile("" ::: "memory"); }
 
-// ---- atomics: threads only change at barriers and backward jumps, so a read and a write is one step ---------------------------
+// ---- atomics: threads only switch at barriers and backward jumps, so a read and write is atomic ---------------------
 #define PTX_ATOMIC(NAME, NEXT)                                        \
     struct NAME {                                                     \
         template <class T>                                            \
@@ -146,7 +146,7 @@ PTX_ATOMIC(Max, old < value ? value : old)
 PTX_ATOMIC(Inc, old >= value ? T(0) : T(old + 1))
 PTX_ATOMIC(Dec, old == 0 || old > value ? value : T(old - 1))
 PTX_ATOMIC(Add, T(old + value))
-// float32 in global memory is added with subnormals flushed, in shared memory without
+// additions of float32 flush subnormal numbers in global memory, but not in shared memory
 struct AddFloat { static float next(float old, float value) { return add<RN, false>(old, value); } };
 struct AddFlushed { static float next(float old, float value) { return add<RN, true>(old, value); } };
 

@@ -1,4 +1,4 @@
-// The arithmetic of PTX, an instruction a function. The translator (ptx/) writes calls of these.
+// The arithmetic of PTX, one function per instruction. The translator (ptx/) writes calls of these functions.
 //
 // Compiled without contraction and with wrapping integers (-ffp-contract=off -fwrapv): each function rounds once.
 #pragma once
@@ -45,7 +45,7 @@ __attribute__((always_inline)) inline auto rounded(Operation operation, A... a) 
     }
 }
 
-// A subnormal float is taken for zero of its sign. A double never is.
+// A subnormal float becomes zero with its sign. A double is never flushed.
 inline float flush(float x) {
     const uint32_t b = bits<uint32_t>(x);
     return b & 0x7f800000u ? x : bits<float>(b & 0x80000000u);
@@ -55,7 +55,7 @@ inline float taken(float x) { return FTZ ? flush(x) : x; }
 template <bool FTZ>
 inline double taken(double x) { return x; }
 
-// What an instruction gives: NaN has no sign or payload in float32; .sat is last, and takes NaN for 0.
+// The result of an instruction: float32 has a single NaN; .sat is applied last and turns NaN into 0.
 template <bool SAT, class T>
 inline T saturated(T x) { return !SAT ? x : !(x > T(0)) ? T(0) : x > T(1) ? T(1) : x; }
 template <bool FTZ, bool SAT = false>
@@ -83,7 +83,7 @@ PTX_ROUNDED(rcp, (T a), PTX_ONE, T(1) / a)
 PTX_ROUNDED(sqrt, (T a), PTX_ONE, root(a))
 PTX_ROUNDED(fma, (T a, T b, T c), PTX_THREE, fused(a, b, c))
 
-// ---- approximations: answered with the host's functions, in double, rounded once -------------------------------------
+// ---- approximations: computed by functions of the host in double, rounded once -------------------------------------
 #define PTX_APPROXIMATE(NAME, FUNCTION)                                        \
     template <bool FTZ = false>                                                \
     inline float NAME(float a) { return given<FTZ>(float(FUNCTION(double(taken<FTZ>(a))))); }
@@ -94,13 +94,13 @@ PTX_APPROXIMATE(cos, ::cos)
 PTX_APPROXIMATE(tanh, ::tanh)
 template <bool FTZ = false, class T>
 inline T rsqrt(T a) { return given<FTZ>(T(1.0 / ::sqrt(double(taken<FTZ>(a))))); }
-// Of doubles only the upper halves count; subnormal ones are taken for zero.
+// Only the upper halves of doubles are used; subnormal ones are flushed to zero.
 inline double coarse(double x) { return bits<double>(bits<uint64_t>(x) & 0xffffffff00000000ull); }
 inline double flushed(double x) { return __builtin_fabs(x) < 2.2250738585072014e-308 ? __builtin_copysign(0.0, x) : x; }
 inline double rcp_approximate(double x) { return flushed(coarse(1.0 / flushed(coarse(x)))); }
 inline double rsqrt_approximate(double x) { return flushed(coarse(1.0 / root(flushed(coarse(x))))); }
 
-// ---- signs, the smaller and the larger ------------------------------------------------------------------------------
+// ---- signs, minimum and maximum ------------------------------------------------------------------------------
 template <bool FTZ = false>
 inline float neg(float a) { return bits<float>(bits<uint32_t>(taken<FTZ>(a)) ^ 0x80000000u); }
 template <bool FTZ = false>
@@ -112,7 +112,7 @@ inline double abs(double a) { return bits<double>(bits<uint64_t>(a) & ~(1ull << 
 inline float copysign(float sign, float of) { return __builtin_copysignf(of, sign); }
 inline double copysign(double sign, double of) { return __builtin_copysign(of, sign); }
 
-// The number where one operand is NaN (NAN_WINS: NaN then); -0 is below +0.
+// If one operand is NaN, the result is the other (NAN_WINS: NaN); -0 is below +0.
 template <bool LESS, bool FTZ, bool NAN_WINS, class T>
 inline T extreme(T a, T b) {
     a = taken<FTZ>(a), b = taken<FTZ>(b);
@@ -166,7 +166,7 @@ inline float integral_float(float x) { return given<FTZ, SAT>(float(integral<R>(
 template <Round R, bool SAT>
 inline double integral_double(double x) { return given<false, SAT>(integral<R>(x)); }
 
-// What does not fit becomes the nearest number that does. NaN: 0, but for doubles or 64 bits the highest bit alone.
+// Out-of-range numbers are clamped. NaN becomes 0; for doubles or 64 bits, only the highest bit is set.
 template <class To, Round R, bool FTZ, class From>
 inline To to_integer(From from) {
     const double x = integral<R>(double(taken<FTZ>(from)));
@@ -197,7 +197,7 @@ inline float narrowed(double x) {
 template <bool FTZ, bool SAT>
 inline double widened(float x) { return given<false, SAT>(double(taken<FTZ>(x))); }
 
-// A float of 16 bits, DIGITS of them after the point, from a double.
+// Converts a double to a 16-bit float with DIGITS mantissa bits.
 template <int DIGITS, Round R>
 inline uint16_t to_16(double x) {
     constexpr int EXPONENT_BITS = 15 - DIGITS, BIAS = (1 << (EXPONENT_BITS - 1)) - 1;
@@ -215,7 +215,7 @@ inline uint16_t to_16(double x) {
     const double scaled = __builtin_ldexp(magnitude, -unit);  // exact
     double whole = R == RN ? __builtin_rint(scaled)
                            : (R == RM && negative) || (R == RP && !negative) ? __builtin_ceil(scaled) : __builtin_floor(scaled);
-    // the bits of the number count upwards: a mantissa that overflows goes into the exponent by itself
+    // a mantissa that overflows carries into the exponent
     const int64_t code = int64_t(whole) + (int64_t(unit + BIAS + DIGITS - 1) << DIGITS);
     if (code < INFINITE) return sign | uint16_t(code);
     const bool up = R == RN || (R == RM && negative) || (R == RP && !negative);

@@ -1,4 +1,4 @@
-// What threads of PTX ask of each other: barriers, shuffles, votes; and their indices. The translator (ptx/) writes calls of these.
+// Barriers, shuffles and votes of PTX, and thread indices. The translator (ptx/) writes calls of these functions.
 #pragma once
 #include "device_abi.h"
 #include "ptx_memory.h"
@@ -29,7 +29,7 @@ inline bool barrier_and(bool p, unsigned line) {
 inline void warp_barrier(uint32_t mask, unsigned line) { meet(cusim::Meeting::kWarp, mask, 0, line); }
 
 enum Shuffle { UP, DOWN, BFLY, IDX };
-// `in_range` says whether the lane asked for is of the caller's segment; the value is the caller's own where it is not.
+// `in_range`: whether the requested lane is in the caller's segment. If it is not, the result is the caller's value.
 template <Shuffle S>
 inline uint32_t shuffle(uint32_t value, uint32_t b, uint32_t c, uint32_t mask, bool &in_range, unsigned line) {
     const cusim::Gathered all = meet(cusim::Meeting::kWarp, mask, value, line);
@@ -42,7 +42,7 @@ inline uint32_t shuffle(uint32_t value, uint32_t b, uint32_t c, uint32_t mask, b
         case BFLY: from = self ^ by, in_range = from <= most; break;
         case IDX: from = least | (by & ~segment), in_range = from <= most; break;
     }
-    return uint32_t(all.value[in_range ? from : self]);  // of a lane that takes no part: what nothing defines
+    return uint32_t(all.value[in_range ? from : self]);  // undefined for lanes that do not participate
 }
 
 inline uint32_t ballot(bool p, uint32_t mask, unsigned line) {
@@ -84,7 +84,7 @@ inline T reduced(T value, uint32_t mask, unsigned line) {
     }
     return result;
 }
-// A legal answer is any set of lanes that holds the caller; the smallest one gives wrong assumptions away.
+// Any set of lanes with the caller is a legal answer; the smallest one exposes wrong assumptions.
 inline uint32_t active_lanes() { return 1u << lane(); }
 inline void trap(const Memory &memory, unsigned line) { cusim_host->fail("trap", memory.kernel, line); }
 

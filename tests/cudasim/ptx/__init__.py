@@ -1,1 +1,1 @@
-"""PTX as C++: what the driver stand-in runs where a module comes as text. README.md of tests/cudasim says what it proves."""
+"""Translates PTX to C++, for modules loaded as PTX text. tests/cudasim/README.md describes what it proves."""

@@ -26,7 +26,7 @@ def flag(found: str) -> str:
 
 
 def rounding(o: Operands, default: str = "rn") -> str:
-    """The next modifier as a rounding mode of ptx_numbers.h."""
+    """Takes the next modifier as a rounding mode of ptx_numbers.h."""
     return f"ptx::{(o.has('rn', 'rz', 'rm', 'rp') or default).upper()}"
 
 
@@ -70,7 +70,7 @@ def add_with_carry(o: Operands) -> str:
 
 
 def floating(o: Operands, count: int) -> str:
-    """add, sub, mul, div, fma, rcp, sqrt of floats, that name their rounding (rn, where it may be left out)"""
+    """add, sub, mul, div, fma, rcp, sqrt of floats with a rounding mode (by default rn)"""
     needs = o.name in ("fma", "div", "rcp", "sqrt", "mad")
     if needs and (not o.modifiers or o.modifiers[0] not in ("rn", "rz", "rm", "rp")):
         o.one("rn", "rz", "rm", "rp")
@@ -275,7 +275,7 @@ def sad(o: Operands) -> str:
 
 
 def _compared(o: Operands) -> tuple[str, str, str, str]:
-    """The comparison's function, the type that it compares, and how its result is joined with a predicate."""
+    """The function of the comparison, the type that it compares, and how its result is combined with a predicate."""
     comparison = o.one(*COMPARISONS)
     join, ftz = o.has("and", "or", "xor"), o.has("ftz")
     result = o.one("u32", "s32", "f32") if o.name == "set" else "pred"

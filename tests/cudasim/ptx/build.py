@@ -1,4 +1,4 @@
-"""Makes what the driver stand-in loads of PTX text: a unit for each kernel, compiled once and kept."""
+"""Compiles PTX text to the module that the simulated driver loads. Each kernel is a unit, compiled once and cached."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .kernel import Kernel, variables_source
 from .text import Module, PTXError, parse
 
 HERE = Path(__file__).resolve().parent
-OUT = HERE.parent  # where build.sh put it all
+OUT = HERE.parent  # the output folder of build.sh
 INCLUDE, KEPT = OUT / "include", OUT / "cache" / "ptx"
 HEADERS = ("device_abi.h", "ptx_integers.h", "ptx_memory.h", "ptx_numbers.h", "ptx_threads.h", "device_runtime.o")
-# arithmetic as it is written: nothing contracted, integers wrap
+# arithmetic as written: no contraction, and integers wrap
 OPTIONS = ["-std=c++17", "-w", "-O1", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing", "-fPIC", "-fvisibility=hidden"]
 OPTIONS += ["-fno-gnu-unique", "-U_FORTIFY_SOURCE", "-fno-stack-protector"]
 
 
-# a driver compiles whatever the PATH of the process is; and g++ looks for its assembler there
+# independent of the process's PATH, in which g++ looks for its assembler
 ENVIRONMENT = os.environ | {"PATH": os.pathsep.join(filter(None, [os.environ.get("PATH"), os.defpath]))}
 
 
@@ -53,21 +53,21 @@ def _digest(*parts: bytes) -> str:
 
 
 def _base(options: list[str]) -> bytes:
-    """What every unit is made with."""
+    """The input that all units share."""
     files = [*sorted(HERE.glob("*.py")), *(INCLUDE / name for name in HEADERS)]
     return _digest(*(file.read_bytes() for file in files), " ".join(options).encode()).encode()
 
 
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """One process makes it, others wait for it."""
+    """Lets one process make a file while others wait for it."""
     with open(f"{file}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _make(file: Path, command: list[str], source: str | None = None) -> None:
-    """Runs a compiler whose result is seen whole or not at all."""
+    """Runs a compiler. Its result becomes visible when it is complete."""
     if file.exists():
         return
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.stem}-", suffix=file.suffix)
@@ -85,7 +85,7 @@ def _make(file: Path, command: list[str], source: str | None = None) -> None:
 
 
 def _units(module: Module, base: bytes) -> Iterator[tuple[Path, str | None]]:
-    """The object file of each unit, and its source where it has yet to be compiled."""
+    """The object file of each unit, and its source if it has not been compiled yet."""
     shared = repr(module.variables).encode()
     for entry in module.entries:
         file = KEPT / f"{_digest(base, shared, str(entry.line).encode(), entry.text.encode())}.o"
@@ -95,7 +95,7 @@ def _units(module: Module, base: bytes) -> Iterator[tuple[Path, str | None]]:
 
 
 def shared_object(text: str) -> Path:
-    """The module that a PTX text stands for, compiled."""
+    """Returns the compiled module of a PTX text."""
     options = _options()
     if os.environ.get("CUSIM_CHECK", "1") == "0":
         options = [*options, "-DCUSIM_CHECK=0"]

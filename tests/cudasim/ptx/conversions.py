@@ -6,7 +6,7 @@ from .arithmetic import Write, flag
 from .operands import Operands, c_type, is_float, number, width
 
 INTEGERS = tuple(f"{kind}{bits}" for kind in "us" for bits in (8, 16, 32, 64))
-SMALL = {"f16": 10, "bf16": 7}  # digits after the point
+SMALL = {"f16": 10, "bf16": 7}  # mantissa bits
 TYPES = (*INTEGERS, *SMALL, "f32", "f64")
 TO_INTEGER = {"rni": "RN", "rzi": "RZ", "rmi": "RM", "rpi": "RP"}
 TO_FLOAT = {"rn": "RN", "rz": "RZ", "rm": "RM", "rp": "RP"}
@@ -29,7 +29,7 @@ def cvt(o: Operands) -> str:
             raise o.error("a rounding mode to integers is missing")
         if source in SMALL:
             a = f"float(ptx::from_16<{SMALL[source]}>({a}))"
-        # .sat changes nothing: what does not fit is clamped anyway
+        # .sat has no effect: numbers are clamped anyway
         return o.write(0, to, f"ptx::to_integer<{c_type(to)}, ptx::{TO_INTEGER[mode]}, {flag(ftz)}>({a})", loose=True)
     return _between_floats(o, mode, ftz, sat, to, source, a)
 
@@ -47,7 +47,7 @@ def _from_integer(o: Operands, mode: str, ftz: str, sat: str, to: str, source: s
     if to in INTEGERS:
         if mode or ftz:
             raise o.error(f"unknown modifier .{mode or ftz}")
-        if sat:  # in 128 bits everything compares
+        if sat:  # compared in 128 bits, which hold all types
             least, most = (-(2 ** (width(to) - 1)), 2 ** (width(to) - 1) - 1) if to[0] == "s" else (0, 2 ** width(to) - 1)
             wide = f"__int128({a})"
             limits = (f"(__int128({least + 1}ll) - 1)", f"__int128({most}{'ull' if most > 2**63 else 'll'})")
@@ -135,7 +135,7 @@ def _unpack(o: Operands, kind: str, to: list[str]) -> str:
 
 
 def cvta(o: Operands) -> str:
-    """Addresses are of one space here, but for those of shared memory."""
+    """All addresses are in one address space here, except those of shared memory."""
     into = o.has("to")
     space = o.one("global", "shared", "local", "const", "param")
     kind = o.one("u64")

@@ -1,4 +1,4 @@
-"""Writes a kernel's C++: its registers as local variables, a statement for each instruction, jumps as goto."""
+"""Translates a kernel to C++: registers are local variables, instructions are statements, jumps are goto."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .operands import Operands, c_type, float_bits, number
 from .text import SCALAR_TYPES, Entry, Instruction, Label, Module, PTXError, Registers, Scope, Variable
 
 FAMILIES = arithmetic.FAMILIES | conversions.FAMILIES | memory.FAMILIES | threads.FAMILIES
-# registers that nothing was written to hold what no test can take for right
+# unwritten registers hold values that no test can take for correct results
 POISON = {"bool": "true", "float": '__builtin_nanf("")', "double": '__builtin_nan("")'}
 VISIBLE = 'extern "C" __attribute__((visibility("default")))'
 
@@ -23,7 +23,7 @@ def _up(size: int, align: int) -> int:
 
 
 class Kernel:
-    """One kernel on its way to C++."""
+    """The translation of one kernel to C++."""
 
     def __init__(self, module: Module, entry: Entry) -> None:
         self.entry = entry
@@ -57,7 +57,7 @@ class Kernel:
         for variable in dynamic:
             self._places[0, variable.name] = (f"{self._dynamic_at}ull", "shared", 0)
 
-    # ---- what names stand for
+    # ---- names
 
     def register(self, text: str) -> tuple[str, str] | None:
         """A register's name in C++ and its type."""
@@ -79,7 +79,7 @@ class Kernel:
         return found[1] if found else ""
 
     def label(self, name: str, o: Operands) -> tuple[str, bool]:
-        """A label's name in C++, and whether it stands before the instruction."""
+        """A label's name in C++, and whether it is before the instruction."""
         for scope in reversed(self._scopes):
             if found := self._labels.get((scope, name)):
                 return found[0], found[1] <= self._at
@@ -125,7 +125,7 @@ class Kernel:
             raise PTXError(statement.line, f"a variable of .{statement.space} in a kernel is not known here")
 
     def _look_through(self) -> None:
-        """Declarations and labels, before the instructions that use them."""
+        """Collects declarations and labels, before the instructions that use them are translated."""
         scopes, count = [0], 0
         for at, statement in enumerate(self.entry.body):
             if isinstance(statement, Scope):
@@ -210,7 +210,7 @@ class Kernel:
 
 
 def _bytes(variable: Variable) -> list[str]:
-    """The values that a variable starts with, as numbers of its type."""
+    """The initial values of a variable, as numbers of its type."""
     values = []
     for text in variable.initial:
         bits = float_bits(text) if variable.type in ("f32", "f64") else None

@@ -20,7 +20,7 @@ VECTORS = {"": 1, "v2": 2, "v4": 4}
 
 
 def _order(o: Operands, *orders: str) -> bool:
-    """Takes what says how the access is ordered with other threads'; whether it is volatile."""
+    """Takes the modifiers of memory order. Returns whether the access is volatile."""
     order = o.has("weak", "volatile", *orders)
     if order in orders:
         o.one(*SCOPES)
@@ -120,7 +120,7 @@ def atom(o: Operands) -> str:
 
 
 def fence(o: Operands) -> str:
-    """membar, fence: threads only change where others are waited for"""
+    """membar, fence: no effect, because threads only switch where they wait"""
     if o.name == "membar":
         o.one("cta", "gl", "sys")
     else:

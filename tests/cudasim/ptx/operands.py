@@ -1,4 +1,4 @@
-"""The operands of an instruction in C++: registers, numbers, addresses, by the types that the instruction gives them."""
+"""The operands of an instruction in C++: registers, numbers and addresses, with the types that the instruction requires."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPECIAL |= {
 
 
 def width(kind: str) -> int:
-    """Bits of a type."""
+    """The width of a type in bits."""
     return 1 if kind == "pred" else SCALAR_TYPES[kind]
 
 
@@ -48,7 +48,7 @@ def c_type(kind: str) -> str:
 
 
 def number(text: str) -> int | None:
-    """An integer as PTX writes it; None for other text."""
+    """Parses an integer of PTX; None for other text."""
     if not re.fullmatch(NUMBER, text):
         return None
     sign, digits = (-1 if text[0] == "-" else 1), text.lstrip("+-").rstrip("U")
@@ -71,7 +71,7 @@ def float_bits(text: str) -> tuple[str, int] | None:
 
 
 class Operands:
-    """One instruction with its modifiers, which are taken one after the other, and its operands."""
+    """An instruction with its modifiers, which are taken one by one, and its operands."""
 
     def __init__(self, kernel: Kernel, instruction: Instruction) -> None:
         self.kernel, self.instruction, self.line = kernel, instruction, instruction.line
@@ -84,11 +84,11 @@ class Operands:
     # ---- modifiers
 
     def has(self, *names: str) -> str:
-        """The next modifier, taken, where it is one of these; or an empty text."""
+        """Takes the next modifier if it is one of these. Returns it, or an empty string."""
         return self.modifiers.pop(0) if self.modifiers and self.modifiers[0] in names else ""
 
     def one(self, *names: str) -> str:
-        """The next modifier, which has to be one of these."""
+        """Takes the next modifier, which must be one of these."""
         found = self.has(*names)
         if not found:
             what = f".{self.modifiers[0]}" if self.modifiers else "end"
@@ -96,7 +96,7 @@ class Operands:
         return found
 
     def end(self, *counts: int) -> None:
-        """Refuses modifiers that are left, and another number of operands than one of these."""
+        """Raises PTXError if modifiers are left, or if the number of operands is not one of these."""
         if self.modifiers:
             raise self.error(f"unknown modifier .{self.modifiers[0]}")
         if len(self.given) not in counts:
@@ -111,7 +111,7 @@ class Operands:
         return self.value(self.given[index], kind, loose)
 
     def value(self, text: str, kind: str, loose: bool = False) -> str:
-        """An operand's value in the C++ type of ``kind``. ``loose``: the register may be wider, its low bits count."""
+        """An operand's value in the C++ type of ``kind``. ``loose``: the register may be wider, its low bits are used."""
         if text.startswith("!"):
             if kind != "pred":
                 raise self.error(f"'{text}' is no .{kind}")
@@ -138,7 +138,7 @@ class Operands:
         raise self.error(f"'{text}' is no .{kind}")
 
     def _check_register(self, text: str, held: str, kind: str, loose: bool, how: str) -> None:
-        """Whether a register of the type ``held`` may be "read" or "written" as ``kind``."""
+        """Checks whether a register of type ``held`` may be "read" or "written" as ``kind``."""
         fits = (held == "pred") == (kind == "pred")
         if fits and held not in ("pred", kind):
             fits = width(held) == width(kind) or (loose and width(held) > width(kind))
@@ -163,7 +163,7 @@ class Operands:
         return self.assign(self.given[index], kind, expression, loose)
 
     def assign(self, text: str, kind: str, expression: str, loose: bool = False) -> str:
-        """Gives a register a value of the C++ type of ``kind``. ``loose``: a wider one too, extended as its sign says."""
+        """Assigns a value of the C++ type of ``kind`` to a register. ``loose``: it may be wider, the value is extended."""
         if text == "_":
             return f"(void)({expression});"
         found = self.kernel.register(text)
@@ -180,14 +180,14 @@ class Operands:
         return f"{name} = {c_type(held)}({c_type(kind)}({expression}));"
 
     def vector(self, index: int) -> list[str] | None:
-        """The registers of ``{a, b}``; None where the operand is no vector."""
+        """The registers of ``{a, b}``; None if the operand is not a vector."""
         text = self.given[index]
         return split(text[1:-1]) if text.startswith("{") and text.endswith("}") else None
 
     # ---- addresses
 
     def address_of(self, text: str) -> str | None:
-        """``name`` or ``name+8`` as a number of 64 bits, in the space of that variable; None where it is none."""
+        """``name`` or ``name+8`` as a 64-bit number in the space of that variable; None if it is not a variable."""
         found = re.fullmatch(rf"({WORD})(?:\s*\+\s*({NUMBER}))?", text)
         place = self.kernel.place(found[1]) if found else None
         if found is None or place is None:
@@ -196,8 +196,8 @@ class Operands:
         return f"({place[0]} + {offset}ll)" if offset else place[0]
 
     def address(self, index: int) -> tuple[str, str, int]:
-        """The number of 64 bits that ``[base+offset]`` stands for; where it names a variable, its space and the bytes
-        that it has from there on."""
+        """The 64-bit address of ``[base+offset]``. If it names a variable, also its space and the number of bytes
+        from there to its end."""
         text = self.given[index]
         found = re.fullmatch(rf"\[\s*([^\s+\]]+)\s*(?:\+\s*({NUMBER}))?\s*\]", text)
         if not found:

@@ -1,4 +1,4 @@
-"""PTX text as statements: variables, parameters, and what stands in the body of each kernel. No meaning yet."""
+"""Parses PTX text to statements: variables, parameters, and the bodies of kernels. Instructions are not interpreted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPACES = ("shared", "global", "const", "local", "param")
 
 
 class PTXError(Exception):
-    """Text that is not PTX, or PTX that is not known here."""
+    """The text is not PTX, or uses PTX that is not supported."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
@@ -27,7 +27,7 @@ class Variable:
     space: str
     type: str
     align: int
-    size: int  # in bytes; 0: as many as the launch gives
+    size: int  # in bytes; 0: given by the launch
     initial: list[str] = field(default_factory=list)
     extern: bool = False
 
@@ -43,7 +43,7 @@ class Registers:
 
 @dataclass
 class Label:
-    """A place to jump to, or, with ``targets``, a list of such."""
+    """A jump target, or, with ``targets``, a list of them."""
 
     line: int
     name: str
@@ -52,7 +52,7 @@ class Label:
 
 @dataclass
 class Scope:
-    """A brace: names declared inside are known inside."""
+    """A brace: the scope of names declared inside."""
 
     line: int
     opens: bool
@@ -63,7 +63,7 @@ class Instruction:
     """``@guard opcode operands;`` as text."""
 
     line: int
-    guard: str  # a register, after "!" where it must not be set; or empty
+    guard: str  # a register, after "!" if negated; or empty
     opcode: str
     operands: list[str]
 
@@ -97,7 +97,7 @@ class Module:
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas that are in no bracket."""
+    """Splits text at commas outside of brackets."""
     parts, depth, start = [], 0, 0
     for at, letter in enumerate(text):
         depth += (letter in "[{(") - (letter in "]})")
@@ -109,10 +109,10 @@ def split(text: str) -> list[str]:
 
 
 class _Reader:
-    """Goes through the text from its start to its end."""
+    """Reads the text from start to end."""
 
     def __init__(self, text: str) -> None:
-        # comments go, lines stay
+        # comments are blanked, line numbers are kept
         blank = lambda found: re.sub(r"[^\n]", " ", found[0])  # noqa: E731
         self.text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text.replace("\0", ""), flags=re.DOTALL)
         self.at = 0
@@ -128,13 +128,13 @@ class _Reader:
         return PTXError(self.line, what)
 
     def blank(self) -> bool:
-        """Skips white space; whether the end is reached."""
+        """Skips white space. Returns whether the end is reached."""
         while self.at < len(self.text) and self.text[self.at].isspace():
             self.at += 1
         return self.at == len(self.text)
 
     def take(self, pattern: str) -> re.Match[str] | None:
-        """What matches here, after white space; or None, and nothing is taken."""
+        """Takes a match after white space. If there is none, returns None and takes nothing."""
         self.blank()
         found = re.compile(pattern, re.DOTALL).match(self.text, self.at)
         if found:
@@ -149,7 +149,7 @@ class _Reader:
         return found
 
     def statement(self) -> str:
-        """Up to the next semicolon."""
+        """Takes the text up to the next semicolon."""
         return " ".join(self.need(r"([^;]*);", "a statement")[1].split())
 
 
@@ -217,7 +217,7 @@ def _body(reader: _Reader, entry: Entry) -> None:
         elif depth == 0:
             raise reader.error(f"unknown directive before the body of '{entry.name}': '{reader.take(r'[^{]*')[0].strip()}'")
         elif reader.take(r"\.loc\b[^\n]*\n"):
-            pass  # where in the source this comes from
+            pass  # position in the source file
         elif label := reader.take(rf"({WORD})\s*:(?!:)"):
             targets = reader.take(r"\.branchtargets\b([^;]*);")
             entry.body.append(Label(line, label[1], split(targets[1]) if targets else None))
@@ -241,7 +241,7 @@ def _in_body(reader: _Reader, line: int, text: str) -> list[Statement]:
 
 
 def parse(text: str) -> Module:
-    """A file's statements."""
+    """Parses the statements of a file."""
     reader, module = _Reader(text), Module()
     for directive in (r"\.version\s+\d+\.\d+", r"\.target\s+sm_\d+[a-z]*(\s*,\s*\w+)*\n", r"\.address_size\s+64\b"):
         reader.need(directive, f"'{directive.split(chr(92))[1]}'")

@@ -1,4 +1,4 @@
-"""What threads of PTX do together, and where they go: barriers, shuffles, votes, jumps."""
+"""Barriers, shuffles, votes and jumps of PTX."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def brx(o: Operands) -> str:
 
 
 def ret(o: Operands) -> str:
-    """ret, exit: of the whole thread, as there are no functions"""
+    """ret, exit: both end the thread, because functions are not supported"""
     if o.name == "ret":
         o.has("uni")
     o.end(0)

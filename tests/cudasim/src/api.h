@@ -1,4 +1,4 @@
-// What the files of entry points share: how one is declared, and what it does first.
+// Shared by all entry points: how they are declared, and what each does first.
 #pragma once
 #include "state.h"
 

@@ -1,4 +1,4 @@
-// Entry points: contexts, made, destroyed and current.
+// Entry points: creating and destroying contexts, and the current context.
 #include "api.h"
 
 namespace cusim {

@@ -10,7 +10,7 @@ struct Side {
     uintptr_t start;
     bool device;  // must be memory of the context
     size_t pitch = 0, height = 0;
-    Context *context = nullptr;  // where it is not the current one (peer copies)
+    Context *context = nullptr;  // if it is not the current one (peer copies)
 
     uintptr_t row(size_t y, size_t z) const { return start + (z * height + y) * pitch; }
 };
@@ -41,10 +41,10 @@ CUresult copy(const char *call, Side to, Side from, Box box, CUstream stream_han
     counters.copies++;
 
     // A copy from pageable host memory has read it when the call returns; one from pinned memory reads when it runs.
-    // The call that waits, waits for what came before and for that reading: what it read may still be on its way to the
-    // device then, which only a stream that is not ordered with the default one can see.
+    // A call that waits, waits for earlier work and for this read. The data may not have arrived on the
+    // device yet, which only a stream that is not ordered with the default stream can see.
     auto staged = std::make_shared<std::vector<char>>();
-    // A captured one reads whenever it is replayed.
+    // A captured copy reads at each replay.
     if (!from.device && !stream->graph && !is_page_locked(from.start, box.width)) {
         if (wait) {
             blocks(call);
@@ -109,7 +109,7 @@ static CUresult peer_copy(const char *call, CUdeviceptr to, CUcontext to_context
     target.context = context_of(to_context);
     source.context = context_of(from_context);
     if (!target.context || !source.context) return CUDA_ERROR_INVALID_CONTEXT;
-    // a copy between contexts comes after the work of both that may write to what it reads
+    // a copy between contexts runs after all work of both that may write to its source
     for (Context *side : {target.context, source.context})
         if (side != current_context()) finish(side);
     return copy(call, target, source, {n}, stream, false);
@@ -122,7 +122,7 @@ API cuMemcpyPeerAsync(CUdeviceptr to, CUcontext to_context, CUdeviceptr from, CU
     return peer_copy("cuMemcpyPeerAsync", to, to_context, from, from_context, n, stream);
 }
 
-// The descriptors of 2D and 3D copies name their fields alike.
+// The descriptors of 2D and 3D copies have the same field names.
 template <class Descriptor>
 static bool sides_of(const Descriptor &d, Side *to, Side *from) {
     auto side = [](CUmemorytype type, const void *host_start, CUdeviceptr device_start, size_t pitch, size_t height,

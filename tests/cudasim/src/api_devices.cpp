@@ -1,4 +1,4 @@
-// Entry points: cuInit, and what there is to know of the devices.
+// Entry points: cuInit, and properties of devices.
 #include <pthread.h>
 
 #include <cstdio>
@@ -8,12 +8,12 @@
 
 bool cusim::initialised = false;
 
-// In a process made by fork, the driver that its parent has started is of no use, and does not start again.
+// In a forked process, a driver initialised by the parent cannot be used, and cannot be initialised again.
 static bool forked = false;
 static const int at_fork = pthread_atfork([] { lock.lock(); }, [] { lock.unlock(); }, [] {
     forked = forked || initialised;
     initialised = false;
-    new (&lock) std::recursive_mutex;  // the child's thread has another number, and cannot unlock the parent's
+    new (&lock) std::recursive_mutex;  // the child's thread has another id and cannot unlock the parent's lock
 });
 
 API cuInit(unsigned flags) {
@@ -135,7 +135,7 @@ API cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice devi
             *value = 0;
             break;
         default:
-            *value = 1;  // most others are abilities
+            *value = 1;  // most others are capabilities
     }
     return CUDA_SUCCESS;
 }

@@ -1,4 +1,4 @@
-// Entry points: what an error's number means, with the simulator's report of the fault.
+// Entry points: names and descriptions of errors, with the simulator's report of the fault.
 #include "api.h"
 
 API cuGetErrorString(CUresult code, const char **text) {
@@ -29,7 +29,7 @@ API cuGetErrorString(CUresult code, const char **text) {
     static std::string kept;
     auto known = texts.find(code);
     kept = known == texts.end() ? format("error %d", int(code)) : known->second;
-    // so that the exception a test sees says what was wrong, not only that something was
+    // so that exceptions in tests describe the fault
     if (code == last_fault_code && !last_fault.empty()) kept += " (cusim: " + last_fault + ")";
     *text = kept.c_str();
     return CUDA_SUCCESS;

@@ -1,4 +1,4 @@
-// Entry points: work captured in graphs, and replayed.
+// Entry points: capturing and replaying graphs.
 #include <algorithm>
 
 #include "api.h"
@@ -84,7 +84,7 @@ API cuStreamEndCapture(CUstream handle, CUgraph *found) {
     if (!origin) return CUDA_ERROR_INVALID_HANDLE;
     Graph *graph = origin->graph;
     if (!graph || graph->origin != origin) return CUDA_ERROR_ILLEGAL_STATE;
-    // everything that other streams were given has to come before what the first one was given last
+    // all work of other streams must precede the last work of the first one
     std::set<const Work *> joined;
     std::vector<WorkPtr> todo{origin->captured};
     while (!todo.empty()) {
@@ -120,7 +120,7 @@ API cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
     auto graph = reinterpret_cast<Graph *>(handle);
     Stream *stream = find_stream(stream_handle, context);
     if (!stream || !executables.count(graph)) return CUDA_ERROR_INVALID_HANDLE;
-    // in any order that what was captured allows
+    // in any order that the captured dependencies allow
     std::vector<WorkPtr> rest = graph->nodes;
     std::set<const Work *> queued;
     while (!rest.empty()) {

@@ -1,4 +1,4 @@
-// Entry points: memory, allocated, freed and asked about.
+// Entry points: allocating, freeing and querying memory.
 #include <algorithm>
 
 #include "api.h"

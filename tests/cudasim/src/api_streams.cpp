@@ -1,4 +1,4 @@
-// Entry points: streams, events, and host functions in a stream's order.
+// Entry points: streams, events, and host functions in stream order.
 #include "api.h"
 
 namespace cusim {
@@ -53,7 +53,7 @@ API cuStreamQuery(CUstream handle) {
     Stream *stream = find_stream(handle, context);
     if (!stream) return CUDA_ERROR_INVALID_HANDLE;
     const bool pending = !stream->queue.empty();
-    if (pending) progress();  // after the answer is known: who polls gets through in the end
+    if (pending) progress();  // after the answer is known, so that polling ends eventually
     return context->error ? context->error : pending ? CUDA_ERROR_NOT_READY : CUDA_SUCCESS;
 }
 API cuStreamSynchronize(CUstream handle) {

@@ -1,4 +1,4 @@
-// Where a kernel's threads wait for each other: barriers, warp operations, and loops that wait for a value.
+// Where threads of a kernel wait for each other: barriers, warp operations, and loops that wait for a value.
 #include <cstring>
 
 #include "run.h"
@@ -10,7 +10,7 @@ static void wake(Fiber *fiber) {
     run->runnable.push_back(fiber);
 }
 
-// All threads that have not ended are here: let them go on.
+// All threads that have not ended are here: resume them.
 void try_block_barrier() {
     auto &here = run->at_barrier;
     if (here.empty() || here.size() < run->alive) return;
@@ -35,7 +35,7 @@ void try_warp_meeting(Warp &warp, uint32_t mask) {
     const uint32_t needed = mask & warp.alive;
     Gathered all = {};
     all.participants = needed;
-    memset(all.value, 0xCD, sizeof all.value);  // what a lane that takes no part gives
+    memset(all.value, 0xCD, sizeof all.value);  // the value of lanes that do not participate
     for (unsigned lane = 0; lane < 32; lane++) {
         if (!(needed >> lane & 1)) continue;
         const Fiber *fiber = warp.waiting[lane];
@@ -54,14 +54,14 @@ void try_warp_meeting(Warp &warp, uint32_t mask) {
     }
 }
 
-// Goes on when every other thread has ended or waits too.
+// Resumes when every other thread has ended or waits too.
 static void let_others_run() {
     Fiber *self = run->current;
     run->at_volatile.push_back(self);
     if (!_setjmp(self->where)) _longjmp(scheduler, 1);
 }
 
-// A thread that waits for a value which another has to write gets on in this way; one that waits for ever is ended.
+// This lets a thread proceed that waits for a value from another thread; one that waits forever is ended.
 void on_spin() {
     if (!run) return;
     if (now_ms() - run->started_ms > settings.timeout * 1e3)

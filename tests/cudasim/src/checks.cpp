@@ -1,4 +1,4 @@
-// What is checked while a kernel runs: its memory accesses, their alignment, its assertions.
+// Checks while a kernel runs: memory accesses, their alignment, and assertions.
 #include "run.h"
 
 namespace cusim {

@@ -57,7 +57,7 @@ std::string leaks_json() {
                   allocations, streams, events, modules, contexts.size());
 }
 
-Context *operand_context = nullptr;  // of the library call that runs
+Context *operand_context = nullptr;  // of the running library call
 
 struct AtExit {
     ~AtExit() {
@@ -75,7 +75,7 @@ Counters counters;
 std::string last_fault;
 CUresult last_fault_code = CUDA_SUCCESS;
 size_t faults = 0;
-static AtExit at_exit;  // after what it reads, so that it goes first
+static AtExit at_exit;  // defined after the variables that it reads, so that it is destroyed first
 
 std::string format(const char *pattern, ...) {
     char text[1024];
@@ -168,7 +168,7 @@ CONTROL(const char *) cusim_leaks() {
     return keep(leaks_json());
 }
 
-// ---- for the libraries beside the driver (submit.h) ---------------------------------------------------------------
+// ---- for other libraries (submit.h) ---------------------------------------------------------------
 CONTROL(CUresult)
 cusim_submit(CUstream handle, const char *name, CUresult (*run)(void *), void *data, void (*drop)(void *)) {
     LOCKED;

@@ -1,5 +1,5 @@
 // The part of cuBLAS (v2 interface) that small nets use, on the simulated streams. build.sh adds every other name that
-// scikit-cuda looks up; those answer CUBLAS_STATUS_NOT_SUPPORTED.
+// scikit-cuda looks up; these return CUBLAS_STATUS_NOT_SUPPORTED.
 #include <algorithm>
 #include <cmath>
 #include <functional>
@@ -24,7 +24,7 @@ Status submit(const Handle *handle, const char *name, std::function<CUresult()> 
         [](void *data) { delete static_cast<Work *>(data); }));
 }
 
-// A scalar argument: read now from the host, or when the work runs from the device.
+// A scalar argument: read from the host now, or from the device when the work runs.
 template <class T>
 struct Scalar {
     const T *device;
@@ -52,7 +52,7 @@ CUresult matrix(const char *name, const T *a, int rows, int columns, int ld, boo
     return cusim_operand(name, a, rows * sizeof(T), columns, size_t(ld) * sizeof(T), write);
 }
 
-// BLAS counts from the other end where the step is negative.
+// BLAS counts from the other end if the step is negative.
 template <class T>
 T *first(T *x, int n, int step) {
     return step < 0 ? x - (n - 1) * std::ptrdiff_t(step) : x;
@@ -155,7 +155,7 @@ int scal(const char *name, Handle *handle, int n, const T *alpha_, T *x, int inc
     });
 }
 
-// Results go to the host, which waits for them, or to the device.
+// Results are written to the host, which waits for them, or to the device.
 template <class T, class Reduce>
 int reduce(const char *name, Handle *handle, int n, const T *x_, int incx, const T *y_, int incy, T *result,
            Reduce value) {

@@ -1,4 +1,4 @@
-// What a compiled kernel module and the driver stand-in know of each other. Both sides include only this.
+// The interface between a compiled kernel module and the simulated driver. Both include only this file.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,11 +15,11 @@ struct Window {
     uint8_t *shadow;
 };
 
-// kVolatile: not a barrier. Before each access to a volatile variable, all threads come to where they stop anyway; code
-// that counts on warps running in lockstep declares its variables volatile (PyCUDA's reductions do).
+// kVolatile is not a barrier: before each access to a volatile variable, all threads run until they stop anyway. Code
+// that relies on warps running in lockstep declares its variables volatile (PyCUDA's reductions do).
 enum class Meeting : int { kBlock, kWarp, kVolatile };
 
-// What every thread that met at a barrier or warp operation gets to see of the others.
+// What each thread at a barrier or warp operation sees of the others.
 struct Gathered {
     uint64_t value[32];     // by lane (warp meetings)
     uint32_t participants;  // lanes that took part
@@ -27,14 +27,14 @@ struct Gathered {
     uint32_t threads;       // block meetings: threads that took part
 };
 
-// Services of the driver. Those that find a fault do not return: they leave the kernel.
+// Services of the driver. If they find a fault, they do not return but leave the kernel.
 struct Host {
     void (*access)(const void *address, size_t size, bool write);
     void (*misaligned)(const void *address, size_t alignment, const char *file, unsigned line);
     void (*meet)(Meeting kind, uint32_t mask, uint64_t value, unsigned line, Gathered *result);
     void (*fail)(const char *what, const char *file, unsigned line);  // assert() and __trap()
     void (*spin)();  // a thread has read memory very often without a barrier
-    // an access of PTX beyond a space of its own: shared memory, the parameters
+    // an access in PTX past the end of its state space: shared memory or parameters
     void (*outside)(const char *space, uint64_t offset, size_t size, size_t end, unsigned line);
     unsigned (*lane)();
 };
@@ -47,13 +47,13 @@ struct Kernel {
     const size_t *sizes;
     const size_t *offsets;
     size_t total;  // bytes of all packed parameters
-    bool flush;    // takes subnormal numbers for zero
-    unsigned most_threads;  // of a block, where the kernel says so; or 0
-    bool exactly;           // that many, no fewer
+    bool flush;    // flush subnormal numbers to zero
+    unsigned most_threads;  // per block, if the kernel declares it; or 0
+    bool exactly;           // exactly this number
     Kernel *next;
 };
 
-// What the module offers; the driver writes the built-in variables through it.
+// What the module exports. The driver writes the built-in variables through it.
 struct Module {
     Kernel *kernels;
     Window *window;

@@ -1,13 +1,13 @@
 // Linked into every kernel module: the built-in variables, and the hooks that the compiler's instrumentation calls.
-// The modules are compiled with -fsanitize=thread, which calls __tsan_read4(address) and its like before every access
-// to memory that is not a plain local; here these become the memory checker. libtsan itself is not involved.
+// The modules are compiled with -fsanitize=thread, which calls functions like __tsan_read4(address) before every access
+// to memory that is not a plain local variable. Here these functions are the memory checker; libtsan is not used.
 #include <cstring>
 
 #include "device_abi.h"
 
 using cusim::Host;
 
-// what PTX is translated to looks at them itself: include/ptx_memory.h
+// code translated from PTX reads them itself: include/ptx_memory.h
 extern "C" {
 const Host *cusim_host = nullptr;
 cusim::Window cusim_window = {0, 0, nullptr};
@@ -26,10 +26,10 @@ inline Word repeat(uint8_t byte) {
     return static_cast<Word>(~static_cast<Word>(0)) / 0xFF * byte;
 }
 
-// Word has as many bytes as the access: all of its shadow is looked at in one comparison.
+// Word has as many bytes as the access, so that one comparison checks all of its shadow.
 template <class Word, bool write>
 inline void check(const void *address) {
-    // Only before reads: an atomic operation is a read and then a write, which nothing may come between.
+    // Only before reads: an atomic operation is a read followed by a write, and nothing may come between.
     if (!write && --patience == 0) {
         patience = kPatience;
         if (host) host->spin();
@@ -68,7 +68,7 @@ unsigned threadIdx[3], blockIdx[3], blockDim[3], gridDim[3];
 alignas(1024) unsigned char cusim_dynamic_shared[227 * 1024];
 cusim::Kernel *cusim_kernels = nullptr;
 
-// The linker defines these where the module has __shared__ variables.
+// The linker defines these if the module has __shared__ variables.
 extern unsigned char __start_cusim_shared[] __attribute__((weak, visibility("hidden")));
 extern unsigned char __stop_cusim_shared[] __attribute__((weak, visibility("hidden")));
 
@@ -78,7 +78,7 @@ void cusim_meet(cusim::Meeting kind, uint32_t mask, uint64_t value, unsigned lin
 int cusim_lane() { return int(host->lane()); }
 void cusim_trap(const char *file, unsigned line) { host->fail("__trap()", file, line); }
 
-// what a failed assert() of a kernel calls
+// called by a failed assert() of a kernel
 void __assert_fail(const char *assertion, const char *file, unsigned line, const char *) noexcept {
     host->fail(assertion, file, line);
     __builtin_unreachable();
@@ -122,7 +122,7 @@ void __tsan_vptr_read(void **) {}
 void __tsan_read_range(const void *p, size_t n) { check_range(p, n, false); }
 void __tsan_write_range(void *p, size_t n) { check_range(p, n, true); }
 
-// -fsanitize=alignment: the only instrumentation that still knows a float4 after the compiler has split its access.
+// -fsanitize=alignment is the only instrumentation that still sees a float4 after the compiler has split its access.
 struct SourceLocation {
     const char *file;
     unsigned line, column;
@@ -136,7 +136,7 @@ void __ubsan_handle_type_mismatch_v1(TypeMismatch *data, const void *p) {
     if (host) host->misaligned(p, size_t(1) << data->log_alignment, data->location.file, data->location.line);
 }
 
-// Calls of the C library are not instrumented; the linker's --wrap sends those a kernel makes through here.
+// Calls of the C library are not instrumented. The linker's --wrap redirects those of kernels to these functions.
 void *__real_memcpy(void *, const void *, size_t);
 void *__real_memmove(void *, const void *, size_t);
 void *__real_memset(void *, int, size_t);

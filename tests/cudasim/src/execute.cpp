@@ -43,7 +43,7 @@ unsigned current_lane() { return run && run->current ? run->current->thread % 32
 
 const Host services = {on_access, on_misaligned, on_meet, on_fail, on_spin, on_outside, current_lane};
 
-// Whether subnormal numbers are taken for zero, by the processor: its mode, and that mode with them flushed or kept.
+// Whether the processor flushes subnormal numbers: reads its mode, and sets it to flush or to keep them.
 #if defined(__aarch64__)
 uint64_t float_mode() {
     uint64_t mode;
@@ -59,7 +59,7 @@ constexpr uint64_t kFlush = 0x8040;  // FTZ and DAZ
 #endif
 
 void run_thread(Fiber *fiber, unsigned thread) {
-    // here, because a fiber's start brings the mode that it was made in
+    // here, because a new fiber starts in the mode in which it was made
     set_float_mode((float_mode() & ~kFlush) | (run->kernel->flush ? kFlush : 0));
     const Module &module = run->module->module;
     fiber->thread = thread;
@@ -68,7 +68,7 @@ void run_thread(Fiber *fiber, unsigned thread) {
     Warp &warp = run->warps[thread / 32];
     warp.alive &= ~(1u << thread % 32);
     run->alive--;
-    // the threads that wait do not wait for this one any more
+    // waiting threads no longer wait for this one
     for (unsigned lane = 0; lane < 32; lane++)
         if (warp.waiting[lane]) try_warp_meeting(warp, warp.waiting[lane]->mask);
     try_block_barrier();
@@ -87,7 +87,7 @@ void fiber_main() {
     }
 }
 
-// Switches to a fiber; comes back when it waits or has nothing left to do.
+// Switches to a fiber. Returns when it waits or has no more threads to run.
 int resume(Fiber *fiber) {
     const int back = _setjmp(scheduler);
     if (back) return back;
@@ -165,7 +165,7 @@ void run_block() {
     while (run->alive && run->code == CUDA_SUCCESS) {
         Fiber *next = nullptr;
         if (!run->runnable.empty()) {
-            // any thread that can go on may go on first
+            // resume a random one of the threads that are ready
             const size_t pick = random_order() % run->runnable.size();
             std::swap(run->runnable[pick], run->runnable.back());
             next = run->runnable.back();
@@ -184,7 +184,7 @@ void run_block() {
     }
 }
 
-// After a fault fibers are left in the middle of a kernel: start them anew.
+// After a fault, fibers are left in the middle of a kernel: restart them.
 void reset_fibers() {
     run->idle.clear();
     for (auto it = fibers.rbegin(); it != fibers.rend(); ++it) {

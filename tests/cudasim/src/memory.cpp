@@ -1,4 +1,4 @@
-// Device, managed and pinned memory: allocation, shadow bytes, and where an address lies.
+// Device, managed and pinned memory: allocation, shadow bytes, and lookup of addresses.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -9,10 +9,10 @@
 namespace cusim {
 namespace {
 
-constexpr size_t kCapacity = size_t(256) << 30;  // address space only; pages come with the first write
-constexpr size_t kSmallest = size_t(1) << 30;    // where the machine limits address space
+constexpr size_t kCapacity = size_t(256) << 30;  // address space only; pages are allocated at the first write
+constexpr size_t kSmallest = size_t(1) << 30;    // if the machine limits the address space
 constexpr size_t kAlignment = 512;
-constexpr size_t kPoisoned = size_t(64) << 20;  // larger allocations are left to the shadow alone
+constexpr size_t kPoisoned = size_t(64) << 20;  // larger allocations are only marked in the shadow
 constexpr size_t kRemembered = 4096;            // freed allocations that reports can name
 constexpr unsigned char kPoison = 0xCD;
 
@@ -25,7 +25,7 @@ void *reserve(size_t size) {
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Clears a range and gives its whole pages back, so that large arrays do not stay in memory after their end.
+// Clears a range and releases its whole pages, so that freed arrays do not occupy memory.
 void clear(uintptr_t begin, size_t size) {
     uintptr_t end = begin + size, first = round_up(begin, 4096), last = end / 4096 * 4096;
     if (first < last) {
@@ -72,14 +72,14 @@ Arena::Arena() : capacity(kCapacity) {
 Arena::~Arena() { munmap(reinterpret_cast<void *>(base), 2 * capacity); }
 
 uintptr_t Arena::allocate(size_t size, Kind kind, Context *context, unsigned flags) {
-    // As much room behind an allocation as in it, within bounds: a wrong stride then misses the next one too.
+    // Leave a gap as large as the allocation, within limits, so that a wrong stride does not hit the next one.
     const size_t room = round_up(size + std::clamp(size, size_t(4096), size_t(256) << 20), kAlignment);
     const uintptr_t end = base + capacity - kAlignment;
     uintptr_t start = 0;
     if (room < end - cursor) {
         start = cursor;
         cursor += room;
-    } else {  // the address space is used up: take the first gap between living allocations
+    } else {  // the address space is exhausted: use the first gap between live allocations
         uintptr_t gap = base + kAlignment;
         for (const auto &[address, allocation] : live) {
             if (address >= gap && address - gap >= room) break;
@@ -89,7 +89,7 @@ uintptr_t Arena::allocate(size_t size, Kind kind, Context *context, unsigned fla
         start = gap;
     }
     live[start] = {start, size, kind, context, context->number, context->device, flags, ++allocation_number};
-    const bool host_writes = kind != Kind::kDevice;  // writes of the host are not seen: such memory counts as written
+    const bool host_writes = kind != Kind::kDevice;  // writes of the host are not tracked: such memory is treated as written
     if (settings.check) memset(shadow_of(start), host_writes ? kWritten : kAddressable, size);
     if (size <= kPoisoned) memset(reinterpret_cast<void *>(start), kPoison, size);
     return start;
@@ -146,7 +146,7 @@ bool Arena::check(uintptr_t address, size_t size, bool write, const char **why) 
 }
 
 Arena &shared_arena() {
-    static Arena *arena = new Arena;  // lives as long as the process: pinned arrays are freed late
+    static Arena *arena = new Arena;  // never freed, because pinned arrays are freed late
     return *arena;
 }
 

@@ -15,12 +15,12 @@ static constexpr unsigned kCudaMachine = 190;  // ELF machine number of cubins
 
 CUresult load_module(Context *context, const char *image, LoadedModule **loaded) {
     Elf64_Ehdr header;
-    // a fatbin or cubin of the real compiler: an image for other devices
+    // a fatbin or cubin of the real compiler is an image for other devices
     if (memcmp(image, "\x50\xed\x55\xba", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     if (memcmp(image, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
     memcpy(&header, image, sizeof header);
     if (header.e_machine == kCudaMachine || header.e_type != ET_DYN) return CUDA_ERROR_NO_BINARY_FOR_GPU;
-    // the image comes without its size; the section table stands at its end
+    // the size of the image is not given; the section table is at its end
     const size_t size = header.e_shoff + size_t(header.e_shentsize) * header.e_shnum;
 
     const char *folder = getenv("TMPDIR");
@@ -112,7 +112,7 @@ CUresult load(CUmodule *handle, const void *image) {
     return result;
 }
 
-// Both ways to hand over arguments end in one packed buffer; a size that the kernel's signature does not have is
+// Both ways to pass arguments give one packed buffer. A size that does not match the kernel's signature is
 // refused.
 CUresult pack(const Kernel *kernel, void **parameters, void **extra, std::vector<char> *packed) {
     packed->resize(kernel->total + 1);  // never empty, so that there is an address
@@ -152,7 +152,7 @@ API cuModuleLoad(CUmodule *module, const char *path) {
     for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0;) image.insert(image.end(), part, part + n);
     fclose(file);
     if (image.size() < sizeof(Elf64_Ehdr)) return CUDA_ERROR_INVALID_IMAGE;
-    image.push_back(0);  // a text ends there
+    image.push_back(0);  // terminates a text
     return load(module, image.data());
 }
 

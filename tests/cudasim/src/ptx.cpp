@@ -17,7 +17,7 @@ static std::string folder_of_this_library() {
     return path.substr(0, path.rfind('/'));
 }
 
-// A file's content.
+// Reads a file.
 static std::string read(const std::string &path) {
     std::string content;
     char part[65536];

@@ -25,12 +25,12 @@ struct Graph;
 // ---- settings (environment) -------------------------------------------------------------------------------------
 struct Settings {
     uint64_t seed;   // CUSIM_SEED: order of queued work, of blocks and of threads
-    bool eager;      // CUSIM_EAGER: run everything at once
+    bool eager;      // CUSIM_EAGER: run everything at submission
     bool check;      // CUSIM_CHECK: check kernels' memory accesses
     bool leaks;      // CUSIM_LEAKS: report leaks at exit
     int devices;     // CUSIM_DEVICES
     size_t memory;   // CUSIM_MEMORY: bytes per device
-    double timeout;  // CUSIM_TIMEOUT: seconds that a launch may take
+    double timeout;  // CUSIM_TIMEOUT: seconds per launch
     bool ptx;        // CUSIM_PTX: execute PTX, instead of refusing it
 };
 extern Settings settings;
@@ -61,7 +61,7 @@ class Arena {
     uintptr_t allocate(size_t size, Kind kind, Context *context, unsigned flags);  // 0 when full
     void release(uintptr_t base);
     const Allocation *find(uintptr_t address, size_t size) const;  // the allocation that holds all of it, or null
-    std::string describe(uintptr_t address) const;                 // where an address lies, for a report
+    std::string describe(uintptr_t address) const;                 // describes an address for a report
     bool holds(uintptr_t address) const { return address - base < capacity; }
     uint8_t *shadow_of(uintptr_t address) const { return shadow + (address - base); }
     bool check(uintptr_t address, size_t size, bool write, const char **why) const;
@@ -76,16 +76,16 @@ class Arena {
     uintptr_t cursor;
 };
 
-Arena &shared_arena();  // pinned and managed memory: every context may use it
+Arena &shared_arena();  // pinned and managed memory, which every context may use
 
 // The allocation that holds [address, address + size), in any context; registered host memory included.
 const Allocation *find_allocation(uintptr_t address, size_t size);
 bool is_page_locked(uintptr_t address, size_t size);
 extern std::map<uintptr_t, size_t> registered;  // host memory made page-locked by cuMemHostRegister
-// Copies and memsets ask this first: CUDA_SUCCESS, or CUDA_ERROR_INVALID_VALUE with the reason in the last fault.
+// Checks copies and memsets: CUDA_SUCCESS, or CUDA_ERROR_INVALID_VALUE with the reason as the last fault.
 CUresult usable(Context *context, uintptr_t address, size_t size, const char *call);
 void mark_written(uintptr_t address, size_t size);
-void copy_bytes(uintptr_t to, uintptr_t from, size_t size);  // with what is known of initialisation
+void copy_bytes(uintptr_t to, uintptr_t from, size_t size);  // also copies which bytes are initialised
 
 // ---- streams ----------------------------------------------------------------------------------------------------
 struct Work {
@@ -96,7 +96,7 @@ struct Work {
     Stream *stream;
     bool done = false;
     double finished_ms = 0;
-    Graph *graph = nullptr;  // that it was captured in
+    Graph *graph = nullptr;  // in which it was captured
 };
 using WorkPtr = std::shared_ptr<Work>;
 
@@ -107,8 +107,8 @@ struct Stream {
     std::deque<WorkPtr> queue;
     WorkPtr last;
     bool destroyed = false;   // by the user, with work still queued
-    Graph *graph = nullptr;   // that it is captured in
-    WorkPtr captured{};       // what that was given last
+    Graph *graph = nullptr;   // in which it is captured
+    WorkPtr captured{};       // the last work queued in it
 };
 
 struct Event {
@@ -122,19 +122,19 @@ struct Graph {
     CUstreamCaptureMode mode;
     bool invalid;
     std::vector<WorkPtr> nodes;
-    std::set<Stream *> streams;  // that are captured in it
+    std::set<Stream *> streams;  // captured in it
 };
 WorkPtr capture(Stream *stream, const char *name, std::function<CUresult()> run, const std::vector<WorkPtr> &after);
 CUresult unsafe(const char *call);                      // CUDA_SUCCESS, unless a capture forbids the call
-CUresult captured_wait(Stream *stream, Event *event);  // what a wait means to captures
+CUresult captured_wait(Stream *stream, Event *event);  // how a wait affects captures
 
 WorkPtr submit(Stream *stream, const char *name, std::function<CUresult()> run, std::vector<WorkPtr> after = {});
 double now_ms();
 void finish(std::vector<WorkPtr> targets);  // runs queued work in a random legal order until these are done
 void finish(Stream *stream);
-void finish(Context *context);  // everything that is queued in it
-void progress();                // one random piece of work: polling ends some day
-void drop(Context *context);    // forgets what is queued (after a fault, or with the context)
+void finish(Context *context);  // all work queued in it
+void progress();                // one random piece of work, so that polling ends eventually
+void drop(Context *context);    // drops queued work (after a fault, or with the context)
 
 // ---- modules and launches -----------------------------------------------------------------------------------------
 struct Function;
@@ -174,7 +174,7 @@ struct Context {
     bool primary;
     int uses = 1;
     unsigned flags = 0;
-    CUresult error = CUDA_SUCCESS;  // sticks, as on a device
+    CUresult error = CUDA_SUCCESS;  // sticky, as on a device
     Arena arena;
     Stream legacy{this, 0, true, {}, nullptr, false};
     std::set<Stream *> streams;
@@ -191,10 +191,10 @@ CUresult usable_context(Context **context);  // the current one, unless there is
 size_t used_memory(int device);
 Context *new_context(int device, bool primary, unsigned flags);
 void destroy_context(Context *context);
-// The stream of a handle: of this context, or of any where context is null.
+// The stream of a handle in this context, or in any if context is null.
 Stream *find_stream(CUstream handle, Context *context);
 
-// ---- what tests ask for (control.cpp) -------------------------------------------------------------------------------
+// ---- read by tests (control.cpp) -------------------------------------------------------------------------------
 struct Record {
     std::string name;
     unsigned grid[3], block[3];

@@ -1,4 +1,4 @@
-// Queued work. Nothing runs when it is submitted: whoever waits runs what is queued, in a random order that CUDA
+// Queued work. Nothing runs at submission: calls that wait run the queued work, in a random order that CUDA
 // allows, so that a missing synchronisation shows as wrong data under some seed.
 #include <time.h>
 
@@ -56,7 +56,7 @@ std::vector<Stream *> ready_streams() {
     return found;
 }
 
-// What must run before the targets are done, they included.
+// The work that must run for the targets to be done, including them.
 std::unordered_set<const Work *> needed_for(const std::vector<WorkPtr> &targets) {
     std::unordered_set<const Work *> needed;
     std::vector<const Work *> todo;
@@ -109,7 +109,7 @@ void finish(std::vector<WorkPtr> targets) {
     auto done = [](const WorkPtr &w) { return !w || w->done; };
     targets.erase(std::remove_if(targets.begin(), targets.end(), done), targets.end());
     if (targets.empty()) return;
-    // Three ways for the rest of the device to behave meanwhile: idle, faster than what is waited for, or anything.
+    // Meanwhile, the rest of the device is idle, or faster than the targets, or anything in between.
     enum { kIdle, kFast, kAny } others = static_cast<decltype(others)>(random_order() % 3);
     if (settings.eager) others = kIdle;
     const auto needed = needed_for(targets);
@@ -121,7 +121,7 @@ void finish(std::vector<WorkPtr> targets) {
             if (others == kIdle || middle == candidates.end()) candidates.erase(middle, candidates.end());
             else candidates.erase(candidates.begin(), middle);
         }
-        if (candidates.empty()) break;  // cannot be: what is waited for was submitted earlier
+        if (candidates.empty()) break;  // impossible: the targets were submitted earlier
         perform(candidates[random_order() % candidates.size()]);
     }
 }

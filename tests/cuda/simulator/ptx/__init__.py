@@ -1,1 +1,1 @@
-"""The translator of PTX: what it gives, beside an independent calculation; and what it refuses."""
+"""Tests of the PTX translator: results compared with independent calculations, and PTX that it refuses."""

@@ -1,17 +1,17 @@
-"""Arithmetic as the standard for floating point has it, by fractions: what the translated instructions are compared with."""
+"""IEEE 754 arithmetic by fractions, with which the translated instructions are compared."""
 
 from fractions import Fraction
 from math import isqrt
 
 import numpy as np
 
-# digits after the point, and the exponent of the smallest normal number
+# mantissa bits, and the exponent of the smallest normal number
 FORMATS = {"f16": (10, -14), "bf16": (7, -126), "f32": (23, -126), "f64": (52, -1022)}
 MODES = ("rn", "rz", "rm", "rp")
 
 
 def whole(value, mode, negative=False):
-    """A fraction that is not negative, rounded to an integer; ``negative``: it is the magnitude of a negative number."""
+    """Rounds a non-negative fraction to an integer. ``negative``: it is the magnitude of a negative number."""
     down = value.numerator // value.denominator
     rest = value - down
     if mode == "rn":
@@ -21,7 +21,7 @@ def whole(value, mode, negative=False):
 
 
 def rounded(value, mode, kind):
-    """A fraction that is not 0 as a Python float of that format: infinite, or the largest number, where it is too large."""
+    """Rounds a non-zero fraction to a format, as a Python float. It may overflow to infinity or the largest number."""
     digits, least = FORMATS[kind]
     negative, magnitude = value < 0, abs(value)
     exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
@@ -39,7 +39,7 @@ def rounded(value, mode, kind):
 
 
 def root(value):
-    """A square root, exact, or between two numbers of any format."""
+    """A square root: exact, or a fraction that rounds like it in every format."""
     shift = 1200  # far below the smallest double
     scaled = value * 4**shift
     number = scaled.numerator // scaled.denominator
@@ -49,7 +49,7 @@ def root(value):
 
 
 def flushed(x, kind):
-    """Zero of the sign of ``x``, where it is subnormal."""
+    """``x``, or zero with its sign if it is subnormal."""
     return np.copysign(0.0, x) if x and abs(x) < 2.0 ** FORMATS[kind][1] else x
 
 
@@ -84,7 +84,7 @@ def _of_zero(name, mode, operands):
 
 
 def result(name, mode, ftz, kind, operands):
-    """What an instruction gives, as a Python float."""
+    """The result of an instruction, as a Python float."""
     operands = [float(flushed(float(x), kind) if ftz else x) for x in operands]
     special = not np.isfinite(operands).all() or (name in ("div", "rcp") and operands[-1] == 0)
     if special or (name == "sqrt" and operands[0] < 0):
@@ -103,7 +103,7 @@ def result(name, mode, ftz, kind, operands):
 
 
 def integer(x, mode, bits, signed, source):
-    """A float converted to an integer of so many bits."""
+    """Converts a float to an integer of the given width."""
     least, most = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if x != x:
         return (least if signed else 2 ** (bits - 1)) if source == "f64" or bits == 64 else 0
@@ -115,7 +115,7 @@ def integer(x, mode, bits, signed, source):
 
 
 def specials(dtype):
-    """Numbers at which arithmetic goes wrong, of both signs."""
+    """Numbers at the limits of the format, of both signs."""
     info = np.finfo(dtype)
     eps = float(info.eps)
     found = [0.0, float(info.smallest_subnormal), 3 * float(info.smallest_subnormal), float(info.tiny) / 2, float(info.tiny)]
@@ -125,7 +125,7 @@ def specials(dtype):
 
 
 def samples(dtype, count, operands, seed):
-    """Arrays of operands: every pair of special numbers, and random ones of near and of far exponents."""
+    """Arrays of operands: every pair of special numbers, and random numbers with similar and different exponents."""
     rng = np.random.default_rng(seed)
     special = specials(dtype)
     if operands == 1:

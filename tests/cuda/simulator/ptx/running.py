@@ -1,11 +1,11 @@
-"""Runs instructions of PTX over arrays: a kernel for each list of them, whose threads take an element each."""
+"""Runs PTX instructions over arrays: each list of instructions is a kernel, each thread processes one element."""
 
 import numpy as np
 
 from tests.cuda.simulator.machine import control, drv
 
 HEADER = ".version 6.3\n.target sm_75\n.address_size 64\n"
-# how an element of an array is loaded: the type, the registers' type and their names
+# how an element of an array is loaded: its type, the type of the registers and their names
 LOADS = {
     np.dtype(np.float32): ("f32", "f32", "%f"),
     np.dtype(np.float64): ("f64", "f64", "%d"),
@@ -17,13 +17,13 @@ LOADS = {
 
 
 def load(text):
-    """A module of PTX, executed."""
+    """Loads a module of PTX, which is executed."""
     with control.ptx(True):
         return drv.module_from_buffer(text.encode() + b"\0")
 
 
 def kernel(name, body, parameters=4, registers=""):
-    """A kernel with addresses in %p0, %p1 and so on, and the index of the thread in %i (%x: of 64 bits)."""
+    """A kernel with the addresses in %p0, %p1 and so on, and the index of the thread in %i (%x: 64 bits)."""
     declared = ",\n".join(f"  .param .u64 {name}_{i}" for i in range(parameters))
     loads = "\n".join(f"  ld.param.u64 %p{i}, [{name}_{i}];" for i in range(parameters))
     return f"""
@@ -54,7 +54,7 @@ def on_device(arrays):
 
 
 def launch(module, name, arrays, threads, blocks=1):
-    """Runs a kernel over arrays, which then hold what it left in them."""
+    """Runs a kernel over arrays, which then hold its results."""
     memory = on_device(arrays)
     module.get_function(name)(*memory, block=(threads, 1, 1), grid=(blocks, 1))
     for address, array in zip(memory, arrays, strict=True):
@@ -62,7 +62,7 @@ def launch(module, name, arrays, threads, blocks=1):
 
 
 def evaluate(forms, operands, dtype):
-    """What each of the ``forms`` gives for each element of the operands, an array for each form.
+    """Returns an array of results for each of the ``forms``, applied to each element of the operands.
 
     In a form D is the result, A, B and C are the operands and P is a predicate, in place of D: ``add.rz.f32 D, A, B``.
     """
@@ -91,7 +91,7 @@ def evaluate(forms, operands, dtype):
 
 
 def same(found, expected):
-    """Equal to the bit, the signs of zeros included; any NaN is as good as another."""
+    """Whether all bits are equal, including signs of zeros. All NaNs are equal."""
     __tracebackhide__ = True
     expected = np.asarray(expected, found.dtype)
     integers = np.dtype(f"u{found.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""cvt and mov of PTX against fractions and NumPy: rounding, saturation, widths, packing."""
+"""cvt and mov of PTX compared with fractions and NumPy: rounding, saturation, widths, packing."""
 
 from fractions import Fraction
 
@@ -134,7 +134,7 @@ def test_integers_of_every_width(context):
             np.testing.assert_array_equal(found[i], low.astype(result))
             clamped = [min(max(int(x), info.min), info.max) for x in low]
             np.testing.assert_array_equal(found[i + len(INTEGERS)], np.array(clamped, result))
-    for to in ("u8", "s8"):  # in wider registers: extended as the type says
+    for to in ("u8", "s8"):  # in wider registers: sign-extended or zero-extended by type
         found = evaluate([f"cvt.{to}.u64 D, A", f"cvt.sat.{to}.s64 D, A"], [values], np.uint32)
         dtype, info = INTEGERS[to], np.iinfo(INTEGERS[to])
         np.testing.assert_array_equal(found[0], values.astype(dtype).astype(np.uint32))

@@ -1,4 +1,4 @@
-"""Arithmetic of floats in PTX against fractions: rounding modes, subnormal numbers, NaN, comparisons, conversions."""
+"""Floating-point arithmetic of PTX compared with fractions: rounding modes, subnormal numbers, NaN, comparisons."""
 
 import itertools
 import operator
@@ -25,7 +25,7 @@ def test_every_rounding_mode(context, name, kind):
     for row, (mode, ftz) in zip(found, cases, strict=True):
         with np.errstate(over="ignore"):
             same(row, [exact.result(name, mode, ftz, kind, values) for values in zip(*operands, strict=True)])
-    # float32 has one NaN
+    # float32 has a single NaN
     if kind == "f32":
         assert set(found[np.isnan(found)].view(np.uint32)) == {0x7FFFFFFF}
 

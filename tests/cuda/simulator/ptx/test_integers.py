@@ -1,4 +1,4 @@
-"""Integer arithmetic, shifts, fields of bits and bytes of PTX against Python's integers."""
+"""Integer arithmetic, shifts, bit fields and bytes of PTX compared with Python's integers."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def numbers(dtype, operands, seed=1):
 
 
 def check(forms, operands, dtype):
-    """Each form against a function of Python's integers, whose result is cut to the width."""
+    """Compares each form with a function of Python's integers, whose result is truncated to the width."""
     found = evaluate(list(forms), operands, dtype)
     bits = 8 * found.dtype.itemsize
     for row, (form, function) in zip(found, forms.items(), strict=True):
@@ -42,7 +42,7 @@ def check(forms, operands, dtype):
 
 
 def cut(x, kind):
-    """The low bits of a number as that type has them."""
+    """Truncates a number to a type."""
     bits = int(kind[1:])
     x %= 2**bits
     return x - 2**bits if kind[0] == "s" and x >= 2 ** (bits - 1) else x

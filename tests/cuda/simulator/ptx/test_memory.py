@@ -1,4 +1,4 @@
-"""Memory as PTX sees it: widths, vectors, state spaces, atomics, and accesses that are none of a kernel's."""
+"""Memory in PTX: widths, vectors, state spaces, atomics, and invalid accesses."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.cuda.simulator.test_settings import python
 
 
 def run(body, arrays, threads=1, blocks=1, variables="", registers=""):
-    """A kernel whose %p0, %p1, ... are the arrays' addresses."""
+    """Runs a kernel. %p0, %p1, ... are the addresses of the arrays."""
     module = load(HEADER + variables + kernel("tested", body, len(arrays), registers))
     launch(module, "tested", arrays, threads, blocks)
     return module
@@ -97,7 +97,7 @@ def test_hints_change_nothing(context):
 
 
 def test_shared_memory(context):
-    """Variables of the file and of the kernel lie beside each other; what the launch gives comes after them."""
+    """Variables of the file and of the kernel are adjacent, dynamic shared memory follows."""
     variables = ".shared .b8 first;\n.shared .align 8 .b8 outer[8];\n.extern .shared .align 16 .b8 more[];\n"
     own = "  .shared .align 4 .f32 own;\n"
     body = """
@@ -267,7 +267,7 @@ ATOMICS = {
 
 @pytest.mark.parametrize("space", ["global", "shared"])
 def test_atomics(context, space):
-    """One thread: the value before and after; many: nothing is lost."""
+    """One thread: the value before and after. Many threads: no update is lost."""
     kernels, expected, arrays = "", [], []
     for i, (name, function) in enumerate(ATOMICS.items()):
         kind = name[-3:]

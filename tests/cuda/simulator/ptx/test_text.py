@@ -1,4 +1,4 @@
-"""PTX that is not known is refused by name and line; and the text that the package ships is known, all of it."""
+"""Unsupported PTX is refused with its name and line. All PTX that the package ships is supported."""
 
 import multiprocessing
 import os
@@ -171,7 +171,7 @@ extern "C" __global__ void probe(int8_t *a, uint32_t *m, float *f, double *d, in
 
 
 def real_nvcc():
-    """NVIDIA's compiler, where there is one beside the stand-in."""
+    """NVIDIA's compiler, if it is installed besides the stand-in."""
     for folder in os.environ["PATH"].split(os.pathsep):
         found = Path(folder, "nvcc")
         if folder != str(Path(OUT).resolve() / "bin") and os.access(found, os.X_OK):
@@ -182,7 +182,7 @@ def real_nvcc():
 
 
 def test_what_nvcc_writes_gives_what_its_source_gives(context, tmp_path):
-    """The same kernel by two ways that share little: nvcc's PTX, and the source compiled by g++."""
+    """The same kernel in two independent ways: nvcc's PTX, and the source compiled by g++."""
     nvcc = real_nvcc()
     if nvcc is None:
         pytest.skip("there is no nvcc of NVIDIA's here")
@@ -216,7 +216,7 @@ def _loads(text, results):
 
 
 def test_many_processes_make_the_same_module_at_once(tmp_path):
-    text = HEADER + kernel("tested", f"mov.u32 %r0, {os.getpid()};", 1)  # not kept yet
+    text = HEADER + kernel("tested", f"mov.u32 %r0, {os.getpid()};", 1)  # not cached yet
     (tmp_path / "kernels.ptx").write_text(text)
     running = multiprocessing.get_context("spawn")
     results = running.Queue()

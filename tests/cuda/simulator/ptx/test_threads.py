@@ -1,4 +1,4 @@
-"""What threads of PTX do together: barriers, shuffles, votes, jumps, and their indices."""
+"""Barriers, shuffles, votes, jumps and thread indices in PTX."""
 
 import subprocess
 
@@ -19,7 +19,7 @@ def run(body, threads=64, blocks=1, registers=""):
 
 
 def shuffled(how, lane, b, c):
-    """The lane that a lane reads from, and whether it is within bounds; from the manual's description."""
+    """The lane from which a lane reads, and whether it is in range, as described in the PTX manual."""
     clamp, segment = c & 31, c >> 8 & 31
     first, last = lane & segment, lane & segment | clamp & ~segment
     source = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": first | b & ~segment & 31}[how]
@@ -51,7 +51,7 @@ def test_shuffles(context, how):
 
 
 def test_some_lanes_of_a_warp(context):
-    """Masks of half a warp and of three lanes; the others take no part."""
+    """Masks of half a warp and of three lanes. The other lanes do not participate."""
     body = """
         mov.u32 %r19, 0; and.b32 %r0, %i, 31; setp.lt.u32 %c0, %r0, 16; @!%c0 bra AFTER;
         shfl.sync.bfly.b32 %r1, %i, 8, 31, 0xffff; shfl.sync.idx.b32 %r2, %i, 15, 31, 0xffff; mad.lo.u32 %r19, %r1, 100, %r2;
