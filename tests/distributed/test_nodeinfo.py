@@ -80,7 +80,11 @@ def test_parts_are_refused_at_setup_where_a_transport_has_the_four_methods_alone
 def test_a_group_cannot_be_captured():
     for capturable in (True, False):
         optimizer = RMSPropGraves(nodeinfo=NodeInfo(gridsize=2), capturable=capturable)
-        with pytest.raises(SetupError, match="for one process") if capturable else contextlib.nullcontext():
+        with (
+            pytest.raises(SetupError, match="capturable=True is for a single process")
+            if capturable
+            else contextlib.nullcontext()
+        ):
             optimizer.setupOn(Linear(2, 1), useGlobalState=True)
 
 

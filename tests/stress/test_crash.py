@@ -184,6 +184,8 @@ except CheckpointError as error:
 @contextlib.contextmanager
 def small_disk(folder, size):
     """A separate file system, if this process may mount one."""
+    if shutil.which("mount") is None:
+        pytest.skip("mount is not on the PATH")
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
