@@ -18,7 +18,7 @@ templates_path = []
 exclude_patterns = ["build"]
 # a reference within the package has to lead somewhere; those to other packages are text
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(collections|os|numpy|h5py|torch)\..*")]
+nitpick_ignore_regex = [("py:.*", r"(collections|os|numpy|h5py|torch)\..*"), ("py:class", r".*(Family|MeanSquare)")]
 
 # Markdown
 myst_heading_anchors = 3

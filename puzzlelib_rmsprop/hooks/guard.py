@@ -166,7 +166,7 @@ def _backoff(value: Any) -> float:
 class LossScaling(NonFiniteGuard):
     """Dynamic loss scaling: keeps small float16 gradients from underflow, and skips steps in which a gradient overflows.
 
-    Multiply the gradient that you pass to ``net.backward`` by ``scale``, with :meth:`scaleGrad`. The update divides by it in
+    Multiply the gradient that you pass to ``net.backward`` by ``scale``, with ``scaleGrad``. The update divides by it in
     float32. If a gradient overflows, the step is skipped and the scale is multiplied by ``backoff``. After ``interval``
     steps without overflow the scale is multiplied by ``growth``. On a GPU this happens on the device, without waiting.
 

@@ -22,7 +22,7 @@ class Cost:
     Attributes:
         error: the error of the last call.
         grad: the gradient of the last call.
-        valError: the validation error of the last :meth:`validate`.
+        valError: the validation error of the last ``validate``.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Cost:
         return self._accumulated / self.numOfSamples
 
     def getValError(self) -> float | None:
-        """Returns the result of the last :meth:`validate`."""
+        """Returns the result of the last ``validate``."""
         return self.valError
 
     def __call__(self, pred: Any, target: Any, queryError: bool = True) -> Any:
@@ -124,7 +124,7 @@ class CrossEntropy(Cost):
         maxlabels: the required number of classes; None accepts any.
 
     Attributes:
-        mostProb: the classes predicted in the last :meth:`validate`, int32 of shape (n,).
+        mostProb: the classes predicted in the last ``validate``, int32 of shape (n,).
 
     Example:
         >>> import numpy as np

@@ -30,7 +30,7 @@ class Linear(Module):
             ``"xavier"`` or ``"xavier_normal"``, ``"he"``, ``"gaussian"``, ``"uniform"``, or ``"none"`` to leave it
             uninitialized. Random numbers come from NumPy's global generator: ``np.random.seed`` makes them repeatable.
         name: name of the module within a container.
-        empty: create no variables; set them with :meth:`setVar`.
+        empty: create no variables; set them with ``setVar``.
         transpose: store ``W`` with shape (outsize, insize).
 
     Raises:
