@@ -1,4 +1,4 @@
-"""Commands of the package: ``python -m puzzlelib_rmsprop doctor``: what works here; ``inspect FILE``: what is in a file."""
+"""The package's commands: ``python -m puzzlelib_rmsprop doctor`` and ``python -m puzzlelib_rmsprop inspect FILE``."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command named by the first argument; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m puzzlelib_rmsprop", description="Graves' RMSProp: tools")
+    parser = argparse.ArgumentParser(
+        prog="python -m puzzlelib_rmsprop", description="Tools of puzzlelib_rmsprop, Graves' RMSProp as a drop-in optimizer."
+    )
     parser.add_argument("--version", action="version", version=f"puzzlelib_rmsprop {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # a command brings a function that adds its options and names what runs it
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     doctor.add_command(commands)
     inspection.add_command(commands)
     given = parser.parse_args(arguments)
+    if "run" not in given:  # no command
+        parser.print_help(sys.stderr)
+        return 2
     return given.run(given)
 
 
 if __name__ == "__main__":
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names may have characters that a terminal has not
+            sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not have all characters of a name
         status = main()
         if sys.stdout is not None:  # closed
             sys.stdout.flush()
         sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # a pipe that nobody reads any more, a full disk
-        if not isinstance(error, BrokenPipeError):  # who reads the pipe has seen enough
-            print(f"the answer cannot be printed: {error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to print at the end goes there
+    except OSError as error:  # a closed pipe, a full disk
+        if not isinstance(error, BrokenPipeError):  # "| head" has read all that it wants
+            print(f"cannot print the result: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for output that Python still holds
         sys.exit(3)
