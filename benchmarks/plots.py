@@ -1,4 +1,4 @@
-"""The figures as pictures. Colours are Okabe and Ito's, which most people with colour blindness tell apart."""
+"""Plots of the results. The colours are Okabe and Ito's, which most colour-blind people can distinguish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .contenders import CONTENDERS, OURS
 from .tables import Case, Results, median, names_in, quartiles, rate
 
-# by the first letters of the name; those of a colour differ in marker and line
+# by the beginning of the name; contenders of one colour differ in marker and line
 COLOURS = {
     "puzzlelib": "#0072b2", "PuzzleLib": "#000000", "PyTorch": "#d55e00", "TensorFlow": "#e69f00", "Optax": "#009e73",
     "Paddle": "#cc79a7", "copy": "#808080", "bare": "#f0e442",
@@ -17,14 +17,14 @@ MARKERS, LINES = "osD^vP*X<>ph", ("-", "--", ":", "-.")
 
 
 def style(name: str) -> tuple[str, str, str]:
-    """Colour, marker and line: the same in every picture."""
+    """Returns colour, marker and line style of a contender, the same in all plots."""
     start = next(start for start in COLOURS if name.startswith(start))
     number = [each for each in CONTENDERS if each.startswith(start)].index(name)
     return COLOURS[start], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws what there are figures of; the files."""
+    """Draws all plots that there are figures for; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -44,7 +44,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
             if not cases:
                 continue
             figure = drawn(pyplot, cases)
-            figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # room for the line at the foot
+            figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # space for the footer
             figure.text(0.995, 0.005, where, ha="right", va="bottom", fontsize=7, color="#606060")
             written.append(folder / f"{'gpu' if 'device_name' in about else 'cpu'}-{name}.png")
             figure.savefig(written[-1])
@@ -53,7 +53,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def bandwidth(pyplot: Any, cases: Results) -> Any:
-    """Lines over the number of elements."""
+    """Draws the bandwidth against the number of elements."""
     figure, axes = pyplot.subplots(figsize=(11, 5.6), layout="constrained")
     ends = {}
     for name in names_in(cases):
@@ -70,18 +70,18 @@ def bandwidth(pyplot: Any, cases: Results) -> Any:
             markersize=5, linewidth=2.6 if name == OURS else 1.3, elinewidth=0.8,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="elements in one variable, float32")
-    axes.set_ylabel("bytes that the step has to move, a second: GB/s")
+    axes.set_ylabel("memory traffic of a step: GB/s")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title("Bandwidth of an update: up is better", loc="left")
+    axes.set_title("Bandwidth of an update (higher is better)", loc="left")
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
-    # beside the lines, in the order of their ends
+    # in the order of the lines' right ends
     handles = [handle for _, handle in sorted(ends.values(), key=lambda end: -end[0])]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
 def bars(pyplot: Any, cases: Results) -> Any:
-    """A panel for each case."""
+    """Draws one panel of bars for each case."""
     rows = -(-len(cases) // 2)
     height = max(3, rows * (0.27 * max(len(case["seconds"]) for case in cases) + 0.9))
     figure, grid = pyplot.subplots(rows, 2, figsize=(13, height), layout="constrained", squeeze=False)
@@ -89,7 +89,7 @@ def bars(pyplot: Any, cases: Results) -> Any:
         panel(axes, case)
     for axes in grid.flat[len(cases) :]:
         axes.set_visible(False)
-    figure.suptitle(f"Time of a step: shorter is better (multiples of: {cases[0].get('beside', OURS)})", x=0.01, ha="left")
+    figure.suptitle(f"Time of a step (shorter is better); multiples of {cases[0].get('beside', OURS)}", x=0.01, ha="left")
     return figure
 
 
@@ -106,7 +106,7 @@ def panel(axes: Any, case: Case) -> None:
         if beside in names and name != beside:
             told += f"  ({median(case, name) / median(case, beside):.2g} times)"
         axes.text(row[2] * 1.08, number, told, va="center", fontsize=8)
-    # room for the words behind the longest bar
+    # space for the text after the longest bar
     low, high = min(values) / 2, max(row[2] for row in spread)
     axes.set(xscale="log", xlim=(low, high * (high / low) ** 0.6))
     axes.set_title(case["title"], loc="left", fontsize=10)
