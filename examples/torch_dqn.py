@@ -271,9 +271,9 @@ def table(runs: dict[str, list[Episodes]], steps: int) -> None:
 
 def grid(settings: Settings) -> None:
     """Trains with each learning rate, and prints the results."""
-    many = f"{len(GRID)} learning rates, {len(GRID_SEEDS)} seeds, {settings.steps:,} steps each"
-    print(f"Training a DQN on CartPole: 3 optimizers, {many}", flush=True)
     jobs = [(name, lr, seed) for lr in GRID for name in OPTIMIZERS for seed in GRID_SEEDS]
+    many = f"{len(jobs)} times, {settings.steps:,} steps each: means of {len(GRID_SEEDS)} seeds"
+    print(f"Training a DQN on CartPole {many}", flush=True)
     found = iter(all_of(jobs, settings))
     print(f"{'lr':<9}" + "".join(f"{name:>22}" for name in NAMES.values()))
     for lr in GRID:

@@ -27,7 +27,7 @@ def has_options(command):
     return command[1:2] == ("puzzlelib_rmsprop",) or (path.exists() and "ArgumentParser" in path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("command", filter(has_options, HELP), ids=" ".join)
+@pytest.mark.parametrize("command", [each for each in HELP if has_options(each)], ids=" ".join)
 def test_help_is_80_columns_wide(command):
     done = subprocess.run(
         [sys.executable, *command, "--help"],
