@@ -303,7 +303,7 @@ def main() -> int:
             for mode in (False, True):
                 what = f"{name}: {REPLAYS} replays, {dtype}, {'global' if mode else 'local'} state"
                 checks.append((what, lambda c=capture, d=dtype, m=mode: check_capture(c, d, m)))
-        checks.append((f"{name}: a replay follows learnRate", lambda c=capture: check_live(c)))
+        checks.append((f"{name}: a replay uses the new learnRate", lambda c=capture: check_live(c)))
     checks += [("PyTorch's tensors in place", shared_torch), ("CuPy's arrays in place", shared_cupy)]
     passed = failed = 0
     for what, check in checks:

@@ -307,15 +307,15 @@ def time_steps() -> None:
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     """Yields the checks with their names."""
     for name, options in OPTIONS.items():
-        yield f"the CPU's bits: {name}", lambda options=options: check_numbers(options)
-    yield "the CPU's bits: complex", lambda: check_numbers({"lr": 0.01}, ("complex64", "complex128"))
+        yield f"same bits as on the CPU: {name}", lambda options=options: check_numbers(options)
+    yield "same bits as on the CPU: complex", lambda: check_numbers({"lr": 0.01}, ("complex64", "complex128"))
     for form in ("transposed", "with gaps"):
-        yield f"the CPU's bits: {form}", lambda form=form: check_numbers({"lr": 0.01}, form=form)
+        yield f"same bits as on the CPU: {form}", lambda form=form: check_numbers({"lr": 0.01}, form=form)
     yield "a side stream", check_side_stream
-    yield "a step waits for nothing", check_no_wait
+    yield "a step does not wait for the device", check_no_wait
     yield "GradScaler", check_scaler
     yield "a graph", lambda: check_graph(False)
-    yield "a graph with gradients of its own", lambda: check_graph(True)
+    yield "a graph that makes its gradients", lambda: check_graph(True)
     yield "a graph follows the learning rate", lambda: check_graph(False, follows=True)
     yield "several devices", check_devices
 
