@@ -155,7 +155,7 @@ def test_long_lines_are_wrapped(tmp_path, capsys):
         f"masterWeights=False, seed={2**64 - 1}",
     ):
         assert expected in joined(text)
-    assert f"  {list(shapes)[1]}, " in text
+    assert f"  {list(shapes)[1]},\n" in text
     assert len(max(text.splitlines(), key=len)) > 80  # the path
 
 
