@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="device (default: cpu)")
     add("--peers", nargs="*", metavar="NAME", help="words of names: the peers to measure (default: all)")
     suites, help_of = [*the_cases.SUITES, "all"], f"what to measure: {', '.join(the_cases.SUITES)} or all (default)"
-    add("--suite", nargs="+", choices=suites, default=["all"], metavar="SUITE", help=f"{help_of}; see NOTES.md")
+    add("--suite", nargs="+", choices=suites, default=["all"], metavar="SUITE", help=f"{help_of}; see docs/benchmarks.md")
     add("--quick", action="store_true", help="small sizes and few rounds, only to show that it runs")
     add("--json", type=Path, metavar="PATH", help="write all figures to this file")
     add("--markdown", type=Path, metavar="PATH", help="write the tables to this file")

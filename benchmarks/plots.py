@@ -44,7 +44,7 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
             if not cases:
                 continue
             figure = drawn(pyplot, cases)
-            figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # space for the footer
+            figure.get_layout_engine().set(rect=(0, 0.04, 1, 0.96))  # room for the line at the foot
             figure.text(0.995, 0.005, where, ha="right", va="bottom", fontsize=7, color="#606060")
             written.append(folder / f"{'gpu' if 'device_name' in about else 'cpu'}-{name}.png")
             figure.savefig(written[-1])
@@ -53,8 +53,9 @@ def draw(found: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def bandwidth(pyplot: Any, cases: Results) -> Any:
-    """Draws the bandwidth against the number of elements."""
-    figure, axes = pyplot.subplots(figsize=(11, 5.6), layout="constrained")
+    """Lines over the number of elements; large letters, for narrow screens."""
+    pyplot.rcParams["font.size"] = 15  # draw() restores it
+    figure, axes = pyplot.subplots(figsize=(8, 7.6), layout="constrained")
     ends = {}
     for name in names_in(cases):
         colour, marker, line = style(name)
@@ -67,16 +68,17 @@ def bandwidth(pyplot: Any, cases: Results) -> Any:
         errors = [[b - a for a, b in zip(*pair, strict=True)] for pair in ((low, y), (y, high))]
         ends[name] = y[-1], axes.errorbar(
             [case["elements"] for case in points], y, errors, label=name, color=colour, marker=marker, linestyle=line,
-            markersize=5, linewidth=2.6 if name == OURS else 1.3, elinewidth=0.8,
+            markersize=7, linewidth=3.5 if name == OURS else 1.6, elinewidth=0.8,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="elements in one variable, float32")
-    axes.set_ylabel("memory traffic of a step: GB/s")
+    axes.set_ylabel("memory traffic of a step, GB/s (more is better)")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_title("Bandwidth of an update (higher is better)", loc="left")
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.8)
-    # in the order of the lines' right ends
+    axes.minorticks_off()
+    # in the order of the lines' ends
     handles = [handle for _, handle in sorted(ends.values(), key=lambda end: -end[0])]
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=13)
     return figure
 
 

@@ -1,7 +1,7 @@
 """Compares emulated formats of 8-bit state: python -m benchmarks.state_formats steps|characters|digits
 
 `steps` compares steps with float64 for many kinds of gradients, with the emulated formats and with the library's state.
-`characters` and `digits` train examples with the emulated formats. The results are in docs/int8-state.md.
+`characters` and `digits` train examples with the emulated formats. The results are in docs/int8-format.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The package's commands: ``python -m puzzlelib_rmsprop doctor`` and ``python -m puzzlelib_rmsprop inspect FILE``."""
+"""Command line: ``python -m puzzlelib_rmsprop doctor`` checks the installation; ``inspect FILE`` describes a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command named by the first argument; returns the exit status."""
+    """Runs the command named by the first argument and returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m puzzlelib_rmsprop", description="Tools of puzzlelib_rmsprop, Graves' RMSProp as a drop-in optimizer."
     )
@@ -33,15 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not have all characters of a name
+            sys.stdout.reconfigure(errors="backslashreplace")  # names may contain characters that the terminal lacks
         status = main()
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None:  # None if it was closed
             sys.stdout.flush()
         sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OSError as error:  # a closed pipe, a full disk
-        if not isinstance(error, BrokenPipeError):  # "| head" has read all that it wants
-            print(f"cannot print the result: {error}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for output that Python still holds
+    except OSError as error:  # for example a closed pipe or a full disk
+        if not isinstance(error, BrokenPipeError):  # the reader of the pipe has stopped early
+            print(f"cannot write the output: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the flush at exit does not fail again
         sys.exit(3)

@@ -202,7 +202,7 @@ def add_command(commands: Any) -> None:
         "doctor",
         help="check whether training works on this machine",
         description="Checks whether training works on this machine, and names remedies for problems.",
-        epilog="Exit status: 0 training works; 1 it does not; 3 the report cannot be printed.",
+        epilog="Exit status: 0 training works; 1 it does not; 3 the output cannot be written.",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--require-gpu", action="store_true", help="fail unless training works on a GPU")

@@ -19,7 +19,7 @@ __all__ = ["add_command", "inspect"]
 
 STATUS = (
     "Exit status: 0 no damage was found; 1 the file is damaged; 2 the file, or a part of it, cannot be read; "
-    "3 the result cannot be printed."
+    "3 the output cannot be written."
 )
 
 

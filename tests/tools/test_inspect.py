@@ -307,7 +307,7 @@ def test_an_answer_that_cannot_be_printed_is_not_damage(tmp_path):
     with open("/dev/full", "w") as full:
         done = command("inspect", path, stdout=full)
     assert done.returncode == 3
-    assert done.stderr == b"cannot print the result: [Errno 28] No space left on device\n"
+    assert done.stderr == b"cannot write the output: [Errno 28] No space left on device\n"
     reader, writer = os.pipe()
     os.close(reader)  # as of "inspect FILE | head"
     done = command("inspect", path, stdout=writer)
