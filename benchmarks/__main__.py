@@ -1,7 +1,7 @@
-"""The update beside what else computes it, in one run: python -m benchmarks [--device cpu|cuda] [--quick] [--json PATH]
+"""Measures the update and other implementations of it: python -m benchmarks [--device cpu|cuda] [--quick] [--json PATH]
 
-Every contender is set to the same hyper-parameters and first checked to compute its own formula's step. Then all are
-timed in turns, round after round, and the medians compared, so that a noisy machine is noisy for everybody.
+All contenders get the same hyper-parameters, and each is first checked against its formula. Then they are timed in turns,
+in several rounds, so that noise of the machine affects all of them. The results are medians.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cpu_name() -> str:
 
 
 def output_of(*command: str) -> str:
-    """The first line that a command prints, in this repository."""
+    """Returns the first line of the output of a command, run in this repository."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, cwd=ROOT)
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +44,7 @@ def output_of(*command: str) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures are taken on and with."""
+    """Returns a description of the machine and the software."""
     installed = {each.name.lower(): each.version for each in metadata.distributions()}
     versions = {"python": platform.python_version()}
     versions |= {name: installed[name] for name in PACKAGES.split() if name in installed}
@@ -72,33 +72,37 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def chosen(words: Sequence[str] | None, device: str) -> list[str]:
-    """Ours and the limits always; of the others, those with one of the words in their names. ValueError for a vain word."""
+    """Returns this library, the limits, and the peers whose names contain one of the words.
+
+    Raises:
+        ValueError: if a word is in no name.
+    """
     here = [name for name, contender in CONTENDERS.items() if device in contender.devices]
     if words is None:
         return here
     others = [name for name in here if CONTENDERS[name].kind not in ("ours", "limit")]
     for word in words:
         if not any(word.lower() in name.lower() for name in others):
-            raise ValueError(f"no peer's name has {word!r} in it; there are {'; '.join(others)}")
+            raise ValueError(f"no peer has {word!r} in its name; the peers are {'; '.join(others)}")
     return [name for name in here if name not in others or any(word.lower() in name.lower() for word in words)]
 
 
 def checked(
     names: Sequence[str], device: str, cores: int, dtypes: Sequence[str]
 ) -> tuple[dict[str, Worker], dict[str, str], bool]:
-    """Those that compute their formula; why the others are left out; whether one of the latter is this library's."""
+    """Returns the contenders that compute their formula, why others are left out, and whether ours is among these."""
     workers = {name: Worker(name) for name in names}
     left_out: dict[str, str] = {}
     wrong = False
     for dtype in dtypes:
         able = [name for name in workers if dtype in CONTENDERS[name].dtypes]
-        # all at once, since nothing is timed: their imports take seconds
+        # in parallel, because imports take seconds and nothing is timed
         for name in able:
             workers[name].send("check", dtype=dtype, device=device, threads=cores)
         for name in able:
             try:
                 error = workers[name].receive(LIMITS["check"])
-                print(f"checked: {name}, {dtype}: its formula in float64, to {error:.0e} of a parameter's way", flush=True)
+                print(f"checked: {name}, {dtype}: largest error {error:.0e}", flush=True)
             except Refused as reason:
                 print(f"left out: {name}: {reason}", flush=True)
                 left_out[name] = str(reason)
@@ -110,20 +114,20 @@ def checked(
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
     add = made.add_argument
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="where the arrays are")
-    add("--peers", nargs="*", metavar="NAME", help="words from the names of those to time beside ours; default: all")
-    suites = [*the_cases.SUITES, "all"]
-    add("--suite", nargs="+", choices=suites, default=["all"], help="what to measure: see docs/benchmarks.md")
-    add("--quick", action="store_true", help="small sizes and few rounds: shows that it runs, a minute")
-    add("--json", type=Path, metavar="PATH", help="write every figure there")
-    add("--markdown", type=Path, metavar="PATH", help="write the tables there as well")
-    add("--plots", type=Path, metavar="FOLDER", help="draw the figures there; needs matplotlib")
-    add("--plot-only", type=Path, metavar="PATH.json", help="measure nothing: draw that file's figures")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="device (default: cpu)")
+    add("--peers", nargs="*", metavar="NAME", help="words of names: the peers to measure (default: all)")
+    suites, help_of = [*the_cases.SUITES, "all"], f"what to measure: {', '.join(the_cases.SUITES)} or all (default)"
+    add("--suite", nargs="+", choices=suites, default=["all"], metavar="SUITE", help=f"{help_of}; see docs/benchmarks.md")
+    add("--quick", action="store_true", help="small sizes and few rounds, only to show that it runs")
+    add("--json", type=Path, metavar="PATH", help="write all figures to this file")
+    add("--markdown", type=Path, metavar="PATH", help="write the tables to this file")
+    add("--plots", type=Path, metavar="FOLDER", help="draw plots into this folder (needs matplotlib)")
+    add("--plot-only", type=Path, metavar="PATH.json", help="measure nothing, only draw plots of this file")
     return made
 
 
 def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """Checks and measures."""
+    """Checks the contenders and measures; returns the figures, and whether this library is wrong."""
     suites = the_cases.SUITES if "all" in given.suite else tuple(given.suite)
     about = machine(given.device) | {"arguments": {"suites": list(suites), "peers": given.peers, "quick": given.quick}}
     print(tables.about_line(about), flush=True)
@@ -141,18 +145,18 @@ def run(given: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, Any]
             worker.end()
     try:
         if "first" in suites:
-            # before the first, Python's own compiled files are written, and the disk's cache filled
+            # the first process fills the caches of Python and of the disk, and does not count
             found["first"] = [fresh("first", given.device, given.quick) for _ in range(3 if given.quick else 12)][1:]
         if "memory" in suites:
             found["memory"] = fresh("memory", given.device, given.quick)
-    except RuntimeError as reason:  # the figures so far are not to be lost
+    except RuntimeError as reason:  # keep the figures so far
         left_out["first use and memory"] = str(reason)
     keep(found, given)
     return found, wrong
 
 
 def keep(found: dict[str, Any], given: argparse.Namespace) -> None:
-    """Writes what was found so far: a time limit may end the run at any moment."""
+    """Writes the figures so far, because a time limit may end the run."""
     for path, content in ((given.json, json.dumps(found, indent=1) + "\n"), (given.markdown, tables.report(found))):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What a smaller state costs in trainings: python -m benchmarks.accuracy digits|torch-digits|dqn|characters [--seeds 5]
+"""Compares training results with optimizer state in fewer bits: python -m benchmarks.accuracy TRAINING [--seeds 5]
 
-Runs an example with each state and several seeds; a seed's net, data and batches are the same for every state. Prints what
-the trainings ended with as a table, means with their standard errors, and how the states differ from float32.
+Runs an example with each data type of the state and several seeds. The net, the data and the batches depend only on the
+seed. Prints a table of the results, their means with standard errors, and the differences from float32 state.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-# script, and the number of digits after the point to print
+# script, and the number of decimals to print
 TRAININGS = {
     "digits": ("train_digits.py", 4),
     "torch-digits": ("torch_digits.py", 4),
@@ -29,10 +29,10 @@ STATES = ("float32", "bfloat16", "int8")
 
 
 def outcome(script: str, state: str, seed: int, options: Sequence[str]) -> float:
-    """The number in the last line that an example prints."""
+    """Returns the number in the last line of an example's output."""
     chosen = [] if state == "float32" else ["--state-dtype", state]
     command = [sys.executable, str(EXAMPLES / script), "--seed", str(seed), *chosen, *options]
-    # side by side, so each has one core
+    # several run in parallel, so each gets one core
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -45,18 +45,22 @@ def outcome(script: str, state: str, seed: int, options: Sequence[str]) -> float
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; NaN of one value."""
+    """Returns mean and standard error, NaN for a single value."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return statistics.fmean(values), error
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("training", choices=list(TRAININGS))
-    parser.add_argument("--seeds", type=int, default=5, help="0, 1, ...: so many (default: 5)")
-    parser.add_argument("--states", nargs="+", choices=STATES, default=STATES, help="float32 first (default: all)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time (default: as cores)")
-    args, options = parser.parse_known_args()  # the rest is for the example
+    parser.add_argument("training", metavar="TRAINING", choices=list(TRAININGS), help=", ".join(TRAININGS))
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on (default: 5)")
+    parser.add_argument(
+        "--states", nargs="+", choices=STATES, default=STATES, metavar="STATE", help=f"default: {' '.join(STATES)}"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="number of parallel runs (default: one per core)"
+    )
+    args, options = parser.parse_known_args()  # other options are passed to the example
     script, digits = TRAININGS[args.training]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         jobs = [[pool.submit(outcome, script, state, seed, options) for state in args.states] for seed in range(args.seeds)]

@@ -1,4 +1,4 @@
-"""PuzzleLib's own C loop, and the limit: a copy."""
+"""PuzzleLib's C loop, and a plain copy as the limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, Work, aligned, fill_arrays
 
-# PuzzleLib compiles such a loop, with restrict on each pointer, by its compiler's highest level of optimization
+# PuzzleLib compiles such a loop with the highest level of optimization
 C_FLAGS = ["-std=gnu99", "-O3", "-march=native", "-ffast-math", "-fPIC"]
 CODE = """
 #include <math.h>
@@ -30,24 +30,24 @@ void step(float *restrict p, const float *restrict g, float *restrict mg, float 
 
 
 def c_loop(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """PuzzleLib's loop on its CPU backend, one thread, called once a variable."""
+    """The loop of PuzzleLib's CPU backend: one thread, one call per variable."""
     with tempfile.TemporaryDirectory() as folder:
         source, compiled, library = (os.path.join(folder, f"loop.{kind}") for kind in ("c", "o", "so"))
         with open(source, "w") as file:
             file.write(CODE)
         compiler = os.environ.get("CC", "cc")
-        # linked without -ffast-math: with it, loading the library turns subnormal numbers off in the whole process
+        # linked without -ffast-math, which would flush subnormal numbers to zero in the whole process
         for options in ([*C_FLAGS, "-c", source, "-o", compiled], ["-shared", compiled, "-o", library, "-lm"]):
             try:
                 done = subprocess.run([compiler, *options], capture_output=True, text=True)
             except OSError as error:
                 raise LeftOut(f"there is no C compiler {compiler} here") from error
             if done.returncode:
-                raise LeftOut(f"{compiler} does not compile it: {done.stderr.strip()[-200:]}")
+                raise LeftOut(f"{compiler} fails to compile it: {done.stderr.strip()[-200:]}")
         function = ctypes.CDLL(library).step
     params, grads = [aligned(param) for param in params], [aligned(grad) for grad in grads]
     states = [[aligned(np.zeros_like(param)) for _ in range(3)] for param in params]
-    # its step is added, so that of a gradient of the loss has a negative rate
+    # the loop adds the step, so the learning rate is negative for gradients of the loss
     hyper = [ctypes.c_float(value) for value in (-LEARN_RATE, ALPHA, MOMENTUM, EPSILON)]
     calls = [
         (*(ctypes.c_void_p(array.ctypes.data) for array in (p, g, *state)), *hyper, ctypes.c_ssize_t(p.size))
@@ -66,7 +66,7 @@ def c_loop(params: Arrays, grads: Arrays, where: Where) -> Work:
 
 
 def copy(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """A plain copy of the gradients. NumPy's, each variable on its own; on a GPU the driver's, all in one piece."""
+    """A plain copy of the gradients: one per variable with NumPy, on a GPU a single one with the driver."""
     if where.device == "cuda":
         import pycuda.autoprimaryctx  # noqa: F401 (makes a context)
         from pycuda import driver, gpuarray

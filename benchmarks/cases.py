@@ -1,4 +1,4 @@
-"""What is timed."""
+"""The cases that are timed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MLP = [4 * 96, 96, 96 * 96, 96, 96 * 2, 2]  # a small DQN's
 
 
 def resnet18() -> list[int]:
-    """Sizes of the parameters of ResNet-18: 62, together 11,689,512."""
+    """Returns the sizes of ResNet-18's parameters: 62 tensors with 11,689,512 elements."""
     sizes = [64 * 3 * 49, 64, 64]
     before = 64
     for width in (64, 128, 256, 512):
@@ -29,9 +29,9 @@ def resnet18() -> list[int]:
 
 
 class Case(NamedTuple):
-    """Variables of a dtype, and who is timed on them.
+    """Variables of one dtype, and the contenders that are timed on them.
 
-    ``zero``: zeroGradParams() and update(), not update() alone. ``beside``: whose time the others' are multiples of.
+    ``zero``: time zeroGradParams() and update(), not only update(). ``beside``: the contender to compare the others with.
     """
 
     suite: str
@@ -44,22 +44,22 @@ class Case(NamedTuple):
     rounds: int = 11
 
     def about(self) -> dict[str, Any]:
-        """The case without its contenders, for JSON."""
+        """Returns the case without its contenders, for JSON."""
         fields = self._asdict() | {"elements": sum(self.sizes), "variables": len(self.sizes)}
         return {key: value for key, value in fields.items() if key not in ("sizes", "names")}
 
 
 def cases(device: str, suites: Iterable[str], quick: bool, names: Iterable[str]) -> list[Case]:
-    """The cases of those suites, each with those of the named contenders that can take part."""
+    """Returns the cases of the suites, each with the named contenders that support it."""
     sizes, large, many = SIZES, 1 << 26 if device == "cuda" else 50_000_000, 1000
-    if quick:  # a simulated GPU takes seconds for what is large
+    if quick:  # large arrays take seconds on a simulated GPU
         sizes, large, many = [1_000, 10_000], 1 << 15, 20
     million = min(large, 1_000_000)
     peers = (who.C_LOOP, who.FOREACH, who.COMPILE, who.TENSORFLOW, who.OPTAX, who.PADDLE)
     modes, foreign = (who.OURS, who.LOCAL), (who.FOREIGN, who.FOREIGN_LOCAL)
     one = (*modes, who.ONE_THREAD, *peers, who.ADAM, who.COPY)
     net = (*modes, who.ONE_THREAD, *foreign, who.CALL, *peers)
-    # PyTorch takes minutes to compile a step for 1,000 variables; on a GPU the copy is in one piece
+    # PyTorch takes minutes to compile a step for 1,000 variables; on a GPU the copy is a single one
     of_many = {*modes, *foreign, *peers, who.COPY} - ({who.COPY} if device == "cuda" else set()) - {who.COMPILE}
     types = (who.OURS, who.BFLOAT16, who.INT8, who.MASTER, *peers, who.COPY)
     single = "one variable of"

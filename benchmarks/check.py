@@ -1,4 +1,4 @@
-"""Whether a contender computes its formula: the formulas in NumPy and float64, and the comparison."""
+"""Compares contenders with their formulas, computed with NumPy in float64."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Where, nothing
 if TYPE_CHECKING:
     from .contenders import Contender
 
-# of the gradients of all steps: the change of the parameter
+# gradients of all steps -> change of the parameter
 Formula = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 def centered(gradients: Sequence[np.ndarray], outside: bool = False) -> Any:
-    """Graves' RMSProp; ``outside``: epsilon's root is added to the root of the variance."""
+    """Graves' RMSProp; ``outside``: the root of epsilon is added to the root of the variance."""
     mg = variance = delta = way = 0.0
     for g in gradients:
         d = g - mg
@@ -34,7 +34,7 @@ def epsilon_outside(gradients: Sequence[np.ndarray]) -> Any:
 
 
 def adam(gradients: Sequence[np.ndarray]) -> Any:
-    """With PyTorch's defaults: 0.9 (as MOMENTUM), 0.999 and 1e-8."""
+    """Adam with PyTorch's defaults: 0.9 (as MOMENTUM), 0.999 and 1e-8."""
     mean = square = way = 0.0
     for t, g in enumerate(gradients, 1):
         mean = MOMENTUM * mean + (1 - MOMENTUM) * g
@@ -43,22 +43,22 @@ def adam(gradients: Sequence[np.ndarray]) -> Any:
     return way
 
 
-# of the longest way that a parameter went: rounding of the parameter, of the state, and of float32 hyper-parameters
+# relative to the largest change of a parameter; for rounding of parameters, state and float32 hyper-parameters
 TOLERANCES = {"int8": 5e-2, "float16": 1e-2, "float32": 1e-5, "float64": 1e-6}
 STEPS = 5
 
 
 def check(contender: Contender, dtype: str, where: Where) -> float:
-    """Takes steps beside the contender's formula; the largest difference, of the longest way of a parameter.
+    """Compares steps with the contender's formula; returns the largest error relative to the largest change of a parameter.
 
-    The gradient changes on the way, and is zeroed before the last step where that is something that the contender does.
+    The gradient changes between the steps, and is zeroed before the last one if the contender can do that.
 
     Raises:
-        ValueError: when it is more than rounding.
+        ValueError: if the error is larger than rounding explains.
     """
     rng = np.random.default_rng(1)
     sizes = (7, 1000, 33)
-    # small parameters, so that the way they go is not lost in their own rounding
+    # small parameters, so that rounding does not hide their changes
     params = [(0.01 * rng.standard_normal(n)).astype(dtype) for n in sizes]
     first, second = ([rng.standard_normal(n).astype(dtype) for n in sizes] for _ in range(2))
     work = contender.make(params, first, where)
@@ -78,8 +78,8 @@ def check(contender: Contender, dtype: str, where: Where) -> float:
     start = np.concatenate(params).astype(np.float64)
     way = contender.formula([np.concatenate(gradient).astype(np.float64) for gradient in gradients])
     actual = np.concatenate(work.read()).astype(np.float64)
-    # not Python's max, which loses NaN
+    # np.max keeps NaN, Python's max does not
     found = float(np.max(np.abs(actual - start - way)) / np.max(np.abs(way)))
     if not found <= TOLERANCES[{1: "int8", 2: "float16"}.get(contender.state(4), dtype)]:
-        raise ValueError(f"it does not compute its formula: {found:.1e} of the way off after {len(gradients)} steps")
+        raise ValueError(f"it does not compute its formula: relative error {found:.1e} after {len(gradients)} steps")
     return found

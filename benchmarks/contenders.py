@@ -1,7 +1,7 @@
-"""Who is timed: each computes a step of an optimizer, all are set to the same hyper-parameters.
+"""The contenders: each computes a step of an optimizer, all with the same hyper-parameters.
 
-``CONTENDERS[name].make(params, grads, where)`` takes lists of arrays of a dtype, copies them into what the contender
-works on, and returns a :class:`~benchmarks.work.Work`. What it imports, it imports there: each is optional.
+``CONTENDERS[name].make(params, grads, where)`` copies lists of NumPy arrays of one dtype into the contender's arrays, and
+returns a :class:`~benchmarks.work.Work`. It imports the contender's packages, all of which are optional.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from .work import Arrays, Where, Work
 
 @dataclass(frozen=True)
 class Contender:
-    """How to make one, and what is to be known of it.
+    """One contender.
 
     Attributes:
-        kind: ours; peer (another implementation of the rule); other rule; limit (a copy, a look: no rule).
-        formula: what it computes; None: after a step its arrays hold the gradients.
-        state: bytes of a state's element, by that of a parameter's; states: arrays of state.
-        master: bytes of a parameter's master copy.
-        dead: it is timed after thousands of steps in which the gradient was zero.
+        kind: ours; peer (another implementation of the rule); other rule; limit (a copy or a loop without a rule).
+        formula: its formula; None if its arrays hold the gradients after a step.
+        state: a function from the bytes of a parameter's element to those of a state's element.
+        states: number of state arrays.
+        master: bytes per element of the master weights.
+        dead: it is timed after thousands of steps with a gradient of zero.
     """
 
     make: Callable[[Arrays, Arrays, Where], Work]
@@ -42,11 +43,11 @@ class Contender:
     dead: bool = False
 
     def bytes_moved(self, dtype: str) -> int:
-        """Bytes an element that have to be read and written: param and state twice, grad once; a copy's gradient twice."""
+        """Returns the bytes per element that a step reads and writes: param and state twice, grad once; twice for a copy."""
         width = np.dtype(dtype).itemsize
         if self.kind == "limit":
             return 2 * width
-        # with a master copy the parameter itself is only written
+        # with master weights the parameter itself is only written
         param = width + 2 * self.master if self.master else 2 * width
         return param + width + 2 * self.states * self.state(width)
 
@@ -78,7 +79,7 @@ CONTENDERS: dict[str, Contender] = {
     FOREIGN_LOCAL: _ours(("cpu",), foreign=True, global_state=False),
     CALL: Contender(call_alone, "ours"),
     BFLOAT16: _ours(dtypes=("float16", "float32"), state=2, stateDtype="bfloat16"),
-    # its scales, 2% more bytes, are not counted
+    # without the scales, which add 2% of bytes
     INT8: _ours(dtypes=("float16", "float32"), state=1, stateDtype="int8"),
     FUSED: _ours(fuseZeroGrad=True),
     MASTER: _ours(dtypes=("float16",), master=4, masterWeights=True),
@@ -95,7 +96,7 @@ CONTENDERS: dict[str, Contender] = {
     LOOK: Contender(bare_look, "limit", formula=None, states=0),
 }
 
-# the same with dead units, timed in turns with those that have none
+# the same with dead units, timed in turns with the others
 DEAD = {name: f"{name}, dead units" for name in (OURS, C_LOOP, COMPILE, OPTAX)}
 CONTENDERS |= {
     dead: replace(CONTENDERS[name], dead=True, devices=("cpu",), dtypes=("float32",)) for name, dead in DEAD.items()

@@ -1,10 +1,10 @@
-"""Training on several processes of this machine: an iteration's time against their number, ours beside PyTorch's.
+"""Measures training in several processes of this machine, with this library and with PyTorch.
 
     python -m benchmarks.distributed --ranks 1 2 4 --json benchmarks/results/NAME.json
 
-needs mpi4py, an MPI and, for the peers, torch. Every process runs on one thread, with a batch of its own. An iteration
-zeroes the gradients, runs the net forwards and back, averages and updates; "alone" is the same on every process at once,
-without a group: what is left between the two is the price of the group.
+Needs mpi4py, an MPI library and, for the peers, torch. Each process has one thread and its own batch. An iteration zeroes
+the gradients, runs the net forward and backward, averages the gradients and updates. "Alone" is the same in all processes at
+once without a process group, so the difference is the cost of the group.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH, LEARN_RATE = 32, 1e-4
 
 
 class Member(NamedTuple):
-    """A process of a group: what it times; ``gather`` collects everybody's numbers, ``digest`` is of its parameters."""
+    """A process of a group: ``gather`` collects a number of each process, ``digest`` is a sum over the parameters."""
 
     index: int
     iterations: dict[str, Callable[[], None]]  # "together", "alone"
@@ -101,7 +101,7 @@ def torchs(layers: tuple[int, ...], sharded: bool) -> Member:
         for insize, outsize in itertools.pairwise(layers):
             parts += [torch.nn.Linear(insize, outsize), torch.nn.ReLU()]
         net: Any = torch.nn.Sequential(*parts[:-1])
-        # epsilon is outside of the root there
+        # PyTorch adds epsilon outside the root
         hyper = {"lr": LEARN_RATE, "alpha": 0.95, "eps": 1e-2, "momentum": 0.9, "centered": True, "foreach": True}
         if group:
             net = DistributedDataParallel(net)
@@ -124,10 +124,10 @@ def torchs(layers: tuple[int, ...], sharded: bool) -> Member:
 
     def close() -> None:
         dist.barrier()
-        os._exit(0)  # gloo's threads can keep the interpreter from ending
+        os._exit(0)  # gloo's threads can block the end of the interpreter
 
     net, optimizer, together = make(True)
-    together()  # makes the state
+    together()  # creates the state
     local = optimizer.optim if sharded else optimizer
     tensors = [value for state in local.state.values() for value in state.values() if torch.is_tensor(value)]
     return Member(
@@ -150,7 +150,7 @@ CONTENDERS: dict[str, tuple[Callable[[tuple[int, ...], bool], Member], bool]] = 
 
 
 def work(name: str, layers: tuple[int, ...], rounds: int, seconds: float) -> None:
-    """On every process: measures, and process 0 prints a line of JSON."""
+    """Measures in every process; process 0 prints a line of JSON."""
     make, sharded = CONTENDERS[name]
     member = make(layers, sharded)
     together = member.iterations["together"]
@@ -186,7 +186,7 @@ def launch(name: str, net: str, ranks: int, args: argparse.Namespace) -> dict[st
         port = server.getsockname()[1]
     more = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     more |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    more |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # in a container everybody is root
+    more |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # containers often run as root
     own = ["--work", name, "--nets", net, "--rounds", str(args.rounds), "--seconds", str(args.seconds)]
     command = [mpirun, "--oversubscribe", "-n", str(ranks), sys.executable, "-m", "benchmarks.distributed", *own]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, env=os.environ | more)
@@ -200,12 +200,12 @@ def launch(name: str, net: str, ranks: int, args: argparse.Namespace) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each round, about")
-    parser.add_argument("--json", metavar="PATH")
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of processes (default: 1 2 4)")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS), help="nets to train (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, help="number of rounds (default: 7)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="approximate duration of a round (default: 0.5)")
+    parser.add_argument("--json", metavar="PATH", help="write all figures to this file")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only to show that it runs")
     parser.add_argument("--work", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
@@ -216,7 +216,7 @@ def main() -> None:
     results = []
     for net in args.nets:
         size = sum((a + 1) * b for a, b in itertools.pairwise(NETS[net]))
-        print(f"\n{net}, {size:,} parameters: microseconds an iteration, in a group (alone); bytes of state on a process")
+        print(f"\n{net}, {size:,} parameters: microseconds per iteration in a group (alone); bytes of state per process")
         for name in CONTENDERS:
             cells = []
             for ranks in args.ranks:

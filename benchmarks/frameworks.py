@@ -1,4 +1,4 @@
-"""The frameworks: their centered RMSProp, and PyTorch's fused Adam."""
+"""The frameworks' centered RMSProp, and PyTorch's fused Adam."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, 
 
 
 def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
-    """``kind``: "ours", this library's; "loop", "foreach", "compile": its RMSprop; "Adam", another rule in one pass."""
+    """``kind``: "ours" (this library's optimizer), "loop", "foreach" or "compile" (PyTorch's RMSprop), "Adam" (fused)."""
 
     def make(params: Arrays, grads: Arrays, where: Where) -> Work:
         torch = importlib.import_module("torch")
@@ -22,7 +22,7 @@ def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
         if gpu and not torch.cuda.is_available():
             raise LeftOut("this PyTorch finds no GPU")
         torch.set_num_threads(where.threads)
-        # torch.tensor copies into PyTorch's own memory
+        # torch.tensor copies
         tensors = [torch.nn.Parameter(torch.tensor(param, device=where.device)) for param in params]
         for tensor, grad in zip(tensors, grads, strict=True):
             tensor.grad = torch.tensor(grad, device=where.device)
@@ -35,12 +35,12 @@ def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
         elif kind == "Adam":
             optimizer = torch.optim.Adam(tensors, LEARN_RATE, fused=True)
         else:
-            # its epsilon is added to the root
+            # PyTorch adds epsilon outside the root
             options = {"eps": math.sqrt(EPSILON), "momentum": MOMENTUM, "centered": True, "foreach": kind != "loop"}
             optimizer = torch.optim.RMSprop(tensors, LEARN_RATE, ALPHA, capturable=gpu and kind == "compile", **options)
         step = optimizer.step
         if kind == "compile":
-            torch._dynamo.reset()  # else it counts what it compiled for earlier cases, and at a limit gives up
+            torch._dynamo.reset()  # otherwise graphs of earlier cases count towards its limit
             step = torch.compile(lambda: optimizer.step(), fullgraph=False)
 
         def fill(contents: Arrays) -> None:
@@ -59,7 +59,7 @@ def torch_step(kind: str) -> Callable[[Arrays, Arrays, Where], Work]:
 
 
 def tensorflow(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """Its gradients are new tensors in every iteration: there is nothing to zero."""
+    """TensorFlow: gradients are new tensors in each iteration, so nothing is zeroed."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     tf = importlib.import_module("tensorflow")
     dtype = tf.as_dtype(params[0].dtype)
@@ -80,10 +80,10 @@ def tensorflow(params: Arrays, grads: Arrays, where: Where) -> Work:
 
 
 def optax_jit(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """Its gradients are new arrays in every iteration: there is nothing to zero."""
+    """Optax: gradients are new arrays in each iteration, so nothing is zeroed."""
     jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
     jax.config.update("jax_enable_x64", params[0].dtype == np.float64)
-    # eps_in_sqrt is its default: the formula is Graves' own
+    # eps_in_sqrt is the default, so the formula is Graves'
     rule = optax.rmsprop(LEARN_RATE, ALPHA, EPSILON, centered=True, momentum=MOMENTUM)
 
     def update(tree: Any, state: Any, gradients: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What takes a new process to see: python -m benchmarks.fresh first|memory DEVICE [quick] prints it as JSON."""
+"""Measures first use and memory, each in a new process: python -m benchmarks.fresh first|memory DEVICE [quick]."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ def net(sizes, device):
 
 
 def first(device, quick):
-    """Seconds to import the library, and to take a step on a small net."""
+    """Returns the seconds to import the library and to take the first step on a small net."""
     clock = time.perf_counter
     start = clock()
     import h5py  # noqa: F401
@@ -43,7 +43,7 @@ def first(device, quick):
 
 
 def resident():
-    """Bytes of memory that the process has."""
+    """Returns the resident memory of the process in bytes."""
     import os
 
     with open("/proc/self/statm") as file:
@@ -51,7 +51,7 @@ def resident():
 
 
 def on_cpu(net, optimizer, global_state, count):
-    """Bytes that setupOn and updates allocate; NumPy tells tracemalloc of its arrays."""
+    """Returns the bytes that setupOn and updates allocate, from tracemalloc, which knows NumPy's arrays."""
     import tracemalloc
 
     traced = tracemalloc.get_traced_memory
@@ -76,7 +76,7 @@ def on_cpu(net, optimizer, global_state, count):
 
 
 def on_gpu(net, optimizer, global_state, count):
-    """The device's memory taken by updates, and how often PyCUDA was asked for some in them."""
+    """Returns the device memory that updates take, and the number of their allocations with PyCUDA."""
     from unittest import mock
 
     from pycuda import driver
@@ -94,16 +94,16 @@ def on_gpu(net, optimizer, global_state, count):
 
 
 def memory(device, quick):
-    """Of 1,000 variables of 1,000, in each mode."""
+    """Returns the figures for 1,000 variables of 1,000 elements, in each mode."""
     import tracemalloc
 
     from puzzlelib_rmsprop import RMSPropGraves
 
     look, found = on_gpu if device == "cuda" else on_cpu, {}
     for mode in ("global", "local"):
-        for sizes in ([1], [1_000] * (20 if quick else 1_000)):  # the first imports what there is to import
+        for sizes in ([1], [1_000] * (20 if quick else 1_000)):  # the first run imports modules
             if device == "cpu":
-                tracemalloc.start()  # before the arrays are made, to see them go
+                tracemalloc.start()  # before the arrays are made, so that their release is counted
             found[mode] = look(net(sizes, device), RMSPropGraves(), mode == "global", 10 if quick else 1_000)
             tracemalloc.stop()
     return found

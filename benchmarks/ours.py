@@ -1,4 +1,4 @@
-"""This library as a contender, on a net of its own or of another's classes; and a bare loop over such a net's variables."""
+"""This library as a contender, on its own nets or on a user's classes; and a bare loop over the variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .work import ALPHA, EPSILON, LEARN_RATE, MOMENTUM, Arrays, LeftOut, Where, 
 
 
 class ForeignVariable:
-    """A user's own variable: plain attributes, and NumPy's arrays."""
+    """A user's own variable class, with NumPy arrays."""
 
     def __init__(self, data: Any, grad: Any) -> None:
         self.data, self.grad = data, grad
@@ -19,7 +19,7 @@ class ForeignVariable:
 
 
 class ForeignNet:
-    """A user's own net: the three methods that an optimizer calls."""
+    """A user's own net class, with the three methods that an optimizer calls."""
 
     def __init__(self) -> None:
         self.vars: dict[str, Any] = {}
@@ -35,7 +35,7 @@ class ForeignNet:
 
 
 def net_of(params: Arrays, grads: Arrays, foreign: bool) -> Any:
-    """A net with copies of these arrays."""
+    """Returns a net with copies of the arrays."""
     from puzzlelib_rmsprop import Variable, gpuarray
     from puzzlelib_rmsprop.nets import Module
 
@@ -82,7 +82,7 @@ def ours(
 
 
 def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """What an update calls the compiled library with, and nothing of the update around it."""
+    """The call of the compiled library alone, without the Python code of an update."""
     from puzzlelib_rmsprop.kernels import cpu
 
     library = cpu.library
@@ -97,12 +97,12 @@ def call_alone(params: Arrays, grads: Arrays, where: Where) -> Work:
         cpu.library = library
     if len(addresses) != 1:
         raise LeftOut(f"an update makes {len(addresses)} calls of the compiled library")
-    # work.zero keeps the optimizer, and that what lies at the address
+    # work.zero keeps the optimizer alive, and with it the memory at the address
     return work._replace(step=functools.partial(library.update, addresses[0]))
 
 
 def bare_look(params: Arrays, grads: Arrays, where: Where) -> Work:
-    """The least that finds out whether anything in a net has changed since the last step: one look at each variable."""
+    """The least work that detects changes in a net since the last step: one look at each variable."""
     net = net_of(params, grads, foreign=True)
     get = net.getVar
     seen = [(name, var, var.data, var.grad) for name, var in net.vars.items()]

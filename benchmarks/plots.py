@@ -1,4 +1,4 @@
-"""The figures as pictures. Colours are Okabe and Ito's, which most people with colour blindness tell apart."""
+"""Plots of the results. The colours are Okabe and Ito's, which most colour-blind people can distinguish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .contenders import CONTENDERS, OURS
 from .tables import Case, Results, median, names_in, quartiles, rate
 
-# by the first letters of the name; those of a colour differ in marker and line
+# by the beginning of the name; contenders of one colour differ in marker and line
 COLOURS = {
     "puzzlelib": "#0072b2", "PuzzleLib": "#000000", "PyTorch": "#d55e00", "TensorFlow": "#e69f00", "Optax": "#009e73",
     "Paddle": "#cc79a7", "copy": "#808080", "bare": "#f0e442",
@@ -17,14 +17,14 @@ MARKERS, LINES = "osD^vP*X<>ph", ("-", "--", ":", "-.")
 
 
 def style(name: str) -> tuple[str, str, str]:
-    """Colour, marker and line: the same in every picture."""
+    """Returns colour, marker and line style of a contender, the same in all plots."""
     start = next(start for start in COLOURS if name.startswith(start))
     number = [each for each in CONTENDERS if each.startswith(start)].index(name)
     return COLOURS[start], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws what there are figures of; the files."""
+    """Draws all plots that there are figures for; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,7 +83,7 @@ def bandwidth(pyplot: Any, cases: Results) -> Any:
 
 
 def bars(pyplot: Any, cases: Results) -> Any:
-    """A panel for each case."""
+    """Draws one panel of bars for each case."""
     rows = -(-len(cases) // 2)
     height = max(3, rows * (0.27 * max(len(case["seconds"]) for case in cases) + 0.9))
     figure, grid = pyplot.subplots(rows, 2, figsize=(13, height), layout="constrained", squeeze=False)
@@ -91,7 +91,7 @@ def bars(pyplot: Any, cases: Results) -> Any:
         panel(axes, case)
     for axes in grid.flat[len(cases) :]:
         axes.set_visible(False)
-    figure.suptitle(f"Time of a step: shorter is better (multiples of: {cases[0].get('beside', OURS)})", x=0.01, ha="left")
+    figure.suptitle(f"Time of a step (shorter is better); multiples of {cases[0].get('beside', OURS)}", x=0.01, ha="left")
     return figure
 
 
@@ -108,7 +108,7 @@ def panel(axes: Any, case: Case) -> None:
         if beside in names and name != beside:
             told += f"  ({median(case, name) / median(case, beside):.2g} times)"
         axes.text(row[2] * 1.08, number, told, va="center", fontsize=8)
-    # room for the words behind the longest bar
+    # space for the text after the longest bar
     low, high = min(values) / 2, max(row[2] for row in spread)
     axes.set(xscale="log", xlim=(low, high * (high / low) ** 0.6))
     axes.set_title(case["title"], loc="left", fontsize=10)

@@ -1,7 +1,7 @@
-"""Formats of an 8-bit state, emulated, to choose between them: python -m benchmarks.state_formats steps|characters|digits
+"""Compares emulated formats of 8-bit state: python -m benchmarks.state_formats steps|characters|digits
 
-A number is stored as the value of the code below or above it. `steps`: the rule beside float64 with many kinds of gradients,
-the library's own state with them. The others: examples trained with such a state. docs/int8-format.md has the results.
+`steps` compares steps with float64 for many kinds of gradients, with the emulated formats and with the library's state.
+`characters` and `digits` train examples with the emulated formats. The results are in docs/int8-format.md.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LEARN_RATE, ALPHA, MOM_RATE, EPSILON = 1e-4, 0.95, 0.9, 1e-4
 
 @functools.cache
 def levels(companding: str, codes: int) -> Tensor:
-    """Magnitudes that the codes of a block stand for, ascending from 0. The next one would be 2."""
+    """Returns the magnitudes of the codes of a block, ascending from 0. The next one would be 2."""
     i = torch.arange(codes, dtype=torch.float64)
-    if companding.startswith("E"):  # mu-law in pieces: a float of so many bits, less one
+    if companding.startswith("E"):  # piecewise mu-law: a float with these exponent and mantissa bits, minus one
         exponents, steps = 2 ** int(companding[1]), 2 ** int(companding[3])
         top = 2.0 ** (exponents - 1) - 1
         y = 2.0 ** (i // steps) * (1 + i % steps / steps)
@@ -50,17 +50,17 @@ def levels(companding: str, codes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Format:
-    """One entity's: E3M4, linear, square (a code is the number's root) or softsign; with what scale, and how rounded."""
+    """The format of one state: companding (E3M4, linear, square or softsign), scale and rounding."""
 
     companding: str
     block: int = 64
     signed: bool = True
-    exact: bool = False  # a block's scale is its largest magnitude as a float32, else that one's power of two
-    random: bool = True  # else to nearest
+    exact: bool = False  # the scale of a block is its largest magnitude in float32, otherwise a power of two
+    random: bool = True  # stochastic rounding, otherwise to nearest
     never_zero: bool = True  # a variance above 0 is not stored as 0
 
     def stored(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What is read back after x, of one dimension, was stored."""
+        """Returns a 1-d tensor as it is after storing and reading it."""
         table = levels(self.companding, 128 if self.signed else 256)
         blocks = torch.nn.functional.pad(x, (0, -len(x) % self.block)).view(-1, self.block)
         top = blocks.abs().amax(1, keepdim=True)
@@ -77,7 +77,7 @@ class Format:
 
 @dataclass(frozen=True)
 class State:
-    """The formats of the three entities; None: as it is."""
+    """The formats of the three states; None keeps float32."""
 
     mg: Format | None = None
     variance: Format | None = None
@@ -89,7 +89,7 @@ def in_8_bits(mg: str, variance: str, delta: str, **options: Any) -> State:
     return State(signed[0], Format(variance, signed=False, **options), signed[1])
 
 
-CHOSEN = ("E3M4", "E4M4", "E2M5")  # what the library has
+CHOSEN = ("E3M4", "E4M4", "E2M5")  # the library's
 E3M4, E2M5, E4M4 = Format("E3M4"), Format("E2M5"), Format("E4M4", signed=False)
 CANDIDATES = {
     "float32": State(),
@@ -121,7 +121,7 @@ def step(
     rate: float = LEARN_RATE,
     epsilon: float = EPSILON,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The rule; returns the step, and mg, variance and delta as they are stored. Rounded as the tensors' dtype is."""
+    """Returns the step of the rule, and mg, variance and delta as they are stored. Computed in the tensors' dtype."""
     mg, variance, delta = kept
     d = g - mg
     mg = ALPHA * mg + (1 - ALPHA) * g
@@ -132,20 +132,20 @@ def step(
     return delta, [format.stored(x, generator) if format else x for x, format in stored]
 
 
-# ---- steps beside float64 --------------------------------------------------------------------------------------------
+# ---- steps compared with float64 -------------------------------------------------------------------------------------
 
 PER_CASE = 1024
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Normal numbers whose sizes in a block are spread evenly over that many powers of ten."""
+    """Normal gradients whose scales in a block are log-uniform over a factor of ``spread``."""
 
     spread: float
     ratio: float = 0.0  # mean over standard deviation
-    largest: float | None = None  # else the smallest is 1, so that epsilon helps nobody
+    largest: float | None = None  # otherwise the smallest is 1, so that epsilon does not matter
     share: float = 1.0  # of gradients that are not 0, at random
-    alive: float = 1.0  # of elements whose gradient is ever not 0
+    alive: float = 1.0  # share of elements whose gradient is not always 0
 
     def __str__(self) -> str:
         words = [f"{self.spread:g}".replace("e+0", "e"), f"{self.ratio:g}"]
@@ -173,15 +173,15 @@ CASES = [
 
 @dataclass
 class Found:
-    """Of one case: steps beside float64's."""
+    """The steps of one case compared with float64's."""
 
-    error: float  # root mean square of the difference, over that of float64's steps
-    length: float  # mean over elements of the steps' length along float64's
-    shortest: float  # of the hundredth part of elements that has the shortest
-    largest: float  # in learning rates
+    error: float  # root mean square of the difference, relative to float64's steps
+    length: float  # length of the steps along float64's, mean over elements
+    shortest: float  # the same, 1st percentile
+    largest: float  # largest step in learning rates
 
 
-Take = Callable[[Tensor], Tensor]  # gives the step for gradients
+Take = Callable[[Tensor], Tensor]  # gradients -> step
 
 
 def emulated(state: State, dtype: torch.dtype = torch.float32) -> Take:
@@ -200,7 +200,7 @@ def of_the_library(state_dtype: str | None) -> Take:
     optimizer = RMSpropGraves([p], maximize=True, state_dtype=state_dtype)
 
     def take(g: Tensor) -> Tensor:
-        p.zero_()  # so that it is the step afterwards
+        p.zero_()  # so that it holds the step afterwards
         p.grad = g
         optimizer.step()
         return p
@@ -209,7 +209,7 @@ def of_the_library(state_dtype: str | None) -> Take:
 
 
 def compared(takers: Sequence[Take], steps: int) -> list[list[Found]]:
-    """What each makes of each case; the first is compared with as well."""
+    """Returns the results of each taker for each case, compared with the first taker."""
     draw = torch.Generator().manual_seed(0)
     sd = torch.cat([case.sizes(draw) for case in CASES])
     each = functools.partial(torch.repeat_interleave, repeats=PER_CASE)
@@ -241,7 +241,7 @@ def of_a_case(case: int, along: Tensor, square: Tensor, exact: Tensor, largest: 
 
 
 class Emulated(torch.optim.Optimizer):
-    """The rule for float32 parameters, with a state that is stored in other formats."""
+    """The rule for float32 parameters, with state in an emulated format."""
 
     def __init__(self, params: Sequence[Tensor], state: State, seed: int, lr: float, eps: float = EPSILON) -> None:
         super().__init__(params, {"lr": lr, "eps": eps})
@@ -257,7 +257,7 @@ class Emulated(torch.optim.Optimizer):
 
 
 def trained(example: str, options: Sequence[str], state: State, seed: int) -> float:
-    """The number in the last line that an example prints whose optimizer keeps such a state."""
+    """Trains an example with state in an emulated format; returns the number in its last line."""
     module = importlib.import_module(example)
     module.RMSpropGraves = lambda params, state_dtype=None, **options: Emulated(params, state, seed, **options)
     text = io.StringIO()
@@ -268,7 +268,7 @@ def trained(example: str, options: Sequence[str], state: State, seed: int) -> fl
 
 # ---- command line ----------------------------------------------------------------------------------------------------
 
-# what the tables show of the cases
+# the cases in the tables
 ERRORS = [
     "1 0",
     "100 0",
@@ -310,10 +310,11 @@ def steps(count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("what", choices=["steps", "characters", "digits"])
-    parser.add_argument("--steps", type=int, help="of the optimizer (default: 1000; characters: the example's)")
-    parser.add_argument("--seeds", type=int, default=3, help="of trainings (default: 3)")
-    parser.add_argument("--formats", nargs="+", choices=list(CANDIDATES), default=list(CANDIDATES), help="to train with")
+    parser.add_argument("what", choices=["steps", "characters", "digits"], help="comparison to run")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 1000; characters: the example's)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    names = list(CANDIDATES)
+    parser.add_argument("--formats", nargs="+", choices=names, default=names, metavar="FORMAT", help="default: all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "steps":

@@ -1,4 +1,4 @@
-"""The figures as tables in Markdown."""
+"""Tables of the results in Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Results = list[Case]
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """The lower one, the median and the upper one."""
+    """Returns the lower quartile, the median and the upper quartile."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     middle = statistics.median(values)
     return min(low, middle), middle, max(high, middle)
@@ -24,12 +24,12 @@ def median(case: Case, name: str) -> float:
 
 
 def rate(case: Case, name: str, seconds: float) -> float:
-    """GB/s, of the bytes that a step has to read and write."""
+    """Returns GB/s, from the bytes that a step reads and writes."""
     return CONTENDERS[name].bytes_moved(case["dtype"]) * case["elements"] / seconds / 1e9
 
 
 def names_in(cases: Results) -> list[str]:
-    """Who was timed, of those whom this version has."""
+    """Returns the contenders that were timed and that this version has."""
     return [name for name in CONTENDERS if any(name in case["seconds"] for case in cases)]
 
 
@@ -39,14 +39,14 @@ def table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def micro(values: list[float]) -> list[str]:
-    """Median and quartiles in microseconds."""
+    """Returns median and quartiles in microseconds."""
     low, middle, high = (seconds * 1e6 for seconds in quartiles(values))
     digits = 2 if middle < 10 else 1
     return [f"{middle:,.{digits}f}", f"{low:,.{digits}f} - {high:,.{digits}f}"]
 
 
 def case_table(case: Case) -> list[str]:
-    """One case: each contender's median and quartiles, as a multiple of one's, and the bandwidth it uses."""
+    """Returns the table of one case: medians and quartiles, multiples of one contender's median, bandwidth."""
     beside = case.get("beside", OURS)
     ours = beside in CONTENDERS and CONTENDERS[beside].kind == "ours"
     moved, gpu = case["elements"] >= 1000 and not case["zero"] and ours, "host_seconds" in case
@@ -67,13 +67,13 @@ def case_table(case: Case) -> list[str]:
 
 
 def sweep_table(cases: Results, head: str, cell: Callable[[Case, str], str]) -> list[str]:
-    """Cases of several sizes, a row for each contender."""
+    """Returns the table of cases with several sizes, with a row for each contender."""
     rows = [[name, *(cell(case, name) if name in case["seconds"] else "" for case in cases)] for name in names_in(cases)]
     return table([head, *(f"{case['elements']:,}" for case in cases)], rows)
 
 
 def peers_table(results: Results) -> list[str]:
-    """Ours beside the fastest other implementation of the rule, case by case."""
+    """Returns a table of this library and the fastest other implementation in each case."""
     rows = []
     for case in results:
         peers = [name for name in names_in([case]) if CONTENDERS[name].kind == "peer" and not CONTENDERS[name].dead]
@@ -96,7 +96,7 @@ def memory_table(memory: dict[str, dict[str, int]]) -> list[str]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """Everything."""
+    """Returns all tables."""
     about, results = found["about"], found["results"]
     lines = [f"# {about.get('device_name') or about['cpu']}, {about['date']}", "", about_line(about), ""]
     lines += peers_table(results)

@@ -1,4 +1,4 @@
-"""Times contenders in turns, each in a process of its own."""
+"""Times contenders in turns, each in its own process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .contenders import CONTENDERS
 from .worker import serve
 
 ROOT = Path(__file__).resolve().parent.parent
-# seconds that an order may take: a framework's import and its compiler; a step on 100,000,000 elements
+# time limits of orders in seconds: importing and compiling takes long, and so does a step on 100,000,000 elements
 LIMITS = {"check": 300.0, "make": 90.0, "time": 90.0}
 
 
 class Refused(Exception):
-    """An order that was not carried out, with the reason. ``missing``: the contender is not here at all."""
+    """An order failed, with the reason. ``missing``: the contender is not installed."""
 
     def __init__(self, reason: str, missing: bool = False) -> None:
         super().__init__(reason)
@@ -31,7 +31,7 @@ class Refused(Exception):
 
 
 class Worker:
-    """A contender's process; started when it is first asked, and again when it had to be ended."""
+    """The process of a contender, started at the first order, and again after it was ended."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -44,11 +44,11 @@ class Worker:
             self._process = context.Process(target=serve, args=(theirs, self.name), daemon=True)
             self._process.start()
             theirs.close()
-        with contextlib.suppress(OSError):  # then there is no answer either
+        with contextlib.suppress(OSError):  # receive() reports it
             self._connection.send((do, order))
 
     def receive(self, limit: float) -> Any:
-        """The answer. Raises Refused where there is none."""
+        """Returns the answer; raises Refused if there is none."""
         try:
             if not self._connection.poll(limit):
                 self.end(wait=0)
@@ -65,7 +65,7 @@ class Worker:
         return self.receive(LIMITS.get(do, 60.0))
 
     def end(self, wait: float = 10) -> int | None:
-        """Ends the process, by force after so many seconds; its exit status."""
+        """Ends the process, by force after ``wait`` seconds; returns its exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -78,7 +78,7 @@ class Worker:
 
 
 def fits(case: Case, device: str) -> bool:
-    """Whether all contenders' arrays fit into memory at once: param, grad and state of each, and about one more."""
+    """Returns whether the arrays of all contenders fit into memory at once: param, grad, state and one more each."""
     arrays = sum(3 + CONTENDERS[name].states for name in case.names)
     needed = arrays * sum(case.sizes) * np.dtype(case.dtype).itemsize
     try:
@@ -86,17 +86,17 @@ def fits(case: Case, device: str) -> bool:
             available = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         available = 16 << 30
-    return device == "cuda" or needed < 0.8 * available  # on a GPU each has a few GB at most
+    return device == "cuda" or needed < 0.8 * available  # on a GPU each needs a few GB at most
 
 
 def measure(case: Case, workers: dict[str, Worker], device: str, cores: int, quick: bool) -> dict[str, Any]:
-    """A case's figures: contender -> seconds of a step, one figure a round, taken in turns."""
+    """Times the contenders of a case in turns; ``seconds`` has one figure per contender and round."""
     print(f"{case.suite}: {case.title}", file=sys.stderr, flush=True)
     names = [name for name in case.names if name in workers]
     found: dict[str, Any] = {**case.about(), "device": device, "seconds": {}, "left_out": {}}
     order = {"sizes": case.sizes, "dtype": case.dtype, "zero": case.zero, "device": device, "threads": cores}
     seconds = 0.005 if quick else 0.2 if sum(case.sizes) > 1e7 else 0.05
-    together = fits(case, device)  # else the arrays come and go with each turn
+    together = fits(case, device)  # otherwise the arrays are made anew for each turn
 
     def ask(name: str, do: str, **order: Any) -> dict[str, float]:
         try:
@@ -115,7 +115,7 @@ def measure(case: Case, workers: dict[str, Worker], device: str, cores: int, qui
             if not together:
                 ask(name, "make", **order)
             if device == "cpu" and not quick:
-                time.sleep(0.25)  # threads of the one before may wait for work by spinning, OpenMP's for 0.2 seconds
+                time.sleep(0.25)  # threads of the previous contender may still spin, OpenMP's for 0.2 s
             for key, value in ask(name, "time", seconds=seconds).items():
                 found.setdefault(key, {}).setdefault(name, []).append(value)
             if not together:
@@ -126,7 +126,7 @@ def measure(case: Case, workers: dict[str, Worker], device: str, cores: int, qui
 
 
 def fresh(what: str, device: str, quick: bool) -> dict[str, Any]:
-    """What a new process finds, see fresh.py. Raises RuntimeError where it fails."""
+    """Returns the figures of fresh.py in a new process; raises RuntimeError if it fails."""
     command = [sys.executable, "-m", "benchmarks.fresh", what, device, *(["quick"] if quick else [])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     if done.returncode:

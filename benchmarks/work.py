@@ -1,4 +1,4 @@
-"""What all contenders share, and what each gives to those who time it."""
+"""The hyper-parameters of all contenders, and the interface for timing them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Arrays = list[np.ndarray]
 
 
 class LeftOut(Exception):
-    """Why a contender does not take part."""
+    """A contender cannot take part, with the reason."""
 
 
 class Where(NamedTuple):
-    """``device`` is cpu or cuda; ``threads`` what ours and PyTorch may use, the others use what they choose."""
+    """``device`` is cpu or cuda; ``threads`` is for this library and PyTorch, the other frameworks choose themselves."""
 
     device: str
     threads: int
@@ -28,10 +28,9 @@ def nothing() -> None:
 
 
 class Work(NamedTuple):
-    """A contender at work.
+    """A contender with its arrays.
 
-    ``zero`` sets the gradients to zero in place, and does nothing where there is nothing to zero; ``synchronize`` waits for
-    a GPU.
+    ``zero`` sets the gradients to zero in place, if the contender does that; ``synchronize`` waits for a GPU.
     """
 
     step: Callable[[], Any]
@@ -42,7 +41,7 @@ class Work(NamedTuple):
 
 
 def aligned(content: np.ndarray) -> np.ndarray:
-    """A copy at an address that a cache line starts at, where every framework puts its arrays."""
+    """Returns a copy that is aligned to a cache line, as the frameworks align their arrays."""
     memory = np.empty(content.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copied = memory[start : start + content.nbytes].view(content.dtype)

@@ -1,4 +1,4 @@
-"""One contender in a process of its own: carries out orders. Frameworks' thread pools and allocators share none well."""
+"""One contender in its own process, because thread pools and allocators of frameworks disturb each other."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .check import check
 from .contenders import CONTENDERS
 from .work import Arrays, LeftOut, Where, Work
 
-DEAD_STEPS = 2100  # with alpha = 0.95 an average gets to the last subnormal numbers of float32 in some 2,020
+DEAD_STEPS = 2100  # with alpha = 0.95 a float32 average reaches the smallest subnormal numbers after about 2,020
 
 
 def arrays(sizes: list[int], dtype: str) -> tuple[Arrays, Arrays]:
-    """Parameters and gradients. Random, and not zeros; a part repeated, because drawing 50 million takes a second."""
+    """Returns random parameters and gradients; a part is repeated, because drawing 50 million numbers takes a second."""
     total = sum(sizes)
     pool = np.random.default_rng(0).standard_normal(min(total, 1 << 20), np.float32).astype(dtype)
     cuts = np.cumsum(sizes)[:-1]
@@ -28,17 +28,17 @@ def arrays(sizes: list[int], dtype: str) -> tuple[Arrays, Arrays]:
 
 
 def timed(work: Work, grads: Arrays | None, seconds: float, most: int) -> float:
-    """Mean seconds of a step, over as many as fit in the time given, at least one.
+    """Returns the mean seconds of a step, over as many steps as fit into the given time, at least one.
 
-    With ``grads``: of zeroing and a step, the gradients being written in between, as a net's backward does, outside of
-    the time; or the state would die away, and the processor compute with subnormal numbers.
+    With ``grads``, of zeroing and a step. The gradients are written in between, as backward does, and that is not timed.
+    Otherwise the state would decay to subnormal numbers, with which processors are slow.
     """
     clock, step, synchronize = time.perf_counter, work.step, work.synchronize
     count, writing = 0, 0.0
     synchronize()
     start = clock()
     while True:
-        # looking at the clock takes a part of the shortest step's time
+        # reading the clock takes a noticeable part of the shortest steps
         batch = 1 if grads is not None else max(1, min(count // 4, most - count))
         if grads is not None:
             work.zero()
@@ -57,7 +57,7 @@ def timed(work: Work, grads: Arrays | None, seconds: float, most: int) -> float:
 
 
 def called(work: Work) -> float:
-    """Seconds of a call on the host, a GPU having nothing to do before."""
+    """Returns the seconds of a call on the host while the GPU is idle."""
     seconds = []
     for _ in range(5):
         work.synchronize()
@@ -78,7 +78,7 @@ class Orders:
         return check(self.contender, dtype, Where(device, threads))
 
     def make(self, sizes: list[int], dtype: str, zero: bool, device: str, threads: int) -> None:
-        """Sets up a case."""
+        """Makes the arrays of a case, and warms up."""
         self.drop()
         self.device = device
         params, grads = arrays(sizes, dtype)
@@ -90,7 +90,7 @@ class Orders:
         self.grads = grads if zero else None
 
     def time(self, seconds: float) -> dict[str, float]:
-        """Seconds of a step; on a GPU, of the call on the host too."""
+        """Returns the seconds of a step; on a GPU also of the call on the host."""
         assert self.work is not None
         found = {"seconds": timed(self.work, self.grads, seconds, 10_000)}
         return found | ({"host_seconds": called(self.work)} if self.device == "cuda" else {})
@@ -100,7 +100,7 @@ class Orders:
         gc.collect()
 
     def gpu(self) -> dict[str, Any]:
-        """What the GPU is."""
+        """Returns a description of the GPU."""
         import pycuda.autoprimaryctx
         from pycuda import driver
 
@@ -110,7 +110,7 @@ class Orders:
 
 
 def serve(connection: Connection, name: str) -> None:
-    """Takes orders until the other end is closed; an answer is its kind and what was found."""
+    """Carries out orders until the other end is closed; an answer is a pair of its kind and a result."""
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # frameworks print
         os.dup2(silence, stream)

@@ -1,4 +1,4 @@
-"""PuzzleLib's documented example of RMSPropGraves; only the imports are this library's."""
+"""The example of RMSPropGraves from PuzzleLib's documentation; only the imports and the first line printed differ."""
 
 import numpy as np
 
@@ -9,6 +9,7 @@ np.random.seed(0)
 net = Sequential().append(Linear(128, 64)).append(Activation(relu)).append(Linear(64, 1))
 loss = MSE()
 
+print("Training a net with two linear layers to map 16 random vectors to 16 numbers")
 data = gpuarray.to_gpu(np.random.randn(16, 128).astype(np.float32))
 target = gpuarray.to_gpu(np.random.randn(16, 1).astype(np.float32))
 optimizer = RMSPropGraves(learnRate=0.001)

@@ -1,9 +1,9 @@
-"""Trains a small transformer to guess the next character of the Python manual's text, which every Python ships.
+"""Trains a small transformer in PyTorch to predict the next character of the Python manual.
 
     python examples/torch_characters.py --state-dtype int8
 
-The text is that of `pydoc_data.topics`, what help("for") and the like print: some 465,000 characters in Python 3.11. The
-last tenth of it is never trained on; the last line printed is how many bits the net needs for a character of that.
+The text is `pydoc_data.topics`, which every Python has for help("for") and the like: some 465,000 characters in Python 3.11.
+The last tenth of it is the test set. The last line of the output is the loss on it, in bits per character.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ try:
     import torch
     from torch import nn
 except ImportError as error:
-    sys.exit(f"{error.name} is missing; install what this example needs: pip install torch")
+    sys.exit(f"{error.name} is missing; this example needs: pip install 'torch>=2.6'")
 
 from puzzlelib_rmsprop.torch import RMSpropGraves
 
 LEARN_RATE, EPSILON = 1e-3, 1e-8
 BATCH_SIZE = 16
-LENGTH = 64  # of a text in a batch
+LENGTH = 64  # characters of each text in a batch
 WIDTH, HEADS, LAYERS = 128, 4, 3
 
 
 def load() -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Training and test text as numbers of characters (n,) int64, and how many characters there are."""
+    """Returns training and test text as indices into the alphabet, (n,) int64, and the size of the alphabet."""
     text = "\n".join(topics.values())
     alphabet = {character: number for number, character in enumerate(sorted(set(text)))}
     numbers = torch.tensor([alphabet[character] for character in text])
@@ -38,7 +38,7 @@ def load() -> tuple[torch.Tensor, torch.Tensor, int]:
 
 
 class Block(nn.Module):
-    """Attention to what came before, then a net for each place; each is added to what came in."""
+    """A pre-norm transformer block: causal self-attention and a feed-forward net, each with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class Guesser(nn.Module):
-    """Scores of the next character, at each place of texts (n, LENGTH)."""
+    """Gives the logits of the next character at each position of texts (n, LENGTH)."""
 
     def __init__(self, characters: int) -> None:
         super().__init__()
@@ -66,12 +66,12 @@ class Guesser(nn.Module):
 
 
 def bits(net: Guesser, texts: torch.Tensor) -> torch.Tensor:
-    """Bits a character of texts (n, LENGTH + 1), of which the first is given."""
+    """Returns the loss on texts (n, LENGTH + 1) in bits per character; the first character is given."""
     return nn.functional.cross_entropy(net(texts[:, :-1]).flatten(0, 1), texts[:, 1:].flatten()) / math.log(2)
 
 
 def measure(net: Guesser, text: torch.Tensor) -> float:
-    """Bits a character of a whole text, cut into pieces."""
+    """Returns the loss on a long text in bits per character."""
     pieces = text.unfold(0, LENGTH + 1, LENGTH)
     with torch.no_grad():
         return sum(bits(net, part).item() * len(part) for part in pieces.split(128)) / len(pieces)
@@ -91,10 +91,10 @@ def arguments() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
         return int(text)
 
-    parser.add_argument("--steps", type=positive, default=1000, help="of the optimizer (default: 1000)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the net and the batches (default: 0)")
+    parser.add_argument("--steps", type=positive, default=1000, help="number of optimizer steps (default: 1000)")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed (default: 0)")
     parser.add_argument(
-        "--state-dtype", choices=["bfloat16", "int8"], help="of the optimizer's state: less memory (default: float32)"
+        "--state-dtype", choices=["bfloat16", "int8"], help="data type of the optimizer state (default: float32)"
     )
     return parser.parse_args()
 
@@ -105,13 +105,13 @@ def main() -> None:
     train, test, characters = load()
     net = Guesser(characters)
     optimizer = RMSpropGraves(net.parameters(), lr=LEARN_RATE, eps=EPSILON, state_dtype=args.state_dtype)
-    # the learning rate rises at first, and falls along half a cosine
+    # linear warm-up, then cosine decay
     rise = min(100, args.steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / rise) * (1 + math.cos(math.pi * step / args.steps)) / 2
     )
     size = sum(p.numel() for p in net.parameters())
-    print(f"{size:,} parameters; {len(train):,} characters to train on, seed {args.seed}")
+    print(f"Training a transformer with {size:,} parameters on {len(train):,} characters, seed {args.seed}")
 
     begin, total = time.perf_counter(), 0.0
     for step in range(1, args.steps + 1):
@@ -123,9 +123,9 @@ def main() -> None:
         scheduler.step()
         total += loss.item()
         if step % 100 == 0:
-            print(f"step {step:5}  training {total / 100:.3f} bits  {time.perf_counter() - begin:.0f} s", flush=True)
+            print(f"step {step:5}  training loss {total / 100:.3f} bits  {time.perf_counter() - begin:.0f} s", flush=True)
             total = 0.0
-    print(f"test: {measure(net, test):.4f} bits a character")
+    print(f"test loss: {measure(net, test):.4f} bits per character")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Trains a small net on the 1,797 handwritten digits that scikit-learn ships, in PyTorch.
+"""Trains a small PyTorch net on the 1,797 handwritten digits that come with scikit-learn.
 
     python examples/torch_digits.py --plot digits.png
 
-An ordinary PyTorch script, but for two lines: the import of RMSpropGraves, and the one that makes the optimizer. The split,
-the net's layers and what is done to the digits are those of examples/train_digits.py. The last line printed is the accuracy
-on test digits that were never used before.
+Only two lines differ from any other PyTorch script: the import of RMSpropGraves and the creation of the optimizer. The
+split, the layers and the augmentation are those of examples/train_digits.py. The last line of the output is the accuracy
+on the test digits, which are used for nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ try:
     from sklearn.datasets import load_digits
     from torch import nn
 except ImportError as error:
-    sys.exit(f"{error.name} is missing; install what this example needs: pip install torch scikit-learn matplotlib")
+    sys.exit(f"{error.name} is missing; this example needs: pip install 'torch>=2.6' scikit-learn matplotlib")
 
 import numpy as np
 
@@ -32,7 +32,7 @@ NOISE = 0.1
 
 
 def load(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Test, validation and training digits: images (n, 64) float32 from 0 to 1 and labels (n,) int64."""
+    """Returns test, validation and training digits: images (n, 64) float32 from 0 to 1 and labels (n,) int64."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(images))
     pixels, classes = torch.from_numpy(images / 16).float(), torch.from_numpy(labels).long()
@@ -40,7 +40,7 @@ def load(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def augmented(images: torch.Tensor) -> torch.Tensor:
-    """Half of the images shifted by up to a pixel each way, all with noise."""
+    """Returns the images with noise, half of them shifted by up to a pixel in each direction."""
     windows = nn.functional.pad(images.view(-1, 8, 8), (1, 1, 1, 1)).unfold(1, 8, 1).unfold(2, 8, 1)
     down, right = torch.randint(0, 3, (2, len(images)))
     shifted = windows[torch.arange(len(images)), down, right].reshape(-1, 64)
@@ -48,7 +48,7 @@ def augmented(images: torch.Tensor) -> torch.Tensor:
 
 
 def measure(net: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
-    """Loss and accuracy of the net on a whole set."""
+    """Returns the loss and the accuracy of the net on a data set."""
     images, labels = data
     with torch.no_grad():
         scores = net(images)
@@ -56,7 +56,7 @@ def measure(net: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> tuple[fl
 
 
 def plot(path: str, history: list[tuple[float, float, float, float]], test_accuracy: float) -> None:
-    """Loss and accuracy against the epoch."""
+    """Draws loss and accuracy against the epoch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,7 +70,7 @@ def plot(path: str, history: list[tuple[float, float, float, float]], test_accur
     left.set(title="Loss", xlabel="epoch", ylabel="cross entropy", yscale="log")
     right.plot(epochs, accuracy, label="training (shifted, with noise)")
     right.plot(epochs, val_accuracy, label="validation")
-    right.axhline(test_accuracy, color="gray", linestyle="--", label=f"test, at the end: {test_accuracy:.4f}")
+    right.axhline(test_accuracy, color="gray", linestyle="--", label=f"test, after training: {test_accuracy:.4f}")
     right.set(title="Accuracy", xlabel="epoch", ylabel="share of digits", ylim=(min(0.9, *accuracy), 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -93,12 +93,12 @@ def arguments() -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
         return int(text)
 
-    parser.add_argument("--epochs", type=positive, default=30, help="passes over the training digits (default: 30)")
-    parser.add_argument("--seed", type=natural, default=0, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument("--epochs", type=positive, default=30, help="number of epochs (default: 30)")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed (default: 0)")
     parser.add_argument(
-        "--state-dtype", choices=["bfloat16", "int8"], help="of the optimizer's state: less memory (default: float32)"
+        "--state-dtype", choices=["bfloat16", "int8"], help="data type of the optimizer state (default: float32)"
     )
-    parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
+    parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy to this PNG file")
     args = parser.parse_args()
     if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):
         parser.error(f"--plot {args.plot}: there is no folder {folder}")
@@ -114,7 +114,8 @@ def main() -> None:
     net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = RMSpropGraves(net.parameters(), lr=LEARN_RATE, state_dtype=args.state_dtype)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs)
-    print(f"{sum(p.numel() for p in net.parameters()):,} parameters; {len(train[0]):,} digits to train on, seed {args.seed}")
+    size = sum(p.numel() for p in net.parameters())
+    print(f"Training a net with {size:,} parameters on {len(train[0]):,} handwritten digits, seed {args.seed}")
 
     history = []
     for epoch in range(1, args.epochs + 1):
@@ -136,7 +137,7 @@ def main() -> None:
     _, accuracy = measure(net, test)
     if args.plot:
         plot(args.plot, history, accuracy)
-        print(f"curves: {os.path.abspath(args.plot)}")
+        print(f"plot: {args.plot}")
     print(f"test accuracy: {accuracy:.4f}")
 
 

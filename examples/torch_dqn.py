@@ -1,13 +1,13 @@
-"""A small DQN that learns to balance a pole, in PyTorch, with RMSpropGraves; and beside it with two other optimizers.
+"""Trains a small DQN on CartPole in PyTorch, with RMSpropGraves or two other optimizers.
 
-    python examples/torch_dqn.py --plot dqn.png              # one training
+    python examples/torch_dqn.py --plot dqn.png              # one run
     python examples/torch_dqn.py --compare --plot dqn.png    # three optimizers, five seeds each
-    python examples/torch_dqn.py --grid                      # how the three learning rates were chosen
+    python examples/torch_dqn.py --grid                      # the search for the three learning rates
 
 The DQN paper (Mnih et al., Nature 2015) trains with Graves' rule: centered, epsilon 0.01 inside the root. PyTorch's RMSprop
-adds epsilon outside it. Needs torch and numpy, matplotlib for --plot, and gymnasium for --gymnasium alone: the cart with the
-pole is written down here. What counts is the mean return of the episodes in the last quarter of a training: every step with
-the pole up is worth 1, and an episode ends after 500.
+adds epsilon outside it. Needs torch and numpy, matplotlib for --plot, and gymnasium only for --gymnasium, because this file
+has its own CartPole. The result of a run is the mean return of the episodes that end in its last quarter: each step with
+the pole up gives a reward of 1, and an episode ends after 500 steps.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,42 +32,44 @@ try:
     import torch
     from torch import nn
 except ImportError as error:
-    sys.exit(f"{error.name} is missing; install what this example needs: pip install torch matplotlib")
+    sys.exit(f"{error.name} is missing; this example needs: pip install 'torch>=2.6' matplotlib")
 
 import numpy as np
 
 from puzzlelib_rmsprop.torch import RMSpropGraves
 
-Episodes = list[tuple[int, float]]  # of a training: the step at which each ended, and its return
+Episodes = list[tuple[int, float]]  # of a run: the step at which each ended, and its return
 
 
 # --------------------------------------------------------------------------------------- the optimizers
 
-# The DQN paper's numbers where it has them: alpha 0.95, epsilon 0.01, no momentum in the step; its "gradient momentum" of
-# 0.95 is the average that centers the variance. MinAtar passes the same to PyTorch's RMSprop: epsilon outside the root.
+# The values of the DQN paper: alpha 0.95, epsilon 0.01, no momentum in the step. Its "gradient momentum" of 0.95 is the
+# decay of the mean gradient that centers the variance. MinAtar uses these values with PyTorch's RMSprop, epsilon outside.
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "graves": functools.partial(RMSpropGraves, alpha=0.95, momentum=0.0),
     "rmsprop": functools.partial(torch.optim.RMSprop, alpha=0.95, eps=0.01, momentum=0.0, centered=True),
     "adam": torch.optim.Adam,
 }
+NAMES = {"graves": "RMSpropGraves", "rmsprop": "torch.optim.RMSprop", "adam": "torch.optim.Adam"}
 LABELS = {
     "graves": "RMSpropGraves (epsilon inside the root)",
     "rmsprop": "torch.optim.RMSprop (centered, epsilon outside)",
     "adam": "torch.optim.Adam",
 }
 GRID = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
-BEST = {"graves": 2e-3, "rmsprop": 1e-3, "adam": 2.5e-4}  # of GRID by --grid
-GRID_SEEDS = range(100, 105)  # not those of --compare
+BEST = {"graves": 2e-3, "rmsprop": 1e-3, "adam": 2.5e-4}  # the results of --grid
+GRID_SEEDS = range(100, 105)  # other seeds than those of --compare
 
 
 # ------------------------------------------------------------------------------------------ the cart and the pole
 
 
 class CartPole:
-    """A pole on a cart: push it left (0) or right (1) 50 times a second, and keep the pole up. gymnasium's interface.
+    """CartPole with gymnasium's interface: push the cart left (0) or right (1), 50 times a second, to keep the pole up.
 
-    The equations and numbers are those of Barto, Sutton and Anderson, 1983, without friction, in steps of Euler's method;
-    the limits and 500 steps are those of CartPole-v1. The state: the cart's place and speed, the pole's angle and its speed.
+    Equations and constants are those of Barto, Sutton and Anderson (1983) without friction, integrated with Euler's method;
+    the limits are those of CartPole-v1. An observation holds position and velocity of the cart, then angle and angular
+    velocity of the pole.
     """
 
     GRAVITY, CART, POLE, HALF_LENGTH, FORCE, SECONDS = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
@@ -107,23 +110,23 @@ def environment(gymnasium: bool):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training is made of, besides the optimizer and its rate."""
+    """The settings of a run, without the optimizer and its learning rate."""
 
     steps: int = 20_000
     gymnasium: bool = False
-    state_dtype: str | None = None  # this and the next of RMSpropGraves alone
+    state_dtype: str | None = None  # for RMSpropGraves only, as eps
     eps: float = 0.01
     batch: int = 64
     memory: int = 10_000
-    first: int = 1_000  # steps before the net is trained
+    first: int = 1_000  # steps before training starts
     target_every: int = 500  # steps
     discount: float = 0.99
-    explored: int = 5_000  # steps over which epsilon falls from 1 to the next number
+    explored: int = 5_000  # steps over which the exploration rate falls from 1 to epsilon
     epsilon: float = 0.05
 
 
 class Memory:
-    """The last transitions, in a ring."""
+    """A replay memory of the last transitions."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
@@ -144,8 +147,8 @@ class Memory:
         return [torch.from_numpy(part[chosen]) for part in parts]
 
 
-def train(name: str, lr: float, seed: int, settings: Settings, told: bool = False) -> Episodes:
-    """One training; returns its episodes. ``told``: prints how it goes."""
+def train(name: str, lr: float, seed: int, settings: Settings, verbose: bool = False) -> Episodes:
+    """Trains once and returns the episodes; ``verbose`` prints the progress."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 0])
     net = nn.Sequential(nn.Linear(4, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 2))
@@ -180,38 +183,35 @@ def train(name: str, lr: float, seed: int, settings: Settings, told: bool = Fals
             optimizer.step()
         if step % settings.target_every == 0:
             target.load_state_dict(net.state_dict())
-        if told and step % 2_000 == 0:
-            late = [value for _, value in episodes[-10:]]
-            print(
-                f"step {step:6,}  episode {len(episodes):4}  mean return of the last ten {sum(late) / len(late):5.1f}",
-                flush=True,
-            )
+        if verbose and step % 2_000 == 0:
+            last = statistics.mean([value for _, value in episodes[-10:]])
+            print(f"step {step:6,}  episode {len(episodes):4}  mean return of the last 10 episodes {last:5.1f}", flush=True)
     return episodes
 
 
-# ---------------------------------------------------------------------------------------- what came of it
+# ----------------------------------------------------------------------------------------------- results
 
 
 def score(episodes: Episodes, steps: int) -> float:
-    """Mean return of the episodes that ended in the last quarter of the training."""
+    """Returns the mean return of the episodes that ended in the last quarter of the run."""
     return statistics.mean([value for step, value in episodes if step > steps * 3 / 4])
 
 
 def curve(episodes: Episodes, at: np.ndarray) -> np.ndarray:
-    """Mean return of the last ten episodes, at each of the steps ``at``."""
+    """Returns the mean return of the last ten episodes at each of the steps ``at``."""
     steps, returns = np.array(episodes).T
     means = np.array([returns[max(0, end - 10) : end].mean() for end in range(1, len(returns) + 1)])
     return np.interp(at, steps, means)
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error; of one value the error is 0."""
+    """Returns mean and standard error; the error of a single value is 0."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return statistics.mean(values), error
 
 
 def plot(path: str, runs: dict[str, list[Episodes]], rates: dict[str, float], steps: int) -> None:
-    """Mean return against the step, with a band of one standard error."""
+    """Draws the mean return against the step, with a band of one standard error."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -232,48 +232,56 @@ def plot(path: str, runs: dict[str, list[Episodes]], rates: dict[str, float], st
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=90)
-    print(f"curves: {os.path.abspath(path)}")
+    print(f"plot: {path}")
 
 
 # -------------------------------------------------------------------------------------------- command line
 
 
 def one_thread() -> None:
-    # a net this small gains nothing from a second one, and trainings run side by side
+    # more threads do not help a net this small, and runs share the cores
     torch.set_num_threads(1)
 
 
 def all_of(jobs: list[tuple[str, float, int]], settings: Settings) -> list[Episodes]:
-    """Several trainings, as many at a time as there are cores."""
+    """Trains several times, in one process per core."""
     workers = min(len(jobs), os.cpu_count() or 1)
-    context = multiprocessing.get_context("spawn")  # a fork of a process with PyTorch's threads may hang
+    context = multiprocessing.get_context("spawn")  # a forked process can hang in PyTorch's thread pool
     with concurrent.futures.ProcessPoolExecutor(workers, context, one_thread) as pool:
         waiting = [pool.submit(train, *job, settings) for job in jobs]
         return [future.result() for future in waiting]
 
 
 def compare(settings: Settings, seeds: int) -> dict[str, list[Episodes]]:
+    """Trains with each optimizer; returns the runs by its name."""
     jobs = [(name, BEST[name], seed) for name in OPTIMIZERS for seed in range(seeds)]
     found = iter(all_of(jobs, settings))
-    runs = {name: list(itertools.islice(found, seeds)) for name in OPTIMIZERS}
-    print(f"{'optimizer':<48} {'lr':>7}   mean return in the last quarter")
+    return {name: list(itertools.islice(found, seeds)) for name in OPTIMIZERS}
+
+
+def table(runs: dict[str, list[Episodes]], steps: int) -> None:
+    """Prints the results of :func:`compare`."""
+    print(f"{'optimizer':<20} {'lr':>7}   mean return in the last quarter, each seed")
     for name, trainings in runs.items():
-        scores = [score(episodes, settings.steps) for episodes in trainings]
+        scores = [score(episodes, steps) for episodes in trainings]
         each = " ".join(f"{value:.0f}" for value in scores)
-        print(f"{LABELS[name]:<48} {BEST[name]:>7g}   {'%5.1f +- %4.1f' % spread(scores)}   each: {each}")
-    return runs
+        row = f"{NAMES[name]:<20} {BEST[name]:>7g}   {'%5.1f +- %4.1f' % spread(scores)}   each: "
+        print(textwrap.fill(row + each, 80, subsequent_indent=" " * len(row)))
 
 
 def grid(settings: Settings) -> None:
-    jobs = [(name, lr, seed) for name in OPTIMIZERS for lr in GRID for seed in GRID_SEEDS]
+    """Trains with each learning rate, and prints the results."""
+    jobs = [(name, lr, seed) for lr in GRID for name in OPTIMIZERS for seed in GRID_SEEDS]
+    many = f"{len(jobs)} times, {settings.steps:,} steps each: means of {len(GRID_SEEDS)} seeds"
+    print(f"Training a DQN on CartPole {many}", flush=True)
     found = iter(all_of(jobs, settings))
-    print(f"{'optimizer':<48}" + "".join(f"{f'lr {lr:g}':>16}" for lr in GRID))
-    for name in OPTIMIZERS:
+    print(f"{'lr':<9}" + "".join(f"{name:>22}" for name in NAMES.values()))
+    for lr in GRID:
         cells = []
-        for _ in GRID:
+        for _ in OPTIMIZERS:
             scores = [score(episodes, settings.steps) for episodes in itertools.islice(found, len(GRID_SEEDS))]
             cells.append("%.1f +- %.1f" % spread(scores))
-        print(f"{LABELS[name]:<48}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{lr:<9g}" + "".join(f"{cell:>22}" for cell in cells))
 
 
 def arguments() -> argparse.Namespace:
@@ -292,23 +300,25 @@ def arguments() -> argparse.Namespace:
 
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--optimizer", choices=list(OPTIMIZERS), default="graves", help="of the one training (default: graves)"
+        "--optimizer", choices=list(OPTIMIZERS), default="graves", help="optimizer of a single run (default: graves)"
     )
-    what.add_argument("--compare", action="store_true", help="train with all three, each at its best rate of the grid")
-    what.add_argument("--grid", action="store_true", help="train with all three at five learning rates, on other seeds")
-    parser.add_argument("--lr", type=float, help="learning rate of one training (default: the best of the grid)")
-    parser.add_argument("--seed", type=natural, default=0, help="of one training (default: 0)")
-    parser.add_argument("--seeds", type=positive, default=5, help="trainings of each in --compare (default: 5)")
-    parser.add_argument("--steps", type=positive, default=Settings.steps, help=f"of each (default: {Settings.steps:,})")
-    parser.add_argument("--gymnasium", action="store_true", help="gymnasium's CartPole-v1 in place of the one in this file")
-    parser.add_argument("--eps", type=float, help=f"RMSpropGraves' epsilon (default: {Settings.eps}, the paper's)")
+    what.add_argument("--compare", action="store_true", help="compare all three, each at its best learning rate")
+    what.add_argument("--grid", action="store_true", help="search for the best learning rates, with other seeds")
+    parser.add_argument("--lr", type=float, help="learning rate of a single run (default: the best of the grid)")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed of a single run (default: 0)")
+    parser.add_argument("--seeds", type=positive, default=5, help="seeds per optimizer for --compare (default: 5)")
     parser.add_argument(
-        "--state-dtype", choices=["bfloat16", "int8"], help="of RMSpropGraves' state: less memory (default: float32)"
+        "--steps", type=positive, default=Settings.steps, help=f"steps of each run (default: {Settings.steps:,})"
     )
-    parser.add_argument("--plot", metavar="PATH", help="draw the return as a PNG")
+    parser.add_argument("--gymnasium", action="store_true", help="use CartPole-v1 of gymnasium")
+    parser.add_argument("--eps", type=float, help=f"epsilon of RMSpropGraves (default: {Settings.eps}, as in the paper)")
+    parser.add_argument(
+        "--state-dtype", choices=["bfloat16", "int8"], help="data type of RMSpropGraves' state (default: float32)"
+    )
+    parser.add_argument("--plot", metavar="PATH", help="draw the returns to this PNG file")
     args = parser.parse_args()
     if args.lr is not None and (args.compare or args.grid):
-        parser.error("--lr is for one training; --compare and --grid have their own rates")
+        parser.error("--lr is for a single run; --compare and --grid have their own learning rates")
     if args.lr is not None and args.lr < 0:
         parser.error(f"argument --lr: must be at least 0, not {args.lr}")
     if args.optimizer != "graves" and (args.state_dtype or args.eps is not None):
@@ -316,11 +326,11 @@ def arguments() -> argparse.Namespace:
     if args.eps is not None and not args.eps > 0:
         parser.error(f"argument --eps: must be above 0, not {args.eps}")
     if args.seed and (args.compare or args.grid):
-        parser.error("--seed is for one training; --compare takes seeds 0, 1, ... (--seeds says how many)")
+        parser.error("--seed is for a single run; --compare uses seeds 0, 1, ... (their number is --seeds)")
     if args.steps < 1000:
-        parser.error(f"argument --steps: must be at least 1000, or no episode may end in the last quarter, not {args.steps}")
+        parser.error(f"argument --steps: must be at least 1000, so that episodes end in the last quarter, not {args.steps}")
     if args.plot and args.grid:
-        parser.error("--grid prints a table and draws nothing; --plot goes with one training or --compare")
+        parser.error("--plot is for a single run or --compare; --grid prints a table only")
     if args.plot and not os.path.isdir(folder := os.path.dirname(args.plot) or "."):
         parser.error(f"--plot {args.plot}: there is no folder {folder}")
     for option, package in (("plot", "matplotlib"), ("gymnasium", "gymnasium")):
@@ -339,16 +349,20 @@ def main() -> None:
         return
     rates = dict(BEST)
     if args.compare:
+        print(f"Training a DQN on CartPole: 3 optimizers, {args.seeds} seeds, {args.steps:,} steps each", flush=True)
         runs = compare(settings, args.seeds)
     else:
         one_thread()
         rates[args.optimizer] = BEST[args.optimizer] if args.lr is None else args.lr
-        print(f"{LABELS[args.optimizer]}, lr {rates[args.optimizer]:g}, seed {args.seed}")
-        runs = {args.optimizer: [train(args.optimizer, rates[args.optimizer], args.seed, settings, told=True)]}
+        print(f"Training a DQN on CartPole: {args.steps:,} steps, seed {args.seed}")
+        print(f"{LABELS[args.optimizer]}, lr {rates[args.optimizer]:g}")
+        runs = {args.optimizer: [train(args.optimizer, rates[args.optimizer], args.seed, settings, verbose=True)]}
     if args.plot:
         plot(args.plot, runs, rates, settings.steps)
-    print(f"{time.perf_counter() - start:.0f} s")
-    if not args.compare:
+    print(f"time: {time.perf_counter() - start:.0f} s")
+    if args.compare:
+        table(runs, settings.steps)
+    else:
         print(f"mean return in the last quarter: {score(runs[args.optimizer][0], settings.steps):.1f}")
 
 

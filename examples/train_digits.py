@@ -1,13 +1,14 @@
-"""Trains a small net on the 1,797 handwritten digits that scikit-learn ships.
+"""Trains a small net on the 1,797 handwritten digits that come with scikit-learn.
 
     python examples/train_digits.py --plot digits.png
-    python examples/train_digits.py --checkpoint digits.hdf     # and after Ctrl-C or a crash:
-    python examples/train_digits.py --resume digits.hdf
-    python examples/train_digits.py --device cuda               # or cpu; auto, the default, takes what is there
+    python examples/train_digits.py --checkpoint digits.hdf
+    python examples/train_digits.py --resume digits.hdf     # after Ctrl-C or a crash
+    python examples/train_digits.py --device cuda           # or cpu; the default is CUDA if it is available
 
-Each 8x8 digit is 64 numbers; half of the training digits are shifted by a pixel at random, all get a little noise, and
-the learning rate falls along half a cosine. Every random number is drawn from (seed, epoch, batch), so a resumed run
-continues bit for bit. The last line printed is the accuracy on test digits that were never used before.
+A digit has 8x8 pixels, which are 64 inputs of the net. Half of the training digits are shifted at random by up to a pixel,
+all get a little noise, and the learning rate decays to zero along a cosine. All random numbers depend only on the seed, the
+epoch and the batch, so a resumed run gives the same bits as an uninterrupted one. The last line of the output is the
+accuracy on the test digits, which are used for nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -32,7 +32,7 @@ try:
     from sklearn.datasets import load_digits
     from tqdm import tqdm
 except ImportError as error:
-    sys.exit(f"{error.name} is missing; install what the examples need: pip install 'puzzlelib_rmsprop[examples]'")
+    sys.exit(f"{error.name} is missing; pip install 'scikit-learn>=1.2' 'matplotlib>=3.6' 'tqdm>=4.60'")
 
 LEARN_RATE = 1e-3
 LAYERS = (64, 256, 128, 10)
@@ -62,7 +62,7 @@ def load(seed: int) -> Digits:
 
 
 def augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Half of the images shifted by up to a pixel each way, all with noise."""
+    """Returns the images with noise, half of them shifted by up to a pixel in each direction."""
     padded = np.pad(images.reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (8, 8), axis=(1, 2))
     down, right = rng.integers(0, 3, (2, len(images)))
@@ -72,7 +72,7 @@ def augmented(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def batches(data: tuple[np.ndarray, np.ndarray], size: int, seed: int, epoch: int):
-    """The epoch's batches; each is the same whenever it is drawn."""
+    """Yields the batches of an epoch. A batch depends only on the seed, the epoch and its number."""
     images, labels = data
     order = np.random.default_rng([seed, epoch]).permutation(len(images))
     for number, start in enumerate(range(0, len(images), size)):
@@ -95,7 +95,7 @@ def build(seed: int) -> Sequential:
 
 
 def measure(net: Sequential, data: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
-    """Loss and accuracy of the net on a whole set."""
+    """Returns the loss and the accuracy of the net on a data set."""
     cost = CrossEntropy()
     scores, labels = net(gpuarray.to_gpu(data[0])), gpuarray.to_gpu(data[1])
     loss, _ = cost(scores, labels)
@@ -111,15 +111,16 @@ def learn_rate(epoch: int, epochs: int) -> float:
 
 @dataclass
 class Run:
-    """Where a training is: what a checkpoint holds besides the net and the optimizer."""
+    """The settings and the progress of a run, which a checkpoint holds in addition to the net and the optimizer."""
 
     seed: int
     epochs: int
     batch_size: int
     state_dtype: str | None = None
     epoch: int = 0
-    batch: int = 0  # of the epoch, already done
-    loss_sum: float = 0.0  # over the epoch so far
+    # progress within the epoch
+    batch: int = 0
+    loss_sum: float = 0.0
     right: int = 0
     seen: int = 0
     history: dict[str, list[float]] = field(
@@ -137,7 +138,7 @@ def save(path: str, run: Run, net: Sequential, optimizer: RMSPropGraves) -> None
 def resume(path: str, args: argparse.Namespace) -> Run:
     with opened(path, "r") as file:
         if "run" not in file:
-            raise errors.CheckpointError(f"{path} is no checkpoint of this script: it has no 'run'")
+            raise errors.CheckpointError(f"{path} is not a checkpoint of this script: it has no 'run'")
         run = Run(**json.loads(file["run"][()]))
     for name in ("seed", "batch_size", "state_dtype"):
         asked = getattr(args, name)
@@ -150,19 +151,19 @@ def resume(path: str, args: argparse.Namespace) -> Run:
 
 
 class Interrupt:
-    """Turns the first Ctrl-C into a wish to stop, to be granted between two batches; the second acts at once."""
+    """Makes the first Ctrl-C stop the training after the current batch; the second one stops at once."""
 
     def __init__(self) -> None:
-        self.wished = False
-        signal.signal(signal.SIGINT, self._wish)
+        self.requested = False
+        signal.signal(signal.SIGINT, self._request)
 
-    def _wish(self, *_: object) -> None:
-        self.wished = True
+    def _request(self, *_: object) -> None:
+        self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def train(run: Run, net: Sequential, optimizer: RMSPropGraves, digits: Digits, checkpoint: str | None) -> bool:
-    """Trains from where ``run`` is; returns whether it got to the end."""
+    """Trains from the progress of ``run`` on; returns False if it was interrupted."""
     cost, interrupt = CrossEntropy(), Interrupt()
     per_epoch = -(-len(digits.train[0]) // run.batch_size)
     with tqdm(total=run.epochs * per_epoch, initial=run.epoch * per_epoch + run.batch, unit="batch", disable=None) as bar:
@@ -183,7 +184,7 @@ def train(run: Run, net: Sequential, optimizer: RMSPropGraves, digits: Digits, c
                 run.seen += len(labels)
                 bar.update()
                 bar.set_postfix(loss=f"{run.loss_sum / run.seen:.3f}", accuracy=f"{run.right / run.seen:.3f}", refresh=False)
-                if interrupt.wished:
+                if interrupt.requested:
                     return False
             val_loss, val_accuracy = measure(net, digits.validation)
             row = (run.loss_sum / run.seen, run.right / run.seen, val_loss, val_accuracy)
@@ -198,7 +199,7 @@ def train(run: Run, net: Sequential, optimizer: RMSPropGraves, digits: Digits, c
 
 
 def plot(path: str, run: Run, test_accuracy: float) -> None:
-    """Loss and accuracy against the epoch."""
+    """Draws loss and accuracy against the epoch."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,7 +213,7 @@ def plot(path: str, run: Run, test_accuracy: float) -> None:
     left.set(title="Loss", xlabel="epoch", ylabel="cross entropy", yscale="log")
     right.plot(epochs, run.history["accuracy"], label="training (shifted, with noise)")
     right.plot(epochs, run.history["val_accuracy"], label="validation")
-    right.axhline(test_accuracy, color="gray", linestyle="--", label=f"test, at the end: {test_accuracy:.4f}")
+    right.axhline(test_accuracy, color="gray", linestyle="--", label=f"test, after training: {test_accuracy:.4f}")
     right.set(title="Accuracy", xlabel="epoch", ylabel="share of digits", ylim=(min(0.9, *run.history["accuracy"], 1), 1))
     for axes in (left, right):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -226,11 +227,11 @@ def plot(path: str, run: Run, test_accuracy: float) -> None:
 
 
 def compare(run: Run, digits: Digits) -> float | None:
-    """The same run with PyTorch's RMSprop; returns its test accuracy, or None where torch is missing."""
+    """Repeats the run with PyTorch's RMSprop; returns its test accuracy, None if PyTorch is not installed."""
     try:
         import torch
     except ImportError:
-        print("PyTorch is not installed: nothing to compare with (pip install torch)")
+        print("PyTorch is not installed, so there is no comparison: pip install torch")
         return None
     layers: list[torch.nn.Module] = []
     for number, module in enumerate(m for m in build(run.seed).graph if isinstance(m, Linear)):
@@ -241,7 +242,7 @@ def compare(run: Run, digits: Digits) -> float | None:
         linear.bias.data = torch.from_numpy(module.b.get())
         layers.append(linear)
     net = torch.nn.Sequential(*layers)
-    # PyTorch adds epsilon to the root, where Graves adds it to the variance within
+    # PyTorch adds epsilon outside the root, Graves inside
     optimizer = torch.optim.RMSprop(
         net.parameters(), lr=LEARN_RATE, alpha=0.95, eps=math.sqrt(1e-4), momentum=0.9, centered=True
     )
@@ -270,23 +271,25 @@ def arguments() -> argparse.Namespace:
         return value
 
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--global-state", dest="global_state", action="store_true", help="flat buffers (the default)")
-    mode.add_argument("--local-state", dest="global_state", action="store_false", help="every variable in its own memory")
+    mode.add_argument(
+        "--global-state", dest="global_state", action="store_true", help="put all variables into flat buffers (default)"
+    )
+    mode.add_argument(
+        "--local-state", dest="global_state", action="store_false", help="leave each variable in its own memory"
+    )
     parser.set_defaults(global_state=True)
     devices = [backend.value for backend in Config.Backend]
-    parser.add_argument("--device", choices=devices, default="auto", help="where to train (default: CUDA if it is there)")
-    parser.add_argument("--epochs", type=positive, help="passes over the training digits (default: 30, or the checkpoint's)")
-    parser.add_argument("--batch-size", type=positive, help="digits in a batch (default: 32)")
-    parser.add_argument("--seed", type=int, help="of the split, the net and the batches (default: 0)")
+    parser.add_argument("--device", choices=devices, default="auto", help="device (default: auto, CUDA if available)")
+    parser.add_argument("--epochs", type=positive, help="number of epochs (default: 30 or the checkpoint's)")
+    parser.add_argument("--batch-size", type=positive, help="digits per batch (default: 32)")
+    parser.add_argument("--seed", type=int, help="random seed (default: 0)")
     parser.add_argument(
-        "--state-dtype", choices=["bfloat16", "int8"], help="of the optimizer's state: less memory (default: float32)"
+        "--state-dtype", choices=["bfloat16", "int8"], help="data type of the optimizer state (default: float32)"
     )
-    parser.add_argument("--checkpoint", metavar="PATH", help="save net, optimizer and progress there after each epoch")
-    parser.add_argument("--resume", metavar="PATH", help="continue from a checkpoint, and go on saving there")
-    parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy as a PNG")
-    parser.add_argument(
-        "--compare", action="store_true", help="train the same with PyTorch's RMSprop, where it is installed"
-    )
+    parser.add_argument("--checkpoint", metavar="PATH", help="save a checkpoint to this file after each epoch")
+    parser.add_argument("--resume", metavar="PATH", help="continue from this checkpoint and keep saving to it")
+    parser.add_argument("--plot", metavar="PATH", help="draw loss and accuracy to this PNG file")
+    parser.add_argument("--compare", action="store_true", help="repeat the run with PyTorch's RMSprop")
     return parser.parse_args()
 
 
@@ -302,7 +305,10 @@ def main() -> int:
     if args.resume:
         net.load(args.resume)
         optimizer.load(args.resume)
-    print(f"{net.numOfParams():,} parameters; {len(digits.train[0]):,} digits to train on, seed {run.seed}")
+    size, count = net.numOfParams(), len(digits.train[0])
+    print(f"Training a net with {size:,} parameters on {count:,} handwritten digits, seed {run.seed}")
+    if args.resume:
+        print(f"continuing in epoch {run.epoch + 1} from {args.resume}")
 
     start = time.perf_counter()
     finished = train(run, net, optimizer, digits, checkpoint)
@@ -314,13 +320,15 @@ def main() -> int:
         print(f"interrupted in epoch {run.epoch + 1}; continue with --resume {checkpoint}")
     if args.plot and run.history["loss"]:
         plot(args.plot, run, accuracy)
-        print(f"curves: {os.path.abspath(args.plot)}")
+        print(f"plot: {args.plot}")
+    if checkpoint:
+        print(f"checkpoint: {checkpoint}")
     if args.compare and finished:
         start = time.perf_counter()
         peer = compare(run, digits)
         if peer is not None:
-            print(f"PyTorch RMSprop, same net, digits and batches: test accuracy {peer:.4f}", end="")
-            print(f" in {time.perf_counter() - start:.1f} s; here {accuracy:.4f} in {seconds:.1f} s")
+            print(f"PyTorch RMSprop: test accuracy {peer:.4f} in {time.perf_counter() - start:.1f} s;", end="")
+            print(f" here {accuracy:.4f} in {seconds:.1f} s")
     print(f"test accuracy: {accuracy:.4f}")
     return 0 if finished else 130
 

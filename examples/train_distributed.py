@@ -1,13 +1,13 @@
-"""Trains the digits of train_digits.py on several processes, each with its share of every batch.
+"""Trains the net of train_digits.py in several processes, each with a part of every batch.
 
     mpirun -n 2 python examples/train_distributed.py
     mpirun -n 4 python examples/train_distributed.py --shard-state --checkpoint digits.hdf
     mpirun -n 3 python examples/train_distributed.py --shard-state --resume digits.hdf
-    mpirun -n 4 python examples/train_distributed.py --nccl     # a GPU for each process
+    mpirun -n 4 python examples/train_distributed.py --nccl     # one GPU per process
 
-The batches are those of one process, cut into as many parts as there are processes, so the training is the same at any
-number of them but for the order in which gradients are added up. With --shard-state each process holds its part of the
-optimizer's state only. A checkpoint continues at another number of processes, with or without --shard-state.
+The batches are those of a single process, split into one part per process. So the number of processes changes only the
+order in which gradients are summed. With --shard-state each process holds only a part of the optimizer state. A
+checkpoint can be resumed with another number of processes, with or without --shard-state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def save(path: str, run: Run, net: Sequential, optimizer: RMSPropGraves) -> None
             optimizer.save(file)
             file["run"] = json.dumps(asdict(run))
     elif optimizer.shardState:
-        optimizer.save(None)  # its part, to process 0
+        optimizer.save(None)  # sends its part to process 0
 
 
 def train_epoch(
@@ -48,7 +48,7 @@ def train_epoch(
         if len(own):
             scores, target = net(gpuarray.to_gpu(images[own])), gpuarray.to_gpu(labels[own])
             loss, grad = cost(scores, target)
-            # the mean over processes of what each has, by its share of the batch, is the mean over the batch
+            # so that the mean over the processes is the mean over the batch, even if the parts have different sizes
             grad *= np.float32(len(own) * node.gridsize / len(labels))
             net.backward(grad)
             loss_sum += loss * len(own)
@@ -62,7 +62,7 @@ def train_epoch(
 
 
 def train(run: Run, node: NodeInfo, args: argparse.Namespace) -> float:
-    """Returns the accuracy on the test digits."""
+    """Trains the net; returns its accuracy on the test digits."""
     digits, net = load(run.seed), build(run.seed)
     optimizer = RMSPropGraves(learnRate=LEARN_RATE, nodeinfo=node, shardState=args.shard_state)
     optimizer.setupOn(net, useGlobalState=True)
@@ -72,8 +72,9 @@ def train(run: Run, node: NodeInfo, args: argparse.Namespace) -> float:
     state = sum(array.nbytes for part in optimizer.states.values() for array in part.values())
     first = node.index == 0
     if first:
-        kind = "a part of the state" if args.shard_state else "the state"
-        print(f"{node.gridsize} processes, {net.numOfParams():,} parameters, {kind} on each: {state:,} bytes", flush=True)
+        kind = "a part of the optimizer state" if args.shard_state else "the optimizer state"
+        print(f"Training a net with {net.numOfParams():,} parameters on {len(digits.train[0]):,} handwritten digits")
+        print(f"{node.gridsize} processes, each with {kind}: {state:,} bytes", flush=True)
     per_epoch = -(-len(digits.train[0]) // run.batch_size)
     checkpoint = args.checkpoint or args.resume
     with tqdm(
@@ -98,14 +99,14 @@ def train(run: Run, node: NodeInfo, args: argparse.Namespace) -> float:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shard-state", action="store_true", help="each process holds its part of the optimizer's state")
-    parser.add_argument("--nccl", action="store_true", help="on GPUs, one for each process (default: on the CPU, over MPI)")
-    parser.add_argument("--epochs", type=int, help="passes over the training digits (default: 30, or the checkpoint's)")
-    parser.add_argument("--batch-size", type=int, default=32, help="digits in a batch, of all processes (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, the net and the batches (default: 0)")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for a process (default: 300)")
-    parser.add_argument("--checkpoint", metavar="PATH", help="save net, optimizer and progress there after each epoch")
-    parser.add_argument("--resume", metavar="PATH", help="continue from a checkpoint, and go on saving there")
+    parser.add_argument("--shard-state", action="store_true", help="split the optimizer state among the processes")
+    parser.add_argument("--nccl", action="store_true", help="train on GPUs, one per process (default: CPU, with MPI)")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default: 30 or the checkpoint's)")
+    parser.add_argument("--batch-size", type=int, default=32, help="digits per batch, of all processes (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds to wait for other processes (default: 300)")
+    parser.add_argument("--checkpoint", metavar="PATH", help="save a checkpoint to this file after each epoch")
+    parser.add_argument("--resume", metavar="PATH", help="continue from this checkpoint and keep saving to it")
     return parser.parse_args()
 
 
@@ -122,7 +123,9 @@ def main() -> int:
         start = time.perf_counter()
         accuracy = train(run, node, args)
         if node.index == 0:
-            print(f"{time.perf_counter() - start:.1f} s")
+            if checkpoint := args.checkpoint or args.resume:
+                print(f"checkpoint: {checkpoint}")
+            print(f"time: {time.perf_counter() - start:.1f} s")
             print(f"test accuracy: {accuracy:.4f}")
     return 0
 

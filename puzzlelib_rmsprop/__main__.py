@@ -16,13 +16,17 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command named by the first argument and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m puzzlelib_rmsprop", description="Graves' RMSProp: tools")
+    parser = argparse.ArgumentParser(
+        prog="python -m puzzlelib_rmsprop", description="Tools of puzzlelib_rmsprop, Graves' RMSProp as a drop-in optimizer."
+    )
     parser.add_argument("--version", action="version", version=f"puzzlelib_rmsprop {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # each command adds its own options, and the function that runs it
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     doctor.add_command(commands)
     inspection.add_command(commands)
     given = parser.parse_args(arguments)
+    if "run" not in given:  # no command
+        parser.print_help(sys.stderr)
+        return 2
     return given.run(given)
 
 

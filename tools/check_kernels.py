@@ -1,7 +1,8 @@
-"""Compiles the CUDA kernels for every architecture and reads what the compiler says: python tools/check_kernels.py
+"""Compiles the CUDA kernels for every architecture and checks the compiler's statistics: python tools/check_kernels.py
 
-Fails on what makes a kernel slow or wrong without any test noticing: local memory, spills, too many registers, loads and
-stores narrower than 16 bytes, fused multiply-adds; and on a shipped PTX that is not the source's. Needs nvcc, no GPU.
+Fails on faults that make a kernel slow or inexact and that no test notices: local memory, spills, too many registers, loads
+and stores narrower than 16 bytes, fused multiply-adds. Also fails if a shipped PTX does not belong to its source. Needs
+nvcc, but no GPU.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import nvcc
 
 ARCHS = (75, 80, 86, 90, 100, 120)
 
-# Registers a thread may use. A multiprocessor has 65,536 and a block 256 threads, so that
-#   up to  32: 2,048 threads are resident, all there can be: kernels with one element in flight a thread need them;
+# Limits for registers per thread. A multiprocessor has 65,536 registers and a block has 256 threads, so that
+#   up to  32: 2,048 threads are resident, the maximum, which kernels with one element in flight per thread need;
 #   up to  64: 1,024 threads;
 #   up to  80:   768 threads.
-# An update has five 16-byte loads in flight a thread: 1,024 threads have 80 KiB, 768 have 60 KiB. To fill an H100's memory
-# takes bandwidth x latency = 3.35 TB/s x 700 ns / 132 = 17 KiB a multiprocessor, a third of the least of these. So the
-# ceilings leave room for longer latencies, and are not there to be filled: today float32 uses 44 to 60, float64 60 to 74,
-# 16-bit state (twice the elements a thread, each through conversions and random rounding) 44 to 80, and a master copy, a
-# sixth load, 54 to 78. State in 8 bits takes 71 to 95, for 12 bytes of codes beside 32 of a parameter and its gradient: two
-# blocks have 22 KiB in flight.
+# An update has five 16-byte loads in flight per thread: 80 KiB with 1,024 threads, 60 KiB with 768. Saturating the memory
+# of an H100 takes bandwidth x latency = 3.35 TB/s x 700 ns / 132 = 17 KiB per multiprocessor, a third of that. So the
+# limits leave room for longer latencies. Today float32 uses 44 to 60 registers, float64 60 to 74, 16-bit state (twice
+# the elements per thread, with conversions and stochastic rounding) 44 to 80, and master weights, a sixth load, 54 to 78.
+# 8-bit state uses 71 to 95, for 12 bytes of codes in addition to 32 of a parameter and its gradient: two blocks have
+# 22 KiB in flight.
 CEILINGS = (
     (r"statistics_conclude", 48),
     (r"graves_\w+_b?float16_b?float16", 80),
     (r"graves_\w+_int8(_master)?", 96),
     (r"graves_\w+_master", 80),
-    (r"\w+_float64", 80),  # a double takes two; the exp and log of cross_entropy bring it to 78 on sm_120
+    (r"\w+_float64", 80),  # a double takes two registers; exp and log of cross_entropy lead to 78 on sm_120
     (r"graves_\w+", 64),
-    (r"\w+", 64),  # a kernel added later: 1,024 threads, until someone has a reason for another number
+    (r"\w+", 64),  # the default for new kernels: 1,024 threads
 )
 
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -45,7 +46,7 @@ WIDE = r"(?:\.\w+)*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]32|v4\.[bfsu]64)\s" 
 
 @dataclass
 class Kernel:
-    """What the compiler says of one kernel on one architecture."""
+    """The compiler's statistics of one kernel on one architecture."""
 
     name: str
     arch: int
@@ -60,7 +61,7 @@ class Kernel:
         """Fills ``faults``."""
         say = self.faults.append
         if -1 in (self.registers, self.stack, self.stores, self.loads):
-            say("ptxas does not say what it uses")
+            say("ptxas does not report its resources")
         if self.stack > 0 or self.stores > 0 or self.loads > 0:
             say(f"{self.stack} bytes of stack, {self.stores} of spill stores, {self.loads} of spill loads; must be 0")
         if re.search(r"\.local\b|__local_depot", self.ptx):
@@ -78,8 +79,8 @@ class Kernel:
         if fused:
             self.faults.append(f"{len(fused)} fused multiply-adds in its PTX, which round once where the rule rounds twice")
         stored, state, master = found.groups()
-        # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of those whose elements are the
-        # widest (zeros stored into a gradient are not counted: they may be narrower where a step is skipped)
+        # param and grad; mg, variance and delta; the master copy: a thread takes 16 bytes of the arrays with the widest
+        # elements (zeros stored into a gradient are not counted: they may be narrower where a step is skipped)
         sizes = [SIZES[stored], SIZES[state], SIZES["float32"] if master else 0]
         widest = max(sizes)
         if state == "int8" and widest < 4:
@@ -90,7 +91,7 @@ class Kernel:
             wide = len(re.findall(rf"\b{what}\.global{WIDE}", self.ptx))
             if wide < least:
                 self.faults.append(f"{wide} of its PTX's {what} are 16 bytes wide; at least {least} have to be")
-        # through a pointer of no known memory, which PTX calls generic
+        # PTX calls a pointer generic if it does not name a memory space
         generic = len(re.findall(rf"\b(?:ld|st)(?!\.(?:local|shared|param|global|const)){WIDE}", self.ptx))
         if generic:
             self.faults.append(f"{generic} of its PTX's 16-byte ld and st do not name global memory")
@@ -99,7 +100,7 @@ class Kernel:
 def compiled(source: Path, arch: int) -> list[Kernel]:
     """The kernels of a source, compiled with the library's options."""
     with tempfile.TemporaryDirectory() as folder:
-        # the PTX on the way to the cubin is kept beside it
+        # keeps the intermediate PTX next to the cubin
         options = [*nvcc.options(f"sm_{arch}", source.stem), "-Xptxas", "-v", "--keep", "--keep-dir", folder]
         command = ["nvcc", "-cubin", *options, "-o", Path(folder, "out.cubin"), source]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -123,10 +124,10 @@ def compiled(source: Path, arch: int) -> list[Kernel]:
 
 
 def main() -> int:
-    """Checks, and prints a table and every fault; 1 where there is one."""
+    """Prints a table and all faults; returns 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("sources", nargs="*", type=Path, help="default: the package's, and its PTX")
-    parser.add_argument("--arch", type=int, nargs="+", default=ARCHS, help="compute capabilities as 75 80 ...")
+    parser.add_argument("sources", nargs="*", type=Path, help="sources to check (default: the package's, and its PTX)")
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHS, help="compute capabilities, such as 75 80")
     given = parser.parse_args()
     release = nvcc.release()
     sources = given.sources or sorted(nvcc.KERNELS.glob("*.cu"))

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Everything that only a real GPU can show, in one command, offline, in under eight minutes; what matters most comes first,
-# because a time limit cuts off the end:
-#  1. doctor, plain kernels: does it load, and are the numbers right
-#  2. speed: GB/s of the step at 1e3 to 1e9 elements of float32, beside a copy and PyTorch's optimizers; what a table of one row
-#     costs at 1,000 elements; the kernel of the rule alone beside the one with options: registers and speed, for each dtype
-#  3. dtypes: update() with each dtype of the state, 8 bits among them
-#  4. graph and shared memory: captured in CUDA graphs by four ways; arrays of other libraries
+# Checks and measures everything that needs a real GPU: one command, offline, in less than eight minutes. The most important
+# steps come first, because a time limit cuts off the last ones:
+#  1. doctor, plain kernels: the kernels load and give the right numbers
+#  2. speed: GB/s of an update, a copy and PyTorch's optimizers at 1e3 to 1e9 float32 elements; the cost of a table of one row
+#     at 1,000 elements; registers and speed of the plain kernel and of the kernel with options, for each dtype
+#  3. dtypes: update() with each data type of the state, 8-bit state included
+#  4. graph and shared memory: updates captured in CUDA graphs in four ways; arrays of other libraries
 #  5. tensors of PyTorch: numbers, streams, GradScaler, graphs, timings
-#  6. benchmark: update() beside its peers, memory
+#  6. benchmark: update() and other implementations; memory
 #  7. test suite, quickstart, train_digits: on CUDA
 #  8. racecheck, memcheck of options and statistics, memcheck, initcheck: compute-sanitizer
-#  9. compile check: nvcc's registers, spills, and the shipped PTX
+#  9. compile check: registers and spills that nvcc reports, and the shipped PTX
 # usage: tools/gpu_check.sh [--dry-run]
-# Needs python3 (or PYTHON) with PyCUDA, NumPy, h5py, pytest and hypothesis; on an offline machine, first:
-#   source DIR/setup.sh, of a folder that tools/pack_for_gpu.sh filled beforehand.
-# The CPU's library is compiled where it is not here, or is of other sources; that needs g++ and setuptools.
-# Writes gpu-<device>-<date>.md, .json, -dtypes.json and -logs.tar.gz into ${OUT:-benchmarks/results}. Exit status: 0 when no
-# step failed.
-# --dry-run: the same on the simulator that CUSIM_DIR names, with tiny sizes, into ${OUT:-a temporary folder}; proves that
-# the steps run, and nothing about a GPU.
+# Needs python3 (or PYTHON) with PyCUDA, NumPy, h5py, pytest and hypothesis. On an offline machine, first run
+#   source DIR/setup.sh
+# with a folder DIR that tools/pack_for_gpu.sh has filled. The CPU kernels are compiled again, which needs g++ and setuptools.
+# Writes gpu-<device>-<date>.md, .json, -dtypes.json and -logs.tar.gz into ${OUT:-benchmarks/results}. The exit status is 0
+# if no step failed.
+# --dry-run: runs everything on the simulator in CUSIM_DIR, with tiny sizes, and writes into ${OUT:-a temporary folder}. This
+# shows that the steps run, but nothing about a GPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
-limit=${GPU_CHECK_SECONDS:-460} # of everything; a step gets what is left, and at most what it asks for
+limit=${GPU_CHECK_SECONDS:-460} # for all steps; each step gets at most the time that is left
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 work=$(mktemp -d)
 mkdir "$work/logs"
@@ -42,7 +42,7 @@ esac
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
-# a command with the GPU's libraries, or the simulator's in their place; pytest loads the simulator by itself
+# runs a command with the GPU's libraries, or with the simulator's in a dry run; pytest loads the simulator itself
 on_gpu() {
   if [ -n "$dry" ]; then
     env LD_PRELOAD="$simulator/libcuda.so.1" LD_LIBRARY_PATH="$simulator" PATH="$simulator/bin:$PATH" \
@@ -54,7 +54,7 @@ on_gpu() {
 
 results=() failed=0
 tell() { results+=("$1"); echo "$1"; }
-# step NAME SECONDS COMMAND...: runs it with a log of its own; the others run whatever comes of it
+# step NAME SECONDS COMMAND...: runs a command with its own log; if it fails, the next steps still run
 step() {
   local name=$1 most=$2 start=$SECONDS status log=$work/logs/${1// /_}.log
   shift 2
@@ -65,7 +65,7 @@ step() {
     return
   fi
   { printf '$'; printf ' %q' "$@"; echo; } > "$log"
-  # in a process group of its own, so that the time limit ends children too
+  # in a new process group, so that the time limit ends child processes too
   timeout --kill-after=5 $((most < left ? most : left)) bash -c '"$@"' step "$@" >> "$log" 2>&1
   status=$?
   if [ "$status" -eq 0 ]; then
@@ -103,23 +103,23 @@ P
 export -f versions
 export python
 
-# the tests ask for the package's version, which only an installed package or its egg-info has
+# the tests read the version from the package's metadata, which needs an installed package or its egg-info
 if ! "$python" -c 'import importlib.metadata as m; m.version("puzzlelib_rmsprop")' 2> /dev/null; then
   "$python" setup.py -q egg_info --egg-base "$work" > "$work/logs/egg_info.log" 2>&1
   export PYTHONPATH=$PYTHONPATH:$work
 fi
 
-# what the GPU's bits are compared with; without it, the same in NumPy
+# the GPU's results are compared with the compiled CPU kernels, or with NumPy's if they cannot be compiled
 built() { "$python" -c 'from puzzlelib_rmsprop.kernels.cpu import library; assert library is not None' 2> /dev/null; }
 if [ -z "$dry" ]; then "$python" setup.py -q build_ext --inplace > "$work/logs/build_ext.log" 2>&1; fi
-built || tell "LEFT OUT the CPU's library: it was not compiled (logs/build_ext.log); NumPy takes its place"
+built || tell "LEFT OUT the compiled CPU kernels: they were not compiled (logs/build_ext.log); NumPy is used instead"
 
 slug=$(on_gpu "$python" -c '
 import re, pycuda.driver as d
 d.init()
 print(re.sub(r"[^a-z0-9]+", "-", d.Device(0).name().lower()).strip("-"))' 2> "$work/logs/device.log") || slug=none
 stem=${dry:+dry-run-}gpu-$slug-$(date +%F)
-echo "$stem${dry:+, dry run on the simulator: this says nothing about a GPU}"
+echo "$stem${dry:+, dry run on the simulator: it shows nothing about a GPU}"
 
 step versions 30 versions
 step doctor 60 on_gpu "$python" -m puzzlelib_rmsprop doctor --require-gpu
@@ -129,11 +129,11 @@ step speed 100 on_gpu "$python" tools/speed_check.py "${quick[@]}"
 step dtypes 60 on_gpu "$python" -m benchmarks --device cuda "${quick[@]}" --suite dtype --peers foreach \
   --json "$out/$stem-dtypes.json"
 step "graph and shared memory" 60 on_gpu "$python" tools/graph_check.py "${rehearse[@]}"
-# the dry run has stand-ins for PyTorch's tensors
+# a dry run uses stand-ins for PyTorch's CUDA tensors
 if ! "$python" -c 'import torch' 2> /dev/null; then
-  leave_out "tensors of PyTorch" "PyTorch is not here"
+  leave_out "tensors of PyTorch" "PyTorch is not installed"
 elif [ -z "$dry" ] && ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2> /dev/null; then
-  leave_out "tensors of PyTorch" "this PyTorch sees no GPU"
+  leave_out "tensors of PyTorch" "this PyTorch finds no GPU"
 else
   step "tensors of PyTorch" 120 on_gpu "$python" tools/torch_check.py "${dry_run[@]}"
 fi
@@ -141,15 +141,15 @@ step benchmark 100 on_gpu "$python" -m benchmarks --device cuda "${quick[@]}" --
   --peers foreach --json "$out/$stem.json" --markdown "$out/$stem.md"
 if ! "$python" -c 'import sklearn, tqdm, matplotlib' 2> /dev/null; then
   tests+=(--ignore=tests/project/test_examples.py)
-  leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not here"
+  leave_out "tests of the examples" "scikit-learn, tqdm or matplotlib is not installed"
 fi
-# what has nothing to do with a GPU, or needs an MPI, runs elsewhere
+# tests that do not use a GPU, or need MPI, are left out
 for part in convert distributed cuda/simulator {project/test_{benchmarks,tools},stress/test_{crash,fuzz_checkpoint},tools/test_inspect}.py; do
   tests+=("--ignore=tests/$part")
 done
 step "test suite" 200 "$python" -m pytest -q -p no:cacheprovider "${cuda[@]}" "${tests[@]}"
 
-# the examples, on CUDA where this version's arrays can lie there
+# the examples on CUDA
 on_cuda='from puzzlelib_rmsprop import Config, gpuarray; Config.backend = Config.Backend.cuda; gpuarray.zeros(3)'
 if on_gpu "$python" -c "$on_cuda" > "$work/logs/backend.log" 2>&1; then
   step quickstart 60 on_gpu "$python" -c "$on_cuda; import runpy; runpy.run_path('examples/quickstart.py')"
@@ -157,21 +157,21 @@ else
   leave_out quickstart "gpuarray makes no arrays on CUDA: $(tail -n 1 "$work/logs/backend.log")"
 fi
 if ! "$python" -c 'import sklearn, tqdm' 2> /dev/null; then
-  leave_out train_digits "scikit-learn or tqdm is not here"
+  leave_out train_digits "scikit-learn or tqdm is not installed"
 elif ! "$python" examples/train_digits.py --help | grep -q -e --device; then
   leave_out train_digits "it has no option --device"
 else
   step train_digits 90 on_gpu "$python" examples/train_digits.py --device cuda --epochs "$epochs"
 fi
 
-# the kernel tests once more, watched; few, because each launch is many times slower
+# some of the kernel tests under compute-sanitizer, where each launch is many times slower
 watch() { # NAME TOOL SECONDS FILTER FILE...
   if [ -n "$dry" ] || ! command -v compute-sanitizer > /dev/null; then
     leave_out "$1" "compute-sanitizer is not here"
     return
   fi
   local options=()
-  # tests of refusals make API calls fail on purpose
+  # some tests make API calls fail on purpose
   [ "$2" = memcheck ] && options=(--report-api-errors no)
   step "$1" "$3" compute-sanitizer --tool "$2" "${options[@]}" --error-exitcode 9 "$python" -m pytest -q -x -p no:cacheprovider \
     "${cuda[@]}" "${@:5}" -k "($4) and not planted"
@@ -179,7 +179,7 @@ watch() { # NAME TOOL SECONDS FILTER FILE...
 plain="${SANITIZE:-(pycuda or cuda) and (float or many or offset or rates or stream or step)}"
 extended=(tests/cuda/test_{extended,operations,random_rounding,statistics,streams}.py)
 rule=(tests/cuda/test_{rule,optimizer,streams,capture}.py)
-# only what comes besides the rule has shared memory, where there is something to race for
+# only kernels other than the plain update use shared memory, where races are possible
 watch racecheck racecheck 60 "statistics or norm or many_rows or operations_in or skipped" "${extended[@]}"
 watch "memcheck of options and statistics" memcheck 60 "every_alignment or statistics or norm or skipped" "${extended[@]}"
 watch memcheck memcheck 90 "$plain" "${rule[@]}" tests/cuda/test_numbers.py \
@@ -187,11 +187,11 @@ watch memcheck memcheck 90 "$plain" "${rule[@]}" tests/cuda/test_numbers.py \
 watch initcheck initcheck 60 "$plain" "${rule[@]}"
 
 if [ -n "$dry" ]; then
-  leave_out "compile check" "it is the same on every machine: tools/check_kernels.py"
+  leave_out "compile check" "it needs no GPU: run tools/check_kernels.py"
 elif nvcc --version 2> /dev/null | grep -q "Cuda compilation tools"; then
   step "compile check" 150 "$python" tools/check_kernels.py
 else
-  leave_out "compile check" "nvcc is not here"
+  leave_out "compile check" "nvcc is not installed"
 fi
 
 {

@@ -1,10 +1,10 @@
-"""Captures an update in a CUDA graph and replays it; shares memory with PyTorch and CuPy: python tools/graph_check.py
+"""Checks updates captured in CUDA graphs, and memory shared with PyTorch and CuPy: python tools/graph_check.py
 
-Everything happens in the device's primary context, which PyCUDA, PyTorch and CuPy share. A captured update has to give,
-replayed, bit for bit what as many eager updates give. Who can capture: the driver itself (through ctypes), cuda-python,
-CuPy, PyTorch; each one that is here is tried. Arrays of PyTorch and CuPy are wrapped by address, and updated in place.
+Everything runs in the device's primary context, which PyCUDA, PyTorch and CuPy share. Replays of a captured update must
+give the same bits as eager updates. Updates are captured with the driver itself (through ctypes), cuda-python, CuPy and
+PyTorch, as far as they are installed. Arrays of PyTorch and CuPy are wrapped by address and updated in place.
 
---rehearse runs it all without capturing, for a machine without a GPU. Exit status 1 where anything is wrong.
+--rehearse runs everything without capturing, for a machine without a GPU. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ HYPER = {"learnRate": 1e-2, "alpha": 0.95, "momRate": 0.9, "epsilon": 1e-4}
 
 
 class LeftOut(Exception):
-    """What is to be tried is not here."""
+    """A check needs something that is not installed."""
 
 
-# ------------------------------------------------------------------------------------------- who captures
-# Each takes a pycuda stream and a function that queues work on it, and returns a function that replays that work there.
+# -------------------------------------------------------------------------------------- ways of capturing
+# Each takes a PyCUDA stream and a function that queues work on it, and returns a function that replays that work there.
 
 Capture = Callable[[Any, Callable[[], None]], Callable[[], None]]
 
 
 def by_driver(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """The driver's own functions."""
+    """Captures with the driver API."""
     library = ctypes.CDLL("libcuda.so.1")
 
     def call(name: str, *arguments: Any) -> None:
         try:
             function = getattr(library, name)
         except AttributeError as error:
-            raise LeftOut(f"this driver has no {name}") from error
+            raise LeftOut(f"this driver does not have {name}") from error
         status = function(*arguments)
         if status:
-            raise RuntimeError(f"{name} answers {status}")
+            raise RuntimeError(f"{name} returns {status}")
 
     handle, graph, executable = ctypes.c_void_p(stream.handle), ctypes.c_void_p(), ctypes.c_void_p()
-    call("cuStreamBeginCapture_v2", handle, 1)  # this thread's unsafe calls fail
+    call("cuStreamBeginCapture_v2", handle, 1)  # mode: calls of this thread that could break a capture fail
     try:
         queue()
     finally:
@@ -60,15 +60,15 @@ def by_driver(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
 
 
 def by_cuda_python(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """cuda-python's bindings."""
+    """Captures with cuda-python."""
     try:
         cuda = importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
-        raise LeftOut("cuda-python is not here") from error
+        raise LeftOut("cuda-python is not installed") from error
 
     def checked(answer: tuple) -> Any:
         if answer[0] != cuda.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"the driver answers {answer[0]}")
+            raise RuntimeError(f"the driver returns {answer[0]}")
         return answer[1] if len(answer) > 1 else None
 
     handle = cuda.CUstream(stream.handle)
@@ -82,7 +82,7 @@ def by_cuda_python(stream: Any, queue: Callable[[], None]) -> Callable[[], None]
 
 
 def by_cupy(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """CuPy's streams."""
+    """Captures with CuPy's streams."""
     cupy = _cupy()
     own = cupy.cuda.ExternalStream(stream.handle)
     own.begin_capture()
@@ -94,7 +94,7 @@ def by_cupy(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
 
 
 def by_torch(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """PyTorch's CUDAGraph."""
+    """Captures with PyTorch's CUDAGraph."""
     torch = _torch()
     own, graph = torch.cuda.ExternalStream(stream.handle), torch.cuda.CUDAGraph()
     with torch.cuda.stream(own):
@@ -112,7 +112,7 @@ def by_torch(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
 
 
 def rehearsed(stream: Any, queue: Callable[[], None]) -> Callable[[], None]:
-    """No graph: the work is queued each time. Shows that everything around the capture runs."""
+    """Captures nothing: the work is queued at each call."""
     return queue
 
 
@@ -120,17 +120,17 @@ def _cupy() -> Any:
     try:
         return importlib.import_module("cupy")
     except ImportError as error:
-        raise LeftOut("CuPy is not here") from error
+        raise LeftOut("CuPy is not installed") from error
 
 
 def _torch() -> Any:
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
-        raise LeftOut("PyTorch is not here") from error
+        raise LeftOut("PyTorch is not installed") from error
     if not torch.cuda.is_available():
-        raise LeftOut("this PyTorch sees no GPU")
-    torch.zeros(1, device="cuda")  # starts its runtime, outside of any capture
+        raise LeftOut("this PyTorch finds no GPU")
+    torch.zeros(1, device="cuda")  # starts the runtime before any capture
     return torch
 
 
@@ -138,7 +138,7 @@ def _torch() -> Any:
 
 
 def net_of(variables: dict[str, Any]) -> Any:
-    """A net with those variables."""
+    """Returns a net with the given variables."""
     from puzzlelib_rmsprop.nets import Module
 
     net = Module()
@@ -148,7 +148,7 @@ def net_of(variables: dict[str, Any]) -> Any:
 
 
 def training(dtype: str, global_state: bool, seed: int = 0, **options: Any) -> Any:
-    """An optimizer on a net of PyCUDA arrays, one step taken, so that everything is loaded and packed."""
+    """Returns an optimizer on a net of PyCUDA arrays."""
     from pycuda import gpuarray
 
     from puzzlelib_rmsprop import RMSPropGraves, Variable
@@ -165,7 +165,7 @@ def training(dtype: str, global_state: bool, seed: int = 0, **options: Any) -> A
 
 
 def content(optimizer: Any) -> dict[str, np.ndarray]:
-    """Every buffer that an update writes."""
+    """Returns all buffers that an update writes."""
     from pycuda import driver
 
     driver.Context.synchronize()
@@ -176,9 +176,9 @@ def content(optimizer: Any) -> dict[str, np.ndarray]:
 
 
 def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    """Raises where a bit differs, or where there is nothing to compare."""
+    """Raises AssertionError if a bit differs, or if there is nothing to compare."""
     if not expected or actual.keys() != expected.keys():
-        raise AssertionError(f"buffers {sorted(actual)} to compare with {sorted(expected)}")
+        raise AssertionError(f"the buffers are {sorted(actual)}, expected {sorted(expected)}")
     for name, right in expected.items():
         if actual[name].tobytes() != right.tobytes():
             far = np.max(np.abs(actual[name].astype(np.float64) - right.astype(np.float64)))
@@ -187,7 +187,7 @@ def same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
 
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
-    """Inside, no array of an earlier check is freed, which a capture does not allow."""
+    """Prevents that arrays of earlier checks are freed inside, which a capture does not allow."""
     gc.collect()
     gc.disable()
     try:
@@ -197,19 +197,19 @@ def no_garbage() -> Iterator[None]:
 
 
 def check_capture(capture: Capture, dtype: str, global_state: bool) -> None:
-    """Replays of one captured update beside as many eager updates."""
+    """Compares replays of one captured update with as many eager updates."""
     from pycuda import driver
 
     eager, captured = training(dtype, global_state), training(dtype, global_state)
     stream = driver.Stream()
     for optimizer in (eager, captured):
-        optimizer.update(stream=stream)  # loads and packs
+        optimizer.update(stream=stream)  # loads the kernels and makes the plan
     stream.synchronize()
     before = content(captured)
     with no_garbage():
         replay = capture(stream, lambda: captured.update(stream=stream))
     if capture is not rehearsed:
-        same(content(captured), before)  # capturing runs nothing
+        same(content(captured), before)  # a capture runs nothing
     for _ in range(REPLAYS):
         replay()
         eager.update()
@@ -220,7 +220,7 @@ def check_capture(capture: Capture, dtype: str, global_state: bool) -> None:
 
 
 def check_live(capture: Capture) -> None:
-    """A captured update follows a learnRate that is assigned after the capture."""
+    """Checks that a captured update uses a learnRate that is assigned after the capture."""
     from pycuda import driver
 
     eager, captured = training("float32", True), training("float32", True, capturable=True)
@@ -240,7 +240,7 @@ def check_live(capture: Capture) -> None:
 
 
 def check_shared(make: Callable[[np.ndarray], tuple[Any, int]], read: Callable[[Any], np.ndarray]) -> None:
-    """Another library's arrays, wrapped by address and updated in place."""
+    """Wraps arrays of another library by address and updates them in place."""
     from pycuda import driver, gpuarray
 
     from puzzlelib_rmsprop import RMSPropGraves, Variable
@@ -263,7 +263,7 @@ def check_shared(make: Callable[[np.ndarray], tuple[Any, int]], read: Callable[[
 
 
 def shared_torch() -> None:
-    """PyTorch's tensors."""
+    """Shares the memory of PyTorch's tensors."""
     torch = _torch()
 
     def make(content: np.ndarray) -> tuple[Any, int]:
@@ -274,7 +274,7 @@ def shared_torch() -> None:
 
 
 def shared_cupy() -> None:
-    """CuPy's arrays."""
+    """Shares the memory of CuPy's arrays."""
     cupy = _cupy()
 
     def make(content: np.ndarray) -> tuple[Any, int]:
@@ -286,9 +286,9 @@ def shared_cupy() -> None:
 
 
 def main() -> int:
-    """Runs every check; 1 where one failed or none could run."""
+    """Runs all checks; returns 1 if one failed or none could run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rehearse", action="store_true", help="capture nothing; for a machine without a GPU")
+    parser.add_argument("--rehearse", action="store_true", help="do not capture, for a machine without a GPU")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     import pycuda.autoprimaryctx
@@ -303,7 +303,7 @@ def main() -> int:
             for mode in (False, True):
                 what = f"{name}: {REPLAYS} replays, {dtype}, {'global' if mode else 'local'} state"
                 checks.append((what, lambda c=capture, d=dtype, m=mode: check_capture(c, d, m)))
-        checks.append((f"{name}: a replay follows learnRate", lambda c=capture: check_live(c)))
+        checks.append((f"{name}: a replay uses the new learnRate", lambda c=capture: check_live(c)))
     checks += [("PyTorch's tensors in place", shared_torch), ("CuPy's arrays in place", shared_cupy)]
     passed = failed = 0
     for what, check in checks:

@@ -1,14 +1,13 @@
 """Compiles kernels/*.cu to the PTX that the package ships: python tools/make_ptx.py [--check]
 
-PTX for compute capability 7.5 runs on every GPU from Turing on; the driver compiles it there. nvcc stamps it with the
-PTX version of its own toolkit, which only drivers as new as the toolkit take, but the kernels use nothing later than
-version 6.3. So the stamp is lowered, and ptxas, which checks instructions against it, has to accept the result: then
-any driver from CUDA 10 on does.
+PTX for compute capability 7.5 runs on all GPUs since Turing; the driver compiles it for its GPU. nvcc writes the PTX version
+of its toolkit into the file, which older drivers refuse, but the kernels need only version 6.3. So this tool lowers the
+version, and ptxas, which checks the instructions against it, must accept the result. Then any driver since CUDA 10 does.
 
-The first line names the hash of the source and its headers, the options and nvcc's release. --check compiles nothing
-into the package: it says whether what is there was made from the source as it is now. Another release of nvcc writes
-another text, so the text is compared only where the release is the same; never the compressed bytes, which another
-release of liblzma may write in another way. To read it: xz -dc puzzlelib_rmsprop/kernels/rmsprop_graves.ptx.xz
+The first line of the text names the hash of the source and its headers, the options and the release of nvcc. --check
+writes nothing; it reports whether the shipped files belong to the present sources. The text is compared only if nvcc has
+the same release, and the compressed bytes never, because another liblzma may compress differently. To read the PTX:
+xz -dc puzzlelib_rmsprop/kernels/rmsprop_graves.ptx.xz
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ ARCH, VERSION = "compute_75", "6.3"
 
 
 def header(source: Path, release: str) -> str:
-    """The first line: everything that the text depends on. kernels/cuda_source.py looks for the hash in it."""
+    """Returns the first line, with everything that the text depends on; kernels/cuda_source.py reads the hash."""
     return f"// {source.name} {nvcc.source_hash(source.stem)} {' '.join(nvcc.options(ARCH, source.stem))} nvcc {release}"
 
 
 def made(source: Path) -> str:
-    """The text of the PTX file as one source gives it now."""
+    """Returns the PTX of a source."""
     first = header(source, nvcc.release())
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernels.ptx")
@@ -43,19 +42,19 @@ def made(source: Path) -> str:
         for arch in ("sm_75", "sm_90", "sm_120"):
             command = ["nvcc", "-cubin", f"-arch={arch}", "-o", Path(folder, "kernels.cubin"), ptx]
             subprocess.run(command, check=True)
-    # nvcc names internal symbols after the folder that the source lies in
+    # nvcc derives the names of internal symbols from the folder of the source
     text = re.sub(r"(_INTERNAL_|_GLOBAL__N__)[0-9a-f]{8}(_\d+_\w+?_cu_)[0-9a-f]{8}", r"\g<1>00000000\g<2>00000000", text)
-    comments = re.compile(r"^//.*\n", re.MULTILINE)  # the compiler's build, which says nothing about the code
+    comments = re.compile(r"^//.*\n", re.MULTILINE)  # they name the compiler's build, not the code
     return f"{first}\n" + comments.sub("", text).lstrip()
 
 
 def shipped(source: Path) -> Path:
-    """The file of the package that is made of a source."""
+    """Returns the package's PTX file of a source."""
     return source.with_suffix(".ptx.xz")
 
 
 def fault(source: Path) -> str | None:
-    """Why a shipped file is not what its source compiles to now, or None where it is."""
+    """Returns why a shipped file does not belong to its source, None if it does."""
     here, target = nvcc.release(), shipped(source)
     try:
         text = lzma.decompress(target.read_bytes()).decode()
@@ -65,7 +64,7 @@ def fault(source: Path) -> str | None:
     if first != header(source, here).rpartition(" nvcc ")[0]:
         return f"{target.name} was made from another source or with other options"
     if by != here:
-        print(f"{target.name}: source and options are as they were; made by nvcc {by}, here is {here}: text not compared")
+        print(f"{target.name}: same source and options; made by nvcc {by}, but this is {here}: text not compared")
     elif text != made(source):
         return f"{target.name} is not what the source compiles to"
     else:

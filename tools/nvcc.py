@@ -1,4 +1,4 @@
-"""What the tools need to know of nvcc: where it is, its release, and the options the library compiles with."""
+"""nvcc for the tools: its release, and the options that the library compiles with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KERNELS = Path(__file__).resolve().parent.parent / "puzzlelib_rmsprop" / "kernel
 
 
 def release() -> str:
-    """The release of the nvcc on the PATH, as ``13.0.88``. Ends the program where there is none, or only a stand-in."""
+    """Returns the release of the nvcc on the PATH, such as ``13.0.88``; ends the program if there is no real nvcc."""
     try:
         text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
@@ -24,7 +24,7 @@ def release() -> str:
 
 
 def _library() -> ModuleType:
-    """kernels/cuda_source.py, by its path: the package itself takes NumPy and h5py to import."""
+    """Imports kernels/cuda_source.py by its path, because importing the package needs NumPy and h5py."""
     spec = importlib.util.spec_from_file_location("cuda_source", KERNELS / "cuda_source.py")
     assert spec is not None
     assert spec.loader is not None
@@ -34,5 +34,5 @@ def _library() -> ModuleType:
 
 
 _source = _library()
-options = _source.nvcc_options  # how the library compiles its kernels
+options = _source.nvcc_options
 source_hash = _source.source_hash

@@ -1,10 +1,11 @@
-"""How fast each kernel of the update is on this GPU, beside a copy and PyTorch's optimizers: python tools/speed_check.py
+"""Measures the update's kernels on this GPU, a copy, and PyTorch's optimizers: python tools/speed_check.py
 
-First one float32 variable of 1,000 to 1,000,000,000 elements: the kernel of the rule alone (many) and the one with options
-(extended), both with a table of one row; an operation, whose segment is in the launch's arguments: against it shows what the
-table costs where a launch is all; a copy; PyTorch. Then every kind of dtypes, with the registers of its kernels.
+The first table has one float32 variable of 1,000 to 1,000,000,000 elements: the kernel of the plain rule (many), the kernel
+with options (extended), an operation on gradients, a copy, and PyTorch. Both kernels read a table of one row; the operation
+gets its segment as an argument of the launch, so the difference at small sizes is the cost of the table. The second table
+has all combinations of data types, with the registers of their kernels.
 
-A time is of the device, for launches one after the other. Exit status 1 where the two kernels do not give the same bits.
+Times are device times of consecutive launches. The exit status is 1 if the two kernels do not give the same bits.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SIZES = [10**power for power in range(3, 10)]
-LARGE = 1 << 26  # elements, for the kinds
-ROUNDS, SECONDS = 7, 0.02  # of launches, of each round
-WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # kinds of others are left out
-BEGIN = 0x3C  # a byte that makes a normal number in every dtype
+LARGE = 1 << 26  # elements in the second table
+ROUNDS, SECONDS = 7, 0.02  # number and duration of the rounds of launches
+WIDTHS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+BEGIN = 0x3C  # repeated, this byte is a normal number in every dtype
 
 Kind = tuple[str, str, bool]
 
 
 class Variable:
-    """A variable of one kind in device memory, its state 0."""
+    """A variable in device memory, its state zero."""
 
     def __init__(self, kind: Kind, size: int) -> None:
         from pycuda import driver
@@ -54,7 +55,7 @@ class Variable:
         self.segment = Segment(dtype, state, size=size, **{field: int(at) for field, at in self.memory.items()})
 
     def first(self) -> bytes:
-        """The first bytes of the parameter."""
+        """Returns the first bytes of the parameter."""
         from pycuda import driver
 
         found = np.zeros(min(64, self.segment.size), np.uint16)
@@ -63,7 +64,7 @@ class Variable:
 
 
 def seconds_of(launch: Callable[[], Any], most: float) -> float:
-    """Seconds of one launch on the device: the median of some rounds of launches."""
+    """Returns the seconds of one launch on the device: the median of several rounds."""
     from pycuda import driver
 
     for _ in range(3):
@@ -85,12 +86,12 @@ def seconds_of(launch: Callable[[], Any], most: float) -> float:
 
 
 def launches(kind: Kind, size: int) -> Iterator[tuple[str, int, Callable[[], Any], Variable]]:
-    """The kernels that update a kind: name, bytes moved, what launches it, and on what."""
+    """Yields the kernels for a combination of data types: name, bytes moved, launch function, variable."""
     from puzzlelib_rmsprop.kernels import RANDOMLY_ROUNDED, Hyper, StepOptions, cuda
 
-    hyper = Hyper(0.1, 0.95, 0.9, 1e-4)  # a step that float16 can show
+    hyper = Hyper(0.1, 0.95, 0.9, 1e-4)  # the step is large enough for float16
     only_extended = kind[1] in RANDOMLY_ROUNDED or kind[2]
-    # a seed that nothing is rounded with: an option, so that the other kernel runs, and no more work
+    # an unused seed counts as an option, so that the extended kernel runs without more work
     for name, options in (("many", StepOptions()), ("extended", StepOptions(seed=(1, 0)))):
         if name == "extended" or not only_extended:
             variable = Variable(kind, size)
@@ -99,7 +100,7 @@ def launches(kind: Kind, size: int) -> Iterator[tuple[str, int, Callable[[], Any
 
 
 def of_torch(size: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """PyTorch's optimizers, where there is a PyTorch that sees the GPU."""
+    """Yields PyTorch's optimizers, if a PyTorch finds the GPU."""
     try:
         import torch
     except ImportError:
@@ -107,7 +108,7 @@ def of_torch(size: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     if not torch.cuda.is_available():
         return
     rmsprop = {"lr": 1e-4, "alpha": 0.95, "momentum": 0.9, "centered": True, "foreach": True}
-    # bytes of an element: RMSprop's are those of the rule, fused Adam has one array of state less
+    # bytes per element: RMSprop moves as many as this rule, fused Adam has one array of state less
     for name, kind, options, moved in (
         ("PyTorch foreach RMSprop", torch.optim.RMSprop, rmsprop, 36),
         ("PyTorch fused Adam", torch.optim.Adam, {"fused": True}, 28),
@@ -124,7 +125,7 @@ def of_torch(size: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
 
 
 def others(size: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
-    """What stands beside the kernels at one size."""
+    """Yields an operation on gradients and a copy, for comparison."""
     from pycuda import driver
 
     from puzzlelib_rmsprop.kernels import SCALE, Operation, cuda
@@ -142,24 +143,24 @@ def row(*cells: Any) -> None:
 
 
 def timed(name: str, size: int, moved: int, launch: Callable[[], Any], most: float) -> None:
-    """Prints what one launch takes."""
+    """Prints the time of one launch."""
     try:
         seconds = seconds_of(launch, most)
-    except Exception as error:  # no memory left, say: the others are not to be lost
+    except Exception as error:  # such as out of memory; the others still run
         row(f"{size:,}", name, "left out", " ".join(str(error).split())[:90])
     else:
         row(f"{size:,}", name, f"{seconds * 1e6:,.2f}", f"{moved / max(seconds, 1e-12) / 1e9:,.1f}")
 
 
 def sizes_table(sizes: list[int], most: float) -> None:
-    """One float32 variable, from small to large."""
+    """Prints the table for one float32 variable."""
     from pycuda import driver
 
     row("float32 elements", "what", "us", "GB/s")
     row(*["---"] * 4)
     for size in sizes:
         if 40 * size > driver.mem_get_info()[0]:
-            row(f"{size:,}", "all", "left out", "no room for it")
+            row(f"{size:,}", "all", "left out", "not enough memory")
             continue
         for name, moved, launch, _ in launches(("float32", "float32", False), size):
             timed(name, size, moved, launch, most)
@@ -169,7 +170,7 @@ def sizes_table(sizes: list[int], most: float) -> None:
 
 
 def kinds_table(size: int, most: float) -> int:
-    """Every kind of dtypes; how many do not give the same bits with both kernels."""
+    """Prints the table for all data types; returns how many do not give the same bits with both kernels."""
     from puzzlelib_rmsprop.kernels import cuda, layout
 
     faults = 0
@@ -180,7 +181,7 @@ def kinds_table(size: int, most: float) -> int:
         dtype, state, master = kind
         title = f"{dtype}, state {state}{', master' * master}"
         if not {dtype, state} <= WIDTHS.keys():
-            row(title, "left out: this tool knows nothing of its arrays", *[""] * 4)
+            row(title, "left out: unknown data type", *[""] * 4)
             continue
         bits = []
         for name, moved, launch, variable in launches(kind, size):
@@ -193,20 +194,20 @@ def kinds_table(size: int, most: float) -> int:
         before = Variable(kind, 1).first()
         if len(set(bits)) != 1 or bits[0][: len(before)] == before:
             faults += 1
-            print(f"FAULT: {title}: nothing was updated, or the kernels do not give the same bits")
+            print(f"FAULT: {title}: nothing was updated, or the kernels give different bits")
     return faults
 
 
 def main() -> int:
-    """Prints the tables; 1 where there is a fault."""
+    """Prints the tables; returns 1 if there is a fault."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, only to show that it runs")
     quick = parser.parse_args().quick
-    warnings.simplefilter("ignore")  # they would stand among the tables
+    warnings.simplefilter("ignore")  # not between the tables
     import pycuda.autoprimaryctx
 
     most = 0.0 if quick else SECONDS
-    print(f"On {pycuda.autoprimaryctx.device.name()}{', quick: no figure means anything' * quick}.\n")
+    print(f"On {pycuda.autoprimaryctx.device.name()}{', quick: the figures mean nothing' * quick}.\n")
     sizes_table(SIZES[:2] if quick else SIZES, most)
     faults = kinds_table(1 << 10 if quick else LARGE, most)
     print(f"\n{faults} faults")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests that use CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, no GPU. The CPU's library
-# is compiled with the rest, in place.
-# usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also the tests that run on the CPU alone
-#        tools/test_on_simulator.sh --gpu-check                     a dry run of tools/gpu_check.sh instead
-# Kernels run as the PTX that ships. CUSIM_PTX=0 in the environment: from their source, compiled by g++ in nvcc's place.
-# PyCUDA's wheel takes minutes to build, once; it and the simulator are kept in ${XDG_CACHE_HOME:-~/.cache}.
+# Runs the tests that use CUDA on the simulator (tests/cudasim): needs Python, g++ and CUDA's headers, but no GPU. Also compiles
+# the CPU kernels in place.
+# usage: tools/test_on_simulator.sh [--all] [options for pytest]    --all: also tests that run only on the CPU
+#        tools/test_on_simulator.sh --gpu-check                     a dry run of tools/gpu_check.sh
+# The simulator runs the shipped PTX; with CUSIM_PTX=0 in the environment, g++ compiles the kernels from their source.
+# Building PyCUDA takes minutes, once: its wheel and the simulator are cached in ${XDG_CACHE_HOME:-~/.cache}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 chosen=(--cuda-only)

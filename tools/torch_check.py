@@ -1,10 +1,11 @@
-"""RMSpropGraves on PyTorch's CUDA tensors, beside its CPU path bit for bit; then timings: python tools/torch_check.py
+"""Checks RMSpropGraves on PyTorch's CUDA tensors, and measures its step: python tools/torch_check.py
 
-Numbers of every dtype and option; that a step does not wait; streams; GradScaler; learning rates on the device; PyTorch's
-CUDA graphs; several devices, where there are. Timings of step() beside PyTorch's optimizers, by events on the device.
+Compares every bit with the CPU, for all data types and options. Also checks that a step does not wait for the device,
+streams, GradScaler, learning rates on the device, CUDA graphs, and several devices if there are. Then measures step() and
+PyTorch's optimizers, with events on the device.
 
---dry-run runs it on the simulator that CUSIM_DIR names, with stand-ins for PyTorch's CUDA tensors and without timings, which
-proves that the steps run. Exit status 1 where anything is wrong.
+--dry-run uses the simulator in CUSIM_DIR with stand-ins for PyTorch's CUDA tensors, and measures nothing. The exit
+status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ dry = False
 
 
 class LeftOut(Exception):
-    """What is to be tried is not here."""
+    """A check needs something that this machine does not have."""
 
 
-# ------------------------------------------------------------------------------------ where the real ones differ
+# ------------------------------------------------------------------------------ differences in a dry run
 
 
 def new_stream() -> Any:
-    """A stream after what was queued."""
+    """Returns a stream that starts after all queued work."""
     import torch
 
     torch.cuda.synchronize()
@@ -53,7 +54,7 @@ def new_stream() -> Any:
 
 @contextlib.contextmanager
 def without_waiting() -> Iterator[None]:
-    """Raises where something inside waits for the device: PyTorch by its own account, the step because it came too late."""
+    """Raises if code inside waits for the device: PyTorch reports its own waits, the step's are seen in time."""
     import torch
 
     torch.cuda.synchronize()
@@ -66,7 +67,7 @@ def without_waiting() -> Iterator[None]:
             raise AssertionError(f"waited: {control.blocking()}")
         return
     ended = torch.cuda.Event()
-    torch.cuda._sleep(2_000_000_000)  # clock cycles: a second of work, which the host would have to wait for
+    torch.cuda._sleep(2_000_000_000)  # clock cycles: about a second of work
     ended.record()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -74,15 +75,15 @@ def without_waiting() -> Iterator[None]:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     if ended.query():
-        raise AssertionError("the step came back when the device had ended all work: it waited")
+        raise AssertionError("the step waited: it returned only after the device had finished its work")
 
 
 @contextlib.contextmanager
 def captured(graphs: list[Any], stream: Any) -> Iterator[None]:
-    """Captures what is inside, and adds the graph."""
+    """Captures the work inside as a graph, and appends it to ``graphs``."""
     import torch
 
-    gc.collect()  # no array of an earlier check is freed within, which a capture does not allow
+    gc.collect()  # a capture does not allow that arrays of earlier checks are freed
     gc.disable()
     try:
         if dry:
@@ -103,7 +104,7 @@ def captured(graphs: list[Any], stream: Any) -> Iterator[None]:
 
 
 def pair_of(*dtypes: str, **options: Any) -> Any:
-    """Parameters of those dtypes on the CPU and on the GPU, each with its optimizer."""
+    """Returns parameters of the given dtypes on the CPU and on the GPU, each with an optimizer."""
     import torch
 
     from tests.torch.cuda_pairs import Pair
@@ -112,7 +113,7 @@ def pair_of(*dtypes: str, **options: Any) -> Any:
 
 
 def check_numbers(options: dict[str, Any], dtypes: tuple[str, ...] = FLOATS, form: str = "clone") -> None:
-    """Every bit of parameters and state, after steps whose gradients lie elsewhere each time."""
+    """Compares every bit of parameters and state, with new gradient tensors in each step."""
     import torch
 
     from tests.torch import cuda_pairs
@@ -124,7 +125,7 @@ def check_numbers(options: dict[str, Any], dtypes: tuple[str, ...] = FLOATS, for
 
 
 def check_side_stream() -> None:
-    """Work of the caller's stream before and after the steps."""
+    """Checks the order with the caller's work on a side stream."""
     import torch
 
     pair = pair_of(*FLOATS, lr=0.01)
@@ -134,7 +135,7 @@ def check_side_stream() -> None:
 
 
 def check_no_wait() -> None:
-    """Neither new gradients, nor GradScaler's tensors, nor a learning rate on the device make the host wait."""
+    """Checks that the host does not wait, with new gradients, GradScaler's tensors and a learning rate on the device."""
     import torch
 
     pair = pair_of("float32", "float16")
@@ -154,7 +155,7 @@ def check_no_wait() -> None:
 
 
 def check_scaler() -> None:
-    """GradScaler's scale, and steps that it skips."""
+    """Checks steps with GradScaler, some of which it skips."""
     import torch
 
     pair = pair_of("float32", lr=0.01)
@@ -172,7 +173,7 @@ def check_scaler() -> None:
 
 
 def check_graph(own_gradients: bool, follows: bool = False) -> None:
-    """Replays, with eager steps between them; ``own_gradients``: those of the graph itself, as a captured backward has."""
+    """Checks replays between eager steps. ``own_gradients``: the graph makes its gradients, as a captured backward does."""
     import torch
 
     pair, graphs, stream = pair_of("float32", "float16", lr=0.01, weight_decay=0.1), [], new_stream()
@@ -209,13 +210,13 @@ def check_graph(own_gradients: bool, follows: bool = False) -> None:
 
 
 def check_devices() -> None:
-    """Parameters on the CPU and on two devices in one optimizer, whichever is current."""
+    """Checks one optimizer with parameters on the CPU and on two devices."""
     import torch
 
     from puzzlelib_rmsprop.torch import RMSpropGraves
 
     if not dry and torch.cuda.device_count() < 2:
-        raise LeftOut("one GPU")
+        raise LeftOut("there is only one GPU")
     pair = pair_of("float32", "float16", lr=0.01)
     places = [torch.device(("cpu", "cuda:0", "cuda:1")[number % 3]) for number in range(len(pair.host))]
     pair.cuda = [torch.nn.Parameter(p.detach().clone().to(d)) for p, d in zip(pair.host, places, strict=True)]
@@ -234,7 +235,7 @@ def check_devices() -> None:
 
 
 def resnet18() -> list[tuple[int, ...]]:
-    """The shapes of ResNet-18's parameters: 62, together 11,689,512 elements."""
+    """Returns the shapes of ResNet-18's parameters: 62 tensors with 11,689,512 elements."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
     before = 64
     for width in (64, 128, 256, 512):
@@ -248,7 +249,7 @@ def resnet18() -> list[tuple[int, ...]]:
 
 
 def step_of(name: str, shapes: list[tuple[int, ...]]) -> tuple[Callable[[], Any], list[Any]]:
-    """A function that takes one step with one of the optimizers, and its parameters."""
+    """Returns the step function of an optimizer, and its parameters."""
     import torch
 
     from puzzlelib_rmsprop.torch import RMSpropGraves
@@ -266,7 +267,7 @@ def step_of(name: str, shapes: list[tuple[int, ...]]) -> tuple[Callable[[], Any]
 
 
 def time_steps() -> None:
-    """Prints microseconds of a step on the host, till it returns, and on the device."""
+    """Prints the microseconds of a step: until the call returns on the host, and on the device."""
     import torch
 
     lists = {"ResNet-18: 62 tensors, 11,689,512": resnet18(), "6 tensors of 10,000": [(10_000,)] * 6}
@@ -277,12 +278,12 @@ def time_steps() -> None:
                 step, params = step_of(name, shapes)
                 for _ in range(5):
                     step()
-            except Exception as error:  # no compiler for torch.compile, say
+            except Exception as error:  # such as a missing compiler for torch.compile
                 print(f"  {name:17} left out: {' '.join(str(error).split())[:90]}")
                 continue
             host, device = [], []
             for fresh in range(ROUNDS):
-                if fresh % 2:  # gradients elsewhere, as after zero_grad() and a backward pass
+                if fresh % 2:  # new gradient tensors, as after zero_grad() and a backward pass
                     kept = [param.grad for param in params]
                     for param in params:
                         param.grad = param.grad.clone()
@@ -300,30 +301,30 @@ def time_steps() -> None:
             print(f"  {name:17} host {both[0]}   device {both[1]}")
 
 
-# ------------------------------------------------------------------------------------------------------ together
+# ------------------------------------------------------------------------------------------------------ main
 
 
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each with its name."""
+    """Yields the checks with their names."""
     for name, options in OPTIONS.items():
-        yield f"the CPU's bits: {name}", lambda options=options: check_numbers(options)
-    yield "the CPU's bits: complex", lambda: check_numbers({"lr": 0.01}, ("complex64", "complex128"))
+        yield f"same bits as on the CPU: {name}", lambda options=options: check_numbers(options)
+    yield "same bits as on the CPU: complex", lambda: check_numbers({"lr": 0.01}, ("complex64", "complex128"))
     for form in ("transposed", "with gaps"):
-        yield f"the CPU's bits: {form}", lambda form=form: check_numbers({"lr": 0.01}, form=form)
+        yield f"same bits as on the CPU: {form}", lambda form=form: check_numbers({"lr": 0.01}, form=form)
     yield "a side stream", check_side_stream
-    yield "a step waits for nothing", check_no_wait
+    yield "a step does not wait for the device", check_no_wait
     yield "GradScaler", check_scaler
     yield "a graph", lambda: check_graph(False)
-    yield "a graph with gradients of its own", lambda: check_graph(True)
+    yield "a graph that makes its gradients", lambda: check_graph(True)
     yield "a graph follows the learning rate", lambda: check_graph(False, follows=True)
     yield "several devices", check_devices
 
 
 def main() -> int:
-    """Runs every check, then the timings; 1 where one failed or none could run."""
+    """Runs all checks, then the timings; returns 1 if a check failed or none could run."""
     global dry
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="on the simulator, with stand-ins for PyTorch's tensors")
+    parser.add_argument("--dry-run", action="store_true", help="use the simulator and stand-ins for PyTorch's tensors")
     dry = parser.parse_args().dry_run
     warnings.simplefilter("ignore")
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -338,7 +339,7 @@ def main() -> int:
     import torch
 
     if not dry and not torch.cuda.is_available():
-        print("this PyTorch sees no GPU")
+        print("this PyTorch finds no GPU")
         return 1
     print(f"PyTorch {torch.__version__} on {'stand-ins: a dry run' if dry else torch.cuda.get_device_name()}")
     passed = failed = left_out = 0

@@ -1,1 +1,1 @@
-"""The package's commands: ``doctor``, what works on a machine; ``inspect``, what is in a file."""
+"""The commands ``python -m puzzlelib_rmsprop doctor`` and ``inspect``."""

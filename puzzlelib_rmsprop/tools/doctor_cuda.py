@@ -1,4 +1,4 @@
-"""What ``doctor`` says of CUDA: the driver, its devices, what the kernels are made from, and scikit-cuda."""
+"""The part of ``doctor`` about CUDA: driver, devices, kernels and scikit-cuda."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from .selftest import gpu_case, room
 
 __all__ = ["CUDADoctor"]
 
-_NO_CUBLAS = "install the CUDA toolkit's cuBLAS and put its folder on LD_LIBRARY_PATH"
+_NO_CUBLAS = "install the CUDA toolkit's cuBLAS and add its folder to LD_LIBRARY_PATH"
+_ON_CPU = "nets and arrays stay on the CPU"
 
 
 class CUDADoctor(Findings):
-    """The part about GPUs: :meth:`_examine_source` and :meth:`_examine_cuda`."""
+    """Examines the GPUs and the packages that they need."""
 
     def _examine_source(self) -> None:
         text, why = cuda_source.shipped_ptx()
-        self.found["CUDA kernel"] = f"its source, for nvcc to compile: {why}" if text is None else "shipped as PTX"
+        self.found["CUDA kernel"] = f"compiled from source by nvcc: {why}" if text is None else "shipped as PTX"
 
     def _examine_cuda(self) -> None:
         self._examine_nvcc()
@@ -36,11 +37,11 @@ class CUDADoctor(Findings):
             driver.init()
             count = driver.Device.count()
         except Exception as error:
-            raise Failed(f"the driver does not start: {line(error)}", remedy(error) or NO_DEVICE) from error
+            raise Failed(f"the NVIDIA driver does not start: {line(error)}", remedy(error) or NO_DEVICE) from error
         number = driver.get_driver_version()
-        self.found["driver"] = f"for CUDA {number // 1000}.{number % 1000 // 10}"
+        self.found["driver"] = f"supports CUDA {number // 1000}.{number % 1000 // 10}"
         if not count:
-            raise Failed("the driver sees no device", NO_DEVICE)
+            raise Failed("the NVIDIA driver finds no device", NO_DEVICE)
         for index in range(count):
             self._guard(f"GPU {index}", self.problems, self._examine_device, driver, index)
 
@@ -48,19 +49,21 @@ class CUDADoctor(Findings):
         path = shutil.which("nvcc")
         self.found["nvcc"] = "not on the PATH"
         if path:
+            self.paths["nvcc"] = path
             try:
                 done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
-                lines = [line for line in done.stdout.splitlines() if "release" in line] or ["its version is unknown"]
-                self.found["nvcc"] = f"{lines[0].strip()}, {path}"
+                lines = [line for line in done.stdout.splitlines() if "release" in line] or ["of unknown version"]
+                self.found["nvcc"] = lines[0].strip()
             except (OSError, subprocess.SubprocessError) as error:
-                self.found["nvcc"] = f"does not run ({line(error)}), {path}"
+                self.found["nvcc"] = f"does not run ({line(error)})"
 
     def _import_pycuda(self) -> Any:
         self.found["PyCUDA"] = "not installed"
         if importlib.util.find_spec("pycuda") is None:
             raise Failed(
-                "PyCUDA is not installed: nets and arrays stay on the CPU",
-                "to use a GPU: pip install 'puzzlelib_rmsprop[cuda]' (needs the CUDA toolkit to build)",
+                f"PyCUDA is not installed, so {_ON_CPU}",
+                "to train on a GPU, install the CUDA toolkit, which PyCUDA is compiled with, and then "
+                "pip install 'pycuda>=2024.1' 'scikit-cuda==0.5.3'",
             )
         self.found["PyCUDA"] = version("pycuda").replace("not installed", "of unknown version")
         try:
@@ -70,12 +73,12 @@ class CUDADoctor(Findings):
             self.found["PyCUDA"] += ", cannot be imported"
             if lacks_driver(error) or "undefined symbol: cu" in str(error):
                 raise Failed(
-                    f"PyCUDA finds no NVIDIA driver, or too old a one ({line(error)}): nets and arrays stay on the CPU",
-                    "install the NVIDIA driver; in a container, start it with the GPU (docker run --gpus all)",
+                    f"PyCUDA finds no NVIDIA driver, or one that is too old ({line(error)}), so {_ON_CPU}",
+                    "install the NVIDIA driver; start a container with access to the GPU (docker run --gpus all)",
                 ) from error
             raise Failed(
-                f"PyCUDA cannot be imported ({line(error)}): nets and arrays stay on the CPU",
-                "build it anew against what is installed: pip install --force-reinstall --no-cache-dir pycuda",
+                f"PyCUDA cannot be imported ({line(error)}), so {_ON_CPU}",
+                "compile it again with the installed CUDA toolkit: pip install --force-reinstall --no-cache-dir pycuda",
             ) from error
         self.found["PyCUDA"] += f", built for CUDA {'.'.join(map(str, driver.get_version()))}"
         return driver
@@ -98,36 +101,36 @@ class CUDADoctor(Findings):
                 self._guard("scikit-cuda", self.notes, self._examine_skcuda)
 
     def _examine_kernel(self, driver: Any, place: str, arch: str) -> None:
-        """What the kernel is made from on this device."""
+        """Finds out whether the driver loads the shipped PTX; otherwise nvcc is needed."""
         name = f"kernel on {place}"
         text, why = cuda_source.shipped_ptx()
         if text is not None:
             try:
                 driver.module_from_buffer(text)
-                self.found[name] = "the PTX that the package ships, compiled by the driver"
+                self.found[name] = "shipped PTX, compiled by the driver"
                 return
             except driver.Error as error:
-                why = f"the driver does not take the shipped PTX ({line(error)})"
+                why = f"the driver does not load the shipped PTX ({line(error)})"
         kept = cuda_compile.cache_folder()
-        where = "kept nowhere: no folder is this user's alone" if kept is None else f"kept in {kept}"
-        self.found[name] = f"its source, compiled by nvcc for {arch} and {where}: {why}"
+        where = "not cached: no folder belongs to this user alone" if kept is None else f"cached in {kept}"
+        self.found[name] = f"compiled from source by nvcc for {arch} and {where}; {why}"
         if shutil.which("nvcc") is None:
             raise Failed(
                 f"{why}, and there is no nvcc to compile the source for {arch}",
-                "update the NVIDIA driver, or install the CUDA toolkit and put its bin folder on the PATH",
+                "update the NVIDIA driver, or install the CUDA toolkit and add its bin folder to the PATH",
             )
 
     def _examine_skcuda(self) -> None:
-        lost = "nets on CUDA are left out (the optimizer works)"
+        lost = "puzzlelib_rmsprop.nets does not work on CUDA (the optimizer does)"
         if importlib.util.find_spec("skcuda") is None:
-            raise Failed(f"not installed: {lost}", "pip install scikit-cuda==0.5.3 'setuptools<81'")
+            raise Failed(f"not installed: {lost}", "pip install 'scikit-cuda==0.5.3' 'setuptools<81'")
         self.found["scikit-cuda"] = found = version("scikit-cuda").replace("not installed", "of unknown version")
         self.found["scikit-cuda"] += ", does not work"
         self._multiply(lost)
         self.found["scikit-cuda"] = found
 
     def _multiply(self, lost: str) -> None:
-        """A product through the nets' own use of cuBLAS, which brings what scikit-cuda lacks."""
+        """Multiplies two matrices with the nets' own import of scikit-cuda, which works around its faults."""
         from ..nets import ops
 
         gpuarray = importlib.import_module("pycuda.gpuarray")
@@ -135,14 +138,14 @@ class CUDADoctor(Findings):
         try:
             product = ops.matmul(gpuarray.to_gpu(a), gpuarray.to_gpu(b)).get()
         except Exception as error:
-            raise Failed(f"no matrix product ({line(error)}): {lost}", _NO_CUBLAS) from error
+            raise Failed(f"a matrix product fails ({line(error)}): {lost}", _NO_CUBLAS) from error
         if not np.array_equal(product, a @ b):
-            raise Failed(f"cuBLAS multiplies wrongly: {lost}", "report this output as an issue")
+            raise Failed(f"cuBLAS gives a wrong matrix product: {lost}", "report this output")
 
 
 @contextlib.contextmanager
 def _primary_context(device: Any) -> Iterator[None]:
-    """The context that PyTorch, CuPy and Numba share, current inside the block and left as it was."""
+    """Makes the device's primary context, which PyTorch, CuPy and Numba share, current inside the block."""
     from pycuda.tools import clear_context_caches
 
     context = device.retain_primary_context()
@@ -150,6 +153,6 @@ def _primary_context(device: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # kernels are kept by context, and the device's next context may get the same address
+        # PyCUDA caches kernels by context, and the device's next context may get the same address
         clear_context_caches()
         context.pop()

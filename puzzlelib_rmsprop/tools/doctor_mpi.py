@@ -1,6 +1,6 @@
-"""What ``doctor`` finds of MPI: the library that mpi4py loads, the launcher, and whether they belong together.
+"""The part of ``doctor`` about MPI: the library that mpi4py loads, the launcher, and whether the two fit together.
 
-MPI is started in a process of its own: a broken one ends the process, or never starts.
+MPI is started in a separate process, because a broken MPI can end or block its process.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from puzzlelib_rmsprop.distributed.mpi_setup import library_version
 print()
 print(json.dumps([library_version(MPI), MPI.COMM_WORLD.Get_size()]), flush=True)
 """
-# whose library, or launcher, says so; those of one line start processes of each other
+# names that libraries and launchers print; a launcher can start processes of any library in the same line
 _FAMILIES = {
     "Open MPI": ("Open MPI", "OpenRTE", "PRRTE"),
     "MPICH": ("MPICH", "HYDRA", "Intel(R) MPI", "MVAPICH"),
 }
 _REMEDY = (
-    "use the mpirun of the MPI that mpi4py loads, or have mpi4py load the launcher's: its wheels load the one whose folder "
-    "is on LD_LIBRARY_PATH, with MPI4PY_MPIABI=openmpi or =mpich; else install mpi4py again, with the launcher's mpicc on "
-    "the PATH"
+    "use the mpirun of the MPI library that mpi4py loads, or make mpi4py load the launcher's library: put that library's "
+    "folder on LD_LIBRARY_PATH and set MPI4PY_MPIABI to openmpi or mpich (for mpi4py's wheels), or install mpi4py again "
+    "with the launcher's mpicc on the PATH"
 )
 
 
-def examine_mpi(found: dict[str, str]) -> None:
-    """Fills ``found``.
+def examine_mpi(found: dict[str, str], paths: dict[str, str]) -> None:
+    """Fills ``found`` and ``paths``.
 
     Raises:
-        Failed: groups of processes cannot meet over MPI here, or each process would be alone.
+        Failed: if MPI does not work on this machine, or its launcher does not fit the library.
     """
     found["mpi4py"] = version("mpi4py")
     said, launcher = started(), _launcher()
-    found["started by"] = f"{said.launcher}: {said.variable}={said.number}" if said else "no launcher of several processes"
-    found["mpirun"] = f"{launcher[1]}, {launcher[0]}" if launcher else "not on the PATH"
+    found["started by"] = f"{said.launcher}: {said.variable}={said.number}" if said else "no launcher"
+    found["mpirun"] = launcher[1] if launcher else "not on the PATH"
+    if launcher:
+        paths["mpirun"] = launcher[0]
     if found["mpi4py"] == "not installed":
-        raise Failed("mpi4py is not installed, so there is no MPINodeInfo", INSTALL)
+        raise Failed("mpi4py is not installed, so MPINodeInfo does not work", INSTALL)
     found["MPI"] = "does not start"
     library, size = _ask()
     found["MPI"] = library
     if said is not None and said.number > 1 and size == 1:
-        raise Failed(f"{said.launcher} has started {said.number} processes, and {library} sees one", _REMEDY)
+        raise Failed(f"{said.launcher} has started {said.number} processes, but {library} finds only one", _REMEDY)
     if launcher is None:
         if not shutil.which("srun"):
             raise Failed(
-                "there is no mpirun on the PATH to start a group with",
-                "put that of the MPI above on the PATH, or " + INSTALL,
+                "there is no mpirun on the PATH",
+                f"add the mpirun of {library} to the PATH, or {INSTALL}",
             )
     else:
         families = {_family(library), _family(launcher[1])} - {None}
         if len(families) > 1:
-            raise Failed(
-                f"{launcher[1]} ({launcher[0]}) does not start processes that find each other with {library}", _REMEDY
-            )
+            raise Failed(f"{launcher[1]} ({launcher[0]}) cannot start a process group with {library}", _REMEDY)
 
 
 def _family(text: str) -> str | None:
@@ -72,7 +72,7 @@ def _family(text: str) -> str | None:
 
 
 def _launcher() -> tuple[str, str] | None:
-    """Path and name of the mpirun that a user would start, on the PATH or beside this Python."""
+    """Returns path and name of the mpirun on the PATH or, if there is none, in the folder of this Python."""
     beside = os.path.dirname(sys.executable or "")
     path = shutil.which("mpirun") or shutil.which("mpiexec") or (shutil.which("mpirun", path=beside) if beside else None)
     if path is None:
@@ -82,17 +82,17 @@ def _launcher() -> tuple[str, str] | None:
             [path, "--version"], capture_output=True, text=True, errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return path, f"it does not say what it is ({type(error).__name__})"
+        return path, f"gives no version ({type(error).__name__})"
     lines = [" ".join(each.split()) for each in (done.stdout + done.stderr).splitlines() if each.strip()]
     if lines and lines[0].startswith("HYDRA"):  # "HYDRA build details:", "Version: 5.0.2"
         return path, f"MPICH's HYDRA {''.join(lines[1:2]).rpartition(' ')[2]}"
-    return path, lines[0] if lines else "it says nothing"
+    return path, lines[0] if lines else "gives no version"
 
 
 def _ask() -> tuple[str, int]:
-    """Name of the MPI library, and how many processes it sees."""
+    """Returns the name of the MPI library and the number of processes that it finds."""
     if not sys.executable or getattr(sys, "frozen", False):
-        raise Failed("not looked at: this program cannot start a Python to do so", "")
+        raise Failed("not examined: this program cannot start a Python process", "")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
     try:
         done = subprocess.run(
@@ -103,7 +103,7 @@ def _ask() -> tuple[str, int]:
             timeout=SECONDS,
             env=environment,
             stdin=subprocess.DEVNULL,
-            close_fds=False,  # a launcher may be at the other end of one
+            close_fds=False,  # the launcher may have opened one to talk to its processes
         )
     except subprocess.TimeoutExpired as error:
         raise Failed(f"MPI does not start within {SECONDS} s", _REMEDY) from error

@@ -1,9 +1,11 @@
-"""What ``doctor`` finds: where it is kept, failures with a remedy, and the self-test of one device."""
+"""The results that ``doctor`` collects: failures with their remedies, and the self-test of one device."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -11,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from .selftest import STEPS, deviation, measure
+from .selftest import STATE_FORMATS, STEPS, deviation, differences, measure
 
-__all__ = ["NO_DEVICE", "Failed", "Findings", "line", "remedy", "version"]
+__all__ = ["NO_DEVICE", "WIDTH", "Failed", "Findings", "case_name", "line", "remedy", "version", "wrapped"]
+
+WIDTH = 80  # columns
 
 
 class Failed(Exception):
-    """Something does not work, and the user can do something about it."""
+    """Something does not work, and there is a remedy."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -25,11 +29,12 @@ class Failed(Exception):
 
 
 class Findings:
-    """What one run of ``doctor`` has found; :class:`puzzlelib_rmsprop.tools.doctor.Doctor` describes it."""
+    """The results of one run of ``doctor``; :class:`puzzlelib_rmsprop.tools.doctor.Doctor` describes the attributes."""
 
     def __init__(self, require_gpu: bool = False) -> None:
         self.require_gpu = require_gpu
         self.found: dict[str, str] = {}
+        self.paths: dict[str, str] = {}
         self.checks: list[dict[str, Any]] = []
         self.speed: dict[str, dict[str, float]] = {}
         self.problems: list[dict[str, str]] = []
@@ -37,25 +42,32 @@ class Findings:
         self.runs_on: list[str] = []
 
     def _guard(self, what: str, where: list[dict[str, str]], call: Callable[..., Any], *arguments: Any) -> bool:
-        """Calls; what it raises becomes an entry of ``where``. Whether it went well."""
+        """Runs ``call`` and turns its exception into an entry of ``where``; returns True if there was none."""
         try:
             call(*arguments)
-        except Exception as error:  # whatever it is, the user gets a line
+        except Exception as error:  # one failure must not hide the other results
             where.append({"what": f"{what}: {line(error)}", "remedy": remedy(error)})
             return False
         return True
 
     def _train(self, place: str, make: Any, read: Any, synchronize: Callable[[], Any]) -> bool:
-        """A few steps of every dtype beside the formula; whether all were right."""
-        right, dtypes = True, ["float16", "float32", "float64"]
-        if importlib.util.find_spec("ml_dtypes") is not None:  # NumPy has no bfloat16 of its own
+        """Runs the self-test with every data type; returns True if all results are right."""
+        dtypes, formats = ["float16", "float32", "float64"], list(STATE_FORMATS)
+        if importlib.util.find_spec("ml_dtypes") is None:  # NumPy itself has no bfloat16
+            formats.remove("bfloat16")
+        else:
             importlib.import_module("ml_dtypes")
             dtypes.insert(0, "bfloat16")
-        for dtype in dtypes:
-            check: dict[str, Any] = {"where": place, "dtype": dtype, "ok": False, "error": None, "seconds": None}
+        cases = [(dtype, "float64" if dtype == "float64" else "float32") for dtype in dtypes]
+        cases += [("float32", state) for state in formats]
+        right = True
+        for dtype, state in cases:
+            check: dict[str, Any] = {"where": place, "dtype": dtype, "state": state, "ok": False, "result": "FAILED"}
+            check |= {"error": None, "detail": "it did not run", "seconds": None}
             self.checks.append(check)
+            what = f"{place}: {case_name(check)}"
             start = time.perf_counter()
-            good = self._guard(f"{place}: {dtype}", self.problems, self._train_one, check, make, read, synchronize)
+            good = self._guard(what, self.problems, self._train_one, check, make, read, synchronize)
             check["ok"], check["seconds"] = good, time.perf_counter() - start
             right = right and good
         if right:
@@ -63,12 +75,19 @@ class Findings:
         return right
 
     def _train_one(self, check: dict[str, Any], make: Any, read: Any, synchronize: Callable[[], Any]) -> None:
-        worst, where = deviation(np.dtype(check["dtype"]), make, read, synchronize)
-        check["error"] = worst if np.isfinite(worst) else None
-        if not worst <= 1:
+        if check["state"] in STATE_FORMATS:
+            where = differences(check["state"], make, read, synchronize)
+            right, check["error"] = not where, None if where else 0.0
+            check["detail"] = where or "every bit as in NumPy"
+        else:
+            worst, where = deviation(np.dtype(check["dtype"]), make, read, synchronize)
+            right, check["error"] = worst <= 1, worst if np.isfinite(worst) else None
+            check["detail"] = f"error {worst:.0%} of the tolerance" if right else f"error {worst:,.3g} times the tolerance"
+        check["result"] = "OK" if right else "WRONG"
+        if not right:
             raise Failed(
                 f"the update is wrong after {STEPS} steps: {where}",
-                "do not train on it; report this output, with what the machine is, as an issue",
+                "do not train on this device; report this output together with a description of the machine",
             )
 
     def _measure(self, place: str, case: Callable[[int], Iterator[dict[str, float]]], largest: int) -> None:
@@ -76,30 +95,30 @@ class Findings:
 
 
 NO_DEVICE = (
-    "see what nvidia-smi says; update the driver where it is older than the toolkit that PyCUDA was built with; "
-    "CUDA_VISIBLE_DEVICES must not hide the device"
+    "run nvidia-smi to see whether the driver works; update the driver if it is older than the CUDA toolkit that PyCUDA was "
+    "built with; check that CUDA_VISIBLE_DEVICES does not hide the device"
 )
 
-# what an error's text holds -> what to do
+# part of an error message -> remedy
 _REMEDIES = {
-    "PUZZLELIB_RMSPROP_CPU must": "unset PUZZLELIB_RMSPROP_CPU, or set it to one of those named",
-    "out of memory": "free the device's memory: nvidia-smi shows which processes hold it",
+    "PUZZLELIB_RMSPROP_CPU must": "unset PUZZLELIB_RMSPROP_CPU, or set it to one of the values listed",
+    "out of memory": "free memory on the device; nvidia-smi shows which processes use it",
     "driver version is insufficient": "update the NVIDIA driver",
-    "nvcc": "install the CUDA toolkit and put its bin folder on the PATH",
-    "No space left": "free space on the disk, or set PUZZLELIB_RMSPROP_CACHE_DIR to another one",
-    "Permission denied": "set PUZZLELIB_RMSPROP_CACHE_DIR to a folder that you may write to",
+    "nvcc": "install the CUDA toolkit and add its bin folder to the PATH",
+    "No space left": "free space on the disk, or set PUZZLELIB_RMSPROP_CACHE_DIR to a folder on another one",
+    "Permission denied": "set PUZZLELIB_RMSPROP_CACHE_DIR to a folder that you can write to",
 }
 
 
 def remedy(error: Exception) -> str:
-    """What to do about an error, where its text tells."""
+    """Returns the remedy for an error, "" if none is known."""
     if isinstance(error, Failed):
         return error.remedy
     return next((remedy for part, remedy in _REMEDIES.items() if part in str(error)), "")
 
 
 def line(error: Exception) -> str:
-    """An exception in one line: its message, with its type where that says more."""
+    """Returns an exception as one line: its message, preceded by its type unless it is a :class:`Failed`."""
     text = " ".join(str(error).split())
     if isinstance(error, Failed):
         return text
@@ -108,8 +127,28 @@ def line(error: Exception) -> str:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """Returns the version of a package from its metadata, without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def case_name(check: dict[str, Any]) -> str:
+    """Returns the name of one case of the self-test: ``"float32"``, ``"float32, int8 state"``."""
+    return f"{check['dtype']}, {check['state']} state" if check["state"] in STATE_FORMATS else check["dtype"]
+
+
+_COMMAND = re.compile(r"pip install(?: -\S+| '[^']*')*(?: [\w.=-]+)?")
+
+
+def wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    """Returns the text in lines of at most 80 columns, indented by ``first`` and ``rest``.
+
+    Words (such as paths) and pip commands are not broken: one that is longer than a line has a line of its own.
+    """
+    text = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\0", " ") for line in lines]

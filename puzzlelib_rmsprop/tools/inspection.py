@@ -1,4 +1,4 @@
-"""``python -m puzzlelib_rmsprop inspect FILE``: what is in a checkpoint, ours or PuzzleLib's, and whether it is whole."""
+"""``python -m puzzlelib_rmsprop inspect FILE``: checks a checkpoint for damage and lists its contents."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from ..checkpoint.disk import is_hdf5, text_of
 from ..checkpoint.listing import found_in
 from ..errors import CheckpointError
 from ..state import read_hooks
+from .findings import wrapped
 
 __all__ = ["add_command", "inspect"]
 
 STATUS = (
-    "Exit status: 0 the file is whole, as far as it has checksums; 1 it is damaged; 2 it, or some of it, cannot be read; "
-    "3 the answer cannot be printed."
+    "Exit status: 0 no damage was found; 1 the file is damaged; 2 the file, or a part of it, cannot be read; "
+    "3 the output cannot be written."
 )
 
 
 def inspect(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
-    """What is in a file; read by a process of its own where one can be started: HDF5 can hang or crash on a damaged one.
+    """Checks a checkpoint of this library or of PuzzleLib, and lists its contents.
+
+    A separate process reads the file if one can be started, because HDF5 can hang or crash on a damaged file.
 
     Returns:
-        ``path``, ``bytes``, ``seal`` ("ok", "damaged" or "none": the checksum of the whole file), ``damaged`` and
-        ``unread`` (lists of sentences; what cannot be read for another reason is not damaged) and
-        ``parts``, each an optimizer or a net: ``kind``, ``name``, ``writer``, ``format``, ``mode``, ``t``,
-        ``attrs``, ``extra`` (options, hooks), ``variables`` and ``datasets``.
+        A dict with the keys ``path``, ``bytes``, ``seal`` ("ok", "damaged" or "none": the checksum of the whole file),
+        ``damaged`` and ``unread`` (lists of messages; a part that could not be read for another reason is not damaged) and
+        ``parts``. Each part is a dict that describes an optimizer or a net: ``kind``, ``name``, ``writer``, ``format``,
+        ``mode``, ``t``, ``attrs``, ``extra`` (options, hooks), ``variables`` and ``datasets``.
 
     Raises:
-        CheckpointError: it is no HDF5 file, or cannot be read.
+        CheckpointError: if the file is not an HDF5 file, or cannot be read.
 
     Example:
         >>> import os, tempfile
@@ -52,7 +55,7 @@ def inspect(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
         seal = {True: "ok", False: "damaged", None: "none"}[integrity.sealed(path)]
         size = os.path.getsize(path)
         if seal != "damaged" and not is_hdf5(path):
-            raise CheckpointError(f"cannot read {path}: it is no HDF5 file")
+            raise CheckpointError(f"cannot read {path}: it is not an HDF5 file")
         found = integrity.probe(path) or found_in(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
@@ -63,11 +66,11 @@ def inspect(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
     damaged = []
     if seal == "damaged":
         damaged.append("the SHA-256 of the file is not the one that it was saved with" + (f"; {wrong}" if wrong else ""))
-    told: dict[str, list[str]] = {"damaged": damaged, "unread": []}
+    messages: dict[str, list[str]] = {"damaged": damaged, "unread": []}
     for each in (dataset for part in parts for dataset in part["datasets"]):
-        if each["checksum"] in told:
-            told[each["checksum"]].append(f"dataset {each['name']!r}: {each['why']}")
-    return {"path": path, "bytes": size, "seal": seal, **told, "parts": parts}
+        if each["checksum"] in messages:
+            messages[each["checksum"]].append(f"dataset {each['name']!r}: {each['why']}")
+    return {"path": path, "bytes": size, "seal": seal, **messages, "parts": parts}
 
 
 # --------------------------------------------------------------------------------------------- the command
@@ -75,25 +78,30 @@ def inspect(path: str | bytes | os.PathLike[Any]) -> dict[str, Any]:
 
 def add_command(commands: Any) -> None:
     """Adds ``inspect`` to the package's commands."""
-    parser = commands.add_parser("inspect", help="what is in a checkpoint, and whether it is whole", epilog=STATUS)
-    parser.add_argument("file", metavar="FILE", help="a file of this library or PuzzleLib")
-    parser.add_argument("--json", action="store_true", help="print everything, for a program")
+    parser = commands.add_parser(
+        "inspect",
+        help="check a checkpoint for damage and list its contents",
+        description="Checks a checkpoint for damage and lists its contents.",
+        epilog=STATUS,
+    )
+    parser.add_argument("file", metavar="FILE", help="a checkpoint of this library or of PuzzleLib")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(given: argparse.Namespace) -> int:
-    """Prints what is in the file; returns the exit status."""
+    """Prints the contents of the file; returns the exit status."""
     try:
         found = inspect(given.file)
     except CheckpointError as error:
-        print(json.dumps({"path": given.file, "error": str(error)}) if given.json else error)
+        print(json.dumps({"path": given.file, "error": str(error)}) if given.json else "\n".join(wrapped(str(error))))
         return 2
     print(json.dumps(_strict(found), indent=2) if given.json else "\n".join(_lines(found)))
     return 1 if found["damaged"] else 2 if found["unread"] else 0
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no word for what is not finite."""
+    """Replaces infinities and NaN, which JSON does not have, by their names."""
     if isinstance(value, dict):
         return {key: _strict(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -102,35 +110,56 @@ def _strict(value: Any) -> Any:
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    seals = {"ok": "whole (SHA-256)", "damaged": "DAMAGED (SHA-256)", "none": "no checksum of the whole"}
-    lines = [f"{found['path']}: {found['bytes']:,} bytes, {seals[found['seal']]}"]
+    lines = [*wrapped(_verdict(found)), f"  {found['path']}", f"  {found['bytes']:,} bytes"]
+    for title, messages in (("Damaged", found["damaged"]), ("Could not be read", found["unread"])):
+        if messages:
+            lines += ["", title, *(line for each in messages for line in wrapped(each, "  - ", "    "))]
     for part in found["parts"]:
-        lines += ["", f"{part['kind']} {part['name']!r}, written by {part['writer']}"]
+        name = f" {part['name']!r}" if part["name"] else ""
+        writer = {"net": f", in {part['writer']}", "other": " datasets"}.get(part["kind"], f", written by {part['writer']}")
+        lines += ["", *wrapped(f"{part['kind'].capitalize()}{name}{writer}", "", "  ")]
         if "mode" in part:
             written = f"format {part['format']}, " if part["format"] is not None else ""
-            lines.append(f"  {written}{part['mode']} mode, t = {part['t']}")
-            lines.append("  " + ", ".join(f"{key} = {value}" for key, value in part["attrs"].items() if key != "t"))
+            facts = [f"{written}{part['mode']} mode, t = {part['t']}", _pairs(part["attrs"])]
             extra = {**part["extra"], "hooks": _hooks(part["extra"].get("hooks"))}
-            lines += [f"  {key}: {value}" for key, value in extra.items() if value]
+            facts += [f"{key}: {_pairs(value)}" for key, value in extra.items() if value]
+            lines += [line for fact in facts for line in wrapped(fact, "  ", "    ")]
             lines += _table(part)
         else:
-            lines += [_row("  " + each["name"], each) for each in part["datasets"]]
-    for what in ("damaged", "unread"):
-        if found[what]:
-            lines += ["", f"{what.upper()}:", *(f"  {each}" for each in found[what])]
+            width = min(40, max((len(each["name"]) for each in part["datasets"]), default=0))
+            lines += [line for each in part["datasets"] for line in _row(f"  {each['name']:{width}}", each)]
     return lines
 
 
+def _verdict(found: dict[str, Any]) -> str:
+    if found["damaged"]:
+        return "DAMAGED: the damage is listed below."
+    if found["unread"]:
+        return "Some of the file could not be read: the parts are listed below."
+    if found["seal"] == "ok":
+        return "Intact: the SHA-256 of the whole file matches."
+    if any(each["checksum"] == "ok" for part in found["parts"] for each in part["datasets"]):
+        return "No damage found: the checksums of the datasets match; the whole file has none."
+    return "Readable: the file has no checksums."
+
+
+def _pairs(value: Any) -> str:
+    """Returns a dict as ``key=value, ...``, without ``t``, which is shown elsewhere."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{key}={each}" for key, each in value.items() if key != "t")
+
+
 def _hooks(hooks: Any) -> Any:
-    """Each hook with its arguments and its state."""
+    """Returns the hooks with their arguments and states."""
     try:
         return ", ".join(str(each) + (f" {each.state}" if each.state is not None else "") for each in read_hooks(hooks))
-    except CheckpointError:  # not as save() writes them
+    except CheckpointError:  # not in the form that save() writes
         return hooks
 
 
 def _rates(rates: Any) -> str:
-    """Rates that are not as they are at first."""
+    """Returns the rates that are not the defaults."""
     if not isinstance(rates, list) or len(rates) != 3:
         return ""
     usual = zip(("learnRate", "momRate", "wc"), rates, (1.0, 1.0, 0.0), strict=True)
@@ -142,15 +171,21 @@ def _table(part: dict[str, Any]) -> list[str]:
     for variable in part["variables"]:
         shape = f", {variable['dtype']} {tuple(variable['shape'])}" if "shape" in variable else ""
         form = ", ms holds the variance" if variable.get("variance") else ""
-        lines.append(f"  {', '.join(variable['names'])}{shape}{form}{_rates(variable.get('rates'))}")
-        lines += [_row(f"    {entity}", numbers) for entity, numbers in variable["entities"].items()]
+        lines += wrapped(f"{', '.join(variable['names'])}{shape}{form}{_rates(variable.get('rates'))}", "  ", "    ")
+        for entity, numbers in variable["entities"].items():
+            lines += _row(f"    {entity:8}", numbers, variable.get("shape"))
     return lines
 
 
-def _row(what: str, numbers: dict[str, Any]) -> str:
-    text = f"{what:<12} {numbers.get('dtype', '')} {tuple(numbers.get('shape', ()))}"
+def _row(what: str, numbers: dict[str, Any], usual: Any = None) -> list[str]:
+    """Returns the line of one dataset; its shape is left out if it is the ``usual`` one."""
+    shape = numbers.get("shape")
+    text = str(numbers.get("dtype", "")) + (f" {tuple(shape)}" if shape and shape != usual else "")
     if "min" in numbers:
-        text += f", {numbers['min']:.4g} to {numbers['max']:.4g}, mean {numbers['mean']:.4g}"
+        single = shape == []
+        text += f", {numbers['min']:.4g}" if single else f", {numbers['min']:.4g} to {numbers['max']:.4g}"
+        text += "" if single else f", mean {numbers['mean']:.4g}"
     if numbers.get("nonfinite"):
         text += f", {numbers['nonfinite']} NOT FINITE"
-    return text + {"ok": ", ok", "damaged": ", DAMAGED", "unread": ", UNREAD", "none": ""}[numbers["checksum"]]
+    text += {"ok": ", ok", "damaged": ", DAMAGED", "unread": ", UNREAD", "none": ""}[numbers["checksum"]]
+    return wrapped(text.removeprefix(", "), f"{what} ", "      ")

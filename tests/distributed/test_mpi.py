@@ -211,7 +211,10 @@ def test_example(mpirun, tmp_path):
     ):
         done = mpirun(processes, script, *map(str, options))
         assert done.returncode == 0, done.text
-        assert f"{processes} processes, 50,826 parameters" in done.text
+        assert "Training a net with 50,826 parameters on 1,257 handwritten digits\n" in done.text
+        kind = "a part of the optimizer state" if "--shard-state" in options else "the optimizer state"
+        assert re.search(rf"^{processes} processes, each with {kind}: [\d,]+ bytes$", done.text, re.M), done.text
+        assert (f"checkpoint: {path}\n" in done.text) == (path in options)
         accuracies.append(re.findall(r"^test accuracy: (0\.\d{4})$", done.text, re.M))
         assert len(accuracies[-1]) == 1, done.text
     # the same training in any group; sums in another order may change one or two of 360 predictions

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests import conftest
+from tests.tools.running import assert_narrow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -44,6 +45,7 @@ def run(tmp_path, script, *options, timeout=300, code=0, before=CPU):
         cwd=tmp_path,
     )
     assert done.returncode == code, done.stdout + done.stderr
+    assert_narrow(done.stdout)
     return done
 
 
@@ -51,6 +53,8 @@ def accuracy(done):
     last = done.stdout.splitlines()[-1]
     found = re.fullmatch(r"test accuracy: (0\.\d{4})", last)
     assert found, last
+    first = done.stdout.splitlines()[0]
+    assert re.fullmatch(r"Training a net with 50,826 parameters on 1,257 handwritten digits, seed \d+", first), first
     return float(found[1])
 
 
@@ -76,7 +80,8 @@ def test_every_example_is_tested():
 
 
 def test_quickstart(tmp_path):
-    lines = run(tmp_path, "quickstart.py").stdout.splitlines()
+    first, *lines = run(tmp_path, "quickstart.py").stdout.splitlines()
+    assert first.startswith("Training a net with two linear layers to map 16 ")
     assert len(lines) == 20
     errors = [float(line.split("error: ")[1]) for line in lines]
     assert lines[-1].startswith("Iteration #100 error: ")
@@ -131,6 +136,7 @@ def test_digits_without_cuda(tmp_path):
 def test_digits_with_the_defaults(tmp_path):
     done = run(tmp_path, "train_digits.py", "--plot", "curves.png")
     assert accuracy(done) >= 0.97
+    assert done.stdout.splitlines()[-2] == "plot: curves.png"
     png = (tmp_path / "curves.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert len(png) > 20_000
@@ -150,6 +156,9 @@ def test_resume_continues_bit_for_bit(mode, tmp_path):
     progress = json.loads(content(tmp_path / "parts.hdf")["run"])
     assert progress["epoch"] < 4, "interrupted too late to show anything"
     resumed = run(tmp_path, "train_digits.py", "--resume", "parts.hdf", "--local-state")
+    lines = resumed.stdout.splitlines()
+    assert lines[1] == f"continuing in epoch {progress['epoch'] + 1} from parts.hdf"
+    assert lines[-2] == "checkpoint: parts.hdf"
     assert accuracy(resumed) == accuracy(whole)
     whole_local = run(tmp_path, "train_digits.py", "--epochs", 4, "--seed", 3, "--checkpoint", "local.hdf", "--local-state")
     assert accuracy(whole_local) == accuracy(whole)
@@ -205,4 +214,4 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.hdf", "w") as file:
         file["x"] = 1
     done = run(tmp_path, "train_digits.py", "--resume", "other.hdf", code=1)
-    assert "is no checkpoint of this script" in done.stderr
+    assert "is not a checkpoint of this script" in done.stderr

@@ -1,4 +1,4 @@
-"""What ``doctor`` says of MPI: with stand-ins for mpi4py and the launchers, and in a process of its own."""
+"""The part of ``doctor`` about MPI: with stand-ins for mpi4py and the launchers, and in a separate process."""
 
 import json
 import subprocess
@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from puzzlelib_rmsprop.distributed.mpi_setup import INSTALL
 from puzzlelib_rmsprop.tools import doctor_mpi
 from puzzlelib_rmsprop.tools.doctor import Doctor
 from puzzlelib_rmsprop.tools.findings import Failed
 from tests.distributed.test_mpi_setup import LAUNCHERS
-from tests.tools.test_doctor import ROOT
+from tests.tools.running import ROOT
 
 OPEN_MPI, MPICH = "Open MPI v4.1.6, package: Debian OpenMPI, ident: 4.1.6", "MPICH Version:      4.2.0\nMPICH ABI: 16:0:4"
 HYDRA = "HYDRA build details:\n    Version:                                 4.2.0\n    CC: gcc"
@@ -24,7 +25,7 @@ def Get_library_version():
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """``machine(library, mpirun=..., srun=...)``: what mpi4py loads, and what the launchers on the PATH print."""
+    """``machine(library, mpirun=..., srun=...)``: the library that mpi4py loads, and the output of the launchers."""
     for name in list(doctor_mpi.os.environ):
         if name.startswith(LAUNCHERS):
             monkeypatch.delenv(name)
@@ -50,10 +51,10 @@ def machine(tmp_path, monkeypatch):
     return make
 
 
-def examined():
+def examined(paths=None):
     found, failed = {}, None
     try:
-        doctor_mpi.examine_mpi(found)
+        doctor_mpi.examine_mpi(found, {} if paths is None else paths)
     except Failed as error:
         failed = f"{error} | {error.remedy}"
     return found, failed
@@ -75,13 +76,14 @@ def examined():
     ],
 )
 def test_a_launcher_and_a_library_of_one_kind(machine, library, printed, shown):
-    folder = machine(library, mpirun=printed)
-    found, failed = examined()
+    folder, paths = machine(library, mpirun=printed), {}
+    found, failed = examined(paths)
     assert failed is None
+    assert paths == {"mpirun": str(folder / "mpirun")}
     assert found == {
         "mpi4py": "4.0.0",
-        "started by": "no launcher of several processes",
-        "mpirun": f"{shown}, {folder / 'mpirun'}",
+        "started by": "no launcher",
+        "mpirun": shown,
         "MPI": {OPEN_MPI: "Open MPI v4.1.6", MPICH: "MPICH 4.2.0"}.get(library, library),
     }
 
@@ -90,8 +92,8 @@ def test_a_launcher_and_a_library_of_one_kind(machine, library, printed, shown):
 def test_a_launcher_of_another_mpi(machine, library, printed):
     machine(library, mpirun=printed)
     _, failed = examined()
-    assert "does not start processes that find each other with" in failed
-    assert "| use the mpirun of the MPI that mpi4py loads" in failed
+    assert "cannot start a process group with" in failed
+    assert "| use the mpirun of the MPI library that mpi4py loads" in failed
 
 
 @pytest.mark.parametrize(("size", "alone"), [(1, True), (2, False)])
@@ -100,11 +102,10 @@ def test_in_a_process_that_a_launcher_has_started(machine, monkeypatch, size, al
     monkeypatch.setenv("PMI_SIZE", "2")
     found, failed = examined()
     assert found["started by"] == "the mpirun of MPICH or Intel MPI, or srun: PMI_SIZE=2"
-    assert (failed or "").startswith(
-        "the mpirun of MPICH or Intel MPI, or srun has started 2 processes, and Open MPI v4.1.6 sees one |" if alone else ""
-    )
+    expected = "the mpirun of MPICH or Intel MPI, or srun has started 2 processes, but Open MPI v4.1.6 finds only one |"
+    assert (failed or "").startswith(expected if alone else "")
     assert (failed is not None) == alone
-    # there it is in the way of training
+    # in such a process it is a problem, not a note
     doctor = Doctor()
     doctor._train = lambda *arguments: False
     doctor.examine()
@@ -118,7 +119,7 @@ def test_no_mpirun(machine, launcher):
     assert found["mpirun"] == "not on the PATH"
     assert (failed is None) == (launcher == "srun")
     if failed:
-        assert failed.startswith("there is no mpirun on the PATH to start a group with | put that of the MPI above")
+        assert failed.startswith("there is no mpirun on the PATH | add the mpirun of Open MPI v4.1.6 to the PATH, or ")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_an_mpi_that_does_not_start(machine, monkeypatch, module, said):
     assert said in failed
 
 
-def test_what_others_print_is_not_the_answer(machine):
+def test_other_output_is_not_the_answer(machine):
     machine(module="import atexit\natexit.register(print, 'bye')\nprint('[hello')\n" + MPI, mpirun=HYDRA)
     assert examined()[0]["MPI"] == "Open MPI v4.1.6"
 
@@ -147,14 +148,15 @@ def test_what_others_print_is_not_the_answer(machine):
 def test_a_program_that_can_start_no_python(machine, monkeypatch):
     machine(OPEN_MPI, mpirun=HYDRA)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert "cannot start a Python" in examined()[1]
+    assert "cannot start a Python process" in examined()[1]
 
 
 def test_a_launcher_that_says_nothing(machine, monkeypatch):
     monkeypatch.setattr(doctor_mpi, "SECONDS", 2)
-    folder = machine(OPEN_MPI, mpirun="#!/bin/sh\nexec /bin/sleep 600\n")
-    found, failed = examined()
-    assert (found["mpirun"], failed) == (f"it does not say what it is (TimeoutExpired), {folder / 'mpirun'}", None)
+    folder, paths = machine(OPEN_MPI, mpirun="#!/bin/sh\nexec /bin/sleep 600\n"), {}
+    found, failed = examined(paths)
+    assert (found["mpirun"], failed) == ("gives no version (TimeoutExpired)", None)
+    assert paths == {"mpirun": str(folder / "mpirun")}
 
 
 def test_without_mpi4py(machine, monkeypatch):
@@ -162,7 +164,7 @@ def test_without_mpi4py(machine, monkeypatch):
     monkeypatch.setattr(doctor_mpi, "version", lambda package: "not installed")
     found, failed = examined()
     assert (found["mpi4py"], "MPI" in found) == ("not installed", False)
-    assert failed.startswith("mpi4py is not installed, so there is no MPINodeInfo | pip install 'mpi4py>=4'")
+    assert failed == f"mpi4py is not installed, so MPINodeInfo does not work | {INSTALL}"
 
 
 def test_an_mpi_that_ends_the_process_does_not_end_doctor(tmp_path):

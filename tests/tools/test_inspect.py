@@ -1,4 +1,4 @@
-"""``python -m puzzlelib_rmsprop inspect``: what it says of files of every kind, whole and damaged."""
+"""``python -m puzzlelib_rmsprop inspect``: its report on files of every kind, intact and damaged."""
 
 import json
 import os
@@ -20,11 +20,15 @@ from puzzlelib_rmsprop.tools.inspection import inspect
 from tests.checkpoint.damage import FORMAT1, VERSION010, flipped
 from tests.checkpoint.training import BUFFERS, FILED, SHAPES, Own, content, net_of, place, step, trained
 from tests.golden import DATA, Replay
+from tests.tools.running import assert_narrow, joined
 
 
 def said(capsys, *arguments):
     status = main(["inspect", *map(str, arguments)])
-    return status, capsys.readouterr().out
+    text = capsys.readouterr().out
+    if "--json" not in arguments:
+        assert_narrow(text)
+    return status, text
 
 
 def variables(path):
@@ -72,12 +76,14 @@ def test_who_wrote_it_and_how(globalState, tmp_path, capsys):
     status, text = said(capsys, tmp_path / "run.hdf")
     assert status == 0
     mode = "global" if globalState else "local"
+    lines = text.splitlines()
+    assert lines[0] == "Intact: the SHA-256 of the whole file matches."
+    assert lines[1:3] == [f"  {tmp_path / 'run.hdf'}", f"  {os.path.getsize(tmp_path / 'run.hdf'):,} bytes"]
     for expected in (
-        "bytes, whole (SHA-256)",
-        f"optimizer 'opt', written by puzzlelib_rmsprop {__version__}",
+        f"\nOptimizer 'opt', written by puzzlelib_rmsprop {__version__}\n",
         f"format 3, {mode} mode, t = 2",
-        "learnRate = 0.125",
-        "options: {'gradOfLoss': False, 'stateDtype': None, 'masterWeights': False, 'seed': 3}",
+        "learnRate=0.125",
+        "options: gradOfLoss=False, stateDtype=None, masterWeights=False, seed=3\n",
         "hooks: Guard() {'skipped': 4}, WeightDecay(rate=0.25, decoupled=False)",
         "b.W, float32 (4, 3)\n",
         "b.b, float32 (3,), learnRate 0.0, wc 2.0\n",
@@ -95,7 +101,7 @@ def test_other_writers(kind, capsys):
     assert status == 0
     assert "written by PuzzleLib" in text
     assert f"{kind} mode, t = 60" in text
-    assert "no checksum of the whole" in text
+    assert text.startswith("Readable: the file has no checksums.\n")
     names = set(variables(DATA / f"optimizer_{kind}.hdf"))
     assert names == ({"float32"} if kind == "global" else {f"fc{i}.{what}" for i in range(3) for what in "Wb"})
     status, text = said(capsys, FORMAT1[kind])
@@ -107,7 +113,7 @@ def test_other_writers(kind, capsys):
 def test_nets_several_parts_and_other_things(tmp_path, capsys):
     status, text = said(capsys, DATA / "module_local.hdf")
     assert status == 0
-    assert "net '', written by PuzzleLib's module format" in text
+    assert "\nNet, in PuzzleLib's module format\n" in text
     replay = Replay("local", True)
     with atomicFile(tmp_path / "run.hdf") as file:
         replay.net.save(file)
@@ -122,7 +128,35 @@ def test_nets_several_parts_and_other_things(tmp_path, capsys):
         ("other", ""),
     ]
     assert found["parts"][3]["datasets"][0] | {"checksum": "none", "max": 2.0} == found["parts"][3]["datasets"][0]
-    assert said(capsys, tmp_path / "run.hdf")[0] == 0
+    status, text = said(capsys, tmp_path / "run.hdf")
+    assert status == 0
+    assert "\nOptimizer 'inner/two', written by puzzlelib_rmsprop" in text
+    assert text.index("\nOther datasets\n") < text.index("  /mine")
+
+
+def test_long_lines_are_wrapped(tmp_path, capsys):
+    name = "encoder.layers.0.self_attention.query_and_key.weight"
+    shapes = {name: (2, 1, 3, 1, 1, 2), f"{name}.{'x' * 60}": (2,)}
+    optimizer = RMSPropGraves(learnRate=1.23456789e-4, stateDtype="bfloat16", seed=2**64 - 1)
+    for rate in (0.25, 0.125, 0.0625):
+        optimizer.addHook(WeightDecay(rate, decoupled=True))
+    optimizer.setupOn(net_of(Own, shapes), False)
+    for var in optimizer.module.vars.values():
+        var.learnRate, var.momRate, var.wc = 0.12345678, 0.87654321, 3.3333333
+    step(Own, optimizer)
+    path = tmp_path / f"{'long' * 30}.hdf"
+    optimizer.save(path)
+    status, text = said(capsys, path)  # and their width is checked
+    assert status == 0
+    assert f"  {path}\n" in text
+    for expected in (
+        f"{name}, float32 (2, 1, 3, 1, 1, 2), learnRate 0.12345678, momRate 0.87654321, wc 3.3333333",
+        "hooks: WeightDecay(rate=0.25, decoupled=True), WeightDecay(rate=0.125, decoupled=True), WeightDecay(rate=0.0625",
+        f"masterWeights=False, seed={2**64 - 1}",
+    ):
+        assert expected in joined(text)
+    assert f"  {list(shapes)[1]},\n" in text
+    assert len(max(text.splitlines(), key=len)) > 80  # the path
 
 
 def test_bfloat16(tmp_path):
@@ -163,14 +197,15 @@ def test_damage_is_named(tmp_path, capsys):
         flipped(path, what)
         status, text = said(capsys, path)
         assert status == 1
-        assert "DAMAGED (SHA-256)" in text
-        assert "the SHA-256 of the file is not" in text
+        assert text.startswith("DAMAGED: ")
+        assert text.index("the SHA-256 of the file is not") < text.index("\nOptimizer")
+        text = joined(text)
         named = what.replace(".states/float32", "<class 'numpy.float32'>")
         assert f'dataset "/.states/{named}"' in text or f"dataset '/{what}'" in text
     path.write_bytes(whole[: len(whole) // 2])
     status, text = said(capsys, path)
     assert status == 1
-    assert "HDF5 cannot read it" in text
+    assert "HDF5 cannot read it" in joined(text)
     path.write_bytes(whole)
     with h5py.File(path, "r+") as file:
         del file[".attrs/t"]
@@ -186,14 +221,14 @@ def test_what_cannot_be_read(tmp_path, capsys):
         file.truncate(3000)
     for name, message in (
         ("absent", "No such file"),
-        ("text", "it is no HDF5 file"),
+        ("text", "it is not an HDF5 file"),
         ("cut", "HDF5 cannot read it"),
         (".", ""),
     ):
         status, text = said(capsys, tmp_path / name)
         assert status == 2
-        assert text.startswith(f"cannot read {tmp_path / name}: ")
-        assert message in text
+        assert joined(text).startswith(f"cannot read {tmp_path / name}: ")
+        assert message in joined(text)
         with pytest.raises(CheckpointError, match="cannot read"):
             inspect(tmp_path / name)
         status, text = said(capsys, tmp_path / name, "--json")
@@ -242,10 +277,10 @@ def test_names_in_no_encoding(tmp_path):
     for encoding in ("utf-8", "cp1252", "ascii"):
         done = command("inspect", path, encoding=encoding, stdout=subprocess.PIPE)
         assert (done.returncode, done.stderr) == (0, b"")
-        assert b"\\udcff.hdf: " in done.stdout
+        assert b"\\udcff.hdf\n" in done.stdout
         done = command("inspect", path + b"x", encoding=encoding, stdout=subprocess.PIPE)
         assert (done.returncode, done.stderr) == (2, b"")
-        assert b"No such file" in done.stdout
+        assert b"No such file" in b" ".join(done.stdout.split())
 
 
 def test_doctor_on_such_a_terminal(tmp_path):
@@ -278,7 +313,7 @@ def test_an_answer_that_cannot_be_printed_is_not_damage(tmp_path):
     done = command("inspect", path, stdout=writer)
     os.close(writer)
     assert done.returncode == 3
-    assert done.stderr == b""  # who reads it has seen enough
+    assert done.stderr == b""  # "| head" has read all that it wants
 
 
 def test_what_could_not_be_read_is_told_apart_from_damage(tmp_path, capsys, monkeypatch):
@@ -295,6 +330,8 @@ def test_what_could_not_be_read_is_told_apart_from_damage(tmp_path, capsys, monk
     monkeypatch.setattr(sys, "frozen", True, raising=False)  # it reads in this process
     status, text = said(capsys, path)
     assert status == 2
-    assert text.endswith("\nUNREAD:\n  dataset '/.states/a.W.mg': it cannot be read: [Errno 5] Input/output error\n")
-    assert "DAMAGED" not in text
+    assert text.startswith("Some of the file could not be read: ")
+    listed = "\nCould not be read\n  - dataset '/.states/a.W.mg': it cannot be read: [Errno 5] Input/output error\n"
+    assert listed in text.replace("\n    ", " ")
+    assert "damaged" not in text.lower()
     assert said(capsys, path, "--json")[0] == 2

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tools.running import assert_narrow
+
 torch = pytest.importorskip("torch")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,6 +27,8 @@ def run(tmp_path, script, *options, code=0, before=""):
     command = [sys.executable, "-c", text, *map(str, options)] if before else [sys.executable, path, *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == code, done.stdout + done.stderr
+    assert_narrow(done.stdout)
+    assert not done.stdout or done.stdout.startswith(("Training a ", "usage: "))
     return done
 
 
@@ -46,6 +50,7 @@ def last_number(done, pattern):
 def test_digits_with_the_defaults(tmp_path):
     done = run(tmp_path, "torch_digits.py", "--plot", "curves.png")
     assert last_number(done, r"test accuracy: (0\.\d{4})") >= 0.97
+    assert done.stdout.splitlines()[-2] == "plot: curves.png"
     assert_png(tmp_path / "curves.png")
     assert os.listdir(tmp_path) == ["curves.png"]
 
@@ -84,7 +89,7 @@ def test_dqn(optimizer, tmp_path):
 
 def test_dqn_compares(tmp_path):
     done = run(tmp_path, "torch_dqn.py", "--compare", "--seeds", 2, "--steps", 1500, "--plot", "curves.png")
-    rows = [line for line in done.stdout.splitlines() if "+-" in line]
+    rows = done.stdout.splitlines()[-3:]
     assert [row.split()[0] for row in rows] == ["RMSpropGraves", "torch.optim.RMSprop", "torch.optim.Adam"]
     for row in rows:
         found = re.search(r"(\d+\.\d) \+- +(\d+\.\d)   each: (\d+) (\d+)$", row)
@@ -93,6 +98,34 @@ def test_dqn_compares(tmp_path):
         assert abs(mean - (first + second) / 2) <= 1.1
         assert abs(error - abs(first - second) / 2) <= 1.1
     assert_png(tmp_path / "curves.png")
+    assert "plot: curves.png\n" in done.stdout
+
+
+def test_the_tables_of_dqn_are_narrow(tmp_path, capsys, monkeypatch):
+    module = runpy.run_path(str(EXAMPLES / "torch_dqn.py"))
+    runs = {name: [[(4, 500.0)]] * 12 for name in module["OPTIMIZERS"]}
+    module["table"](runs, 4)
+    table = capsys.readouterr().out
+    assert_narrow(table)
+    assert table.count("500.0 +-  0.0") == 3
+    assert table.count(" 500") == 3 * 13
+    order = []
+
+    def all_of(jobs, settings):
+        order.extend(jobs)
+        # returns that name the optimizer and the learning rate
+        return [[(4, 100 * list(module["OPTIMIZERS"]).index(name) + 1e4 * lr + seed - 102)] for name, lr, seed in jobs]
+
+    monkeypatch.setitem(module["grid"].__globals__, "all_of", all_of)
+    module["grid"](module["Settings"](steps=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert_narrow("\n".join(lines))
+    assert len(order) == 3 * 5 * 5
+    assert lines.pop(0).startswith("Training a DQN on CartPole 75 times, ")
+    assert lines[0].split() == ["lr", "RMSpropGraves", "torch.optim.RMSprop", "torch.optim.Adam"]
+    for line, lr in zip(lines[1:], module["GRID"], strict=True):
+        means = [f"{100 * number + 1e4 * lr:.1f}" for number in range(3)]
+        assert line.split() == [f"{lr:g}", *(word for mean in means for word in (mean, "+-", "0.7"))]
 
 
 def test_dqn_with_gymnasium(tmp_path):
@@ -128,7 +161,7 @@ def test_the_cart_and_the_pole_are_those_of_gymnasium():
 
 # ------------------------------------------------------------------------------------------ characters
 
-BITS = r"test: (\d\.\d{4}) bits a character"
+BITS = r"test loss: (\d\.\d{4}) bits per character"
 
 
 @pytest.mark.parametrize("state", [[], ["--state-dtype", "bfloat16"], ["--state-dtype", "int8"]])
@@ -198,7 +231,7 @@ def test_accuracy_of_an_example(tmp_path):
     ("script", "absent", "options", "message"),
     [
         *(
-            (script, "torch", [], r"torch is missing; install what this example needs: pip install torch.*\n")
+            (script, "torch", [], r"torch is missing; this example needs: pip install 'torch>=2\.6'.*\n")
             for script in SCRIPTS
         ),
         *(
@@ -236,7 +269,7 @@ def test_what_is_missing_is_named_at_once(script, absent, options, message, tmp_
         ("torch_dqn.py", ["--steps", "0"], "must be at least 1, not 0"),
         ("torch_dqn.py", ["--optimizer", "sgd"], "choose from"),
         ("torch_dqn.py", ["--optimizer", "adam", "--compare"], "not allowed with"),
-        ("torch_dqn.py", ["--compare", "--lr", "0.1"], "--lr is for one training"),
+        ("torch_dqn.py", ["--compare", "--lr", "0.1"], "--lr is for a single run"),
     ],
 )
 def test_bad_options(script, options, message, tmp_path):
