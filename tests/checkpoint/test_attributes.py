@@ -210,7 +210,7 @@ for _ in range(40):
         ([object()], "holds a value of type object"),
         ([1, [2, {"a": 1}]], "holds a value of type dict"),
         ((np.arange(3),), "holds a value of type ndarray"),
-        ([np.longdouble(1)], "holds a value of type longdouble"),
+        ([np.longdouble(1)], f"holds a value of type {np.longdouble.__name__}"),
         ([Level.LOW], "holds a value of type Level"),
         (Pair(1, 2), "is of type Pair"),
         (Odd([1, 2]), "is of type Odd"),

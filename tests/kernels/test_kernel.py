@@ -78,7 +78,7 @@ def test_indices_have_64_bits():
     param, grads = start(size, "float32")
     buffers = Buffers(param)
     buffers.views["grad"][:] = grads[0]
-    moved = {name: getattr(buffers.segment, name) - 4 * far for name in ("param", "grad", *STATE)}
+    moved = {name: (getattr(buffers.segment, name) - 4 * far) % 2**64 for name in ("param", "grad", *STATE)}
     # after another segment, so that the count of elements also exceeds 32 bits
     table = cpu.Table([buffers.segment._replace(size=3 << 32), buffers.segment._replace(**moved, size=far + size)])
     for number, real in enumerate(("float32", "float64")):
