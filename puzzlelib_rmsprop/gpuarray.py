@@ -68,9 +68,9 @@ def to_gpu(ary: Any) -> Any:
     """Copies an array of any shape and of a numeric or boolean dtype to the device, C-contiguous.
 
     Raises:
-        ArrayError: ``ary`` is not numeric.
-        DependencyError, DeviceError: the selected backend is not available. On any backend but the CPU, also in a process
-            that was forked after its parent began to use CUDA.
+        ArrayError: if ``ary`` is not numeric.
+        DependencyError, DeviceError: if the selected backend is not available. Unless the backend is the CPU, also
+            raised in a process that was forked after its parent began to use CUDA.
     """
     try:
         content = np.array(ary, order="C", copy=True, subok=False)

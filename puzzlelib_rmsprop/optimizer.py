@@ -30,13 +30,13 @@ __all__ = ["Optimizer"]
 
 
 class Optimizer(PlanMethods, StateMethods, CopyMethods):
-    """Base class of optimizers, a drop-in for PuzzleLib's ``Optimizer``.
+    """Base class of optimizers, a drop-in replacement for PuzzleLib's ``Optimizer``.
 
     Call ``setupOn(net)`` once, then in each iteration ``zeroGradParams()``, the net's ``backward`` and ``update()``. Two
     threads must not use one optimizer at the same time, but different optimizers may update concurrently.
 
     Args:
-        nodeinfo: the group of processes to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); requires global mode.
+        nodeinfo: the process group to train with (see :class:`~puzzlelib_rmsprop.NodeInfo`); requires global mode.
             ``setupOn`` checks that all processes agree. Later changes to rates and hooks must be made in every process.
 
     Attributes:
@@ -51,8 +51,8 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             ``momRate`` and ``wc``, initially 1, are factors on the rates of all variables of the dtype.
         shParams, shGrads: dtype -> the flat buffer with every variable's view; global mode only.
         customVars: first names of the variables that have their own updater.
-        nodeinfo: the group of processes, or None.
-        shardState: whether each process of the group holds and updates only its part of the state; False by default.
+        nodeinfo: the process group, or None.
+        shardState: True if each process of the group holds and updates only its part of the state. Default: False.
             If True, ``states`` holds that part, gradients are undefined after an update, and hooks get an empty state.
 
     Example:
@@ -115,7 +115,7 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         """Sets an attribute and registers it for :meth:`save` and :meth:`load`: a number, text, an array, a list or None.
 
         Raises:
-            SetupError: ``name`` is not an identifier, or is a method or part of the optimizer.
+            SetupError: if ``name`` is not an identifier, or is a method or part of the optimizer.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise SetupError(f"the name of an attribute must be an identifier; got {name!r}")
@@ -136,13 +136,13 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
         return {name: getattr(self, name) for name in sorted(self.attrs)}
 
     def addHook(self, hook: Callable[..., None]) -> None:
-        """Adds a hook, called as ``hook(var, state, stream)`` for every variable, also a frozen one, before each update.
+        """Adds a hook, called as ``hook(var, state, stream)`` for every variable, frozen or not, before each update.
 
         In both modes a hook gets the net's own variables one by one, with their own state. (In PuzzleLib's global mode
         it gets the flat buffer, without rates or names.)
 
         Raises:
-            SetupError: ``hook`` cannot be called with these three arguments, or is a second NonFiniteGuard.
+            SetupError: if ``hook`` cannot be called with these three arguments, or is a second NonFiniteGuard.
         """
         check_hook(hook, self.hooks)
         self.hooks.append(hook)
@@ -165,11 +165,11 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
                 that were there before, by name. A variable whose shape or dtype has changed gets new state, with a warning.
 
         Raises:
-            SetupError: the net lacks a method or has no variables, a nodeinfo is used without global mode, the processes
+            SetupError: if the net lacks a method or has no variables, a nodeinfo is used without global mode, the processes
                 of a group have different optimizers or nets (every process reports the first difference; VariableError
-                if it is in a variable), or with ``keepState`` no variable was there before.
-            VariableError: a variable is not valid; the message names it.
-            ArrayError: an array cannot be used, or two overlap; the message names the variables.
+                if it is in a variable), or, with ``keepState``, none of the variables was there before.
+            VariableError: if a variable is not valid; the message names it.
+            ArrayError: if an array cannot be used, or two overlap; the message names the variables.
         """
         carried = None
         try:
@@ -267,9 +267,9 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             stream: the ``pycuda.driver.Stream`` to use; None for the default stream. Not needed on the CPU.
 
         Raises:
-            SetupError: :meth:`setupOn` was not called.
-            HyperParameterError: ``stream`` is not a stream.
-            DeviceError: the arrays' CUDA context is not current in this thread, or cannot be used in this process.
+            SetupError: if :meth:`setupOn` was not called.
+            HyperParameterError: if ``stream`` is not a stream.
+            DeviceError: if the arrays' CUDA context is not current in this thread, or cannot be used in this process.
         """
         if self._look(self.hooks) is None:
             self._follow()
@@ -307,12 +307,12 @@ class Optimizer(PlanMethods, StateMethods, CopyMethods):
             stream: queue the work on this ``pycuda.driver.Stream`` without waiting; hooks get it. Not needed on the CPU.
 
         Raises:
-            SetupError: :meth:`setupOn` was not called.
-            VariableError, ArrayError: an array of the net was replaced by one that does not fit; the message names the
-                variable. In local mode an array that fits is followed, and a variable whose gradient is None is left out
-                of the step; in global mode the views of the flat buffer must not be replaced.
-            HyperParameterError: a rate of a variable, ``t`` or an argument has the wrong type or is out of range.
-            DeviceError: the arrays' CUDA context is not current in this thread, or cannot be used in this process.
+            SetupError: if :meth:`setupOn` was not called.
+            VariableError, ArrayError: if an array of the net was replaced by one that does not fit; the message names the
+                variable. In local mode a new array that fits is used, and a variable whose gradient is None is left out
+                of the step. In global mode the views of the flat buffer must not be replaced.
+            HyperParameterError: if a rate of a variable, ``t`` or an argument has the wrong type or is out of range.
+            DeviceError: if the arrays' CUDA context is not current in this thread, or cannot be used in this process.
         """
         t, self._stepping, self._verdict, self._zeroed = self.t, False, None, None
         try:

@@ -48,9 +48,9 @@ def _checked_seed(name: str, value: Any) -> int:
 @misnamed(learnRate="lr learnrate learningRate learning_rate", momRate="momrate momentum", epsilon="eps", alpha="rho")
 @misnamed(**{"addHook(WeightDecay(rate))": "weight_decay weightDecay"})
 class RMSPropGraves(Optimizer):
-    r"""Graves' RMSProp: centered, with momentum, and epsilon inside the square root. A drop-in for PuzzleLib's class.
+    r"""Graves' RMSProp: centered, with momentum, and epsilon inside the square root.
 
-    For every element, in this order::
+    A drop-in replacement for PuzzleLib's class. For every element, in this order::
 
         d        = g - mg
         mg       = alpha*mg + beta*g                        beta = 1 - alpha
@@ -65,17 +65,17 @@ class RMSPropGraves(Optimizer):
     become negative. Subnormal numbers (below 1.2e-38 in float32) are treated as zero.
 
     **Sign.** ``g`` is the gradient of *minus* the loss, as PuzzleLib's cost functions return it, so the step is added. If
-    your gradients are those of the loss itself, as computed by hand, PyTorch or JAX, pass ``gradOfLoss=True``.
+    your gradients are those of the loss itself, as computed by hand or by PyTorch or JAX, pass ``gradOfLoss=True``.
 
     Args:
         learnRate: learning rate, at least 0.
-        alpha: decay of the two averages, at least 0, below 1.
-        momRate: decay of the momentum, at least 0, below 1.
-        epsilon: added to the variance, above 0.
-        nodeinfo: see :class:`~puzzlelib_rmsprop.Optimizer`.
-        gradOfLoss: whether gradients are those of the loss itself; the step is then subtracted.
-        stateDtype: dtype of the state; None for that of the arithmetic. ``"bfloat16"`` takes 6 bytes per parameter instead
-            of 12, ``"int8"`` takes 3.05: 8 bits per number and a scale per block of 64 elements (see
+        alpha: decay of the two running averages, at least 0 and below 1.
+        momRate: decay of the momentum, at least 0 and below 1.
+        epsilon: added to the variance inside the root, above 0.
+        nodeinfo: the process group; see :class:`~puzzlelib_rmsprop.Optimizer`.
+        gradOfLoss: if True, the gradients are those of the loss itself, and the step is subtracted.
+        stateDtype: dtype of the optimizer state; None for that of the arithmetic. ``"bfloat16"`` takes 6 bytes per parameter
+            instead of 12, ``"int8"`` takes 3.05: 8 bits per number and a scale per block of 64 elements (see
             :class:`~puzzlelib_rmsprop.arrays.QuantizedArray`). Both use stochastic rounding, so that small changes add up
             on average. float64 parameters keep float64 state.
         masterWeights: keep a float32 copy of float16 and bfloat16 parameters (``master`` in the state) and update the copy,
@@ -85,12 +85,12 @@ class RMSPropGraves(Optimizer):
         seed: seed of the stochastic rounding, from 0 to 2**64 - 1. The rounding depends only on the seed, ``t``, the
             variable's first name and the element's index; not on the mode, the device or the number of threads.
         capturable: keep the hyper-parameters in GPU memory as well, so that an ``update(stream=...)`` captured in a CUDA
-            graph uses the optimizer's present hyper-parameters at each replay. Take one update before the capture: it
+            graph uses the optimizer's current hyper-parameters at each replay. Take one update before the capture: it
             allocates memory, which is not allowed during a capture. Replays do not increment ``t``. Capture again after a
             change to a variable's own rates or arrays, or to a hook. Cannot be combined with ``stateDtype``, whose
-            rounding depends on ``t``. ``setupOn`` raises SetupError for arrays that are not on a GPU, and in a group of
-            processes.
-        shardState: with a nodeinfo of N processes, each process holds and updates only its part of the state, 1/N of it:
+            rounding depends on ``t``. ``setupOn`` raises SetupError if the arrays are not on a GPU, and in a process
+            group.
+        shardState: with a nodeinfo of N processes, each process holds and updates only 1/N of the state:
             gradients are averaged part by part, and the parameters are gathered. All processes must call ``save`` and
             ``load``.
 
@@ -99,7 +99,7 @@ class RMSPropGraves(Optimizer):
     (:mod:`puzzlelib_rmsprop.hooks`).
 
     Raises:
-        HyperParameterError: a value is not a number or is out of range, here or in a later assignment.
+        HyperParameterError: if a value is not a number or is out of range, here or in a later assignment.
 
     Example:
         >>> import numpy as np
@@ -281,8 +281,8 @@ class RMSPropGraves(Optimizer):
         """Takes one step on one variable; updates ``var.data`` and ``state`` in place.
 
         Raises:
-            VariableError, ArrayError: an array does not fit; the message names it.
-            HyperParameterError: a rate of the variable is not a number, or is out of range.
+            VariableError, ArrayError: if an array does not fit; the message names it.
+            HyperParameterError: if a rate of the variable is not a number, or is out of range.
         """
         # stochastic rounding uses the name in the net: the Variable's own may be a running number
         planned = None if self._plan is None else self._plan.by_variable.get(id(var))

@@ -112,8 +112,8 @@ class RMSpropGraves(torch.optim.Optimizer):
     state is then converted.
 
     Raises:
-        ValueError: an option is not a number or is out of range, here or in a group; for an option that was changed later,
-            at the next step.
+        ValueError: if an option is not a number or is out of range, here or in a group; for an option changed later, at the
+            next step.
 
     Example:
         >>> import torch
@@ -174,8 +174,8 @@ class RMSpropGraves(torch.optim.Optimizer):
             The loss returned by the closure, or None without a closure.
 
         Raises:
-            ValueError: an option of a group is out of range, or a parameter, its gradient or its state is not supported.
-            RuntimeError: a gradient is sparse, or a CUDA graph captures the step without the preparations for it.
+            ValueError: if an option of a group is out of range, or a parameter, its gradient or its state is not supported.
+            RuntimeError: if a gradient is sparse, or a CUDA graph captures the step without the preparations for it.
         """
         loss = None
         if closure is not None:
@@ -265,7 +265,7 @@ class RMSpropGraves(torch.optim.Optimizer):
             state_dict: a dict with the keys ``state`` and ``param_groups``.
 
         Raises:
-            ValueError: the state does not fit the parameters, or an option is out of range. Nothing was changed.
+            ValueError: if the state does not fit the parameters, or an option is out of range. Nothing was changed.
         """
 
         def take(_: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class RMSpropGraves(torch.optim.Optimizer):
         """Returns the parameter and a copy of its state for each number in a state_dict of this class's form.
 
         Raises:
-            ValueError: an option, or the state of a parameter, does not fit.
+            ValueError: if an option, or the state of a parameter, does not fit.
         """
         found = {}
         for own, group in zip(self.param_groups, given["param_groups"], strict=False):

@@ -36,8 +36,8 @@ class Variable:
         wc: factor on the rate of :class:`~puzzlelib_rmsprop.WeightDecay`. Default: 0.0, no decay.
 
     Raises:
-        ArrayError: ``data`` is not an array of a known family.
-        VariableError: ``updater`` or ``postUpdater`` is not callable.
+        ArrayError: if ``data`` is not an array of a known family.
+        VariableError: if ``updater`` or ``postUpdater`` is not callable.
 
     Example:
         >>> import numpy as np
@@ -112,8 +112,8 @@ class Variable:
         """Copies another variable's data, and its gradient if both have one, into this variable's arrays.
 
         Raises:
-            VariableError: ``variable`` is not a variable, the shapes differ, or a dtype is not floating-point.
-            ArrayError: an array is of an unknown family, or cannot be written.
+            VariableError: if ``variable`` is not a variable, the shapes differ, or a dtype is not floating-point.
+            ArrayError: if an array is of an unknown family, or cannot be written.
         """
         if not hasattr(variable, "data") or not hasattr(variable, "grad"):
             raise VariableError(f"variable {self.name!r}: set() takes a Variable; got {variable!r}")

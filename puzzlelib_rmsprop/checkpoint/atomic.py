@@ -47,16 +47,16 @@ def atomicFile(path: str | bytes | os.PathLike[Any]) -> Iterator[h5py.File]:
     are removed if the folder can be listed and its file system has locks. A signal such as Ctrl-C is handled at the end of
     the block; if its handler raises, nothing is replaced.
 
-    A replaced file keeps its owner, group, permissions and POSIX access list, as far as the system lets this process set
-    them. If it does not, the file is replaced all the same: if only the owner cannot be kept, the group is. If the group
-    cannot be kept either, the new group and all other users get only the permissions that both the old group and all others
-    had. Not kept: bits such as setuid, extended attributes, other access lists (NFSv4, Windows), hard links.
+    A replaced file keeps its owner, group, permissions and POSIX access list, as far as the system allows. It is
+    replaced in any case: if only the owner cannot be kept, the group is. If the group cannot be kept either, the new group
+    and all other users get only the permissions that both the old group and all others had. Setuid and similar bits,
+    extended attributes, other access lists (NFSv4, Windows) and hard links are not kept.
 
     Args:
         path: the file to write; its folder must exist. A symbolic link is followed.
 
     Raises:
-        CheckpointError: the file cannot be written or replaced.
+        CheckpointError: if the file cannot be written or replaced.
 
     Example:
         >>> import os, tempfile

@@ -24,9 +24,9 @@ class VariableLayout:
         shape, dtype: shape and dtype of the parameter.
         offset: index of its first element in the flat arrays of its dtype; 0 in local mode.
         state: entity (the name of a state array, such as ``"mg"``) -> (shape, dtype) of this array for the variable.
-        forms: other forms of an entity, which a file may hold instead of it, and which are saved beside it.
+        forms: other forms of an entity, which a file may contain instead of it, and which are saved beside it.
         kept: arrays that hooks keep in the state: entity -> (shape, dtype).
-        span: the elements of the state that this process holds. None: all.
+        span: the elements of the state that this process holds; None means all.
         rates: learnRate, momRate and wc of the variable itself; None if they are not known.
         saved_names: the names to look up in a checkpoint, if they differ from ``names``.
     """
@@ -86,7 +86,7 @@ class OptimizerState:
         """Returns the state of one of the ``variables``, from ``arrays``: entity -> array.
 
         Raises:
-            CheckpointError: ``arrays`` has no state for it.
+            CheckpointError: if ``arrays`` has no state for it.
         """
         key = variable.dtype if self.flat else variable.name
         if key not in self.arrays:

@@ -1,4 +1,4 @@
-"""Data-parallel training: groups of processes that train one net together, over MPI or NCCL.
+"""Data-parallel training: process groups that train one net together, over MPI or NCCL.
 
 mpi4py and nccl4py are imported only when a nodeinfo that needs them is created.
 """

@@ -1,4 +1,4 @@
-"""A group of processes over MPI, through mpi4py.
+"""A process group over MPI, through mpi4py.
 
 All MPI calls are non-blocking and polled, so that a process gets an error if another one is gone.
 """
@@ -33,7 +33,7 @@ TOLD = 2000  # characters of an error message: a longer one is sent in two steps
 
 
 class MPINodeInfo(NodeInfo):
-    """A group of processes started by ``mpirun`` or ``srun``, and this process's place in it.
+    """A process group started by ``mpirun`` or ``srun``, and this process's place in it.
 
     Arrays on the CPU are averaged in place; ``reduceScatter`` copies them piece by piece. Arrays on a GPU pass through
     pinned memory, piece by piece. With ``cudaAware=True`` MPI gets their addresses instead, except in ``reduceScatter`` and
@@ -52,12 +52,12 @@ class MPINodeInfo(NodeInfo):
             checkpoint or a validation.
         device: index of this process's GPU. By default the rank of the process on its machine. ``Config.deviceIdx`` is not
             changed: set it yourself.
-        cudaAware: whether the MPI library accepts GPU addresses.
+        cudaAware: True if the MPI library accepts GPU addresses.
 
     Raises:
         DependencyError: if mpi4py or an MPI library is missing.
         HyperParameterError: if ``timeout`` is not a number above 0.
-        SetupError: if MPI is not initialized or already finalized, or ``comm`` is not a group of processes.
+        SetupError: if MPI is not initialized or already finalized, or ``comm`` is not a process group.
 
     Warns:
         GroupWarning: if a launcher started several processes but MPI sees only one, because they use different MPIs.

@@ -1,4 +1,4 @@
-"""A group of processes with a GPU each, over NVIDIA's NCCL, through nccl4py.
+"""A process group over NVIDIA's NCCL, with one GPU per process, through nccl4py.
 
 Collectives are queued on a stream, without waiting for the GPU. A thread watches that they complete. An NCCL call may never
 return if another process has died: failures are recorded first, and no thread waits longer than the timeout.
@@ -47,18 +47,18 @@ def _missing(error: Exception) -> DependencyError:
 
 
 class NCCLNodeInfo(NodeInfo):
-    """A group of processes with a GPU each, and this process's place in it. Arrays never leave the GPUs.
+    """A process group with one GPU per process, and this process's place in it. Arrays never leave the GPUs.
 
     The processes find each other over MPI, or at an address where process 0 listens. Averages are computed on the device,
     on the stream of the update, without waiting. NCCL does not allow two processes on one GPU.
 
     If queued work does not complete within ``timeout``, or NCCL reports an error, everything queued is aborted. The
-    parameters are invalid then, and the next call raises a :class:`~puzzlelib_rmsprop.errors.GroupError`. No call waits for
-    NCCL to abort, or longer than ``timeout`` for NCCL to start or close.
+    parameters are then invalid, and the next call raises a :class:`~puzzlelib_rmsprop.errors.GroupError`. No call waits
+    for NCCL to abort, or longer than ``timeout`` for NCCL to start or close.
 
     Args:
         comm: an ``mpi4py.MPI.Comm`` over which the processes meet. ``COMM_WORLD`` by default, if ``address`` is not given.
-        address: ``"host:port"`` of process 0. ``index`` and ``gridsize`` are required then, and MPI is not used.
+        address: ``"host:port"`` of process 0. ``index`` and ``gridsize`` are then required, and MPI is not used.
         index: rank of this process, from 0, with ``address`` only. MPI's rank otherwise.
         gridsize: number of processes, with ``address`` only. MPI's otherwise.
         device: index of this process's GPU. By default the rank of the process on its machine according to MPI, or

@@ -1,4 +1,4 @@
-"""The interface of a group of processes that train one net together, as PuzzleLib's ``Grid.NodeInfo``."""
+"""The interface of a process group that trains one net together, like PuzzleLib's ``Grid.NodeInfo``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["NodeInfo", "on_stream"]
 
 
 class NodeInfo:
-    """A group of processes, and this process's place in it. The base class is a group of one.
+    """A process group, and this process's place in it. The base class is a group of one process.
 
-    A transport is a subclass that overrides the methods. Every process calls them in the same order:
+    Subclasses override these methods for a transport such as MPI. Every process calls them in the same order:
 
     - :meth:`meanValue`, :meth:`broadcastBuffer`, :meth:`sumTensor` and :meth:`close` are PuzzleLib's, and enough to train.
     - :meth:`allgatherObject` lets the optimizer compare the nets of the processes in ``setupOn``.
@@ -59,7 +59,7 @@ class NodeInfo:
         """Ends this process's part in the group."""
 
     def reduceScatter(self, name: str, tensor: Any, stream: Any = None) -> None:
-        """Replaces this process's part of ``tensor`` by its mean over all processes. The other parts are undefined then.
+        """Replaces this process's part of ``tensor`` by its mean over all processes. The other parts are then undefined.
 
         The size of ``tensor`` must be a multiple of ``gridsize``. Part ``i`` of its ``gridsize`` equal parts belongs to
         process ``i``.

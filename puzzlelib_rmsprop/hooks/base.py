@@ -51,7 +51,7 @@ class Hook:
 
 
 class StatisticsHook(Hook):
-    """Base class of hooks that need statistics of all gradients before the step. Computed in one reduction, without waiting.
+    """Base class of hooks that need statistics of all gradients before the step, computed in one reduction without waiting.
 
     Frozen variables are left out. The statistics are those of the gradients after the hooks before this one. With a
     nodeinfo, this hook and every hook after it get the averaged gradients. An instance belongs to one optimizer.

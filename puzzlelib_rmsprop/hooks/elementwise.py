@@ -29,15 +29,15 @@ class ElementwiseHook(Hook):
 class WeightDecay(ElementwiseHook):
     """L2 weight decay, for variables with ``var.wc`` above 0. The default of ``wc`` is 0.
 
-    Computes ``grad -= rate * var.wc * data``, or ``+=`` if the gradients are of the loss itself. With ``decoupled=True``
-    (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019) the gradient, and with it the running averages, is
-    unchanged, and the step also subtracts ``learnRate * var.learnRate * rate * var.wc * data`` from the parameters. Several
-    decays add up.
+    Computes ``grad -= rate * var.wc * data``, or ``+=`` if the gradients are those of the loss itself. With
+    ``decoupled=True`` (Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019) the gradient, and with it the
+    running averages, is unchanged, and the step also subtracts ``learnRate * var.learnRate * rate * var.wc * data`` from the
+    parameters. Several decays add up.
 
     Args:
         rate: the decay rate, at least 0.
-        gradOfLoss: whether the gradients are of the loss itself. By default the ``gradOfLoss`` of the optimizer that runs
-            the hook; False in PuzzleLib's optimizers and in a direct call.
+        gradOfLoss: True if the gradients are those of the loss itself. Default: the ``gradOfLoss`` of the optimizer that
+            runs the hook; False in PuzzleLib's optimizers and in a direct call.
         decoupled: apply the decay in the step, whatever the hook's position. A skipped step decays nothing. Works only in
             this library's optimizers, and not in a subclass of this hook. If the optimizer overrides ``updateVar``, the
             decay is subtracted before the call, with the optimizer's ``learnRate``.

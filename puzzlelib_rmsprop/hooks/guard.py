@@ -36,8 +36,8 @@ class NonFiniteGuard(StatisticsHook):
         policy: one of
 
             - ``"skip"``: such a step changes neither parameters nor state, but ``t`` counts it. On a GPU this happens on the
-              device, without waiting. After 100 skipped steps in a row there is one NonFiniteWarning: on the CPU in the
-              step, on a GPU when ``skipped`` is read or a checkpoint is written.
+              device, without waiting. After 100 skipped steps in a row one NonFiniteWarning is issued: on the CPU
+              in the step, on a GPU when ``skipped`` is read or a checkpoint is written.
             - ``"warn"``: also issues a NonFiniteWarning that names the variables, in each such step. On a GPU, waits for
               each step.
             - ``"raise"``: raises a NonFiniteError that names the variables, and ``t`` does not count the step. On a GPU,
@@ -173,8 +173,8 @@ class LossScaling(NonFiniteGuard):
     Add it before hooks that need the unscaled gradients. It checks the scaled gradients: with a scale below 1, an unscaled
     gradient may be too large to square although the scaled one is not.
 
-    If the scale has reached its minimum, 2**-24, and a gradient is still not finite, there is one NonFiniteWarning in a run
-    of skipped steps: the cause is the net, not the scale. On the CPU it is issued in the step, on a GPU when ``scale`` or
+    If the scale has reached its minimum, 2**-24, and a gradient is still not finite, the cause is the net, not the scale.
+    One NonFiniteWarning is then issued per run of skipped steps: on the CPU in the step, on a GPU when ``scale`` or
     ``skipped`` is read or a checkpoint is written.
 
     Args:

@@ -34,10 +34,10 @@ class StateMethods:
     _forms: tuple[MeanSquare, ...] = ()  # other forms of the state in files, for other libraries
 
     def exportState(self: Any) -> OptimizerState:
-        """Returns a copy of everything that a checkpoint holds, in NumPy arrays.
+        """Returns a copy of the content of a checkpoint, in NumPy arrays.
 
         Raises:
-            SetupError: called before :meth:`setupOn`, or the state is sharded (``shardState``).
+            SetupError: if called before :meth:`setupOn`, or the state is sharded (``shardState``).
 
         Example:
             >>> import numpy as np
@@ -65,8 +65,8 @@ class StateMethods:
             strict, names, keepSettings: as in :meth:`load`.
 
         Raises:
-            SetupError: called before :meth:`setupOn`.
-            CheckpointError: the state does not match; the message names the variable and the reason. Nothing was changed.
+            SetupError: if called before :meth:`setupOn`.
+            CheckpointError: if the state does not match; the message names the variable and the reason. Nothing was changed.
         """
         if not isinstance(state, OptimizerState):
             raise CheckpointError(f"importState() takes the result of exportState(); got {shown(state)}")
@@ -76,7 +76,7 @@ class StateMethods:
         """Returns the names, shape and dtype of each trained variable, and the shape and dtype of its state arrays.
 
         Raises:
-            SetupError: called before :meth:`setupOn`.
+            SetupError: if called before :meth:`setupOn`.
         """
         self._follow()
         return layouts(self)
@@ -100,8 +100,8 @@ class StateMethods:
         writes the file; ``hdf`` is not used on other processes.
 
         Raises:
-            SetupError: called before :meth:`setupOn`.
-            CheckpointError: the file cannot be written, or already has groups of that name; raised on every process.
+            SetupError: if called before :meth:`setupOn`.
+            CheckpointError: if the file cannot be written, or already has groups of that name; raised on every process.
         """
         save_state(self, lambda state: checkpoint.write(self.ensureHdf(hdf, "w"), name or "", state))
 
@@ -118,8 +118,8 @@ class StateMethods:
 
         Everything is checked before anything is changed. Settings are restored too: the registered attributes, the
         variables' ``learnRate``, ``momRate`` and ``wc``, and the arguments of the library's hooks, except ``gradOfLoss``.
-        The hooks themselves are not restored: a warning names those that only the file or only this optimizer has. Files of
-        PuzzleLib hold no rates and no hooks.
+        The hooks themselves are not restored: a warning names those that only the file or only this optimizer has.
+        PuzzleLib's files contain neither rates nor hooks.
 
         Args:
             hdf: a path, or an open ``h5py`` file or group, which is left open.
@@ -127,9 +127,9 @@ class StateMethods:
             strict: if False, variables that the file lacks, or has in another shape, keep their state, and a warning names
                 them. At least one variable must be in the file.
             names: for renamed variables: name in the file -> name in the net. Each is a whole name, or the part before a
-                dot: ``{"encoder": "body"}`` loads ``encoder.0.W`` into ``body.0.W``. ``""`` stands for no such part.
-            keepSettings: if True, settings are left unchanged, and a warning names those that differ. ``t`` and ``seed`` are
-                restored all the same, so that stochastic rounding continues.
+                dot: ``{"encoder": "body"}`` loads ``encoder.0.W`` into ``body.0.W``. ``""`` means no such part.
+            keepSettings: if True, settings are left unchanged, and a warning names those that differ. ``t`` and
+                ``seed`` are always restored, so that stochastic rounding continues.
 
         Example:
             >>> import os, tempfile, numpy as np
@@ -145,12 +145,12 @@ class StateMethods:
             >>> other.t
             1
 
-        With a nodeinfo every process of the group must call it, and reads the whole file or a copy of it. With
-        ``shardState`` it keeps its part, and holds at most one whole array of each dtype in memory at a time.
+        With a nodeinfo every process of the group must call it, and each reads the whole file or a copy of it. With
+        ``shardState`` each process keeps only its part, and holds at most one whole array of each dtype in memory at a time.
 
         Raises:
-            SetupError: called before :meth:`setupOn`.
-            CheckpointError: the file does not match; the message names the variable and the reason. In a group, raised on
+            SetupError: if called before :meth:`setupOn`.
+            CheckpointError: if the file does not match; the message names the variable and the reason. In a group, raised on
                 every process if the file of one process does not match, or differs from that of process 0.
         """
 
