@@ -1,4 +1,4 @@
-"""Prepares the gradients for a step: hooks, statistics for hooks, and the average over a group of processes."""
+"""Prepares the gradients for a step: hooks, statistics for hooks, and the average over a process group."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def communicator(MPI: Any, comm: Any) -> Any:
     """Returns ``comm``, or ``COMM_WORLD``. Warns, once, if MPI does not see the processes that were started.
 
     Raises:
-        SetupError: if ``comm`` is not a group of processes.
+        SetupError: if ``comm`` is not a process group.
     """
     check_running(MPI)
     if comm is None:
