@@ -172,7 +172,7 @@ class TestShippedPTX:
         assert "another source" in check("rmsprop_graves.cu", "// The loops", "// the loops", 1)
 
     def test_another_header(self, check):
-        assert "another source" in check("rule.h", "// The rule", "// the rule", 1)
+        assert "another source" in check("rule.h", "// The update rule", "// the rule", 1)
 
     def test_other_options(self, check):
         assert "other options" in check("cuda_source.py", '"-O3"', '"-O2"', 1)
