@@ -27,6 +27,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 # the API reference; packages that a reader of the documentation does not need are replaced by stand-ins
 autodoc_mock_imports = ["torch", "pycuda", "mpi4py"]
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True

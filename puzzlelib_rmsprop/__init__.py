@@ -1,4 +1,4 @@
-"""Graves' RMSProp as a drop-in optimizer for PuzzleLib nets, PyCUDA arrays and NumPy arrays.
+"""Graves' RMSProp as a drop-in optimizer for PyTorch models, PuzzleLib nets and arrays.
 
 The optimizer for PyTorch is :class:`puzzlelib_rmsprop.torch.RMSpropGraves`. Importing this package does not load a
 compiler, initialize a GPU or import PyTorch.

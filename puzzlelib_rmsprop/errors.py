@@ -72,11 +72,11 @@ class CheckpointError(Error, ValueError):
 
 
 class NonFiniteError(Error, ArithmeticError):
-    """A gradient is infinite or NaN, and a NonFiniteGuard was told to raise. Nothing was updated."""
+    """A gradient is infinite, NaN or too large to square, and a NonFiniteGuard was told to raise. Nothing was updated."""
 
 
 class NonFiniteWarning(RuntimeWarning):
-    """A gradient is infinite or NaN; the step was skipped."""
+    """A gradient is infinite, NaN or too large to square; the step was skipped."""
 
 
 class SetupWarning(UserWarning):

@@ -15,7 +15,7 @@ from .validation import BELOW_ONE, BELOW_ONE_HINT, FLOAT32_MAX, FLOAT32_TINY, fl
 try:
     import torch
 except ImportError as error:
-    raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install torch") from error
+    raise DependencyError(f"puzzlelib_rmsprop.torch needs PyTorch ({error}): pip install 'torch>=2.6'") from error
 
 from .torch_plan import Plan, Settings
 from .torch_state import copied_state

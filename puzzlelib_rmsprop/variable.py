@@ -31,9 +31,13 @@ class Variable:
             call it; the training loop does.
 
     Attributes:
+        data: the parameter, an array.
+        grad: its gradient, of the same shape and dtype, or None.
+        name: the name.
         learnRate, momRate: factors on the optimizer's ``learnRate`` and ``momRate``. Default: 1.0. A variable whose
             ``learnRate`` is 0 or less is frozen: neither it nor its state changes.
-        wc: factor on the rate of :class:`~puzzlelib_rmsprop.WeightDecay`. Default: 0.0, no decay.
+        wc: factor on the rates of :class:`~puzzlelib_rmsprop.WeightDecay` and :class:`~puzzlelib_rmsprop.Lasso`.
+            Default: 0.0.
 
     Raises:
         ArrayError: if ``data`` is not an array of a known family.

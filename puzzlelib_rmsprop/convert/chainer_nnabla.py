@@ -85,7 +85,7 @@ def toNnabla(optimizer: Optimizer, names: Names = None, transposed: Collection[s
         optimizer, names, transposed: as for :func:`fromChainer`.
 
     Returns:
-        The datasets of an ``.h5`` file: a dict of key to array.
+        A dict of key to array, with the datasets of an ``.h5`` file.
 
     Raises:
         SetupError: if called before ``setupOn``.

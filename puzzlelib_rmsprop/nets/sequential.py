@@ -15,7 +15,7 @@ __all__ = ["Sequential"]
 class Sequential(Module):
     """A chain of modules, whose variables are named ``module.variable``. A counterpart of PuzzleLib's ``Sequential``.
 
-    As in PuzzleLib, :meth:`backward` by default (``momentum=1.0``) *adds* to the parameters' gradients: call
+    As in PuzzleLib, ``backward`` by default (``momentum=1.0``) *adds* to the parameters' gradients: call
     ``optimizer.zeroGradParams()`` in each iteration.
 
     Args:

@@ -123,7 +123,7 @@ class CUDADoctor(Findings):
     def _examine_skcuda(self) -> None:
         lost = "puzzlelib_rmsprop.nets does not work on CUDA (the optimizer does)"
         if importlib.util.find_spec("skcuda") is None:
-            raise Failed(f"not installed: {lost}", "pip install 'scikit-cuda==0.5.3' 'setuptools<81'")
+            raise Failed(f"not installed: {lost}", "pip install 'scikit-cuda==0.5.3'")
         self.found["scikit-cuda"] = found = version("scikit-cuda").replace("not installed", "of unknown version")
         self.found["scikit-cuda"] += ", does not work"
         self._multiply(lost)

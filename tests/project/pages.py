@@ -25,9 +25,13 @@ class Block:
     comment: str
 
 
+ROOT_PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+PACKAGES = {"torch"}  # that a page or a block may need
+
+
 def pages():
     """The path of every page, from the repository's root."""
-    return ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+    return [*ROOT_PAGES, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(text):
@@ -42,13 +46,17 @@ def blocks(text):
             language = opening[1] if opening else "python"
             found.append(Block(language, "\n".join([*lines[at + 1 : stop], ""]), at + 2, comment[1] if comment else ""))
             at = stop
+        else:
+            assert not re.match(r"\s*(```|~~~)", lines[at]), f"a fence that is not read: {lines[at]!r}"
         at += 1
     return found
 
 
 def needs(text):
     """The packages that a page's code needs besides those of the tests."""
-    return re.findall(r"<!-- needs (\w+) -->", text)
+    found = re.findall(r"<!-- needs (\w+) -->", text)
+    assert PACKAGES.issuperset(found), found
+    return found
 
 
 def run(path, text):
@@ -57,8 +65,9 @@ def run(path, text):
     examples = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     for block in blocks(text):
         package = re.fullmatch(r"if (\w+)", block.comment)
-        if package and importlib.util.find_spec(package[1]) is None:
+        if package and package[1] in PACKAGES and importlib.util.find_spec(package[1]) is None:
             continue
+        assert not package or package[1] in PACKAGES, block.comment
         if block.language == "python":
             exec(compile("\n" * (block.line - 1) + block.text, path, "exec"), namespace)
         elif block.language == "pycon":
@@ -69,3 +78,4 @@ def run(path, text):
 
 if __name__ == "__main__":
     run(sys.argv[1], (ROOT / sys.argv[1]).read_text(encoding="utf-8"))
+    print("every block has run")  # a block that calls sys.exit() would end this before

@@ -50,9 +50,16 @@ def test_it_is_the_relative_error_of_the_movement(monkeypatch):
             found[0, 0] = math.nan
             return found
 
-    for name, fault in (("twice", Twice), ("lost", Lost)):
+    class Once(ours):
+        def read(self):
+            found = super().read()
+            found[0, 1] *= 3
+            return found
+
+    for name, fault in (("twice", Twice), ("lost", Lost), ("once", Once)):
         monkeypatch.setitem(error_plot.peers.PEERS, name, fault)
     assert error_plot.errors("twice", [1.0, 10.0], 1e-4, 5) == pytest.approx([1, 1], abs=1e-5)
+    assert error_plot.errors("once", [1.0, 10.0], 1e-4, 5) == pytest.approx([2, 0], abs=1e-4)
     lost = error_plot.errors("lost", [1.0, 10.0], 1e-4, 5)
     assert lost[0] == math.inf
     assert lost[1] < PROMISED

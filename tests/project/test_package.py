@@ -47,7 +47,7 @@ def test_without_pytorch_the_error_names_the_remedy():
     code = "import sys; sys.modules['torch'] = None; import puzzlelib_rmsprop.torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "DependencyError: puzzlelib_rmsprop.torch needs PyTorch" in done.stderr
-    assert "pip install torch" in done.stderr
+    assert "pip install 'torch>=2.6'" in done.stderr
 
 
 def test_importing_loads_no_compiler_and_no_gpu():

@@ -48,12 +48,47 @@ def messages():
         for node in tree.body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
                 constants.update({target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)})
+        described = ast.Module | ast.ClassDef | ast.FunctionDef
+        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, described)}
         for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and node.value in docs:
+                continue
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.add(node.value)
             elif isinstance(node, ast.JoinedStr):
                 found.add("".join(text_of(part, constants) for part in node.values))
     return found
+
+
+def fragments(block):
+    """The words of the messages in a block without code; values, which are in quotes, or have digits, are left out."""
+    for message in re.split(r"\w+(?:Error|Warning): ", block):
+        for part in re.split(r"\.\.\.|'[^']*'|\S*\d\S*", " ".join(message.split())):
+            part = part.strip(" ,.:;()")
+            if len(part.split()) > 3:
+                yield part
+
+
+def explains(message, fragment):
+    """Whether a message has a fragment, or at least half of the fragment, which has values in it, is a part of the message."""
+    parts = [part.strip() for part in message.split("\0")]
+    return fragment in message or any(
+        part in fragment and 2 * len(part.split()) >= len(fragment.split()) for part in parts if part
+    )
+
+
+def test_blocks_without_code_show_messages_of_the_package():
+    known = [" ".join(message.split()) for message in messages()]
+    lost, count = [], 0
+    for page in ("docs/troubleshooting.md", "docs/troubleshooting-more.md"):
+        for block in pages.blocks((pages.ROOT / page).read_text(encoding="utf-8")):
+            if block.language == "text" and re.match(r"\w+(Error|Warning): ", block.text):
+                for fragment in fragments(block.text):
+                    count += 1
+                    if not any(explains(message, fragment) for message in known):
+                        lost.append(f"{page}, line {block.line}: {fragment}")
+    assert count >= 20
+    assert lost == []
 
 
 def test_there_are_headings():
