@@ -17,7 +17,9 @@ import numpy as np
 
 from ..config import Config
 from ..errors import ConfigError, KernelWarning, warn
-from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout
+
+# reference: not in the first update, because a process forked during an import would wait for it for ever
+from . import LENIENT, PLAIN, Hyper, Operation, ScalingPolicy, Segment, StepOptions, layout, reference
 
 library: Any
 try:
@@ -68,8 +70,6 @@ def chosen() -> ModuleType:
         _warned = True
         text = f"the compiled CPU kernels are missing ({missing}), so updates run in NumPy, several times slower: {REMEDY}"
         warn(text, KernelWarning)
-    from . import reference
-
     return reference
 
 

@@ -126,3 +126,18 @@ def test_commands_started_while_another_thread_trains():
         print({*told}, training.right())
     """)
     assert done.stdout == "{'x\\n'} True\n", done.stderr
+
+
+def test_an_update_imports_no_module_of_the_package():
+    # a process forked while another thread imports waits for that import for ever
+    done = run("""
+        from puzzlelib_rmsprop import GradientClipping, NonFiniteGuard
+        def loaded():
+            return {name for name in sys.modules if name.startswith("puzzlelib_rmsprop")}
+        training, before = Training(0), loaded()
+        training.optimizer.addHook(NonFiniteGuard("skip"))
+        training.optimizer.addHook(GradientClipping(1.0))
+        training.optimizer.update()
+        print(loaded() - before)
+    """)
+    assert done.stdout == "set()\n", done.stdout + done.stderr

@@ -143,7 +143,7 @@ def test_imports_are_found():
     # or the test above would pass without looking
     graph = imports_of(PACKAGE)
     assert "puzzlelib_rmsprop.optimizer" in graph["puzzlelib_rmsprop.rmsprop_graves"]
-    assert "puzzlelib_rmsprop.kernels.reference" in graph["puzzlelib_rmsprop.kernels.cpu"]  # inside a function
+    assert "puzzlelib_rmsprop.kernels.cpu" in graph["puzzlelib_rmsprop.tools.doctor"]  # inside a function
     assert "puzzlelib_rmsprop.checkpoint" in graph["puzzlelib_rmsprop.nets.module"]
     assert sum(map(len, graph.values())) > 150
 

@@ -62,7 +62,7 @@ def messages():
 
 def fragments(block):
     """The words of the messages in a block without code; values, which are in quotes, or have digits, are left out."""
-    for message in re.split(r"\w+(?:Error|Warning): ", block):
+    for message in re.split(r"\w+(?:Error|Warning):\s", block):
         for part in re.split(r"\.\.\.|'[^']*'|\S*\d\S*", " ".join(message.split())):
             part = part.strip(" ,.:;()")
             if len(part.split()) > 3:
@@ -70,7 +70,7 @@ def fragments(block):
 
 
 def explains(message, fragment):
-    """Whether a message has a fragment, or at least half of the fragment, which has values in it, is a part of the message."""
+    """Whether a message has a fragment; half of it is enough, because the fragment may have values in it."""
     parts = [part.strip() for part in message.split("\0")]
     return fragment in message or any(
         part in fragment and 2 * len(part.split()) >= len(fragment.split()) for part in parts if part
