@@ -308,7 +308,13 @@ def main() -> int:
     size, count = net.numOfParams(), len(digits.train[0])
     print(f"Training a net with {size:,} parameters on {count:,} handwritten digits, seed {run.seed}")
     if args.resume:
-        print(f"continuing in epoch {run.epoch + 1} from {args.resume}")
+        done = run.epoch >= run.epochs
+        what = (
+            f"no epoch left (of {run.epochs}; --epochs takes more) in the run"
+            if done
+            else f"continuing in epoch {run.epoch + 1}"
+        )
+        print(f"{what} from {args.resume}")
 
     start = time.perf_counter()
     finished = train(run, net, optimizer, digits, checkpoint)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import SetupError, VariableError
 from .validation import shown
+from .variable import Variable
 
 __all__ = ["Variables", "as_net"]
 
@@ -58,6 +59,10 @@ def as_net(given: Any) -> Any:
             f"setupOn takes a net with getVarTable(), not a PyTorch module; got a {type(given).__qualname__}: use "
             f"puzzlelib_rmsprop.torch.RMSpropGraves(module.parameters())"
         )
+    if isinstance(given, Variable):
+        raise SetupError(
+            f"setupOn takes a net, a dict or a list of variables; got one Variable: {{{given.name!r}: variable}}"
+        )
     if isinstance(given, Mapping):
         if not isinstance(given, dict):
             raise SetupError(f"setupOn takes a dict of names to variables; got a mapping of type {type(given).__qualname__}")
@@ -67,7 +72,7 @@ def as_net(given: Any) -> Any:
         each = {id(var): var for var in given}.values()
         # by index: the default name is a running number, which depends on what else the process has created
         pairs = [
-            (getattr(var, "name", None) if getattr(var, "isNamed", True) else str(i), var) for i, var in enumerate(each)
+            (getattr(var, "name", str(i)) if getattr(var, "isNamed", True) else str(i), var) for i, var in enumerate(each)
         ]
     elif isinstance(given, Iterable) and not hasattr(given, "getVarTable"):
         raise SetupError(f"setupOn takes a net, a dict of names to variables, or a list(...) of them; got {shown(given)}")

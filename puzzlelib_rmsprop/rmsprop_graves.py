@@ -246,7 +246,8 @@ class RMSPropGraves(Optimizer):
             return states
         warn(
             f"the state was saved with gradOfLoss={sign_of_loss}, but this optimizer has gradOfLoss={self.gradOfLoss}: the "
-            f"sign of 'mg' is changed; make sure that your gradients have the new sign too",
+            f"sign of 'mg' is changed. To continue that run, create the optimizer with gradOfLoss={sign_of_loss}; otherwise "
+            f"make sure that your gradients have the new sign",
             CheckpointWarning,
         )
         # mg is the mean of the gradients, which now have the other sign

@@ -33,7 +33,8 @@ VARIABLE = "PUZZLELIB_RMSPROP_CPU"  # environment variable: an instruction set, 
 # a wheel built without a compiler is in pip's cache: it has to be built again
 REMEDY = (
     "install a C++ compiler (Debian: apt-get install g++; macOS: xcode-select --install), then build the package again in "
-    "its source folder: pip install --force-reinstall --no-cache-dir --no-deps . (an editable install: -e .)"
+    "its source folder: pip install --force-reinstall --no-cache-dir --no-deps . (an editable install, or a Python started "
+    "in that folder: -e .)"
 )
 
 

@@ -136,7 +136,7 @@ def test_the_sign_of_a_hook_is_the_scripts(tmp_path):
     _, optimizer = made(OWN, False, [WeightDecay(0.25, gradOfLoss=True)], gradOfLoss=True)
     optimizer.save(tmp_path / "run.hdf")
     _, fresh = made(OWN, False, [WeightDecay(0.5, gradOfLoss=False)])
-    message = "saved with gradOfLoss=True, but this optimizer has gradOfLoss=False: the sign of 'mg' is changed"
+    message = "saved with gradOfLoss=True, but this optimizer has gradOfLoss=False: the sign of 'mg' is changed. To continue"
     with pytest.warns(CheckpointWarning, match=message):
         fresh.load(tmp_path / "run.hdf")
     assert (fresh.hooks[0].rate, fresh.hooks[0].gradOfLoss) == (0.25, False)
