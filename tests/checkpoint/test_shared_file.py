@@ -64,7 +64,7 @@ def block_of_the_page(text):
 def test_the_documentations_example(globalState, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     net, optimizer = trained(3, globalState)
-    exec(block_of_the_page("with atomicFile("), {"net": net, "optimizer": optimizer})
+    exec(block_of_the_page("net.save(file)"), {"net": net, "optimizer": optimizer})
     other, another = trained(1, globalState)
     assert content(other, another) != content(net, optimizer)
     with h5py.File("run.hdf") as file:
